@@ -1,0 +1,1 @@
+"""What is written, drawn and shown while a run trains."""

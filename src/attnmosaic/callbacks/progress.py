@@ -1,0 +1,106 @@
+"""The progress of a run, on a terminal as a bar and in a log as a line an evaluation."""
+
+import logging
+import sys
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.trainer.states import TrainerFn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from attnmosaic.training.module import StagewiseModule
+
+log = logging.getLogger(__name__)
+
+
+class RunProgress(ProgressBar):
+    """One bar over all epochs, with the stage, the epoch, and running accuracy and focus.
+
+    Where standard error is no terminal, one line an evaluation goes to the log instead.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._progress: Progress | None = None
+
+    def disable(self) -> None:
+        self._stop()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if not (sys.stderr.isatty() and trainer.is_global_zero):
+            return
+        from rich.console import Console
+
+        self._progress = Progress(
+            TextColumn("{task.fields[stage]:>11} | epoch {task.fields[epoch]:>4}/{task.fields[epochs]}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            TextColumn("{task.fields[measured]}"),
+            console=Console(stderr=True),
+        )
+        blocks, epochs = int(trainer.num_training_batches), trainer.max_epochs or 0
+        self._progress.add_task(
+            "training",
+            total=blocks * epochs,
+            completed=blocks * trainer.current_epoch,
+            stage="",
+            epoch=trainer.current_epoch,
+            epochs=epochs,
+            measured="",
+        )
+        self._progress.start()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, StagewiseModule)
+        if self._progress is not None:
+            learners = " + ".join(pl_module.stage.learners)
+            self._progress.update(self._progress.task_ids[0], stage=learners, epoch=pl_module.epochs_done)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._progress is not None:
+            self._progress.advance(self._progress.task_ids[0])
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, StagewiseModule)
+        if self._progress is not None:
+            now = pl_module.epoch_metrics
+            measured = f"accuracy {now['running/accuracy']:.3f}  focus {now['running/focus']:.3f}"
+            self._progress.update(self._progress.task_ids[0], measured=measured)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, StagewiseModule)
+        if trainer.state.fn == TrainerFn.FITTING and self._progress is None:
+            now = pl_module.epoch_metrics
+            log.info(
+                "epoch %d/%d (%s): accuracy train %.3f, test %.3f, held_out %.3f; focus train %.3f",
+                pl_module.epochs_done,
+                trainer.max_epochs,
+                " + ".join(pl_module.stage.learners),
+                *(now[f"{split}/accuracy"] for split in ("train", "test", "held_out")),
+                now["train/focus"],
+            )
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None

@@ -1,0 +1,108 @@
+"""The CSV files of a run."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.trainer.states import TrainerFn
+
+from attnmosaic.config import METRICS
+from attnmosaic.data.datamodule import SPLITS
+from attnmosaic.training.module import StagewiseModule
+
+FOCUS_COLUMNS = (
+    "epochs",
+    "argmax > 0.5",
+    "argmax < 0.5",
+    "focus_true_pred_true",
+    "focus_false_pred_true",
+    "focus_true_pred_false",
+    "focus_false_pred_false",
+)
+"""The published columns (``protocol.md``, "Focus against prediction"); raw counts."""
+
+Row = dict[str, Any]
+
+
+class RunTables(pl.Callback):
+    """Writes ``metrics.csv``, a row an epoch, and ``focus_vs_pred_<split>.csv``, a row an evaluation.
+
+    Epochs are counted from 1. The rows travel in the checkpoint, so a resumed run's files hold the whole
+    history, and none of what was written after the checkpoint. (Lightning's CSVLogger begins a new file on
+    resuming, and writes one row an epoch for training and another for evaluation.)
+
+    Args:
+        folder: where the files go.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        metrics = ["epoch", "stage", *(f"{p}/{m}" for p in ("running", *SPLITS) for m in METRICS)]
+        self.columns = {"metrics": metrics, **{f"focus_vs_pred_{s}": list(FOCUS_COLUMNS) for s in SPLITS}}
+        self.rows: dict[str, list[Row]] = {name: [] for name in self.columns}
+        self._evaluated: dict[str, Row] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the rows column by column, which is a tenth of the size."""
+        return {
+            name: {key: [row.get(key) for row in rows] for key in self.columns[name]}
+            for name, rows in self.rows.items()
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name, columns in state_dict.items():
+            values = zip(*columns.values(), strict=True)
+            self.rows[name] = [dict(zip(columns, row, strict=True)) for row in values]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name in self.columns:
+                self._rewrite(name)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._evaluated = {}
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, StagewiseModule)
+        if trainer.state.fn == TrainerFn.FITTING:
+            for split in SPLITS:
+                self._evaluated[split] = focus_row(pl_module.epochs_done, pl_module.evaluation(split).counts())
+        elif self.rows["metrics"]:  # the full pass at the end, with the last epoch's weights
+            self.rows["metrics"][-1] |= _known(pl_module)
+            if trainer.is_global_zero:
+                self._rewrite("metrics")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, StagewiseModule)
+        head = {"epoch": pl_module.epochs_done, "stage": pl_module.stage.name.lower()}
+        self._add(trainer, "metrics", {**head, **_known(pl_module)})
+        for split, row in self._evaluated.items():
+            self._add(trainer, f"focus_vs_pred_{split}", row)
+
+    def _add(self, trainer: pl.Trainer, name: str, row: Row) -> None:
+        self.rows[name].append(row)
+        if trainer.is_global_zero:
+            with self._path(name).open("a", newline="") as file:
+                csv.DictWriter(file, self.columns[name]).writerow(row)
+
+    def _rewrite(self, name: str) -> None:
+        with self._path(name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns[name])
+            writer.writeheader()
+            writer.writerows(self.rows[name])
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.csv"
+
+
+def _known(module: StagewiseModule) -> Row:
+    return {name: value for name, value in module.epoch_metrics.items() if name.split("/")[-1] in METRICS}
+
+
+def focus_row(epoch: int, counts: dict[str, int]) -> Row:
+    """Returns a row of the published focus-against-prediction table."""
+    confident, n = counts["confident"], counts["mosaics"]
+    cells = (counts[cell] for cell in ("ftpt", "ffpt", "ftpf", "ffpf"))
+    return dict(zip(FOCUS_COLUMNS, (epoch, confident, n - confident, *cells), strict=True))

@@ -1,0 +1,119 @@
+"""What every command shares: a user's slip is one line and exit code 2, never a stack trace."""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from attnmosaic.config import conf_dir
+from attnmosaic.errors import RunError, UserError, nearest, not_among
+
+_TRACES = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+"""Whether the user wants stack traces; read before `run` sets the variable for Hydra."""
+
+
+def run(job: Callable[[], Any]) -> None:
+    """Runs a Hydra main function as a command.
+
+    Exits with 2 after a user's slip and with 1 after a run that failed, each told in one line. With
+    ``HYDRA_FULL_ERROR=1`` in the environment every error keeps its stack trace.
+    """
+    if _TRACES:
+        job()
+        return
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra hand errors on instead of printing them
+    try:
+        job()
+    except Exception as error:
+        _fail(error)
+    finally:
+        del os.environ["HYDRA_FULL_ERROR"]
+
+
+def guard(task: Callable[[DictConfig], Any], config: DictConfig) -> Any:
+    """Runs the task of one job; a slip ends a single run at once, but only its own job of a sweep."""
+    try:
+        return task(config)
+    except Exception as error:
+        if _TRACES or HydraConfig.get().mode == RunMode.MULTIRUN or _told(error) is None:
+            raise
+        _fail(error)
+
+
+def _told(error: BaseException) -> tuple[str, int] | None:
+    """Returns what to say of an error in one line and the exit code, or None for one that needs its trace."""
+    link: BaseException | None = error
+    while link is not None:  # Hydra wraps what a constructor raises
+        if isinstance(link, UserError):
+            return str(link), 2
+        if isinstance(link, RunError):
+            return str(link), 1
+        link = link.__cause__
+    if isinstance(error, (ConfigCompositionException, OverrideParseException, OmegaConfBaseException)):
+        return explain(error, sys.argv[1:]), 2
+    return None
+
+
+def _fail(error: Exception) -> NoReturn:
+    told = _told(error)
+    if told is None:
+        raise error
+    print(f"error: {' '.join(told[0].split())}", file=sys.stderr)
+    sys.exit(told[1])
+
+
+def explain(error: Exception, overrides: list[str]) -> str:
+    """Says in one line what Hydra or OmegaConf found wrong, and what to type instead.
+
+    Args:
+        error: what they raised.
+        overrides: the command line.
+    """
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return str(not_among(group, name, error.options))
+    text = str(error)
+    if key := re.search(r"Could not override '([\w./@]+)'", text):
+        return _unknown_key(key[1], overrides)
+    cause = error.__cause__
+    if not isinstance(cause, OmegaConfBaseException):
+        return text.splitlines()[0]
+    where, what = text.splitlines()[0], str(cause).splitlines()[0]
+    return f"{cause.full_key}: {what}" if cause.full_key else f"{where} {what}"
+
+
+def _unknown_key(key: str, overrides: list[str]) -> str:
+    close = nearest(key, _known_keys(key, overrides))
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    return f"{key}: there is no such config key{hint} (--cfg job shows them all; +{key}=... adds one)"
+
+
+def _known_keys(bad: str, overrides: list[str]) -> Iterable[str]:
+    """Returns every key and group that the config would have had without the bad override."""
+    keep = [o for o in overrides if re.match(r"[\w./@]+=", o) and not o.startswith(bad) and "," not in o]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=conf_dir(), version_base="1.3"):
+            config = compose("train", keep, return_hydra_config=True)
+    except Exception:  # another override is wrong too; then there is nothing to suggest from
+        return []
+    groups = [group for group in map(str, config.hydra.runtime.choices) if "/" not in group]
+    return [*groups, *_keys(config)]
+
+
+def _keys(node: DictConfig, prefix: str = "") -> Iterable[str]:
+    for name in map(str, node):
+        if name == "hydra" and not prefix:
+            continue
+        yield f"{prefix}{name}"
+        if OmegaConf.is_dict(child := node._get_node(name)):
+            yield from _keys(child, f"{prefix}{name}.")

@@ -1,0 +1,267 @@
+"""The config's schema and its checks: everything the config alone can tell, before torch is imported."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import II, MISSING, DictConfig, OmegaConf
+
+from attnmosaic.data.classes import split_classes
+from attnmosaic.data.folder_layout import class_names, find_splits
+from attnmosaic.errors import UserError, not_among
+from attnmosaic.training.schedule import ORDERS
+
+PRECISIONS = {"float32": "32-true", "float64": "64-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
+"""Our names of precisions and Lightning's; the last two are mixed precision."""
+
+METRICS = (
+    "loss", "accuracy", "focus", "ftpt", "ffpt", "ftpf", "ffpf", "confident", "foreground_weight", "entropy",
+)  # fmt: skip
+"""What is measured on each split, see `attnmosaic.metrics.focus.FocusMetrics`."""
+
+
+def conf_dir() -> str:
+    """Returns the folder of configs: inside the installed package, or on top of the repository."""
+    inside = Path(str(files("attnmosaic"))) / "conf"
+    return str(inside if inside.is_dir() else inside.parents[2] / "conf")
+
+
+@dataclass
+class Seed:
+    all: int = 0
+    data: int = II("seed.all")
+    init: int = II("seed.all")
+    order: int = II("seed.all")
+
+
+@dataclass
+class Lr:
+    what: float = MISSING
+    where: float = MISSING
+
+
+@dataclass
+class ScheduleConfig:
+    order: str = MISSING
+    k: int = MISSING
+    epochs: int = MISSING
+
+
+@dataclass
+class OptimizerConfig:
+    what: dict[str, Any] = MISSING
+    where: dict[str, Any] = MISSING
+    clip_norm: float | None = None
+    microbatches: int = 1
+
+
+@dataclass
+class SchedulerConfig:
+    what: dict[str, Any] | None = None
+    where: dict[str, Any] | None = None
+
+
+@dataclass
+class ModelConfig:
+    where: dict[str, Any] = MISSING
+    what: dict[str, Any] = MISSING
+
+
+@dataclass
+class ComputeConfig:
+    threads: int | None = None
+    matmul_precision: str = "highest"
+    cache_gb: float = 1.0
+
+
+@dataclass
+class PathsConfig:
+    data: str = MISSING
+    cache: str = MISSING
+    output: str = MISSING
+
+
+@dataclass
+class TrainConfig:
+    """A run. ``conf/train.yaml`` says what each key means."""
+
+    name: str = MISSING
+    seed: Seed = field(default_factory=Seed)
+    lr: Lr = field(default_factory=Lr)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    data: dict[str, Any] = MISSING
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: dict[str, Any] = MISSING
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    precision: str = "float32"
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    trainer: dict[str, Any] = MISSING
+    logger: dict[str, Any] | None = None
+    callbacks: dict[str, Any] | None = None
+    ckpt_path: str | None = None
+    optimized_metric: str = "test/accuracy"
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    run_dir: str = MISSING
+
+
+@dataclass
+class EvaluateConfig:
+    """An evaluation. ``conf/evaluate.yaml`` says what each key means."""
+
+    ckpt_path: str = MISSING
+    data: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] = MISSING
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    run_dir: str = MISSING
+
+
+def register() -> None:
+    """Makes the schemas known to Hydra."""
+    store = ConfigStore.instance()
+    store.store(group="schema", name="train", node=TrainConfig)
+    store.store(group="schema", name="evaluate", node=EvaluateConfig)
+
+
+# ---- checks
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_Rule = tuple[Callable[[Any], bool], str, object]
+_COUNT: _Rule = (lambda v: _integer(v) and v >= 1, "a whole number of at least 1", 1)
+_SEED: _Rule = (lambda v: _integer(v) and v >= 0, "a whole number of at least 0", 0)
+_POSITIVE: _Rule = (lambda v: _number(v) and v > 0, "a number above 0", 0.01)
+_NOT_NEGATIVE: _Rule = (lambda v: _number(v) and v >= 0, "a number of at least 0", 1.0)
+_SHARE: _Rule = (lambda v: _number(v) and 0 < v < 1, "a share above 0 and below 1", 0.2)
+_UNIT: _Rule = (lambda v: _number(v) and 0 <= v <= 1, "a number from 0 to 1", 0.0)
+_PATCHES: _Rule = (lambda v: _integer(v) and v >= 2, "a whole number of at least 2", 9)
+_CLASSES: _Rule = (lambda v: isinstance(v, list), "a list of class names or indices", "[0,1]")
+_MEANS: _Rule = (
+    lambda v: isinstance(v, list) and len(v) >= 3 and all(_is_mean(m) for m in v),
+    "a list of at least three classes, each a point [x, y] or a list of such points",
+    "[[0,0],[1,1],[2,2]]",
+)
+
+
+def _is_mean(value: Any) -> bool:
+    def point(v: Any) -> bool:
+        return isinstance(v, list) and len(v) == 2 and all(map(_number, v))
+
+    return point(value) or (isinstance(value, list) and len(value) > 0 and all(map(point, value)))
+
+
+# A key that is absent (a data module of one's own may have others) or null where null means "off" passes.
+_RULES: dict[str, _Rule] = {
+    "seed.all": _SEED,
+    "seed.data": _SEED,
+    "seed.init": _SEED,
+    "seed.order": _SEED,
+    "lr.what": _POSITIVE,
+    "lr.where": _POSITIVE,
+    "schedule.k": _COUNT,
+    "schedule.epochs": _COUNT,
+    "optimizer.clip_norm": _POSITIVE,
+    "optimizer.microbatches": _COUNT,
+    "objective.entropy": _UNIT,
+    "compute.threads": _COUNT,
+    "compute.cache_gb": _NOT_NEGATIVE,
+    "trainer.check_val_every_n_epoch": _COUNT,
+    "data.foreground": _CLASSES,
+    "data.background": _CLASSES,
+    "data.patches": _PATCHES,
+    "data.train_mosaics": _COUNT,
+    "data.test_mosaics": _COUNT,
+    "data.held_out_mosaics": _COUNT,
+    "data.batch_size": _COUNT,
+    "data.steps_per_block": _COUNT,
+    "data.eval_batch_size": _COUNT,
+    "data.means": _MEANS,
+    "data.variance": _POSITIVE,
+    "data.points": _COUNT,
+    "data.image_size": _COUNT,
+    "data.held_out_share": _SHARE,
+}
+_NULLABLE = {"optimizer.clip_norm", "compute.threads", "data.background", "data.image_size"}
+
+
+def check(config: DictConfig) -> None:
+    """Checks a run's config; imports nothing heavy and touches no data beyond listing a folder.
+
+    Raises:
+        UserError: naming the key, what was given, what is allowed and what to type instead.
+    """
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        key = missing[0]
+        raise UserError(f"{key}: has no value and needs one; type {key}={_EXAMPLES.get(key, 'VALUE')}")
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    for key, (allowed, wording, example) in _RULES.items():
+        found, value = _lookup(plain, key)
+        if found and not (value is None and key in _NULLABLE) and not allowed(value):
+            shown = "null" if value is None else value
+            raise UserError(f"{key}: got {shown}, needs {wording}; type for example {key}={example}")
+    for key, words in (
+        ("schedule.order", tuple(ORDERS)),
+        ("precision", tuple(PRECISIONS)),
+        ("compute.matmul_precision", ("highest", "high", "medium")),
+        ("optimized_metric", tuple(f"{s}/{m}" for s in ("train", "test", "held_out") for m in METRICS)),
+    ):
+        value = OmegaConf.select(config, key)
+        if value not in words:
+            raise not_among(key, value, words)
+    _check_classes(plain["data"])
+    if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
+        raise UserError(
+            f"ckpt_path: '{config.ckpt_path}' does not exist; checkpoints lie in a run's checkpoints folder"
+        )
+
+
+_EXAMPLES = {"data.root": "DIR (a folder that holds one folder of images a class)"}
+
+
+def _lookup(plain: Any, key: str) -> tuple[bool, Any]:
+    for part in key.split("."):
+        if not isinstance(plain, dict) or part not in plain:
+            return False, None
+        plain = plain[part]
+    return True, plain
+
+
+def _check_classes(data: dict[str, Any]) -> None:
+    """Checks foreground and background where the config (or a look at a folder) tells the classes."""
+    if "foreground" not in data:
+        return
+    classes: Sequence[str] | None = data.get("classes")
+    if "means" in data:
+        classes = [str(i) for i in range(len(data["means"]))]
+    elif "root" in data:
+        train, test = find_splits(Path(data["root"]).expanduser())
+        classes = class_names(train)
+        if test is not None:
+            class_names(test)
+    if classes is not None:
+        split_classes(data["foreground"], data.get("background"), classes)
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """Returns a hash of all that decides a run's numbers: where it writes, logs and reads from are left out."""
+    beside = {"run_dir", "paths", "logger", "callbacks", "ckpt_path", "optimized_metric", "name"}
+    decisive = {key: value for key, value in config.items() if key not in beside}
+    decisive["data"] = {k: v for k, v in config["data"].items() if k not in ("cache_dir", "lock_dir")}
+    decisive["trainer"] = {
+        k: v for k, v in config["trainer"].items() if k not in ("default_root_dir", "profiler", "enable_progress_bar")
+    }
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]

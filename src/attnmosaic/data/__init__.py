@@ -1,0 +1,1 @@
+"""Pools, mosaics and data modules. Knows nothing of networks or training."""

@@ -1,0 +1,116 @@
+"""The data module that every mosaic family shares: a family only says where its two pools come from."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from attnmosaic.data.blocks import EpochBlocks, block_loader, row_loader
+from attnmosaic.data.classes import split_classes
+from attnmosaic.data.mosaics import Mosaics, draw_mosaics
+from attnmosaic.data.pool import Pool
+
+SPLITS = ("train", "test", "held_out")
+"""`test` is drawn from the training pool (published protocol), `held_out` from patches never trained on."""
+
+
+class MosaicDataModule(pl.LightningDataModule):
+    """Training mosaics and both test sets, drawn over a training pool and a held-out pool.
+
+    Args:
+        foreground: foreground classes by name or index; their order gives the labels.
+        background: background classes by name or index; None for all the others.
+        patches: patches a mosaic, P.
+        train_mosaics: number of training mosaics.
+        test_mosaics: number of test mosaics, drawn from the training pool.
+        held_out_mosaics: number of test mosaics drawn from the held-out pool.
+        batch_size: mosaics a training step.
+        steps_per_block: training steps a block, S.
+        eval_batch_size: mosaics an evaluation step.
+        seed: what is drawn.
+        order_seed: the order in which training visits it.
+    """
+
+    def __init__(
+        self,
+        *,
+        foreground: Sequence[str | int],
+        background: Sequence[str | int] | None,
+        patches: int,
+        train_mosaics: int,
+        test_mosaics: int,
+        held_out_mosaics: int,
+        batch_size: int,
+        steps_per_block: int,
+        eval_batch_size: int,
+        seed: int,
+        order_seed: int,
+    ) -> None:
+        super().__init__()
+        self.foreground = list(foreground)
+        self.background = None if background is None else list(background)
+        self.patches = patches
+        self.counts = dict(zip(SPLITS, (train_mosaics, test_mosaics, held_out_mosaics), strict=True))
+        self.batch_size = batch_size
+        self.steps_per_block = steps_per_block
+        self.eval_batch_size = eval_batch_size
+        self.seed = seed
+        self.order_seed = order_seed
+        self.mosaics: dict[str, Mosaics] = {}
+
+    @abstractmethod
+    def load_pools(self) -> tuple[Pool, Pool]:
+        """Returns the training pool and the held-out pool, the same for the same seed."""
+
+    def rng(self, stream: int) -> np.random.Generator:
+        """Returns one of the independent sources of chance that follow from the data seed."""
+        return np.random.default_rng([self.seed, stream])
+
+    def setup(self, stage: str | None = None) -> None:
+        """Draws every split once; calling it again changes nothing."""
+        if self.mosaics:
+            return
+        train_pool, held_out_pool = self.load_pools()
+        front, back = split_classes(self.foreground, self.background, train_pool.classes)
+        for stream, (split, n) in enumerate(self.counts.items()):
+            pool = held_out_pool if split == "held_out" else train_pool
+            self.mosaics[split] = draw_mosaics(pool, front, back, n, self.patches, self.rng(stream))
+
+    @property
+    def patch_shape(self) -> tuple[int, ...]:
+        return self.mosaics["train"].pool.patch_shape
+
+    @property
+    def n_labels(self) -> int:
+        """Number of foreground classes, F."""
+        return len(self.mosaics["train"].foreground_classes)
+
+    def mosaics_on(self, device: torch.device, dtype: torch.dtype) -> dict[str, Mosaics]:
+        """Returns every split on a device; splits that share a pool share its one copy there."""
+        pools = {id(m.pool): m.pool for m in self.mosaics.values()}
+        moved = {key: pool.to(device, dtype) for key, pool in pools.items()}
+        return {split: m.on(moved[id(m.pool)]) for split, m in self.mosaics.items()}
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        n = len(self.mosaics["train"])
+        return block_loader(EpochBlocks(n, self.batch_size, self.steps_per_block, self.order_seed))
+
+    def val_dataloader(self) -> list[DataLoader[Tensor]]:
+        """Returns one loader a split, in the order of `SPLITS`."""
+        return [row_loader(len(self.mosaics[split]), self.eval_batch_size) for split in SPLITS]
+
+    def export(self, folder: str | Path) -> list[Path]:
+        """Writes each split as ``<folder>/<split>.npz`` (see `Mosaics.save`) and returns the paths."""
+        self.setup()
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = []
+        for split, mosaics in self.mosaics.items():
+            mosaics.save(folder / f"{split}.npz")
+            paths.append(folder / f"{split}.npz")
+        return paths

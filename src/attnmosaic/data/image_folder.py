@@ -1,0 +1,167 @@
+"""Image mosaics from a folder of one's own: decoded in parallel once, then read from one cache file."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from PIL import Image, ImageOps
+
+from attnmosaic.data.folder_layout import find_splits, list_images
+from attnmosaic.data.images import ImageMosaics
+from attnmosaic.data.pool import Pool, split_pool
+from attnmosaic.errors import UserError
+
+CACHE_FORMAT = 1
+"""Raised whenever what a cache file holds changes, so that old ones are not read."""
+
+
+class ImageFolderMosaics(ImageMosaics):
+    """Mosaics over a folder ``root/CLASS/*.jpg``, or ``root/train/CLASS/...`` and ``root/test/CLASS/...``.
+
+    Without a test folder (``test``, ``val`` or ``valid``), a share of each class is held out.
+
+    Args:
+        root: the folder.
+        image_size: None takes images as they are (all must be equal); a number crops their centre to a
+            square and resizes it to that many pixels.
+        color: True for RGB, False for one grey channel.
+        held_out_share: share of each class to hold out where there is no test folder.
+        cache_dir: where the decoded images are kept; the file's name follows from the folder's content.
+        **mosaics: see `ImageMosaics`.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | Path,
+        image_size: int | None,
+        color: bool,
+        held_out_share: float,
+        cache_dir: str | Path,
+        **mosaics: Any,
+    ) -> None:
+        super().__init__(**mosaics)
+        self.root = Path(root)
+        self.image_size = image_size
+        self.color = color
+        self.held_out_share = held_out_share
+        self.cache_dir = Path(cache_dir).expanduser()
+
+    def load_pools(self) -> tuple[Pool, Pool]:
+        train, test = find_splits(self.root)
+        train_pool = self._pool(train)
+        if test is None:
+            return split_pool(train_pool, self.held_out_share, self.rng(10))
+        held_out_pool = self._pool(test)
+        if held_out_pool.classes != train_pool.classes:
+            differ = sorted(set(held_out_pool.classes) ^ set(train_pool.classes))
+            raise UserError(
+                f"data.root: '{train}' and '{test}' hold different classes ({', '.join(differ)}); "
+                "give both the same class folders"
+            )
+        if held_out_pool.patch_shape != train_pool.patch_shape:
+            raise UserError(
+                f"data.root: images in '{train}' are {_size(train_pool)}, in '{test}' {_size(held_out_pool)}; "
+                "resize them, or type data.image_size=32"
+            )
+        return train_pool, held_out_pool
+
+    def _pool(self, folder: Path) -> Pool:
+        classes, files = list_images(folder)
+        paths = [path for group in files for path in group]
+        labels = np.repeat(np.arange(len(classes)), [len(group) for group in files])
+        images = load_images(paths, folder, self.image_size, self.color, self.cache_dir)
+        return self.image_pool(images, labels, classes)
+
+
+def load_images(
+    paths: Sequence[Path], folder: Path, image_size: int | None, color: bool, cache_dir: Path
+) -> torch.Tensor:
+    """Returns images as uint8 ``[U, H, W, C]``, from the cache or decoded now and cached.
+
+    The cache file is named by a hash of every file's name and bytes and of the two options; it is written
+    under a lock and renamed into place, so jobs that start at once decode once and never read half a file.
+
+    Raises:
+        UserError: an image is broken, or images differ in size.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        digests = list(threads.map(lambda p: hashlib.sha256(_read(p)).digest(), paths, chunksize=64))
+    key = hashlib.sha256(f"{CACHE_FORMAT} {image_size} {color}".encode())
+    for path, digest in zip(paths, digests, strict=True):
+        key.update(str(path.relative_to(folder)).encode() + b"\0" + digest)
+    file = cache_dir / f"images-{key.hexdigest()[:32]}.pt"
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"paths.cache: cannot write to '{cache_dir}' ({error.strerror}); type paths.cache=DIR"
+        ) from error
+    with FileLock(file.with_suffix(".lock")):
+        if file.exists():
+            try:
+                return torch.load(file, weights_only=True)["images"]
+            except (RuntimeError, EOFError, KeyError, OSError, ValueError):
+                file.unlink()  # damaged from outside; what it held can be made again
+        images = torch.from_numpy(_decode_all(paths, image_size, color))
+        unfinished = file.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            torch.save({"images": images}, unfinished)
+            os.replace(unfinished, file)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    return images
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"data.root: cannot read '{path}' ({error.strerror})") from error
+
+
+def _decode_all(paths: Sequence[Path], image_size: int | None, color: bool) -> np.ndarray:
+    from rich.progress import track
+
+    first = _decode(paths[0], image_size, color)
+    images = np.empty((len(paths), *first.shape), dtype=np.uint8)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        decoded = threads.map(lambda p: _decode(p, image_size, color), paths, chunksize=64)
+        shown = track(decoded, description="decoding images", total=len(paths), transient=True)
+        try:
+            for i, image in enumerate(shown):
+                if image.shape != first.shape:
+                    raise UserError(
+                        f"data.root: images differ in size: '{paths[0]}' is {first.shape[1]} x {first.shape[0]}, "
+                        f"'{paths[i]}' is {image.shape[1]} x {image.shape[0]} (width x height); resize them, "
+                        "or type data.image_size=32 to crop and resize while loading"
+                    )
+                images[i] = image
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+    return images
+
+
+def _decode(path: Path, image_size: int | None, color: bool) -> np.ndarray:
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened).convert("RGB" if color else "L")
+    # Pillow raises many kinds on hostile files: OSError, SyntaxError, ValueError, DecompressionBombError ...
+    except Exception as error:
+        raise UserError(f"data.root: cannot decode '{path}' ({error}); repair or remove it") from error
+    if image_size is not None:
+        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
+    array = np.asarray(image)
+    return array if color else array[..., None]
+
+
+def _size(pool: Pool) -> str:
+    _, height, width = pool.patch_shape
+    return f"{width} x {height}"

@@ -1,0 +1,31 @@
+"""Errors that are shown to the user as one line."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A slip of the user's: shown as one line without a stack trace, exit code 2.
+
+    The message names the config key, what was given, what is allowed and what to type instead.
+    """
+
+
+class RunError(Exception):
+    """A run that cannot go on, through no slip in its config: one line, exit code 1."""
+
+
+def nearest(given: object, allowed: Iterable[object], n: int = 3) -> list[str]:
+    """Returns up to n of the allowed words, those most like the given one first."""
+    words = [str(word) for word in allowed]
+    by_lower = {word.lower(): word for word in words}
+    close = difflib.get_close_matches(str(given).lower(), by_lower, n=n, cutoff=0.5)
+    return [by_lower[word] for word in close]
+
+
+def not_among(key: str, given: object, allowed: Iterable[object]) -> UserError:
+    """Makes the error for a word that is not one of those allowed, with the nearest ones."""
+    words = [str(word) for word in allowed]
+    close = nearest(given, words, n=1)
+    hint = f"; did you mean {key}={close[0]}?" if close else ""
+    return UserError(f"{key}: got '{given}', allowed: {', '.join(words)}{hint}")

@@ -1,0 +1,81 @@
+"""Measures a trained pair again: ``python -m attnmosaic.evaluate ckpt_path=.../last.ckpt``."""
+
+import json
+import logging
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from attnmosaic.cli import guard, run
+from attnmosaic.config import PRECISIONS, check, conf_dir, register
+from attnmosaic.errors import UserError
+
+log = logging.getLogger(__name__)
+register()
+
+
+def evaluate(config: DictConfig) -> dict[str, float]:
+    """Evaluates a checkpoint on the mosaics of its own run.
+
+    Args:
+        config: a composition of ``conf/evaluate.yaml``. What its ``data`` holds replaces the run's setting,
+            ``+data.root=DIR`` for images that have moved, say.
+
+    Returns:
+        ``{"<split>/<metric>": value}``; those of the run's ``result.json`` if nothing was replaced.
+
+    Raises:
+        UserError: the checkpoint or its data will not do.
+    """
+    if OmegaConf.is_missing(config, "ckpt_path"):
+        raise UserError("ckpt_path: has no value and needs one; type ckpt_path=outputs/.../checkpoints/last.ckpt")
+    if not Path(config.ckpt_path).is_file():
+        raise UserError(
+            f"ckpt_path: '{config.ckpt_path}' does not exist; checkpoints lie in a run's checkpoints folder"
+        )
+    from hydra.utils import instantiate
+
+    from attnmosaic.training.build import build_module, check_targets, check_weights_fit, read_checkpoint
+    from attnmosaic.training.globals import job_globals
+    from attnmosaic.training.outcome import evaluation_of, final_table, resolve, write_atomically
+    from attnmosaic.training.trainer import build_trainer
+
+    checkpoint = read_checkpoint(config.ckpt_path)
+    saved = OmegaConf.create(checkpoint["hyper_parameters"]["config"])
+    trained = OmegaConf.merge(
+        saved, {"data": config.data, "compute": config.compute, "ckpt_path": None, "run_dir": config.run_dir}
+    )
+    assert isinstance(trained, DictConfig)
+    check(trained)
+    trained.trainer = config.trainer
+    trained.logger = trained.callbacks = None
+    trained = resolve(trained)
+    check_targets(trained)
+    with job_globals(trained.seed.init, trained.compute.threads, trained.compute.matmul_precision):
+        trainer = build_trainer(trained, PRECISIONS[trained.precision])
+        data = instantiate(trained.data, _convert_="all")
+        data.setup()
+        module = build_module(trained, data)
+        check_weights_fit(checkpoint, module, config.ckpt_path)
+        module.load_state_dict(checkpoint["state_dict"])
+        trainer.validate(module, datamodule=data, verbose=False)
+        metrics = evaluation_of(module)
+    write_atomically(Path(config.run_dir) / "evaluation.json", json.dumps(metrics, indent=2))
+    log.info("%s", final_table(metrics))
+    log.info("written to: %s", Path(config.run_dir) / "evaluation.json")
+    return metrics
+
+
+@hydra.main(version_base="1.3", config_path=conf_dir(), config_name="evaluate")
+def _job(config: DictConfig) -> None:
+    guard(evaluate, config)
+
+
+def main() -> None:
+    """Runs the command line."""
+    run(_job)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Accuracy and focus as torchmetrics."""

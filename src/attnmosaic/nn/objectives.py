@@ -1,0 +1,31 @@
+"""What training minimises."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+def attention_entropy(alpha: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
+    """Returns the entropy of each row of attention weights, in nats."""
+    return torch.special.entr(alpha).sum(dim=1)
+
+
+class CrossEntropy(nn.Module):
+    """Mean of ``(1 - k) * cross-entropy + k * entropy of alpha`` (``protocol.md``, "Attention normaliser").
+
+    Args:
+        entropy: k, from 0 (plain cross-entropy, the documents' loss) to 1.
+    """
+
+    def __init__(self, entropy: float = 0.0) -> None:
+        super().__init__()
+        self.entropy = entropy
+
+    def forward(
+        self, logits: Float[Tensor, "B F"], alpha: Float[Tensor, "B P"], label: Int[Tensor, " B"]
+    ) -> Float[Tensor, ""]:
+        loss = F.cross_entropy(logits, label)
+        if self.entropy:
+            loss = (1 - self.entropy) * loss + self.entropy * attention_entropy(alpha).mean()
+        return loss

@@ -1,0 +1,1 @@
+"""Schedules, the stage-wise LightningModule and what a run needs around it."""

@@ -1,0 +1,59 @@
+"""The global state a run uses, set in one place and put back when it ends."""
+
+import contextlib
+import logging
+import random
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+
+@contextlib.contextmanager
+def job_globals(seed: int, threads: int | None, matmul_precision: str) -> Iterator[None]:
+    """Sets every global that a run relies on; the next job of a sweep finds them as this one did.
+
+    Args:
+        seed: for whatever draws from the global generators (dropout, say); mosaics, order and first weights
+            have generators of their own.
+        threads: torch's threads on the CPU; None leaves torch's own choice.
+        matmul_precision: "highest", "high" or "medium", see `torch.set_float32_matmul_precision`.
+    """
+    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    threads_before = torch.get_num_threads()
+    matmul_before = torch.get_float32_matmul_precision()
+    deterministic_before = torch.are_deterministic_algorithms_enabled()
+    warn_only_before = torch.is_deterministic_algorithms_warn_only_enabled()
+    dtype_before = torch.get_default_dtype()
+    cudnn_before = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    lightning_log = logging.getLogger("pytorch_lightning")
+    level = lightning_log.level
+    try:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(matmul_precision)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        # Device tables and tips; what matters of them is in result.json.
+        lightning_log.setLevel(logging.WARNING)
+        with warnings.catch_warnings():
+            # The loaders hand out row numbers: workers would only slow them down.
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            # An epoch of few blocks has few training steps; we log once an epoch anyway.
+            warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+            warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")
+            yield
+    finally:
+        lightning_log.setLevel(level)
+        torch.set_num_threads(threads_before)
+        torch.set_float32_matmul_precision(matmul_before)
+        torch.use_deterministic_algorithms(deterministic_before, warn_only=warn_only_before)
+        torch.set_default_dtype(dtype_before)
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = cudnn_before
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)

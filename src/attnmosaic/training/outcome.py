@@ -1,0 +1,129 @@
+"""What a run leaves when it ends: its result on disk, its line in TensorBoard, its table on the screen."""
+
+import io
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Timer
+from pytorch_lightning.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.table import Table
+
+from attnmosaic.config import METRICS, config_hash
+from attnmosaic.data.datamodule import SPLITS
+from attnmosaic.errors import RunError
+from attnmosaic.training.module import StagewiseModule
+
+
+def resolve(config: DictConfig) -> DictConfig:
+    """Returns the config with every interpolation replaced by its value."""
+    resolved = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(resolved, dict)
+    return OmegaConf.create(resolved)
+
+
+def finish_run(config: DictConfig, trainer: pl.Trainer, module: StagewiseModule) -> dict[str, float]:
+    """Takes the final metrics from the trainer's last validation and writes them down.
+
+    ``result.json`` is written last: a run folder that has one is of a finished run.
+
+    Raises:
+        RunError: a final metric is not finite.
+    """
+    metrics = evaluation_of(module)
+    bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if bad:
+        raise RunError(f"the final {bad[0]} is {metrics[bad[0]]}: the weights are of no use; try smaller lr")
+    plain: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            # Names of their own: under those of the curves they would add a point to each.
+            final = {f"final/{name.replace('/', '_')}": value for name, value in metrics.items()}
+            logger.log_hyperparams(_hyperparameters(plain), final, step=module.epochs_done)
+            logger.finalize("success")
+    if trainer.is_global_zero:
+        write_atomically(Path(config.run_dir) / "result.json", json.dumps(_result(plain, metrics, trainer), indent=2))
+    return metrics
+
+
+def evaluation_of(module: StagewiseModule) -> dict[str, float]:
+    """Returns the module's last evaluation as ``{"<split>/<metric>": value}``."""
+    return {f"{s}/{m}": module.epoch_metrics[f"{s}/{m}"] for s in SPLITS for m in METRICS}
+
+
+def _result(config: dict[str, Any], metrics: dict[str, float], trainer: pl.Trainer) -> dict[str, Any]:
+    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+    device = trainer.strategy.root_device
+    return {
+        "metrics": metrics,
+        "name": config["name"],
+        "epochs": trainer.current_epoch,
+        "seconds": round(timers[0].time_elapsed("train"), 3) if timers else None,
+        "seed": config["seed"],
+        "config_hash": config_hash(config),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({_cpu()})",
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("attnmosaic", "torch", "pytorch-lightning", "numpy")},
+        },
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a sweep is likely to vary, under the names it is set by."""
+    data, schedule = config["data"], config["schedule"]
+    return {
+        "experiment": config["name"],
+        "data": data["_target_"].rsplit(".", 1)[-1],
+        "lr.what": config["lr"]["what"],
+        "lr.where": config["lr"]["where"],
+        **{f"schedule.{key}": value for key, value in schedule.items()},
+        **{f"data.{key}": data[key] for key in ("patches", "train_mosaics", "batch_size") if key in data},
+        "precision": config["precision"],
+        **{f"seed.{key}": config["seed"][key] for key in ("data", "init", "order")},
+    }
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file so that it is either whole or not there, even if the machine stops meanwhile."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with unfinished.open("w") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def final_table(metrics: Mapping[str, float]) -> str:
+    """Draws the final metrics as a table, one row a split."""
+    shown = ("accuracy", "focus", "ftpt", "ffpt", "ftpf", "ffpf", "confident", "entropy", "loss")
+    table = Table(caption="test: mosaics over the training pool (published protocol); held_out: over unseen patches")
+    table.add_column("split")
+    for name in shown:
+        table.add_column(name.upper() if name[0] == "f" and len(name) == 4 else name, justify="right")
+    for split in SPLITS:
+        table.add_row(split, *(f"{metrics[f'{split}/{name}']:.4f}" for name in shown))
+    console = Console(file=io.StringIO(), width=110)
+    console.print(table)
+    return "\n" + console.file.getvalue().rstrip()  # type: ignore[attr-defined]

@@ -1,0 +1,51 @@
+"""Checks made before a run goes on from a checkpoint."""
+
+import logging
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from attnmosaic.errors import UserError
+from attnmosaic.training.build import check_weights_fit, read_checkpoint
+from attnmosaic.training.module import StagewiseModule
+
+log = logging.getLogger(__name__)
+
+_FREE = (
+    "run_dir",
+    "paths.",
+    "ckpt_path",
+    "logger.",
+    "callbacks.",
+    "trainer.default_root_dir",
+    "name",
+    "optimized_metric",
+)
+
+
+def check_resume(config: DictConfig, module: StagewiseModule) -> None:
+    """Checks that a run can go on from ``config.ckpt_path``, and says what differs from the run it is of.
+
+    Raises:
+        UserError: the file is no checkpoint, is of another architecture, or its run has no epoch left.
+    """
+    checkpoint = read_checkpoint(config.ckpt_path)
+    check_weights_fit(checkpoint, module, config.ckpt_path)
+    done = checkpoint["epoch"] + 1
+    if done >= config.schedule.epochs:
+        raise UserError(
+            f"ckpt_path: '{config.ckpt_path}' has all {done} epochs done and schedule.epochs is "
+            f"{config.schedule.epochs}; type schedule.epochs={2 * done} to train on, or use attnmosaic.evaluate"
+        )
+    before = _flat(checkpoint["hyper_parameters"]["config"])
+    now = _flat(OmegaConf.to_container(config, resolve=True))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key) and not key.startswith(_FREE):
+            log.warning("resuming with another %s: %s before, %s now", key, before.get(key), now.get(key))
+    log.info("resuming after epoch %d of %d", done, config.schedule.epochs)
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix[:-1]: node}
+    return {key: value for name, child in node.items() for key, value in _flat(child, f"{prefix}{name}.").items()}

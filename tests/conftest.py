@@ -1,0 +1,70 @@
+"""Shared by all tests: shape checks on, small configs, and the real data where it is at hand."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jaxtyping import install_import_hook
+
+# Before anything of the package is imported: every shape in a signature is then checked on every call.
+install_import_hook(["attnmosaic.data", "attnmosaic.nn", "attnmosaic.metrics"], "beartype.beartype")
+
+from hydra import compose, initialize_config_dir  # noqa: E402
+from omegaconf import DictConfig  # noqa: E402
+
+from attnmosaic.config import conf_dir, register  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+
+SMALL = (
+    "data.train_mosaics=60",
+    "data.test_mosaics=30",
+    "data.held_out_mosaics=30",
+    "data.batch_size=25",
+    "data.steps_per_block=2",
+    "data.eval_batch_size=16",
+    "trainer.accelerator=cpu",
+)
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads a cache or data folder of the user's."""
+    monkeypatch.setenv("ATTNMOSAIC_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("ATTNMOSAIC_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[..., DictConfig]:
+    """Composes a config as the command line would, for few mosaics, writing under tmp_path."""
+
+    def make(*overrides: str, run_dir: str = "run", name: str = "train", small: bool = True) -> DictConfig:
+        register()
+        given = [*(SMALL if small else ()), *overrides, f"run_dir={tmp_path / run_dir}"]
+        with initialize_config_dir(conf_dir(), version_base="1.3"):
+            return compose(name, given)
+
+    return make
+
+
+@pytest.fixture
+def train(config: Callable[..., DictConfig]) -> Callable[..., dict[str, float]]:
+    """Trains in this process and returns the final metrics."""
+
+    def run(*overrides: str, **kwargs: Any) -> dict[str, float]:
+        from attnmosaic.train import train
+
+        return train(config(*overrides, **kwargs))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with the real MNIST and the JPEG copy of CIFAR-10, or a skip."""
+    folder = os.environ.get("ATTNMOSAIC_REAL_DATA", "")
+    if not folder or not Path(folder, "MNIST").is_dir():
+        pytest.skip("real data absent: set ATTNMOSAIC_REAL_DATA to a folder with MNIST/ and cifar10-jpeg.tar.xz")
+    return Path(folder)

@@ -1,0 +1,76 @@
+"""A loop written straight from document 002: every mosaic materialised, nine passes, one patch at a time.
+
+It shares no code with the package; the tests hold the package's results against it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Cnn(nn.Module):
+    """The document's Module1 helper and Module2: they differ only in the last layer."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6, 5)
+        self.conv2 = nn.Conv2d(6, 16, 5)
+        self.fc1 = nn.Linear(16 * 5 * 5, 120)
+        self.fc2 = nn.Linear(120, 84)
+        self.fc3 = nn.Linear(84, 10)
+        self.fc4 = nn.Linear(10, outputs)
+
+    def forward(self, image: Tensor) -> Tensor:
+        hidden = F.max_pool2d(F.relu(self.conv1(image)), 2, 2)
+        hidden = F.max_pool2d(F.relu(self.conv2(hidden)), 2, 2)
+        hidden = hidden.reshape(len(hidden), 400)
+        for layer in (self.fc1, self.fc2, self.fc3):
+            hidden = F.relu(layer(hidden))
+        return self.fc4(hidden)
+
+
+def take_weights(reference: Cnn, network: nn.Module) -> Cnn:
+    """Copies a ConvNet's parameters, which come in the same order, into a reference network."""
+    with torch.no_grad():
+        for mine, theirs in zip(reference.parameters(), network.parameters(), strict=True):
+            mine.copy_(theirs)
+    return reference
+
+
+def attend(where: nn.Module, mosaics: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns alpha ``[B, 9]`` and the averages of mosaics ``[B, 9, 3, 32, 32]``."""
+    n, patches = mosaics.shape[:2]
+    scores = torch.zeros(n, patches, dtype=mosaics.dtype)
+    for p in range(patches):
+        scores[:, p] = where(mosaics[:, p])[:, 0]
+    alpha = F.softmax(scores, dim=1)
+    average = torch.zeros_like(mosaics[:, 0])
+    for p in range(patches):
+        average = average + alpha[:, p, None, None, None] * mosaics[:, p]
+    return alpha, average
+
+
+def train(
+    where: nn.Module,
+    what: nn.Module,
+    mosaics: Tensor,
+    labels: Tensor,
+    orders: list[list[int]],
+    k: int,
+    batch: int,
+    lr: dict[str, float],
+) -> None:
+    """Trains What for k epochs, then Where, and so on, as the document says; momentum 0.9."""
+    optimizers = {
+        "what": torch.optim.SGD(what.parameters(), lr=lr["what"], momentum=0.9),
+        "where": torch.optim.SGD(where.parameters(), lr=lr["where"], momentum=0.9),
+    }
+    for epoch, order in enumerate(orders):
+        learner = "what" if epoch % (2 * k) < k else "where"
+        for start in range(0, len(order), batch):
+            rows = order[start : start + batch]
+            for optimizer in optimizers.values():
+                optimizer.zero_grad()
+            _, average = attend(where, mosaics[rows])
+            F.cross_entropy(what(average), labels[rows]).backward()
+            optimizers[learner].step()
