@@ -63,8 +63,8 @@ class OptimizerConfig:
 
 @dataclass
 class SchedulerConfig:
-    what: dict[str, Any] | None = None
-    where: dict[str, Any] | None = None
+    what: Any = None
+    where: Any = None
 
 
 @dataclass
@@ -261,7 +261,5 @@ def config_hash(config: dict[str, Any]) -> str:
     beside = {"run_dir", "paths", "logger", "callbacks", "ckpt_path", "optimized_metric", "name"}
     decisive = {key: value for key, value in config.items() if key not in beside}
     decisive["data"] = {k: v for k, v in config["data"].items() if k not in ("cache_dir", "lock_dir")}
-    decisive["trainer"] = {
-        k: v for k, v in config["trainer"].items() if k not in ("default_root_dir", "profiler", "enable_progress_bar")
-    }
+    decisive["trainer"] = {k: v for k, v in config["trainer"].items() if k not in ("default_root_dir", "profiler")}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]

@@ -26,7 +26,7 @@ class FrozenWhere:
         budget: bytes that kept aggregates may take; over it they are summed afresh for every minibatch.
     """
 
-    def __init__(self, pair: WhereWhat, mosaics: dict[str, Mosaics], dtype: torch.dtype, budget: float) -> None:
+    def __init__(self, pair: WhereWhat, mosaics: dict[str, Mosaics], dtype: torch.dtype, budget: int) -> None:
         self.pair = pair
         self.mosaics = mosaics
         self.dtype = dtype

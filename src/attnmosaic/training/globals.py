@@ -46,6 +46,8 @@ def job_globals(seed: int, threads: int | None, matmul_precision: str) -> Iterat
             # An epoch of few blocks has few training steps; we log once an epoch anyway.
             warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
             warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")
+            # Lightning and the newest torch, about each other.
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
             yield
     finally:
         lightning_log.setLevel(level)

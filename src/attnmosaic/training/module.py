@@ -90,7 +90,7 @@ class StagewiseModule(pl.LightningModule):
         datamodule: MosaicDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
         dtype = next(self.parameters()).dtype
         self.mosaics: dict[str, Mosaics] = datamodule.mosaics_on(self.device, dtype)
-        self.frozen_where = FrozenWhere(self.pair, self.mosaics, dtype, self.cache_gb * 1e9)
+        self.frozen_where = FrozenWhere(self.pair, self.mosaics, dtype, round(self.cache_gb * 1e9))
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[LRScheduler]]:
         made = {name: self.make_optimizers[name](getattr(self.pair, name).parameters()) for name in NETWORKS}

@@ -5,8 +5,9 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
+from pytorch_lightning.callbacks import ProgressBar
 
 from attnmosaic.errors import UserError
 
@@ -28,13 +29,16 @@ def build_trainer(config: DictConfig, precision: str) -> pl.Trainer:
             f"trainer.accelerator: got {wanted}, but PyTorch finds no GPU on this machine; "
             "type trainer.accelerator=cpu (or auto)"
         )
+    callbacks = _instances(config.get("callbacks"))
+    given = {
+        "precision": precision,
+        "logger": _instances(config.get("logger")) or False,
+        "callbacks": callbacks,
+        # Otherwise Lightning puts a bar of its own where ours was left out.
+        "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
+    }
     try:
-        return instantiate(
-            config.trainer,
-            precision=precision,
-            logger=_instances(config.get("logger")) or False,
-            callbacks=_instances(config.get("callbacks")),
-        )
+        return instantiate(config.trainer, **given)
     except Exception as error:
         cause = error.__cause__
         if isinstance(cause, (TypeError, ValueError, MisconfigurationException)):

@@ -1,0 +1,47 @@
+# Every target sets up what it needs in .venv; `make` alone lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.8
+# What follows on a command line: make train ARGS="experiment=stagewise lr.what=0.001"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint train tensorboard lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 22
+
+demo: $(VENV)/installed ## train stage-wise on 2-D mosaics: under a minute once installed, no data needed
+	$(BIN)/python -m attnmosaic.train $(ARGS)
+
+test: $(VENV)/installed ## run the test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/installed ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+train: $(VENV)/installed ## train: make train ARGS="experiment=stagewise lr.what=0.001"
+	$(BIN)/python -m attnmosaic.train $(ARGS)
+
+tensorboard: $(VENV)/installed ## show every run under outputs/
+	$(BIN)/tensorboard --logdir outputs $(ARGS)
+
+lock: $(VENV)/installed ## pin the newest versions that pyproject.toml allows
+	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --no-header --no-annotate \
+		--extra dev pyproject.toml -o requirements.lock
+
+clean: ## remove what can be made again: .venv, caches, built packages (not outputs/)
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "attnmosaic needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@

@@ -1,0 +1,211 @@
+"""Mosaics over torchvision data sets: generated, failing to download, and the real MNIST."""
+
+import functools
+import gzip
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.error import URLError
+
+import hydra
+import numpy as np
+import pytest
+import torch
+import torchvision
+from omegaconf import DictConfig
+from PIL import Image
+
+from attnmosaic.data.datamodule import SPLITS
+from attnmosaic.data.images import TorchvisionMosaics
+from attnmosaic.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+FAILURES = [OSError("disk full"), URLError("no route to host"), RuntimeError("File not found or corrupted.\nmore")]
+
+
+class Fake(torchvision.datasets.FakeData):
+    """Generated PIL images, with the class names that real data sets have."""
+
+    def __init__(self, size: int, image_size: tuple[int, int, int] = (3, 8, 6), **kwargs: Any) -> None:
+        super().__init__(size, image_size, num_classes=5, **kwargs)
+        self.classes = list("abcde")
+
+
+class Unequal(Fake):
+    """As Fake, but the fourth image is another size."""
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        if index >= len(self):
+            raise IndexError
+        image, label = super().__getitem__(index)
+        return (image.resize((9, 9)), label) if index == 3 else (image, label)
+
+
+def mosaics(train_set: Callable[[], Any], test_set: Callable[[], Any], lock_dir: Path, **changes: Any) -> Any:
+    settings: dict[str, Any] = {
+        "mean": 0.5, "std": 0.5, "foreground": ["e", "b"], "background": None, "patches": 9, "train_mosaics": 20,
+        "test_mosaics": 10, "held_out_mosaics": 10, "batch_size": 5, "steps_per_block": 1, "eval_batch_size": 5,
+        "seed": 0, "order_seed": 0,
+    }  # fmt: skip
+    return TorchvisionMosaics(train_set=train_set, test_set=test_set, lock_dir=lock_dir, **(settings | changes))
+
+
+def test_pools_hold_the_images(tmp_path: Path) -> None:
+    module = mosaics(functools.partial(Fake, 40), functools.partial(Fake, 30, random_offset=99), tmp_path / "locks")
+    module.setup()
+    for split, source in (("train", Fake(40)), ("test", Fake(40)), ("held_out", Fake(30, random_offset=99))):
+        pool = module.mosaics[split].pool
+        images, labels = zip(*source, strict=True)
+        assert pool.patches.dtype == torch.uint8
+        assert np.array_equal(pool.patches.numpy(), [np.asarray(image) for image in images])
+        assert pool.labels.tolist() == list(labels)
+        assert pool.classes == tuple("abcde")
+    assert module.patch_shape == (3, 8, 6)
+    assert module.mosaics["train"].foreground_classes == ("e", "b")
+
+
+def test_grey_images_have_one_channel(tmp_path: Path) -> None:
+    grey = torchvision.transforms.Grayscale()
+    pool, _ = mosaics(lambda: Fake(10, transform=grey), lambda: Fake(10, transform=grey), tmp_path).load_pools()
+    assert pool.patches.shape == (10, 8, 6, 1)
+    assert np.array_equal(pool.patches[3, ..., 0], np.asarray(Fake(10, transform=grey)[3][0]))
+
+
+@pytest.mark.parametrize(
+    ("train_set", "test_set", "said"),
+    [
+        (Unequal, Fake, r"data\.train_set: .*differ in size.*\(8, 6, 3\).*\(9, 9, 3\)"),
+        (Fake, Unequal, r"data\.test_set: .*differ in size"),
+        (
+            functools.partial(Fake, transform=torchvision.transforms.ToTensor()),
+            Fake,
+            r"data\.train_set: .*float32.*ToTensor",
+        ),
+    ],
+)
+def test_images_that_make_no_pool(
+    tmp_path: Path, train_set: Callable[..., Any], test_set: Callable[..., Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        mosaics(functools.partial(train_set, 10), functools.partial(test_set, 10), tmp_path).load_pools()
+
+
+def test_classes_told_must_be_those_of_the_data(tmp_path: Path) -> None:
+    sets = functools.partial(Fake, 10), functools.partial(Fake, 10)
+    mosaics(*sets, tmp_path, classes=list("abcde")).load_pools()
+    with pytest.raises(UserError, match=r"data\.classes: got a, b, but the data have a, b, c, d, e"):
+        mosaics(*sets, tmp_path, classes=["a", "b"]).load_pools()
+
+
+# ---- downloads that fail
+
+
+def half_then_fail(folder: str, name: str, error: Exception) -> NoReturn:
+    """Does what a download does whose line breaks."""
+    Path(folder, "deeper").mkdir(parents=True, exist_ok=True)
+    Path(folder, name).write_bytes(b"half of it")
+    Path(folder, "deeper", "part").write_bytes(b"another half")
+    raise error
+
+
+class CIFAR10(torchvision.datasets.CIFAR10):
+    """The real class, on a machine without a network."""
+
+    error: Exception
+
+    def download(self) -> None:
+        half_then_fail(str(self.root), self.filename, self.error)
+
+
+class MNIST(torchvision.datasets.MNIST):
+    """The real class, on a machine without a network."""
+
+    error: Exception
+
+    def download(self) -> None:
+        half_then_fail(self.raw_folder, self.resources[0][0], self.error)
+
+
+class Own:
+    """A data set that tells nothing of its files."""
+
+    error: Exception
+
+    def __init__(self, root: str, **kwargs: Any) -> None:
+        half_then_fail(root, "own.bin", self.error)
+
+
+WANTED = {
+    CIFAR10: ["CIFAR10", "cifar-10-python.tar.gz"],
+    MNIST: ["MNIST", "train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz", str(Path("MNIST", "raw"))],
+    Own: ["Own", "its files"],
+}
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("made", WANTED)
+@pytest.mark.parametrize("existed", [False, True])
+def test_failed_download_says_what_to_do_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: type, error: Exception, existed: bool
+) -> None:
+    monkeypatch.setattr(made, "error", error, raising=False)
+    root = tmp_path / "sets"
+    mine = [root / "mine.txt", root / "MNIST" / "raw" / "notes.txt", root / "deeper" / "kept"]
+    if existed:
+        for path in mine:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    make = functools.partial(made, root=str(root), download=True)
+    with pytest.raises(UserError) as caught:
+        mosaics(make, make, tmp_path / "locks").load_pools()
+    message = str(caught.value)
+    reason = str(error).splitlines()[0]
+    for words in (*WANTED[made], "data.train_set", str(root), reason, "paths.data=DIR", "data=image_folder"):
+        assert words in message
+    assert "\n" not in message
+    locks = [tmp_path / "locks", *(tmp_path / "locks").iterdir()]
+    assert sorted(set(tmp_path.rglob("*")) - set(locks)) == before
+    assert all(path.read_text() == "mine" for path in mine if existed)
+
+
+def test_an_error_of_another_kind_is_not_hidden(tmp_path: Path) -> None:
+    """A mistake in a data set's own code is no failed download."""
+
+    def make() -> NoReturn:
+        raise TypeError("unexpected keyword")
+
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        mosaics(make, make, tmp_path).load_pools()
+
+
+# ---- real data
+
+
+def read_idx(path: Path, header: int) -> np.ndarray:
+    """Reads a file of the original MNIST format past its header."""
+    return np.frombuffer(gzip.decompress(path.read_bytes()), dtype=np.uint8, offset=header)
+
+
+@pytest.mark.real_data
+def test_mnist(config: Callable[..., DictConfig], real_data: Path, tmp_path: Path) -> None:
+    """As `data=mnist` with the four downloaded files put in place and no network."""
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for path in (real_data / "MNIST" / "raw").glob("*.gz"):
+        shutil.copy(path, raw)
+    module = hydra.utils.instantiate(config("data=mnist").data, _convert_="all")
+    module.setup()
+    assert module.patch_shape == (1, 28, 28)
+    assert module.mosaics["train"].foreground_classes == ("7 - seven", "8 - eight", "9 - nine")
+    for split, name, n in zip(SPLITS, ("train", "train", "t10k"), (60_000, 60_000, 10_000), strict=True):
+        drawn = module.mosaics[split]
+        images = read_idx(raw / f"{name}-images-idx3-ubyte.gz", 16).reshape(n, 28, 28, 1)
+        labels = read_idx(raw / f"{name}-labels-idx1-ubyte.gz", 8)
+        assert np.array_equal(drawn.pool.patches.numpy(), images)
+        assert np.array_equal(drawn.pool.labels.numpy(), labels)
+        at = drawn.index.gather(1, drawn.foreground[:, None])[:, 0].numpy()
+        assert np.array_equal(labels[at] - 7, drawn.label.numpy())
+        assert ((labels[drawn.index.numpy()] >= 7).sum(axis=1) == 1).all()

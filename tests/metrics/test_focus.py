@@ -1,0 +1,168 @@
+"""Accuracy and focus, against a count in plain Python."""
+
+import json
+import math
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnmosaic.metrics.focus import COUNTS, FocusMetrics
+
+N = 37
+
+
+def batch() -> dict[str, Tensor]:
+    """Random mosaics; a few with tied weights, with a largest weight of exactly 0.5, with weights of 0."""
+    chance = torch.Generator().manual_seed(0)
+    alpha = (2 * torch.randn(N, 5, generator=chance)).softmax(dim=1)
+    alpha[:3] = torch.tensor([0.1, 0.4, 0.1, 0.4, 0.0])
+    alpha[3:5] = torch.tensor([0.0, 0.25, 0.5, 0.25, 0.0])
+    alpha[5] = torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0])
+    foreground = torch.randint(5, (N,), generator=chance)
+    foreground[:6] = torch.tensor([1, 3, 0, 2, 1, 4])
+    return {
+        "loss": torch.rand(N, generator=chance, dtype=torch.float64),
+        "logits": torch.randn(N, 3, generator=chance),
+        "alpha": alpha,
+        "label": torch.randint(3, (N,), generator=chance),
+        "foreground": foreground,
+    }
+
+
+def add(metrics: FocusMetrics, data: dict[str, Tensor], rows: slice) -> None:
+    part = {name: values[rows] for name, values in data.items()}
+    metrics.update(part.pop("loss").mean(), **part)
+
+
+def slow(data: dict[str, Tensor]) -> tuple[dict[str, float], dict[str, int]]:
+    """Counts mosaic by mosaic."""
+    counts = dict.fromkeys(("mosaics", "confident", *COUNTS), 0)
+    weight = entropy = 0.0
+    columns = (data[name].tolist() for name in ("logits", "alpha", "label", "foreground"))
+    for logits, alpha, label, foreground in zip(*columns, strict=True):
+        focused = alpha.index(max(alpha)) == foreground
+        right = logits.index(max(logits)) == label
+        counts["mosaics"] += 1
+        counts["confident"] += max(alpha) >= 0.5
+        counts[f"f{'t' if focused else 'f'}p{'t' if right else 'f'}"] += 1
+        weight += alpha[foreground]
+        entropy -= sum(a * math.log(a) for a in alpha if a > 0)
+    n = counts["mosaics"]
+    means = {name: counts[name] / n for name in ("confident", *COUNTS)}
+    means |= {
+        "loss": sum(data["loss"].tolist()) / n,
+        "accuracy": (counts["ftpt"] + counts["ffpt"]) / n,
+        "focus": (counts["ftpt"] + counts["ftpf"]) / n,
+        "foreground_weight": weight / n,
+        "entropy": entropy / n,
+    }
+    return means, counts
+
+
+def computed(metrics: FocusMetrics) -> dict[str, float]:
+    return {name: value.item() for name, value in metrics.compute().items()}
+
+
+@pytest.mark.parametrize("batches", [[N], [1] * N, [20, 16, 1], [3, 30, 4]], ids=["one", "single", "uneven", "other"])
+def test_against_a_slow_count(batches: list[int]) -> None:
+    data = batch()
+    metrics = FocusMetrics()
+    start = 0
+    for size in batches:
+        add(metrics, data, slice(start, start + size))
+        start += size
+    assert start == N
+    means, counts = slow(data)
+    assert all(counts.values()), "every count is tried"
+    assert computed(metrics) == pytest.approx(means, abs=1e-6)
+    assert metrics.counts() == counts
+
+
+def test_counts_and_shares() -> None:
+    metrics = FocusMetrics()
+    add(metrics, batch(), slice(None))
+    counts, means = metrics.counts(), computed(metrics)
+    assert all(type(value) is int for value in counts.values())
+    assert counts["mosaics"] == N == sum(counts[name] for name in COUNTS)
+    assert sum(means[name] for name in COUNTS) == pytest.approx(1, abs=1e-12)
+    assert means["accuracy"] == pytest.approx(means["ftpt"] + means["ffpt"], abs=1e-12)
+    assert means["focus"] == pytest.approx(means["ftpt"] + means["ftpf"], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "foreground", "focused", "confident"),
+    [
+        ([0.4, 0.4, 0.2], 0, True, False),
+        ([0.4, 0.4, 0.2], 1, False, False),
+        ([0.2, 0.4, 0.4], 1, True, False),
+        ([0.2, 0.4, 0.4], 2, False, False),
+        ([1 / 3] * 3, 0, True, False),
+        ([0.25, 0.5, 0.25], 1, True, True),
+        ([0.25, 0.5, 0.25], 2, False, True),
+        ([0.5, 0.5, 0.0], 1, False, True),
+        ([0.26, 0.499999, 0.240001], 1, True, False),
+    ],
+)
+def test_ties_and_the_edge_of_confidence(alpha: list[float], foreground: int, focused: bool, confident: bool) -> None:
+    metrics = FocusMetrics()
+    metrics.update(
+        torch.tensor(0.0), torch.eye(3)[:1], torch.tensor([alpha]), torch.tensor([0]), torch.tensor([foreground])
+    )
+    counts = metrics.counts()
+    assert counts["ftpt"] == focused
+    assert counts["ffpt"] == (not focused)
+    assert counts["confident"] == confident
+
+
+def test_many_mosaics_are_counted_exactly() -> None:
+    """Past 2**24 a float32 sum stands still."""
+    metrics = FocusMetrics()
+    metrics.sums[:] = 2.0**24
+    for row in range(3):
+        add(metrics, batch(), slice(row, row + 1))
+    assert metrics.counts()["mosaics"] == 2**24 + 3
+
+
+def test_reset() -> None:
+    data = batch()
+    metrics = FocusMetrics()
+    add(metrics, data, slice(10, None))
+    assert metrics.compute()["accuracy"] >= 0
+    metrics.reset()
+    assert metrics.counts() == dict.fromkeys(("mosaics", "confident", *COUNTS), 0)
+    add(metrics, data, slice(None))
+    assert computed(metrics) == pytest.approx(slow(data)[0], abs=1e-6)
+
+
+def _count_part(rank: int, folder: Path) -> None:
+    """In a process of its own: sees 7 or 30 of the mosaics, and says what both have seen."""
+    torch.distributed.init_process_group("gloo", f"file://{folder / 'meet'}", rank=rank, world_size=2)
+    metrics = FocusMetrics()
+    add(metrics, batch(), slice(0, 7) if rank == 0 else slice(7, N))
+    found = [computed(metrics), metrics.counts()]
+    metrics.reset()  # a next epoch, in two updates, counted before computed
+    add(metrics, batch(), slice(0, 5) if rank == 0 else slice(7, N))
+    if rank == 0:
+        add(metrics, batch(), slice(5, 7))
+    found += [metrics.counts(), computed(metrics)]
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_compute_the_same_as_one(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")  # fresh processes, and the slow imports only once
+    context.set_forkserver_preload(["attnmosaic.data.image_folder", "attnmosaic.metrics.focus"])
+    jobs = [context.Process(target=_count_part, args=(rank, tmp_path)) for rank in range(2)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(timeout=100)
+        assert job.exitcode == 0
+    means, counts = slow(batch())
+    for rank in range(2):
+        first, first_counts, second_counts, second = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert first == second == pytest.approx(means, abs=1e-6)
+        assert first_counts == second_counts == counts

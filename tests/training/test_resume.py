@@ -1,0 +1,119 @@
+"""A run that goes on from any epoch's checkpoint ends as the uninterrupted run does, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from attnmosaic.errors import UserError
+from attnmosaic.training.schedule import ORDERS
+
+Train = Callable[..., dict[str, float]]
+
+EVERY_EPOCH = "callbacks.cycle._target_=small.EveryEpoch"
+FILES = ("metrics.csv", "focus_vs_pred_train.csv", "focus_vs_pred_test.csv", "focus_vs_pred_held_out.csv")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def check_same(whole: Path, resumed: Path) -> None:
+    for file in FILES:
+        assert (whole / file).read_text() == (resumed / file).read_text(), file
+    one, other = weights(whole), weights(resumed)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    results = [json.loads((folder / "result.json").read_text()) for folder in (whole, resumed)]
+    for key in ("metrics", "epochs", "config_hash", "seed"):
+        assert results[0][key] == results[1][key], key
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("scheduler", ["none", "cosine"])
+def test_resuming_after_any_epoch(train: Train, tmp_path: Path, order: str, scheduler: str) -> None:
+    """Five epochs with k = 2, so that a stage's first, last and cut-short epoch are all among them."""
+    settings = (
+        f"schedule={order}", f"scheduler={scheduler}", "schedule.k=2", "schedule.epochs=5",
+        "trainer.check_val_every_n_epoch=2", "lr.what=0.1", "lr.where=0.1", "logger=none",
+    )  # fmt: skip
+    metrics = train(*settings, EVERY_EPOCH, run_dir="whole")
+    for epoch in range(1, 5):
+        checkpoint = tmp_path / "whole" / "checkpoints" / f"epoch-{epoch:04}.ckpt"
+        assert train(*settings, f"ckpt_path={checkpoint}", run_dir=f"from{epoch}") == metrics
+        check_same(tmp_path / "whole", tmp_path / f"from{epoch}")
+
+
+def test_images_too(train: Train, tmp_path: Path) -> None:
+    """The convolutional pair, over kept aggregates, from the middle of a What stage and of a Where stage."""
+    settings = (
+        "experiment=stagewise", "data=digits", "schedule.k=2", "schedule.epochs=5", "logger=none",
+        "trainer.check_val_every_n_epoch=2", "lr.what=0.1", "lr.where=0.1",
+    )  # fmt: skip
+    train(*settings, EVERY_EPOCH, run_dir="whole")
+    for epoch in (1, 3):
+        checkpoint = tmp_path / "whole" / "checkpoints" / f"epoch-{epoch:04}.ckpt"
+        train(*settings, f"ckpt_path={checkpoint}", run_dir=f"from{epoch}")
+        check_same(tmp_path / "whole", tmp_path / f"from{epoch}")
+
+
+def test_killed_process(config: Callable[..., DictConfig], train: Train, tmp_path: Path) -> None:
+    """SIGKILL at an arbitrary moment; the last checkpoint leads to the same end."""
+    overrides = ["schedule.k=2", "schedule.epochs=300", "trainer.check_val_every_n_epoch=50", "logger=none"]
+    from conftest import SMALL
+
+    killed = tmp_path / "killed"
+    command = [
+        sys.executable,
+        "-m",
+        "attnmosaic.train",
+        *SMALL,
+        *overrides,
+        f"run_dir={killed}",
+        f"hydra.run.dir={killed}",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+    last = killed / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert last.exists()
+    assert not (killed / "result.json").exists(), "killed too late to show anything"
+    train(*overrides, run_dir="whole")
+    train(*overrides, f"ckpt_path={last}", run_dir="resumed")
+    check_same(tmp_path / "whole", tmp_path / "resumed")
+
+
+def test_what_cannot_be_resumed(train: Train, tmp_path: Path) -> None:
+    short = ("schedule.k=1", "schedule.epochs=2", "logger=none")
+    train(*short, run_dir="first")
+    last = f"ckpt_path={tmp_path / 'first' / 'checkpoints' / 'last.ckpt'}"
+    with pytest.raises(UserError, match=r"has all 2 epochs done.*schedule\.epochs=4"):
+        train(*short, last)
+    with pytest.raises(UserError, match=r"another architecture: pair\.what\.layers\.0\.\w+ is \(4.*\(9"):
+        train(*short, last, "model.what.hidden=[9]", "schedule.epochs=4")
+    torn = tmp_path / "torn.ckpt"
+    torn.write_bytes((tmp_path / "first" / "checkpoints" / "last.ckpt").read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"torn\.ckpt' is no readable attnmosaic checkpoint"):
+        train(*short, f"ckpt_path={torn}", "schedule.epochs=4")
+
+
+def test_what_changed_is_said(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train("schedule.k=1", "schedule.epochs=2", "logger=none", run_dir="first")
+    last = f"ckpt_path={tmp_path / 'first' / 'checkpoints' / 'last.ckpt'}"
+    train("schedule.k=1", "schedule.epochs=3", "logger=none", "lr.what=0.5", last)
+    said = [record.message for record in caplog.records if "resuming with another" in record.message]
+    assert said == [
+        "resuming with another lr.what: 0.01 before, 0.5 now",
+        "resuming with another schedule.epochs: 2 before, 3 now",
+        "resuming with another trainer.max_epochs: 2 before, 3 now",
+    ]
