@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from attnmosaic.config import conf_dir
@@ -115,5 +115,5 @@ def _keys(node: DictConfig, prefix: str = "") -> Iterable[str]:
         if name == "hydra" and not prefix:
             continue
         yield f"{prefix}{name}"
-        if OmegaConf.is_dict(child := node._get_node(name)):
+        if isinstance(child := node._get_node(name), DictConfig):
             yield from _keys(child, f"{prefix}{name}.")

@@ -91,7 +91,7 @@ def test_stagewise_training(config: Callable[..., DictConfig], cache_gb: float) 
 
     mosaics = images.mosaics["train"]
     rates = {"what": 0.5, "where": 0.3}  # large, so that each weight moves far more than the tolerance
-    orders = [np.random.default_rng([3, epoch]).permutation(30).tolist() for epoch in range(5)]
+    orders = [np.random.default_rng([3, epoch, 1]).permutation(30).tolist() for epoch in range(5)]
     reference.train(
         where, what, materialise(mosaics.pool, mosaics.index), mosaics.label, orders, k=2, batch=12, lr=rates
     )

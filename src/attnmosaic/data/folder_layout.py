@@ -17,10 +17,12 @@ def find_splits(root: Path) -> tuple[Path, Path | None]:
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise UserError(f"data.root: '{root}' {what}; type data.root=DIR, where DIR holds one folder a class")
-    if not (root / "train").is_dir():
+    train = root / "train"
+    # A class may be called "train"; a split holds folders, a class images.
+    if not train.is_dir() or not any(p.is_dir() for p in train.iterdir()):
         return root, None
     tests = [root / name for name in TEST_NAMES if (root / name).is_dir()]
-    return root / "train", tests[0] if tests else None
+    return train, tests[0] if tests else None
 
 
 def class_names(folder: Path) -> list[str]:
@@ -43,7 +45,7 @@ def list_images(folder: Path) -> tuple[list[str], list[list[Path]]]:
     """
     names = class_names(folder)
     files = [
-        sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        sorted(p for p in (folder / name).rglob("[!.]*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
         for name in names
     ]
     empty = [name for name, found in zip(names, files, strict=True) if not found]

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from PIL import Image, ImageOps
 
 from attnmosaic.data.folder_layout import find_splits, list_images
 from attnmosaic.data.images import ImageMosaics
+from attnmosaic.data.locks import locked
 from attnmosaic.data.pool import Pool, split_pool
 from attnmosaic.errors import UserError
 
@@ -97,26 +97,41 @@ def load_images(
     for path, digest in zip(paths, digests, strict=True):
         key.update(str(path.relative_to(folder)).encode() + b"\0" + digest)
     file = cache_dir / f"images-{key.hexdigest()[:32]}.pt"
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"paths.cache: cannot write to '{cache_dir}' ({error.strerror}); type paths.cache=DIR"
-        ) from error
-    with FileLock(file.with_suffix(".lock")):
-        if file.exists():
-            try:
-                return torch.load(file, weights_only=True)["images"]
-            except (RuntimeError, EOFError, KeyError, OSError, ValueError):
-                file.unlink()  # damaged from outside; what it held can be made again
-        images = torch.from_numpy(_decode_all(paths, image_size, color))
-        unfinished = file.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            torch.save({"images": images}, unfinished)
-            os.replace(unfinished, file)
-        finally:
-            unfinished.unlink(missing_ok=True)
+    with locked(cache_dir, file.stem):
+        for abandoned in cache_dir.glob(f"{file.stem}.*.tmp"):
+            abandoned.unlink()
+        images = _read_cache(file)
+        if images is None:
+            images = torch.from_numpy(_decode_all(paths, image_size, color))
+            _write_cache(file, images)
     return images
+
+
+def _read_cache(file: Path) -> torch.Tensor | None:
+    """Returns the images of a cache file, or None where it is absent or damaged."""
+    if not file.exists():
+        return None
+    try:
+        held = torch.load(file, weights_only=True)
+        images: torch.Tensor = held["images"]
+        return images if held["digest"] == _digest(images) else None
+    except Exception:  # whatever a damaged file makes torch raise: it can be made again
+        return None
+
+
+def _write_cache(file: Path, images: torch.Tensor) -> None:
+    unfinished = file.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        torch.save({"images": images, "digest": _digest(images)}, unfinished)
+        os.replace(unfinished, file)
+    except OSError as error:
+        raise UserError(f"paths.cache: cannot write '{file}' ({error.strerror}); type paths.cache=DIR") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _digest(images: torch.Tensor) -> bytes:
+    return hashlib.sha256(images.numpy().data).digest()
 
 
 def _read(path: Path) -> bytes:
@@ -152,10 +167,12 @@ def _decode_all(paths: Sequence[Path], image_size: int | None, color: bool) -> n
 def _decode(path: Path, image_size: int | None, color: bool) -> np.ndarray:
     try:
         with Image.open(path) as opened:
+            if opened.mode.startswith(("I", "F")):  # Pillow would clip them to white
+                raise ValueError(f"its pixels are of mode {opened.mode}, only 8-bit images are read")
             image = ImageOps.exif_transpose(opened).convert("RGB" if color else "L")
     # Pillow raises many kinds on hostile files: OSError, SyntaxError, ValueError, DecompressionBombError ...
     except Exception as error:
-        raise UserError(f"data.root: cannot decode '{path}' ({error}); repair or remove it") from error
+        raise UserError(f"data.root: cannot decode '{path}' ({error}); repair, convert or remove it") from error
     if image_size is not None:
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
     array = np.asarray(image)

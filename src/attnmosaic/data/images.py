@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 
 from attnmosaic.data.datamodule import MosaicDataModule
+from attnmosaic.data.locks import locked
 from attnmosaic.data.pool import Pool, split_pool
 from attnmosaic.errors import UserError
 
@@ -144,21 +145,32 @@ class TorchvisionMosaics(ImageMosaics):
 def _download(key: str, make: Callable[[], Any], lock_dir: Path) -> Iterator[None]:
     """Runs a data set's own download: one job at a time, and nothing half-written stays when it fails."""
     made: Any = make.func if isinstance(make, functools.partial) else make
+    name = getattr(made, "__name__", type(made).__name__)
     root = Path(getattr(make, "keywords", {}).get("root", "data"))
-    lock_dir.mkdir(parents=True, exist_ok=True)
-    name = hashlib.sha256(str(root.absolute()).encode()).hexdigest()[:16]
-    with FileLock(lock_dir / f"{name}.lock"):
-        existed = root.exists()
-        before = set(root.rglob("*"))
+    # Folders torchvision writes into; elsewhere only what is new at the top can be the download's.
+    owned = [root / folder for folder in (name, getattr(made, "base_folder", None)) if folder]
+
+    def files() -> set[Path]:
+        return {*root.glob("*"), *(path for folder in owned for path in folder.rglob("*"))}
+
+    with locked(lock_dir, hashlib.sha256(str(root.absolute()).encode()).hexdigest()[:16]):
+        absent = [folder for folder in (root, *root.parents) if not folder.exists()]
+        before = files()
         try:
             yield
-        except (OSError, RuntimeError) as error:
-            for path in sorted(set(root.rglob("*")) - before, reverse=True):
-                path.rmdir() if path.is_dir() else path.unlink()
-            if not existed and root.exists():
-                root.rmdir()
+        except BaseException as error:
+            for path in sorted(files() - before, reverse=True):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+            for folder in absent:
+                with contextlib.suppress(OSError):  # absent, or somebody else's by now
+                    folder.rmdir()
+            if not isinstance(error, Exception):
+                raise
             raise UserError(
-                f"{key}: {made.__name__} is not in '{root}' and could not be downloaded "
+                f"{key}: {name} is not in '{root}' and could not be downloaded "
                 f"({_first_line(error)}); put {_files_wanted(made, root)}, or name the folder that has it with "
                 "paths.data=DIR, or use images of your own with data=image_folder data.root=DIR"
             ) from error
