@@ -14,6 +14,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # Before anything of the package is imported: every shape in a signature is then checked on every call.
 install_import_hook(["attnmosaic.data", "attnmosaic.nn", "attnmosaic.metrics"], "beartype.beartype")
 
+from cli import Cli, make_cli  # noqa: E402
 from hydra import compose, initialize_config_dir  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
@@ -71,3 +72,10 @@ def real_data() -> Path:
     if not folder or not Path(folder, "MNIST").is_dir():
         pytest.skip("real data absent: set ATTNMOSAIC_REAL_DATA to a folder with MNIST/ and cifar10-jpeg.tar.xz")
     return Path(folder)
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
+    """Runs a command in an empty folder; see `cli.make_cli`."""
+    monkeypatch.chdir(tmp_path)
+    return make_cli(monkeypatch, capfd)

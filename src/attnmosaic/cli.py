@@ -81,12 +81,14 @@ def explain(error: Exception, overrides: list[str]) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return str(not_among(group, name, error.options))
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: is not a valid override ({str(error).splitlines()[0]}); quote lists: 'key=[a,b]'"
     text = str(error)
     if key := re.search(r"Could not override '([\w./@]+)'", text):
         return _unknown_key(key[1], overrides)
     cause = error.__cause__
     if not isinstance(cause, OmegaConfBaseException):
-        return text.splitlines()[0]
+        return " ".join(text.splitlines()[:2])
     where, what = text.splitlines()[0], str(cause).splitlines()[0]
     return f"{cause.full_key}: {what}" if cause.full_key else f"{where} {what}"
 

@@ -115,10 +115,12 @@ class TrainConfig:
 class EvaluateConfig:
     """An evaluation. ``conf/evaluate.yaml`` says what each key means."""
 
+    name: str = MISSING
     ckpt_path: str = MISSING
     data: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = MISSING
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    paths: dict[str, str] = field(default_factory=dict)
     run_dir: str = MISSING
 
 

@@ -152,7 +152,7 @@ def test_failed_download_says_what_to_do_and_leaves_nothing(
 ) -> None:
     monkeypatch.setattr(made, "error", error, raising=False)
     root = tmp_path / "sets"
-    mine = [root / "mine.txt", root / "MNIST" / "raw" / "notes.txt", root / "deeper" / "kept"]
+    mine = [root / "mine.txt", root / "MNIST" / "raw" / "notes.txt", root / "other" / "kept"]
     if existed:
         for path in mine:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -129,23 +129,23 @@ def _draw_images(
         image(grid[i, -1], aggregates[i])
         title, color = _title(data, i, predicted)
         grid[i, -1].set_xlabel(title, color=color, fontsize=8, labelpad=2)
-    grid[0, 0].set_title("patches, with their weights; the foreground is framed", fontsize=9, loc="left")
-    grid[0, -1].set_title("weighted sum", fontsize=9)
+    figure.suptitle("patches with their weights, the true foreground framed; last: the weighted sum", fontsize=9)
     return figure
 
 
 def _draw_points(
     data: Mosaics, alpha: torch.Tensor, aggregates: torch.Tensor, patches: torch.Tensor, predicted: torch.Tensor
 ) -> "Figure":
+    from matplotlib.collections import PathCollection
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.2 * len(alpha), 3.6), layout="constrained")
+    figure = Figure(figsize=(3.2 * len(alpha), 3.7), layout="constrained")
     panels: Any = figure.subplots(1, len(alpha), squeeze=False, sharex=True, sharey=True)[0]
     points = data.pool.patches.float().cpu()
     foreground = dict(zip(data.foreground_classes, (BLUE, GREEN, "#CC79A7"), strict=False))
     colors = [foreground.get(data.pool.classes[label], "0.8") for label in data.pool.labels.tolist()]
     for i, axes in enumerate(panels):
-        axes.scatter(points[:, 0], points[:, 1], c=colors, s=4, linewidths=0)
+        axes.scatter(points[:, 0], points[:, 1], c=colors, s=14, linewidths=0)
         x, y = patches[i, :, 0], patches[i, :, 1]
         axes.scatter(x, y, s=20 + 280 * alpha[i], facecolors="none", edgecolors="black", label="patches, by weight")
         true = data.foreground[i]
@@ -153,5 +153,9 @@ def _draw_points(
         axes.scatter(*aggregates[i], marker="*", s=130, color=RED, edgecolors="white", label="weighted sum")
         title, color = _title(data, i, predicted)
         axes.set_title(title, color=color, fontsize=10)
-    panels[-1].legend(fontsize=7, loc="lower right")
+    handles, labels = panels[-1].get_legend_handles_labels()
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    for handle in legend.legend_handles:
+        if isinstance(handle, PathCollection):
+            handle.set_sizes([60])
     return figure

@@ -4,7 +4,10 @@ import contextlib
 import functools
 import hashlib
 import shutil
+import tarfile
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,9 @@ from attnmosaic.data.datamodule import MosaicDataModule
 from attnmosaic.data.locks import locked
 from attnmosaic.data.pool import Pool, split_pool
 from attnmosaic.errors import UserError
+
+DOWNLOAD_ERRORS = (OSError, RuntimeError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile)
+"""What a download or a broken archive raises; anything else is a mistake in the data set's own code."""
 
 
 class ImageMosaics(MosaicDataModule):
@@ -167,7 +173,7 @@ def _download(key: str, make: Callable[[], Any], lock_dir: Path) -> Iterator[Non
             for folder in absent:
                 with contextlib.suppress(OSError):  # absent, or somebody else's by now
                     folder.rmdir()
-            if not isinstance(error, Exception):
+            if not isinstance(error, DOWNLOAD_ERRORS):
                 raise
             raise UserError(
                 f"{key}: {name} is not in '{root}' and could not be downloaded "

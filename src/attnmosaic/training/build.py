@@ -1,6 +1,7 @@
 """From a checked config to the objects it describes."""
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,23 +63,33 @@ def build_module(config: DictConfig, data: MosaicDataModule) -> StagewiseModule:
         where=build_network(config.model.where, "where", data.patch_shape, 1, seed),
         what=build_network(config.model.what, "what", data.patch_shape, data.n_labels, seed),
     )
+    # `lr` has its place at the top of the config, whatever the optimizer.
+    optimizers = {n: instantiate(config.optimizer[n], _partial_=True, lr=config.lr[n]) for n in NETWORKS}
+    schedulers = {n: instantiate(config.scheduler[n], _partial_=True) for n in NETWORKS if config.scheduler[n]}
+    for name, make in optimizers.items():
+        tried = _try(f"optimizer.{name}", make, getattr(pair, name).parameters())
+        if name in schedulers:
+            _try(f"scheduler.{name}", schedulers[name], tried)
     return StagewiseModule(
         pair,
         Schedule(**config.schedule),
         instantiate(config.objective),
-        # `lr` has its place at the top of the config, whatever the optimizer.
-        {name: instantiate(config.optimizer[name], _partial_=True, lr=config.lr[name]) for name in NETWORKS},
-        {
-            name: instantiate(config.scheduler[name], _partial_=True)
-            for name in NETWORKS
-            if config.scheduler[name] is not None
-        },
+        optimizers,
+        schedulers,
         batch_size=config.data.batch_size,
         microbatches=config.optimizer.microbatches,
         clip_norm=config.optimizer.clip_norm,
         cache_gb=config.compute.cache_gb,
         config=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
     )
+
+
+def _try(key: str, make: Callable[..., Any], argument: Any) -> Any:
+    """Makes an optimizer or scheduler before any training, so that what it does not take is told now."""
+    try:
+        return make(argument)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{key}: {str(error).strip().splitlines()[0]}") from error
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

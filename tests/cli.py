@@ -1,0 +1,26 @@
+"""The commands, run in this process: starting a new one costs ten seconds of imports."""
+
+import importlib
+import sys
+from collections.abc import Callable
+
+import pytest
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+def make_cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+    """Returns a function that runs ``python -m attnmosaic.<door> <arguments>``: (exit code, stdout, stderr)."""
+
+    def run(door: str, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [f"attnmosaic.{door}", *arguments])
+        capfd.readouterr()
+        code = 0
+        try:
+            importlib.import_module(f"attnmosaic.{door}").main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run

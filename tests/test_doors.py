@@ -1,0 +1,225 @@
+"""The commands: what they leave on disk, and that jobs of a sweep share nothing."""
+
+import csv
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cli import Cli
+from conftest import ROOT, SMALL
+from fakes import TINY_CIFAR10
+from hydra import compose, initialize_config_dir
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from attnmosaic.config import METRICS, conf_dir
+
+SHORT = ("schedule.k=2", "schedule.epochs=8")
+SPLITS = ("train", "test", "held_out")
+
+
+def result(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "result.json").read_text())
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def run_folder(tmp_path: Path, name: str = "gaussian") -> Path:
+    (folder,) = (tmp_path / "outputs" / name).iterdir()
+    return folder
+
+
+def test_what_a_run_leaves(cli: Cli, tmp_path: Path) -> None:
+    code, out, _ = cli("train", *SMALL, *SHORT, "lr.what=0.1")
+    assert code == 0
+    folder = run_folder(tmp_path)
+    assert {p.name for p in folder.iterdir()} == {
+        ".hydra", "checkpoints", "tensorboard", "train.log", "metrics.csv", "result.json", "mosaics.png",
+        "focus_vs_pred.png", *(f"focus_vs_pred_{split}.csv" for split in SPLITS),
+    }  # fmt: skip
+    final = result(folder)
+    assert set(final["metrics"]) == {f"{split}/{metric}" for split in SPLITS for metric in METRICS}
+    assert final["epochs"] == 8
+    assert final["seconds"] > 0
+    assert {"config_hash", "seed", "versions", "device"} <= set(final)
+    for value in ("train/accuracy", "held_out/ftpt"):
+        assert f"{final['metrics'][value]:.4f}" in out
+    assert str(folder) in out
+
+    # Epochs count from 1; the fifth is evaluated by the cadence, the last by the final pass.
+    table = rows(folder / "metrics.csv")
+    assert [(row["epoch"], row["stage"]) for row in table] == [
+        (str(e + 1), stage) for e, stage in enumerate(["what", "what", "where", "where"] * 2)
+    ]
+    assert [row["epoch"] for row in table if row["test/accuracy"]] == ["5", "8"]
+    assert float(table[-1]["test/accuracy"]) == final["metrics"]["test/accuracy"]
+    for split, n in zip(SPLITS, (60, 30, 30), strict=True):
+        (row,) = rows(folder / f"focus_vs_pred_{split}.csv")
+        assert list(row) == [
+            "epochs", "argmax > 0.5", "argmax < 0.5", "focus_true_pred_true", "focus_false_pred_true",
+            "focus_true_pred_false", "focus_false_pred_false",
+        ]  # fmt: skip
+        counts = [int(value) for value in row.values()]
+        assert counts[0] == 5
+        assert sum(counts[1:3]) == sum(counts[3:]) == n
+        assert counts[3] + counts[4] == round(n * float(table[4][f"{split}/accuracy"]))
+
+    names = {p.name for p in (folder / "checkpoints").iterdir()}
+    assert names == {"last.ckpt", "epoch-0004.ckpt", "epoch-0008.ckpt"}
+    for name in names:
+        checkpoint = torch.load(folder / "checkpoints" / name, weights_only=True)
+        assert checkpoint["hyper_parameters"]["config"]["lr"] == {"what": 0.1, "where": 0.01}
+
+
+def test_tensorboard(cli: Cli, tmp_path: Path) -> None:
+    cli("train", *SMALL, *SHORT)
+    folder = run_folder(tmp_path)
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {f"{prefix}/{m}" for prefix in ("running", *SPLITS) for m in METRICS} | {"stage"} <= tags
+    assert [(e.step, e.value) for e in events.Scalars("stage")] == [
+        (epoch + 1, value) for epoch, value in enumerate([0, 0, 1, 1] * 2)
+    ]
+    table = rows(folder / "metrics.csv")
+    assert [e.step for e in events.Scalars("running/loss")] == list(range(1, 9))
+    assert [e.value for e in events.Scalars("running/loss")] == pytest.approx(
+        [float(row["running/loss"]) for row in table]
+    )
+    assert [e.step for e in events.Scalars("test/accuracy")] == [5, 8]
+    (final,) = events.Scalars("final/test_accuracy")
+    assert final.value == pytest.approx(result(folder)["metrics"]["test/accuracy"])
+    assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(events.summary_metadata)
+
+
+def test_evaluate_gives_the_runs_numbers(cli: Cli, tmp_path: Path) -> None:
+    cli("train", *SMALL, *SHORT, "data=digits", "model=cnn")
+    folder = run_folder(tmp_path)
+    code, out, _ = cli("evaluate", f"ckpt_path={folder / 'checkpoints' / 'last.ckpt'}")
+    assert code == 0
+    again = json.loads((run_folder(tmp_path, "evaluate") / "evaluation.json").read_text())
+    assert again == result(folder)["metrics"]
+    assert f"{again['test/accuracy']:.4f}" in out
+    earlier = folder / "checkpoints" / "epoch-0004.ckpt"
+    code, _, _ = cli("evaluate", f"ckpt_path={earlier}", "+data.test_mosaics=77", "hydra.run.dir=again")
+    assert code == 0
+    assert json.loads((tmp_path / "again" / "evaluation.json").read_text()) != again
+
+
+def test_same_seed_same_numbers(cli: Cli, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        cli("train", *SMALL, *SHORT, f"hydra.run.dir={name}")
+    one, two = result(tmp_path / "one"), result(tmp_path / "two")
+    assert one["metrics"] == two["metrics"]
+    assert one["config_hash"] == two["config_hash"]
+    cli("train", *SMALL, *SHORT, "seed.all=1", "hydra.run.dir=three")
+    assert result(tmp_path / "three")["metrics"] != one["metrics"]
+    assert result(tmp_path / "three")["config_hash"] != one["config_hash"]
+
+
+def global_state() -> list[Any]:
+    return [
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        torch.get_float32_matmul_precision(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.deterministic,
+        torch.backends.cudnn.benchmark,
+        torch.get_rng_state().tolist(),
+        np.random.get_state()[1].tolist(),
+        random.getstate(),
+    ]
+
+
+def test_jobs_of_a_sweep_share_nothing(cli: Cli, tmp_path: Path) -> None:
+    """Each job gives what it gives alone, though the one before it set other globals."""
+    loud = ("precision=float64", "+trainer.deterministic=true", "compute.matmul_precision=medium", "compute.threads=2")
+    cli("train", *SMALL, *SHORT)  # what importing torch and Lightning leaves behind is not a job's
+    before = global_state()
+    code, _, _ = cli("train", *SMALL, *SHORT, "seed.all=1,0", "precision=float64,float32", *loud[1:], "-m")
+    assert code == 0
+    assert global_state() == before
+    jobs = {}
+    (sweep,) = (tmp_path / "outputs" / "sweeps" / "gaussian").iterdir()
+    for folder in sweep.iterdir():
+        if folder.is_dir():
+            checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+            config = checkpoint["hyper_parameters"]["config"]
+            jobs[config["seed"]["all"], config["precision"]] = (result(folder)["metrics"], checkpoint["state_dict"])
+    assert len(jobs) == 4
+    for (seed, precision), (metrics, state) in jobs.items():
+        name = f"{seed}_{precision}"
+        cli("train", *SMALL, *SHORT, f"seed.all={seed}", f"precision={precision}", f"hydra.run.dir={name}")
+        assert result(tmp_path / name)["metrics"] == metrics
+        alone = torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        assert all(torch.equal(alone[key], state[key]) for key in state)
+
+
+def test_a_failed_job_does_not_stop_the_sweep(cli: Cli, tmp_path: Path) -> None:
+    code, _, err = cli("train", *SMALL, *SHORT, "data.patches=1,4", "-m")
+    assert code == 2
+    assert "data.patches: got 1" in err
+    (sweep,) = (tmp_path / "outputs" / "sweeps" / "gaussian").iterdir()
+    assert not (sweep / "0" / "result.json").exists()
+    assert (sweep / "1" / "result.json").exists()
+
+
+def test_the_missions_command(cli: Cli, tmp_path: Path) -> None:
+    """Exactly ``experiment=stagewise lr.what=0.001 -m``, on stand-in images and few mosaics."""
+    code, _, _ = cli("train", *SMALL, *SHORT, *TINY_CIFAR10, "experiment=stagewise", "lr.what=0.001", "-m")
+    assert code == 0
+    (sweep,) = (tmp_path / "outputs" / "sweeps" / "stagewise").iterdir()
+    checkpoint = torch.load(sweep / "0" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["hyper_parameters"]["config"]["lr"] == {"what": 0.001, "where": 0.01}
+
+
+def test_stagewise_is_row_1_of_table_1() -> None:
+    """Document 002 and protocol.md."""
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        config = compose("train", ["experiment=stagewise"])
+    assert (config.schedule.order, config.schedule.k, config.schedule.epochs) == ("what_then_where", 5, 180)
+    assert (config.lr.what, config.lr.where, config.data.batch_size) == (0.01, 0.01, 250)
+    assert (config.data.train_mosaics, config.data.test_mosaics, config.data.patches) == (30_000, 10_000, 9)
+    assert config.data.foreground == ["horse", "ship", "truck"]
+    assert config.optimizer.what == config.optimizer.where == {"_target_": "torch.optim.SGD", "momentum": 0.9}
+
+
+@pytest.mark.parametrize("experiment", sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml")))
+def test_every_experiment(cli: Cli, tmp_path: Path, experiment: str) -> None:
+    """Composes and runs each experiment file, with few mosaics and two epochs."""
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        images = "train_set" in compose("train", [f"experiment={experiment}"]).data
+    stand_in = TINY_CIFAR10 if images else ()
+    few = ("schedule.k=1", "schedule.epochs=2", "hydra.run.dir=run")
+    code, _, err = cli("train", f"experiment={experiment}", *SMALL, *stand_in, *few)
+    assert code == 0, err
+    assert result(tmp_path / "run")["epochs"] == 2
+    assert result(tmp_path / "run")["name"] == experiment
+
+
+@pytest.mark.parametrize("debug", sorted(p.stem for p in (ROOT / "conf" / "debug").glob("*.yaml")))
+def test_every_debug_config(cli: Cli, tmp_path: Path, debug: str) -> None:
+    code, _, err = cli("train", f"debug={debug}", "model=mlp_50", "hydra.run.dir=run")
+    assert code == 0, err
+    if debug == "overfit":
+        assert result(tmp_path / "run")["metrics"]["train/accuracy"] > 0.95
+    if debug == "profiler":
+        assert "training_step" in next((tmp_path / "run").glob("*profile*.txt")).read_text()
+
+
+def test_a_finished_run_is_told_by_its_result_alone(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that stops in its last step leaves no result, and no half of one."""
+    from attnmosaic.training import outcome
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(outcome.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        cli("train", *SMALL, *SHORT, "hydra.run.dir=run")
+    assert not [p.name for p in (tmp_path / "run").iterdir() if "result" in p.name]

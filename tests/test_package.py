@@ -1,0 +1,33 @@
+"""The wheel carries the configs: the package works away from its repository."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from conftest import ROOT, SMALL
+
+
+def test_wheel_in_an_empty_folder(tmp_path: Path) -> None:
+    """Builds it, unpacks it, and trains from it in a folder that holds nothing."""
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")],
+        cwd=ROOT, check=True, capture_output=True,
+    )  # fmt: skip
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    site, empty = tmp_path / "site", tmp_path / "empty"
+    zipfile.ZipFile(wheel).extractall(site)
+    inside = {str(p.relative_to(site / "attnmosaic" / "conf")) for p in (site / "attnmosaic" / "conf").rglob("*.yaml")}
+    assert inside == {str(p.relative_to(ROOT / "conf")) for p in (ROOT / "conf").rglob("*.yaml")}
+    empty.mkdir()
+    overrides = ["experiment=stagewise", "data=digits", *SMALL, "schedule.k=1", "schedule.epochs=2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "attnmosaic.train", *overrides, "hydra.verbose=attnmosaic"],
+        cwd=empty, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(site)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (result,) = (empty / "outputs" / "stagewise").glob("*/result.json")
+    config = (result.parent / ".hydra" / "hydra.yaml").read_text()
+    assert str(site / "attnmosaic" / "conf") in config
+    assert str(ROOT) not in config

@@ -1,0 +1,77 @@
+"""The README's commands run as they stand."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli import Cli
+from conftest import ROOT, SMALL
+from fakes import TINY_CIFAR10
+from PIL import Image
+
+README = (ROOT / "README.md").read_text()
+
+
+def commands() -> list[list[str]]:
+    """Returns each command of the README's shell blocks, split into words."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", README, flags=re.M | re.S)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+PYTHON = [words for words in commands() if words[0] == "python"]
+MAKE = [words for words in commands() if words[0] == "make"]
+
+
+def test_there_are_commands() -> None:
+    assert ["make", "demo"] in MAKE
+    assert ["make", "test"] in MAKE
+    assert ["python", "-m", "attnmosaic.train", "experiment=stagewise", "lr.what=0.001", "-m"] in PYTHON
+    assert {tuple(words[:1]) for words in commands()} == {("python",), ("make",), ("tensorboard",)}
+
+
+@pytest.mark.parametrize("words", PYTHON, ids=" ".join)
+def test_python_command(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    """Runs it on few mosaics; CIFAR-10, photos, a run and a package of the user's are stood in for."""
+    door = words[2].removeprefix("attnmosaic.")
+    text = " ".join(words)
+    small = [*SMALL, "schedule.k=1", "schedule.epochs=4"]
+    if "experiment=stagewise" in words and "data=" not in text.replace("data.", ""):
+        small += TINY_CIFAR10
+    if "photos" in text:
+        for name in ("cat", "dog", "other"):
+            for i in range(5):
+                (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
+                pixels = np.random.default_rng(i).integers(256, size=(40 + i, 50, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.jpg")
+    if "RUN/" in text:
+        first = [override for override in small if not override.startswith("schedule.epochs")]
+        target = ["experiment=stagewise", *TINY_CIFAR10]
+        assert cli("train", *target, *first, "schedule.epochs=2", "hydra.run.dir=RUN")[0] == 0
+    words = [word.replace("my_package.", "fakes.") for word in words]
+    # First, as Hydra takes no override after -m.
+    code, out, err = cli(door, *(small if door == "train" else ()), *words[3:])
+    assert code == 0, err
+    assert "held_out" in out
+
+
+@pytest.mark.parametrize("words", MAKE, ids=" ".join)
+def test_make_command(words: list[str]) -> None:
+    """The target is there; running it would install everything anew."""
+    done = subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_file_it_names_is_there() -> None:
+    for path in re.findall(r"\]\(([\w./-]+)\)", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_config_map_names_every_choice() -> None:
+    for group in ("data", "model", "schedule", "objective", "optimizer", "scheduler", "debug", "experiment"):
+        for file in (ROOT / "conf" / group).glob("*.yaml"):
+            name = re.sub(r"^gaussian_type[2-4]$", "gaussian_type1", file.stem)
+            assert name in README or (name == "gaussian_type5" and "`..`5`" in README), (group, name)

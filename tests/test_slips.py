@@ -1,0 +1,135 @@
+"""A user's slip: one line that says what to type instead, exit code 2, before anything heavy is imported."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli import Cli
+
+LIGHT = {
+    ("experiment=stagwise",): r"experiment: got 'stagwise', allowed: .*stagewise.*did you mean experiment=stagewise",
+    ("schedule=what_first",): r"schedule: got 'what_first', allowed: joint, .*what_then_where",
+    ("expirement=stagewise",): r"expirement: there is no such config key; did you mean experiment",
+    ("lr.wat=1",): r"lr\.wat: there is no such config key; did you mean lr\.what",
+    ("data.patchs=4", "data=digits"): r"data\.patchs: there is no such config key; did you mean data\.patches",
+    ("lr.what=abc",): r"lr\.what: Value 'abc' of type 'str' could not be converted to Float",
+    ("lr.what=0",): r"lr\.what: got 0\.0, needs a number above 0; type for example lr\.what=0\.01",
+    ("lr.where=-1",): r"lr\.where: got -1\.0, needs",
+    ("lr.where=nan",): r"lr\.where: got nan, needs",
+    ("schedule.k=0",): r"schedule\.k: got 0, needs a whole number of at least 1",
+    ("schedule.epochs=-5",): r"schedule\.epochs: got -5, needs",
+    ("schedule.order=what_first",): r"schedule\.order: got 'what_first', allowed: what_then_where, .*did you mean",
+    ("data.batch_size=0",): r"data\.batch_size: got 0, needs",
+    ("data.train_mosaics=2.5",): r"data\.train_mosaics: got 2\.5, needs a whole number",
+    ("data.held_out_mosaics=0",): r"data\.held_out_mosaics: got 0, needs",
+    ("data.patches=1",): r"data\.patches: got 1, needs a whole number of at least 2",
+    ("data.foreground=[]",): r"data\.foreground: got \[\], needs at least two classes",
+    ("data.foreground=3",): r"data\.foreground: got 3, needs a list of class names",
+    ("data.foreground=[1,1]",): r"data\.foreground: got \[1, 1\], which names a class twice",
+    ("data.foreground=[1,12]",): r"data\.foreground: got class index 12, allowed: 0 to 9",
+    ("data.background=[2,3]",): r"data\.background: 2 is also in data\.foreground",
+    ("data.background=[]",): r"data\.background: got no class",
+    ("data=cifar10", "data.foreground=[hose,ship]"): r"data\.foreground: got class 'hose'.*did you mean horse",
+    ("data.foreground=[1,2",): r"data\.foreground=\[1,2: is not a valid override",
+    ("precision=float46",): r"precision: got 'float46', allowed: float32, float64.*did you mean precision=float64",
+    ("optimized_metric=test/acuracy",): r"optimized_metric: .*did you mean optimized_metric=test/accuracy",
+    ("seed.all=-1",): r"seed\.all: got -1, needs",
+    ("ckpt_path=nowhere.ckpt",): r"ckpt_path: 'nowhere\.ckpt' does not exist",
+    ("data=image_folder",): r"data\.\w+: has no value and needs one; type data\.\w+=",
+    ("data=image_folder", "data.root=nowhere", "data.foreground=[a,b]"): r"data\.root: 'nowhere' does not exist",
+    ("data=image_folder", "data.root=empty", "data.foreground=[a,b]"): r"data\.root: 'empty' holds no folders",
+    ("data=image_folder", "data.root=pets", "data.foreground=[cat,dgo]"): r"class 'dgo', allowed: bird, cat, dog.*dog",
+}
+PROGRAM = """
+import contextlib, io, json, sys
+from attnmosaic.train import main
+told = []
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["attnmosaic.train", *arguments]
+    err = io.StringIO()
+    code = 0
+    with contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+    heavy = [name for name in ("torch", "torchvision", "pytorch_lightning", "numpy") if name in sys.modules]
+    told.append([code, err.getvalue(), heavy])
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], tuple[int, str, list[str]]]:
+    """Runs every light slip in one fresh process."""
+    folder = tmp_path_factory.mktemp("slips")
+    (folder / "empty").mkdir()
+    for name in ("cat", "dog", "bird"):
+        (folder / "pets" / name).mkdir(parents=True)
+    arguments = [*map(list, LIGHT)]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(arguments)],
+        cwd=folder, capture_output=True, text=True, check=True, env=os.environ,
+    )  # fmt: skip
+    return dict(zip(LIGHT, json.loads(done.stdout.splitlines()[-1]), strict=True))
+
+
+@pytest.mark.parametrize("arguments", LIGHT, ids=" ".join)
+def test_light_slip(told: dict[tuple[str, ...], tuple[int, str, list[str]]], arguments: tuple[str, ...]) -> None:
+    code, err, heavy = told[arguments]
+    check_line(code, err, LIGHT[arguments])
+    assert heavy == []
+
+
+def check_line(code: int, err: str, wanted: str) -> None:
+    assert code == 2, err
+    assert err.startswith("error: "), err
+    assert err.count("\n") == 1, err
+    assert re.search(wanted, err), err
+
+
+HEAVY = {
+    ("model.where._target_=attnmosaic.nn.networks.MPL",): r"model\.where\._target_: cannot import .*networks\.MLP\?",
+    ("model.where._target_=no.such.Net",): r"model\.where\._target_: cannot import 'no\.such\.Net'",
+    ("model=cnn",): r"model\.where: .*ConvNet does not take patches of shape \(2,\)",
+    (
+        "model.what._target_=torch.nn.Flatten",
+        "~model.what.hidden",
+    ): r"model\.what: .*\(2,\) outputs .*needs \(3,\)",
+    ("trainer.accelerator=gpu",): r"trainer\.accelerator: got gpu, but PyTorch finds no GPU.*trainer\.accelerator=cpu",
+    ("+trainer.bogus=1",): r"trainer: .*bogus",
+    ("optimizer.what.momentum=-1",): r"optimizer\.what: .*momentum",
+    (
+        "experiment=stagewise",
+        "data.train_set._target_=fakes.NoDownload",
+    ): r"could not be downloaded \(Tempor",
+}
+
+
+@pytest.mark.parametrize("arguments", HEAVY, ids=" ".join)
+def test_heavy_slip(cli: Cli, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    code, _, err = cli("train", *arguments)
+    check_line(code, err, HEAVY[arguments])
+    assert not (tmp_path / "data").exists()
+    assert not list(tmp_path.rglob("result.json"))
+
+
+def test_evaluate_slips(cli: Cli, tmp_path: Path) -> None:
+    check_line(*cli("evaluate")[::2], r"ckpt_path: has no value and needs one; type ckpt_path=outputs")
+    check_line(*cli("evaluate", "ckpt_path=no.ckpt")[::2], r"ckpt_path: 'no\.ckpt' does not exist")
+    (tmp_path / "text.ckpt").write_text("hello")
+    check_line(*cli("evaluate", "ckpt_path=text.ckpt")[::2], r"'text\.ckpt' is no readable attnmosaic checkpoint")
+
+
+def test_stack_trace_on_request(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "attnmosaic.train", "schedule.k=0"],
+        cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"HYDRA_FULL_ERROR": "1"},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "UserError: schedule.k" in done.stderr
