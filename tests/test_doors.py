@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from cli import Cli
 from conftest import ROOT, SMALL
 from fakes import TINY_CIFAR10
@@ -40,7 +41,7 @@ def test_what_a_run_leaves(cli: Cli, tmp_path: Path) -> None:
     assert code == 0
     folder = run_folder(tmp_path)
     assert {p.name for p in folder.iterdir()} == {
-        ".hydra", "checkpoints", "tensorboard", "train.log", "metrics.csv", "result.json", "mosaics.png",
+        ".hydra", "config.yaml", "checkpoints", "tensorboard", "train.log", "metrics.csv", "result.json", "mosaics.png",
         "focus_vs_pred.png", *(f"focus_vs_pred_{split}.csv" for split in SPLITS),
     }  # fmt: skip
     final = result(folder)
@@ -51,6 +52,9 @@ def test_what_a_run_leaves(cli: Cli, tmp_path: Path) -> None:
     for value in ("train/accuracy", "held_out/ftpt"):
         assert f"{final['metrics'][value]:.4f}" in out
     assert str(folder) in out
+    resolved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert resolved["run_dir"] == str(folder)
+    assert "${" not in (folder / "config.yaml").read_text()
 
     # Epochs count from 1; the fifth is evaluated by the cadence, the last by the final pass.
     table = rows(folder / "metrics.csv")
@@ -98,7 +102,9 @@ def test_tensorboard(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_evaluate_gives_the_runs_numbers(cli: Cli, tmp_path: Path) -> None:
-    cli("train", *SMALL, *SHORT, "data=digits", "model=cnn")
+    # Other threads and precision than the defaults: evaluate takes the run's.
+    own = ("precision=float64", "compute.threads=2", "lr.what=0.1", "lr.where=0.1", "trainer.check_val_every_n_epoch=4")
+    cli("train", *SMALL, *SHORT, "data=digits", "model=cnn", *own)
     folder = run_folder(tmp_path)
     code, out, _ = cli("evaluate", f"ckpt_path={folder / 'checkpoints' / 'last.ckpt'}")
     assert code == 0
@@ -106,9 +112,15 @@ def test_evaluate_gives_the_runs_numbers(cli: Cli, tmp_path: Path) -> None:
     assert again == result(folder)["metrics"]
     assert f"{again['test/accuracy']:.4f}" in out
     earlier = folder / "checkpoints" / "epoch-0004.ckpt"
-    code, _, _ = cli("evaluate", f"ckpt_path={earlier}", "+data.test_mosaics=77", "hydra.run.dir=again")
-    assert code == 0
-    assert json.loads((tmp_path / "again" / "evaluation.json").read_text()) != again
+    cli("evaluate", f"ckpt_path={earlier}", "hydra.run.dir=earlier")
+    measured = json.loads((tmp_path / "earlier" / "evaluation.json").read_text())
+    row = rows(folder / "metrics.csv")[3]
+    assert measured == {name: float(row[name]) for name in measured}
+    assert measured != again
+    cli("evaluate", f"ckpt_path={earlier}", "+data.test_mosaics=77", "hydra.run.dir=more")
+    more = json.loads((tmp_path / "more" / "evaluation.json").read_text())
+    assert {name for name in more if more[name] != measured[name]} <= {name for name in more if "test/" in name}
+    assert more != measured
 
 
 def test_same_seed_same_numbers(cli: Cli, tmp_path: Path) -> None:

@@ -38,6 +38,15 @@ LIGHT = {
     ("precision=float46",): r"precision: got 'float46', allowed: float32, float64.*did you mean precision=float64",
     ("optimized_metric=test/acuracy",): r"optimized_metric: .*did you mean optimized_metric=test/accuracy",
     ("seed.all=-1",): r"seed\.all: got -1, needs",
+    ("seed=1",): r"seed: is a section of keys; type seed\.all=1",
+    ("lr.what=0.1,0.2",): r"lr\.what.*add -m to run one job for each value",
+    ("stagewise",): r"stagewise: an override is key=value, experiment=stagewise say",
+    ("logger=null",): r"logger=null: a group takes the name of a file.*logger=none",
+    ("data=digits", "data.std=0"): r"data\.std: got 0, needs a number above 0",
+    ("data=digits", "data.mean=abc"): r"data\.mean: got abc, needs a number",
+    ("+trainer.val_check_interval=0.3",): r"trainer\.val_check_interval: got 0\.3, needs 1\.0",
+    ("data=image_folder", "data.root=split", "data.foreground=[a,b]"): r"hold different classes \(b, c\)",
+    ("data=image_folder", "data.root=numbers", "data.foreground=[1,2]"): r"1 may be the class named '1' or .*index 1",
     ("ckpt_path=nowhere.ckpt",): r"ckpt_path: 'nowhere\.ckpt' does not exist",
     ("data=image_folder",): r"data\.\w+: has no value and needs one; type data\.\w+=",
     ("data=image_folder", "data.root=nowhere", "data.foreground=[a,b]"): r"data\.root: 'nowhere' does not exist",
@@ -68,8 +77,12 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], tupl
     """Runs every light slip in one fresh process."""
     folder = tmp_path_factory.mktemp("slips")
     (folder / "empty").mkdir()
-    for name in ("cat", "dog", "bird"):
-        (folder / "pets" / name).mkdir(parents=True)
+    for name in (
+        *("pets/cat", "pets/dog", "pets/bird", "split/train/a", "split/train/b", "split/test/a", "split/test/c"),
+        *("numbers/1", "numbers/2", "numbers/3"),
+    ):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "image.png").touch()
     arguments = [*map(list, LIGHT)]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps(arguments)],
@@ -100,6 +113,10 @@ HEAVY = {
         "model.what._target_=torch.nn.Flatten",
         "~model.what.hidden",
     ): r"model\.what: .*\(2,\) outputs .*needs \(3,\)",
+    ("trainer.devices=2",): r"trainer\.devices: got 2 in all, a run uses one",
+    ("+data.bogus=1",): r"data: .*bogus",
+    ("+objective.foo=1",): r"objective: .*foo",
+    ("scheduler.what=foo",): r"scheduler\.what: got foo, needs a _target_",
     ("trainer.accelerator=gpu",): r"trainer\.accelerator: got gpu, but PyTorch finds no GPU.*trainer\.accelerator=cpu",
     ("+trainer.bogus=1",): r"trainer: .*bogus",
     ("optimizer.what.momentum=-1",): r"optimizer\.what: .*momentum",
@@ -112,13 +129,15 @@ HEAVY = {
 
 @pytest.mark.parametrize("arguments", HEAVY, ids=" ".join)
 def test_heavy_slip(cli: Cli, tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    code, _, err = cli("train", *arguments)
+    code, _, err = cli("train", *arguments, "hydra.run.dir=run")
     check_line(code, err, HEAVY[arguments])
+    assert err.removeprefix("error: ").strip() in (tmp_path / "run" / "train.log").read_text()
     assert not (tmp_path / "data").exists()
     assert not list(tmp_path.rglob("result.json"))
 
 
 def test_evaluate_slips(cli: Cli, tmp_path: Path) -> None:
+    check_line(*cli("evaluate", "ckpt_pth=no.ckpt")[::2], r"ckpt_pth: there is no such .*did you mean ckpt_path\?")
     check_line(*cli("evaluate")[::2], r"ckpt_path: has no value and needs one; type ckpt_path=outputs")
     check_line(*cli("evaluate", "ckpt_path=no.ckpt")[::2], r"ckpt_path: 'no\.ckpt' does not exist")
     (tmp_path / "text.ckpt").write_text("hello")

@@ -1,9 +1,11 @@
 """What every command shares: a user's slip is one line and exit code 2, never a stack trace."""
 
+import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
@@ -44,9 +46,20 @@ def guard(task: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     try:
         return task(config)
     except Exception as error:
-        if _TRACES or HydraConfig.get().mode == RunMode.MULTIRUN or _told(error) is None:
+        told = _told(error)
+        if told is not None:
+            _to_log_file(told[0])
+        if _TRACES or HydraConfig.get().mode == RunMode.MULTIRUN or told is None:
             raise
         _fail(error)
+
+
+def _to_log_file(message: str) -> None:
+    """Writes an error into the job's log, and not also on the terminal, where it is told anyway."""
+    record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, message, None, None)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
 
 
 def _told(error: BaseException) -> tuple[str, int] | None:
@@ -60,6 +73,9 @@ def _told(error: BaseException) -> tuple[str, int] | None:
         link = link.__cause__
     if isinstance(error, (ConfigCompositionException, OverrideParseException, OmegaConfBaseException)):
         return explain(error, sys.argv[1:]), 2
+    if isinstance(error, ValueError) and "Config group override" in str(error):
+        given = [override for override in sys.argv[1:] if override.endswith("=null")]
+        return f"{' '.join(given)}: a group takes the name of a file in conf/; logger=none leaves the logger out", 2
     return None
 
 
@@ -81,6 +97,10 @@ def explain(error: Exception, overrides: list[str]) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return str(not_among(group, name, error.options))
+    if "Ambiguous value for argument" in str(error):
+        return f"{str(error).splitlines()[0]}; add -m to run one job for each value"
+    if isinstance(error, OverrideParseException) and "=" not in error.override:
+        return f"{error.override}: an override is key=value, experiment={error.override} say"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: is not a valid override ({str(error).splitlines()[0]}); quote lists: 'key=[a,b]'"
     text = str(error)
@@ -90,7 +110,17 @@ def explain(error: Exception, overrides: list[str]) -> str:
     if not isinstance(cause, OmegaConfBaseException):
         return " ".join(text.splitlines()[:2])
     where, what = text.splitlines()[0], str(cause).splitlines()[0]
+    if cause.full_key in _SECTIONS:
+        return f"{cause.full_key}: is a section of keys; type {_SECTIONS[cause.full_key]}"
     return f"{cause.full_key}: {what}" if cause.full_key else f"{where} {what}"
+
+
+_SECTIONS = {
+    "seed": "seed.all=1",
+    "lr": "lr.what=0.01 lr.where=0.01",
+    "compute": "compute.threads=1",
+    "paths": "paths.data=DIR",
+}
 
 
 def _unknown_key(key: str, overrides: list[str]) -> str:
@@ -99,13 +129,18 @@ def _unknown_key(key: str, overrides: list[str]) -> str:
     return f"{key}: there is no such config key{hint} (--cfg job shows them all; +{key}=... adds one)"
 
 
+def _door() -> str:
+    """Returns the name of the command's config, which is that of its module."""
+    return "evaluate" if Path(sys.argv[0]).stem.endswith("evaluate") else "train"
+
+
 def _known_keys(bad: str, overrides: list[str]) -> Iterable[str]:
     """Returns every key and group that the config would have had without the bad override."""
     keep = [o for o in overrides if re.match(r"[\w./@]+=", o) and not o.startswith(bad) and "," not in o]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=conf_dir(), version_base="1.3"):
-            config = compose("train", keep, return_hydra_config=True)
+            config = compose(_door(), keep, return_hydra_config=True)
     except Exception:  # another override is wrong too; then there is nothing to suggest from
         return []
     groups = [group for group in map(str, config.hydra.runtime.choices) if "/" not in group]

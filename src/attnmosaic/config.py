@@ -13,12 +13,12 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import II, MISSING, DictConfig, OmegaConf
 
 from attnmosaic.data.classes import split_classes
-from attnmosaic.data.folder_layout import class_names, find_splits
+from attnmosaic.data.folder_layout import check_folder
 from attnmosaic.errors import UserError, not_among
 from attnmosaic.training.schedule import ORDERS
 
-PRECISIONS = {"float32": "32-true", "float64": "64-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
-"""Our names of precisions and Lightning's; the last two are mixed precision."""
+PRECISIONS = {"float32": "32-true", "float64": "64-true", "bfloat16": "bf16-mixed"}
+"""Our names of precisions and Lightning's."""
 
 METRICS = (
     "loss", "accuracy", "focus", "ftpt", "ffpt", "ftpf", "ffpf", "confident", "foreground_weight", "entropy",
@@ -119,7 +119,7 @@ class EvaluateConfig:
     ckpt_path: str = MISSING
     data: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = MISSING
-    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    compute: dict[str, Any] = field(default_factory=dict)
     paths: dict[str, str] = field(default_factory=dict)
     run_dir: str = MISSING
 
@@ -151,6 +151,13 @@ _SHARE: _Rule = (lambda v: _number(v) and 0 < v < 1, "a share above 0 and below 
 _UNIT: _Rule = (lambda v: _number(v) and 0 <= v <= 1, "a number from 0 to 1", 0.0)
 _PATCHES: _Rule = (lambda v: _integer(v) and v >= 2, "a whole number of at least 2", 9)
 _CLASSES: _Rule = (lambda v: isinstance(v, list), "a list of class names or indices", "[0,1]")
+_MEAN: _Rule = (lambda v: all(map(_number, v if isinstance(v, list) else [v])), "a number, or one a channel", 0.5)
+_STD: _Rule = (
+    lambda v: all(_number(x) and x > 0 for x in (v if isinstance(v, list) else [v])),
+    "a number above 0, or one a channel",
+    0.5,
+)
+_ONE: _Rule = (lambda v: v == 1 and isinstance(v, float), "1.0: evaluations come at the end of an epoch", 1.0)
 _MEANS: _Rule = (
     lambda v: isinstance(v, list) and len(v) >= 3 and all(_is_mean(m) for m in v),
     "a list of at least three classes, each a point [x, y] or a list of such points",
@@ -181,6 +188,12 @@ _RULES: dict[str, _Rule] = {
     "compute.threads": _COUNT,
     "compute.cache_gb": _NOT_NEGATIVE,
     "trainer.check_val_every_n_epoch": _COUNT,
+    "trainer.max_epochs": _COUNT,
+    "trainer.val_check_interval": _ONE,
+    "data.seed": _SEED,
+    "data.order_seed": _SEED,
+    "data.mean": _MEAN,
+    "data.std": _STD,
     "data.foreground": _CLASSES,
     "data.background": _CLASSES,
     "data.patches": _PATCHES,
@@ -250,18 +263,24 @@ def _check_classes(data: dict[str, Any]) -> None:
     if "means" in data:
         classes = [str(i) for i in range(len(data["means"]))]
     elif "root" in data:
-        train, test = find_splits(Path(data["root"]).expanduser())
-        classes = class_names(train)
-        if test is not None:
-            class_names(test)
+        classes = check_folder(Path(data["root"]).expanduser())
     if classes is not None:
         split_classes(data["foreground"], data.get("background"), classes)
 
 
 def config_hash(config: dict[str, Any]) -> str:
-    """Returns a hash of all that decides a run's numbers: where it writes, logs and reads from are left out."""
+    """Returns a hash of what decides a run's numbers; where it writes, and how it logs, is left out."""
     beside = {"run_dir", "paths", "logger", "callbacks", "ckpt_path", "optimized_metric", "name"}
     decisive = {key: value for key, value in config.items() if key not in beside}
-    decisive["data"] = {k: v for k, v in config["data"].items() if k not in ("cache_dir", "lock_dir")}
-    decisive["trainer"] = {k: v for k, v in config["trainer"].items() if k not in ("default_root_dir", "profiler")}
+    decisive["data"] = _without(config["data"], {"cache_dir", "lock_dir", "download"})
+    for source in ("train_set", "test_set"):  # a named data set is the same wherever it lies
+        if isinstance(decisive["data"].get(source), dict):
+            decisive["data"][source].pop("root", None)
+    decisive["trainer"] = _without(config["trainer"], {"default_root_dir", "profiler", "log_every_n_steps"})
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _without(node: Any, names: set[str]) -> Any:
+    if not isinstance(node, dict):
+        return node
+    return {key: _without(value, names) for key, value in node.items() if key not in names}

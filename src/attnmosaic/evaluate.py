@@ -19,8 +19,8 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     """Evaluates a checkpoint on the mosaics of its own run.
 
     Args:
-        config: a composition of ``conf/evaluate.yaml``. What its ``data`` holds replaces the run's setting,
-            ``+data.root=DIR`` for images that have moved, say.
+        config: a composition of ``conf/evaluate.yaml``. What its ``data`` and ``compute`` hold replaces the
+            run's settings, ``+data.root=DIR`` for images that have moved, say.
 
     Returns:
         ``{"<split>/<metric>": value}``; those of the run's ``result.json`` if nothing was replaced.
@@ -34,10 +34,9 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         raise UserError(
             f"ckpt_path: '{config.ckpt_path}' does not exist; checkpoints lie in a run's checkpoints folder"
         )
-    from hydra.utils import instantiate
-
-    from attnmosaic.training.build import build_module, check_targets, check_weights_fit, read_checkpoint
+    from attnmosaic.training.build import build_module, check_weights_fit, read_checkpoint
     from attnmosaic.training.globals import job_globals
+    from attnmosaic.training.make import check_targets, make
     from attnmosaic.training.outcome import evaluation_of, final_table, resolve, write_atomically
     from attnmosaic.training.trainer import build_trainer
 
@@ -54,7 +53,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     check_targets(trained)
     with job_globals(trained.seed.init, trained.compute.threads, trained.compute.matmul_precision):
         trainer = build_trainer(trained, PRECISIONS[trained.precision])
-        data = instantiate(trained.data, _convert_="all")
+        data = make("data", trained.data)
         data.setup()
         module = build_module(trained, data)
         check_weights_fit(checkpoint, module, config.ckpt_path)

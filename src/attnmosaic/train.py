@@ -1,9 +1,10 @@
 """Trains a where/what pair: ``python -m attnmosaic.train experiment=stagewise``."""
 
 import logging
+from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.cli import guard, run
 from attnmosaic.config import PRECISIONS, check, conf_dir, register
@@ -28,19 +29,20 @@ def train(config: DictConfig) -> dict[str, float]:
     """
     check(config)
     # Heavy imports (seconds) only once the config is known to be good.
-    from hydra.utils import instantiate
-
-    from attnmosaic.training.build import build_module, check_targets
+    from attnmosaic.training.build import build_module
     from attnmosaic.training.globals import job_globals
+    from attnmosaic.training.make import check_targets, make
     from attnmosaic.training.outcome import final_table, finish_run, resolve
     from attnmosaic.training.resume import check_resume
     from attnmosaic.training.trainer import build_trainer
 
     config = resolve(config)
     check_targets(config)
+    Path(config.run_dir).mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(config, Path(config.run_dir) / "config.yaml")
     with job_globals(config.seed.init, config.compute.threads, config.compute.matmul_precision):
         trainer = build_trainer(config, PRECISIONS[config.precision])
-        data = instantiate(config.data, _convert_="all")
+        data = make("data", config.data)
         data.prepare_data()
         data.setup()
         module = build_module(config, data)

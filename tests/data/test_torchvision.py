@@ -102,11 +102,11 @@ def test_classes_told_must_be_those_of_the_data(tmp_path: Path) -> None:
 # ---- downloads that fail
 
 
-def half_then_fail(folder: str, name: str, error: Exception) -> NoReturn:
-    """Does what a download does whose line breaks."""
-    Path(folder, "deeper").mkdir(parents=True, exist_ok=True)
-    Path(folder, name).write_bytes(b"half of it")
-    Path(folder, "deeper", "part").write_bytes(b"another half")
+def half_then_fail(file: Path, folder: Path, error: Exception) -> NoReturn:
+    """Does what a download does whose line breaks while it unpacks."""
+    (folder / "deeper").mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"half of it")
+    (folder / "deeper" / "part").write_bytes(b"another half")
     raise error
 
 
@@ -116,7 +116,8 @@ class CIFAR10(torchvision.datasets.CIFAR10):
     error: Exception
 
     def download(self) -> None:
-        half_then_fail(str(self.root), self.filename, self.error)
+        root = Path(self.root)
+        half_then_fail(root / self.filename, root / self.base_folder, self.error)
 
 
 class MNIST(torchvision.datasets.MNIST):
@@ -125,7 +126,8 @@ class MNIST(torchvision.datasets.MNIST):
     error: Exception
 
     def download(self) -> None:
-        half_then_fail(self.raw_folder, self.resources[0][0], self.error)
+        raw = Path(self.raw_folder)
+        half_then_fail(raw / self.resources[0][0], raw, self.error)
 
 
 class Own:
@@ -134,7 +136,8 @@ class Own:
     error: Exception
 
     def __init__(self, root: str, **kwargs: Any) -> None:
-        half_then_fail(root, "own.bin", self.error)
+        own = Path(root, "Own")
+        half_then_fail(own / "own.bin", own, self.error)
 
 
 WANTED = {
@@ -169,6 +172,20 @@ def test_failed_download_says_what_to_do_and_leaves_nothing(
     locks = [tmp_path / "locks", *(tmp_path / "locks").iterdir()]
     assert sorted(set(tmp_path.rglob("*")) - set(locks)) == before
     assert all(path.read_text() == "mine" for path in mine if existed)
+
+
+def test_failed_download_leaves_what_others_wrote_meanwhile(tmp_path: Path) -> None:
+    class Own:
+        def __init__(self, root: str) -> None:
+            Path(root, "Own").mkdir(parents=True)
+            Path(root, "Own", "half").write_text("half")
+            Path(root, "theirs.txt").write_text("theirs")
+            raise OSError("no line")
+
+    make = functools.partial(Own, root=str(tmp_path / "sets"))
+    with pytest.raises(UserError, match="no line"):
+        mosaics(make, make, tmp_path / "locks").load_pools()
+    assert [path.name for path in (tmp_path / "sets").rglob("*")] == ["theirs.txt"]
 
 
 def test_an_error_of_another_kind_is_not_hidden(tmp_path: Path) -> None:

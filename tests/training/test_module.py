@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 from small import AfterEpoch, build, fit
@@ -13,7 +14,7 @@ from attnmosaic.training.module import StagewiseModule
 from attnmosaic.training.schedule import ORDERS
 
 Config = Callable[..., DictConfig]
-QUIET = ("logger=none", "callbacks.last=null", "callbacks.cycle=null", "callbacks.tables=null")
+QUIET = ("logger=none", *(f"callbacks.{name}=null" for name in ("last", "cycle", "tables", "pictures")))
 
 
 class Normed(nn.Module):
@@ -177,6 +178,30 @@ def test_kept_aggregates_fit_the_budget(config: Config) -> None:
         assert kept["train"] is wanted
 
 
+class LastStep(pl.Callback):
+    """Makes a weight infinite right after the last optimizer step of epoch 2, whose loss was finite."""
+
+    steps = 0
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.steps += 1
+        if self.steps == 6:
+            for parameter in optimizer.param_groups[0]["params"]:
+                parameter.grad.fill_(float("nan"))
+
+
+def test_weights_that_break_in_an_epochs_last_step(config: Config) -> None:
+    """The loss of that step is still finite; the checkpoint before must stay."""
+    settings = config("schedule.k=2", "schedule.epochs=8", "logger=none", "trainer.check_val_every_n_epoch=1")
+    with pytest.raises(RunError, match=r"a weight became infinite in epoch 2, step 3 of 3, while what learned"):
+        fit(settings, LastStep())
+    checkpoint = torch.load(f"{settings.run_dir}/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == 0
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+
+
 class Explodes(nn.Module):
     """Cross-entropy that is infinite from its n-th call on."""
 
@@ -190,11 +215,19 @@ class Explodes(nn.Module):
         return loss if self.left >= 0 else loss * float("inf")
 
 
-def test_infinite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(config: Config) -> None:
+@pytest.mark.parametrize(
+    ("after", "told"),
+    [
+        (6, r"the loss became inf in epoch 3, step 1 of 3, while where learned.*lr\.where"),
+        (7, r"the loss became inf in epoch 3, step 2 of 3, while where learned.*lr\.where"),
+        (8, r"in epoch 3, step 3 of 3, while where learned.*lr\.where"),
+    ],
+)
+def test_infinite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(config: Config, after: int, told: str) -> None:
     """Three steps an epoch: the eighth is step 2 of epoch 3, a Where epoch with k = 2."""
     settings = config("schedule.k=2", "schedule.epochs=8", "logger=none", "trainer.check_val_every_n_epoch=100")
-    settings.objective = {"_target_": "test_module.Explodes", "after": 7}
-    with pytest.raises(RunError, match=r"inf in epoch 3, step 2 of 3, while where learned.*lr\.where"):
+    settings.objective = {"_target_": "test_module.Explodes", "after": after}
+    with pytest.raises(RunError, match=told):
         fit(settings)
     checkpoint = torch.load(f"{settings.run_dir}/checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["epoch"] == 1

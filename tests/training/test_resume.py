@@ -51,6 +51,20 @@ def test_resuming_after_any_epoch(train: Train, tmp_path: Path, order: str, sche
         check_same(tmp_path / "whole", tmp_path / f"from{epoch}")
 
 
+def test_dropout_and_running_statistics_too(train: Train, tmp_path: Path) -> None:
+    """Networks that draw while they train, and whose BatchNorm keeps statistics."""
+    settings = (
+        *(f"~model.{name}.hidden" for name in ("where", "what")),
+        *(f"model.{name}._target_=test_module.Normed" for name in ("where", "what")),
+        "schedule.k=2", "schedule.epochs=5", "logger=none", "lr.what=0.1", "lr.where=0.1",
+    )  # fmt: skip
+    train(*settings, EVERY_EPOCH, run_dir="whole")
+    for epoch in (1, 2, 3):
+        checkpoint = tmp_path / "whole" / "checkpoints" / f"epoch-{epoch:04}.ckpt"
+        train(*settings, f"ckpt_path={checkpoint}", run_dir=f"from{epoch}")
+        check_same(tmp_path / "whole", tmp_path / f"from{epoch}")
+
+
 def test_images_too(train: Train, tmp_path: Path) -> None:
     """The convolutional pair, over kept aggregates, from the middle of a What stage and of a Where stage."""
     settings = (
@@ -101,6 +115,9 @@ def test_what_cannot_be_resumed(train: Train, tmp_path: Path) -> None:
         train(*short, last)
     with pytest.raises(UserError, match=r"another architecture: pair\.what\.layers\.0\.\w+ is \(4.*\(9"):
         train(*short, last, "model.what.hidden=[9]", "schedule.epochs=4")
+    for change in ("lr.what=0.5", "optimizer=adam", "optimizer.where.momentum=0", "scheduler=cosine"):
+        with pytest.raises(UserError, match=r"go on as they were saved"):
+            train(*short, last, "schedule.epochs=4", change)
     torn = tmp_path / "torn.ckpt"
     torn.write_bytes((tmp_path / "first" / "checkpoints" / "last.ckpt").read_bytes()[:1000])
     with pytest.raises(UserError, match=r"torn\.ckpt' is no readable attnmosaic checkpoint"):
@@ -110,10 +127,10 @@ def test_what_cannot_be_resumed(train: Train, tmp_path: Path) -> None:
 def test_what_changed_is_said(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train("schedule.k=1", "schedule.epochs=2", "logger=none", run_dir="first")
     last = f"ckpt_path={tmp_path / 'first' / 'checkpoints' / 'last.ckpt'}"
-    train("schedule.k=1", "schedule.epochs=3", "logger=none", "lr.what=0.5", last)
+    train("schedule.k=1", "schedule.epochs=3", "logger=none", "data.test_mosaics=31", last)
     said = [record.message for record in caplog.records if "resuming with another" in record.message]
     assert said == [
-        "resuming with another lr.what: 0.01 before, 0.5 now",
+        "resuming with another data.test_mosaics: 30 before, 31 now",
         "resuming with another schedule.epochs: 2 before, 3 now",
         "resuming with another trainer.max_epochs: 2 before, 3 now",
     ]

@@ -1,6 +1,8 @@
 """Pictures of a run, drawn when it ends."""
 
 import csv
+import itertools
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,8 @@ from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.data.mosaics import Mosaics
 from attnmosaic.training.module import StagewiseModule
 from attnmosaic.training.schedule import Stage
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:  # matplotlib is imported when a picture is drawn, not before
     from matplotlib.axes import Axes
@@ -46,9 +50,15 @@ class RunPictures(pl.Callback):
         assert isinstance(pl_module, StagewiseModule)
         if not trainer.is_global_zero:
             return
-        stages = [pl_module.schedule.stage(epoch) for epoch in range(trainer.current_epoch)]
-        draw_focus(self.folder, stages).savefig(self.folder / "focus_vs_pred.png", dpi=150)
-        draw_mosaics(pl_module, "held_out", self.mosaics).savefig(self.folder / "mosaics.png", dpi=150)
+        try:
+            if (self.folder / "focus_vs_pred_train.csv").exists():
+                stages = [pl_module.schedule.stage(epoch) for epoch in range(trainer.current_epoch)]
+                draw_focus(self.folder, stages).savefig(self.folder / "focus_vs_pred.png", dpi=150)
+            shape = pl_module.mosaics["held_out"].pool.patch_shape
+            if shape == (2,) or len(shape) == 3:
+                draw_mosaics(pl_module, "held_out", self.mosaics).savefig(self.folder / "mosaics.png", dpi=150)
+        except Exception:  # a picture is not worth a run
+            log.warning("a picture could not be drawn", exc_info=True)
 
 
 def draw_focus(folder: Path, stages: list[Stage]) -> "Figure":
@@ -142,7 +152,7 @@ def _draw_points(
     figure = Figure(figsize=(3.2 * len(alpha), 3.7), layout="constrained")
     panels: Any = figure.subplots(1, len(alpha), squeeze=False, sharex=True, sharey=True)[0]
     points = data.pool.patches.float().cpu()
-    foreground = dict(zip(data.foreground_classes, (BLUE, GREEN, "#CC79A7"), strict=False))
+    foreground = dict(zip(data.foreground_classes, itertools.cycle((BLUE, GREEN, "#CC79A7", "#56B4E9")), strict=False))
     colors = [foreground.get(data.pool.classes[label], "0.8") for label in data.pool.labels.tolist()]
     for i, axes in enumerate(panels):
         axes.scatter(points[:, 0], points[:, 1], c=colors, s=14, linewidths=0)

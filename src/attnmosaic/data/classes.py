@@ -22,6 +22,11 @@ def class_indices(wanted: Sequence[str | int], classes: Sequence[str], key: str)
         if isinstance(item, int):
             if not 0 <= item < len(classes):
                 raise UserError(f"{key}: got class index {item}, allowed: 0 to {len(classes) - 1}")
+            if str(item) in classes and classes[item] != str(item):
+                raise UserError(
+                    f"{key}: {item} may be the class named '{item}' or the one at index {item}, '{classes[item]}'; "
+                    f"name it: '{key}=[\"{item}\",...]'"
+                )
             indices.append(item)
         elif item in classes:
             indices.append(list(classes).index(item))

@@ -37,6 +37,22 @@ def class_names(folder: Path) -> list[str]:
     return names
 
 
+def check_folder(root: Path) -> list[str]:
+    """Checks what a look at the names can tell of a folder of images and returns its classes.
+
+    Raises:
+        UserError: a folder is missing or empty, or training and test folders hold different classes.
+    """
+    train, test = find_splits(root)
+    names, _ = list_images(train)
+    if test is not None and (test_names := list_images(test)[0]) != names:
+        differ = ", ".join(sorted({*names} ^ {*test_names}))
+        raise UserError(
+            f"data.root: '{train}' and '{test}' hold different classes ({differ}); give both the same class folders"
+        )
+    return names
+
+
 def list_images(folder: Path) -> tuple[list[str], list[list[Path]]]:
     """Returns the class names and each class's image files, both sorted.
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from attnmosaic.data.folder_layout import find_splits, list_images
+from attnmosaic.data.folder_layout import check_folder, find_splits, list_images
 from attnmosaic.data.images import ImageMosaics
 from attnmosaic.data.locks import locked
 from attnmosaic.data.pool import Pool, split_pool
@@ -47,24 +47,19 @@ class ImageFolderMosaics(ImageMosaics):
         **mosaics: Any,
     ) -> None:
         super().__init__(**mosaics)
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
         self.image_size = image_size
         self.color = color
         self.held_out_share = held_out_share
         self.cache_dir = Path(cache_dir).expanduser()
 
     def load_pools(self) -> tuple[Pool, Pool]:
+        check_folder(self.root)
         train, test = find_splits(self.root)
         train_pool = self._pool(train)
         if test is None:
             return split_pool(train_pool, self.held_out_share, self.rng(10))
         held_out_pool = self._pool(test)
-        if held_out_pool.classes != train_pool.classes:
-            differ = sorted(set(held_out_pool.classes) ^ set(train_pool.classes))
-            raise UserError(
-                f"data.root: '{train}' and '{test}' hold different classes ({', '.join(differ)}); "
-                "give both the same class folders"
-            )
         if held_out_pool.patch_shape != train_pool.patch_shape:
             raise UserError(
                 f"data.root: images in '{train}' are {_size(train_pool)}, in '{test}' {_size(held_out_pool)}; "

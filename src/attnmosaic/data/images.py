@@ -152,12 +152,14 @@ def _download(key: str, make: Callable[[], Any], lock_dir: Path) -> Iterator[Non
     """Runs a data set's own download: one job at a time, and nothing half-written stays when it fails."""
     made: Any = make.func if isinstance(make, functools.partial) else make
     name = getattr(made, "__name__", type(made).__name__)
-    root = Path(getattr(make, "keywords", {}).get("root", "data"))
-    # Folders torchvision writes into; elsewhere only what is new at the top can be the download's.
-    owned = [root / folder for folder in (name, getattr(made, "base_folder", None)) if folder]
+    root = Path(getattr(make, "keywords", {}).get("root", "data")).expanduser()
 
     def files() -> set[Path]:
-        return {*root.glob("*"), *(path for folder in owned for path in folder.rglob("*"))}
+        """Returns what lies where the data set is known to write; other things in the root are not its own."""
+        folders = [root / folder for folder in (name, getattr(made, "base_folder", None)) if folder]
+        archives = [getattr(made, "filename", None), *(resource[0] for resource in getattr(made, "resources", []))]
+        owned = {*folders, *(root / archive for archive in archives if archive)}
+        return {path for path in owned if path.exists()} | {p for folder in folders for p in folder.rglob("*")}
 
     with locked(lock_dir, hashlib.sha256(str(root.absolute()).encode()).hexdigest()[:16]):
         absent = [folder for folder in (root, *root.parents) if not folder.exists()]

@@ -11,8 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from attnmosaic.data.datamodule import MosaicDataModule
-from attnmosaic.errors import UserError, nearest
+from attnmosaic.errors import UserError
 from attnmosaic.nn.attention import WhereWhat
+from attnmosaic.training.make import first_line, make
 from attnmosaic.training.module import NETWORKS, StagewiseModule
 from attnmosaic.training.schedule import Schedule
 
@@ -44,7 +45,7 @@ def build_network(config: DictConfig, name: str, in_shape: tuple[int, ...], outp
                 got = network.eval()(torch.zeros(2, *in_shape)).shape
             network.train(training)
         except Exception as error:
-            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            reason = first_line(error.__cause__ or error)
             raise UserError(
                 f"model.{name}: {config._target_} does not take patches of shape {in_shape} ({reason}); "
                 "choose another model for these data"
@@ -64,19 +65,21 @@ def build_module(config: DictConfig, data: MosaicDataModule) -> StagewiseModule:
         what=build_network(config.model.what, "what", data.patch_shape, data.n_labels, seed),
     )
     # `lr` has its place at the top of the config, whatever the optimizer.
-    optimizers = {n: instantiate(config.optimizer[n], _partial_=True, lr=config.lr[n]) for n in NETWORKS}
-    schedulers = {n: instantiate(config.scheduler[n], _partial_=True) for n in NETWORKS if config.scheduler[n]}
-    for name, make in optimizers.items():
-        tried = _try(f"optimizer.{name}", make, getattr(pair, name).parameters())
+    optimizers = {n: make(f"optimizer.{n}", config.optimizer[n], _partial_=True, lr=config.lr[n]) for n in NETWORKS}
+    scheduled = [n for n in NETWORKS if config.scheduler[n] is not None]
+    schedulers = {n: make(f"scheduler.{n}", config.scheduler[n], _partial_=True) for n in scheduled}
+    for name, optimizer in optimizers.items():
+        tried = _try(f"optimizer.{name}", optimizer, getattr(pair, name).parameters())
         if name in schedulers:
             _try(f"scheduler.{name}", schedulers[name], tried)
     return StagewiseModule(
         pair,
         Schedule(**config.schedule),
-        instantiate(config.objective),
+        make("objective", config.objective),
         optimizers,
         schedulers,
         batch_size=config.data.batch_size,
+        seed=config.seed.order,
         microbatches=config.optimizer.microbatches,
         clip_norm=config.optimizer.clip_norm,
         cache_gb=config.compute.cache_gb,
@@ -84,12 +87,12 @@ def build_module(config: DictConfig, data: MosaicDataModule) -> StagewiseModule:
     )
 
 
-def _try(key: str, make: Callable[..., Any], argument: Any) -> Any:
+def _try(key: str, partial: Callable[..., Any], argument: Any) -> Any:
     """Makes an optimizer or scheduler before any training, so that what it does not take is told now."""
     try:
-        return make(argument)
+        return partial(argument)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{key}: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"{key}: {first_line(error)}") from error
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -124,27 +127,3 @@ def check_weights_fit(checkpoint: dict[str, Any], module: nn.Module, path: str |
                 f"ckpt_path: '{path}' is of another architecture: {name} is {saved.get(name, 'absent')} in it and "
                 f"{wanted.get(name, 'absent')} in this config; give the model, patches and classes it was trained with"
             )
-
-
-def check_targets(node: Any, key: str = "") -> None:
-    """Checks that every ``_target_`` of a config can be imported.
-
-    Raises:
-        UserError: one cannot; names the nearest that could.
-    """
-    if isinstance(node, DictConfig):
-        for name in map(str, node):
-            check_targets(node[name], f"{key}.{name}" if key else name)
-        return
-    if not key.endswith("._target_"):
-        return
-    try:
-        get_object(node)
-    except Exception as error:
-        module, _, name = node.rpartition(".")
-        try:
-            close = nearest(name, vars(get_object(module)), n=1)
-        except Exception:
-            close = []
-        hint = f"; did you mean {module}.{close[0]}?" if close else ""
-        raise UserError(f"{key}: cannot import '{node}' ({str(error).splitlines()[0]}){hint}") from error

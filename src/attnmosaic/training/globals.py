@@ -18,7 +18,8 @@ def job_globals(seed: int, threads: int | None, matmul_precision: str) -> Iterat
         seed: for whatever draws from the global generators (dropout, say); mosaics, order and first weights
             have generators of their own.
         threads: torch's threads on the CPU; None leaves torch's own choice.
-        matmul_precision: "highest", "high" or "medium", see `torch.set_float32_matmul_precision`.
+        matmul_precision: "highest", "high" or "medium", see `torch.set_float32_matmul_precision`; below
+            "highest" convolutions on a GPU may use TF32, too.
     """
     python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     threads_before = torch.get_num_threads()
@@ -26,7 +27,8 @@ def job_globals(seed: int, threads: int | None, matmul_precision: str) -> Iterat
     deterministic_before = torch.are_deterministic_algorithms_enabled()
     warn_only_before = torch.is_deterministic_algorithms_warn_only_enabled()
     dtype_before = torch.get_default_dtype()
-    cudnn_before = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    cudnn = torch.backends.cudnn
+    cudnn_before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32
     lightning_log = logging.getLogger("pytorch_lightning")
     level = lightning_log.level
     try:
@@ -36,6 +38,10 @@ def job_globals(seed: int, threads: int | None, matmul_precision: str) -> Iterat
         if threads is not None:
             torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(matmul_precision)
+        cudnn.allow_tf32 = matmul_precision != "highest"
+        # What a trainer of this job asks for is set by Lightning, over these.
+        torch.use_deterministic_algorithms(False)
+        cudnn.benchmark, cudnn.deterministic = False, False
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         # Device tables and tips; what matters of them is in result.json.
@@ -46,6 +52,8 @@ def job_globals(seed: int, threads: int | None, matmul_precision: str) -> Iterat
             # An epoch of few blocks has few training steps; we log once an epoch anyway.
             warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
             warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")
+            # A resumed run writes into a folder of its own.
+            warnings.filterwarnings("ignore", message=".*dirpath has changed.*")
             # Lightning and the newest torch, about each other.
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
             yield
@@ -55,7 +63,7 @@ def job_globals(seed: int, threads: int | None, matmul_precision: str) -> Iterat
         torch.set_float32_matmul_precision(matmul_before)
         torch.use_deterministic_algorithms(deterministic_before, warn_only=warn_only_before)
         torch.set_default_dtype(dtype_before)
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = cudnn_before
+        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = cudnn_before
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         torch.set_rng_state(torch_state)

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
@@ -43,6 +44,7 @@ class StagewiseModule(pl.LightningModule):
         schedulers: for either name, makes a learning-rate scheduler from its optimizer. It steps once after
             every epoch in which its network learned.
         batch_size: mosaics a step.
+        seed: with the epoch it decides what the networks draw while they train (dropout, say).
         microbatches: pieces each minibatch's gradient is accumulated over, to save memory.
         clip_norm: largest norm of a network's gradient, None for no clipping.
         cache_gb: memory that kept aggregates may take, in GB (1e9 bytes).
@@ -58,6 +60,7 @@ class StagewiseModule(pl.LightningModule):
         schedulers: Mapping[str, MakeScheduler] | None = None,
         *,
         batch_size: int,
+        seed: int,
         microbatches: int = 1,
         clip_norm: float | None = None,
         cache_gb: float = 1.0,
@@ -71,6 +74,7 @@ class StagewiseModule(pl.LightningModule):
         self.make_optimizers = optimizers
         self.make_schedulers = schedulers or {}
         self.batch_size = batch_size
+        self.seed = seed
         self.microbatches = microbatches
         self.clip_norm = clip_norm
         self.cache_gb = cache_gb
@@ -98,15 +102,15 @@ class StagewiseModule(pl.LightningModule):
 
     # ---- training
 
-    def on_train_start(self) -> None:
+    def on_fit_start(self) -> None:
         self._take_data()
 
     def on_train_epoch_start(self) -> None:
         stage = self.stage
+        # Anew each epoch: a resumed run then draws what the uninterrupted one would have.
+        torch.manual_seed(int(np.random.SeedSequence([self.seed, self.current_epoch, 2]).generate_state(1)[0]))
         for name in NETWORKS:
             getattr(self.pair, name).train(name in stage.learners)
-        if "where" in stage.learners:
-            self.frozen_where.clear()
         self.running.reset()
         self._losses.clear()
         self.epoch_metrics = {}
@@ -115,6 +119,8 @@ class StagewiseModule(pl.LightningModule):
         stage = self.stage
         if stage is Stage.WHAT:
             self.frozen_where.keep("train")
+        else:
+            self.frozen_where.clear()
         with self._learning(stage) as optimizers:
             seen = [self._step(minibatch, stage, optimizers) for minibatch in rows.split(self.batch_size)]
         losses, logits, alpha = (list(part) for part in zip(*seen, strict=True))
@@ -167,13 +173,16 @@ class StagewiseModule(pl.LightningModule):
     def _finish_epoch(self, stage: Stage) -> None:
         """Runs in the epoch's last block, so that validation and checkpoints only see finite weights."""
         losses = torch.stack(self._losses)
-        finite = losses.isfinite()
+        # The last step's loss is from before that step: its weights are looked at themselves.
+        weights = all(value.isfinite().all() for value in self.pair.state_dict().values())
+        finite = torch.cat([losses.isfinite(), torch.tensor([weights], device=losses.device)])
         if not finite.all():
             step = int(finite.logical_not().nonzero()[0]) + 1
+            what = f"the loss became {losses[step - 1].item()}" if step <= len(losses) else "a weight became infinite"
             raise RunError(
-                f"the loss became {losses[step - 1].item()} in epoch {self.current_epoch + 1}, step {step} of "
-                f"{len(losses)}, while {' and '.join(stage.learners)} learned; the last checkpoint is from before "
-                f"this epoch. Try a smaller lr.{stage.learners[0]}"
+                f"{what} in epoch {self.current_epoch + 1}, step {min(step, len(losses))} of {len(losses)}, while "
+                f"{' and '.join(stage.learners)} learned; the last checkpoint is from before this epoch. "
+                f"Try a smaller lr.{stage.learners[0]}"
             )
         self._record("running", self.running)
         for scheduler, name in zip(self._schedulers(), self.make_schedulers, strict=True):
@@ -200,8 +209,6 @@ class StagewiseModule(pl.LightningModule):
     def on_validation_start(self) -> None:
         if self.trainer.state.fn != TrainerFn.FITTING:
             self._take_data()
-        elif "where" in self.stage.learners:
-            self.frozen_where.clear()
 
     def on_validation_epoch_start(self) -> None:
         for split in SPLITS:

@@ -22,12 +22,16 @@ _FREE = (
     "optimized_metric",
 )
 
+_KEPT = ("lr.", "optimizer.what.", "optimizer.where.", "scheduler.")
+"""Settings that live in an optimizer's or scheduler's state: restoring it would silently undo a change."""
+
 
 def check_resume(config: DictConfig, module: StagewiseModule) -> None:
     """Checks that a run can go on from ``config.ckpt_path``, and says what differs from the run it is of.
 
     Raises:
-        UserError: the file is no checkpoint, is of another architecture, or its run has no epoch left.
+        UserError: the file is no checkpoint, is of another architecture, its run has no epoch left, or its
+            optimizers were set up otherwise.
     """
     checkpoint = read_checkpoint(config.ckpt_path)
     check_weights_fit(checkpoint, module, config.ckpt_path)
@@ -40,8 +44,14 @@ def check_resume(config: DictConfig, module: StagewiseModule) -> None:
     before = _flat(checkpoint["hyper_parameters"]["config"])
     now = _flat(OmegaConf.to_container(config, resolve=True))
     for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key) and not key.startswith(_FREE):
-            log.warning("resuming with another %s: %s before, %s now", key, before.get(key), now.get(key))
+        if before.get(key) == now.get(key) or key.startswith(_FREE):
+            continue
+        if key.startswith(_KEPT):
+            raise UserError(
+                f"{key}: got {now.get(key)}, but the optimizers in '{config.ckpt_path}' go on as they were saved, with "
+                f"{before.get(key)}; type {key}={before.get(key)}, or start a new run"
+            )
+        log.warning("resuming with another %s: %s before, %s now", key, before.get(key), now.get(key))
     log.info("resuming after epoch %d of %d", done, config.schedule.epochs)
 
 

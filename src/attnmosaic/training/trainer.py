@@ -4,12 +4,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.utils import instantiate
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import ProgressBar
 
 from attnmosaic.errors import UserError
+from attnmosaic.training.make import make
 
 
 def build_trainer(config: DictConfig, precision: str) -> pl.Trainer:
@@ -29,22 +28,23 @@ def build_trainer(config: DictConfig, precision: str) -> pl.Trainer:
             f"trainer.accelerator: got {wanted}, but PyTorch finds no GPU on this machine; "
             "type trainer.accelerator=cpu (or auto)"
         )
-    callbacks = _instances(config.get("callbacks"))
+    callbacks = _instances("callbacks", config.get("callbacks"))
     given = {
         "precision": precision,
-        "logger": _instances(config.get("logger")) or False,
+        "logger": _instances("logger", config.get("logger")) or False,
         "callbacks": callbacks,
         # Otherwise Lightning puts a bar of its own where ours was left out.
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
     }
-    try:
-        return instantiate(config.trainer, **given)
-    except Exception as error:
-        cause = error.__cause__
-        if isinstance(cause, (TypeError, ValueError, MisconfigurationException)):
-            raise UserError(f"trainer: Lightning answers: {str(cause).strip().splitlines()[0]}") from error
-        raise
+    trainer: pl.Trainer = make("trainer", config.trainer, **given)
+    if trainer.world_size > 1:
+        raise UserError(f"trainer.devices: got {trainer.world_size} in all, a run uses one; type trainer.devices=1")
+    if trainer.strategy.root_device.type == "mps":
+        raise UserError("trainer.accelerator: Apple's GPUs lack the metrics' float64; type trainer.accelerator=cpu")
+    return trainer
 
 
-def _instances(nodes: DictConfig | None) -> list[Any]:
-    return [instantiate(node) for node in (nodes or {}).values() if node is not None]
+def _instances(group: str, nodes: DictConfig | None) -> list[Any]:
+    if nodes is None:
+        return []
+    return [make(f"{group}.{name!s}", node) for name, node in nodes.items() if node is not None]

@@ -1,0 +1,55 @@
+"""What a config composes to, and its hash."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from attnmosaic.config import conf_dir, config_hash
+
+EXPERIMENT = """# @package _global_
+name: mine
+lr: {what: 0.001, where: 0.002}
+seed: {all: 7}
+precision: float64
+optimized_metric: held_out/ftpt
+"""
+
+
+def test_an_experiment_overrides_every_key_and_the_command_line_all(tmp_path: Path) -> None:
+    """From a folder of the user's own, too."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(EXPERIMENT)
+    search = f"hydra.searchpath=[file://{tmp_path}]"
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        config = compose("train", ["experiment=mine", search])
+        changed = compose("train", ["experiment=mine", search, "lr.what=0.5", "seed.data=3"])
+    assert (config.lr.what, config.lr.where, config.precision) == (0.001, 0.002, "float64")
+    assert (config.seed.data, config.seed.init, config.optimized_metric) == (7, 7, "held_out/ftpt")
+    assert (changed.lr.what, changed.lr.where, changed.seed.data, changed.seed.init) == (0.5, 0.002, 3, 7)
+
+
+def hashed(config: DictConfig) -> str:
+    return config_hash(OmegaConf.to_container(config, resolve=True))
+
+
+@pytest.mark.parametrize(
+    "same",
+    ["paths.data=elsewhere", "paths.cache=elsewhere", "logger=none", "callbacks.progress=null"],
+)
+def test_hash_ignores_where_and_how_it_is_written(config: Callable[..., DictConfig], same: str) -> None:
+    other = config("experiment=stagewise", same, run_dir="elsewhere")
+    assert hashed(other) == hashed(config("experiment=stagewise"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "lr.what=0.02", "seed.order=1", "schedule.k=7", "data.patches=4", "data.foreground=[horse,ship]",
+        "model.what.hidden=[5]", "objective.entropy=0.1", "precision=float64", "optimizer=adam", "scheduler=cosine",
+    ],
+)  # fmt: skip
+def test_hash_tells_runs_of_different_numbers_apart(config: Callable[..., DictConfig], change: str) -> None:
+    assert hashed(config("experiment=stagewise", change)) != hashed(config("experiment=stagewise"))
