@@ -66,8 +66,9 @@ def test_dropout_and_running_statistics_too(train: Train, tmp_path: Path) -> Non
 
 
 def test_images_too(train: Train, tmp_path: Path) -> None:
-    """The convolutional pair, over kept aggregates, from the middle of a What stage and of a Where stage."""
+    """The convolutional pair in float64, kept aggregates, from the middle of a What stage and of a Where stage."""
     settings = (
+        "precision=float64",
         "experiment=stagewise", "data=digits", "schedule.k=2", "schedule.epochs=5", "logger=none",
         "trainer.check_val_every_n_epoch=2", "lr.what=0.1", "lr.where=0.1",
     )  # fmt: skip

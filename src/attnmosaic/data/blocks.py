@@ -38,6 +38,10 @@ class EpochBlocks(Sampler[Tensor]):
         yield from torch.from_numpy(order).split(self.batch_size * self.steps)
 
 
+# The loaders below get a generator of their own: a loader draws a number each time it starts, and from the global
+# generator that would move what the networks draw (dropout).
+
+
 class _Rows(Dataset[Tensor]):
     """Hands a sampler's rows on: the patches themselves already lie on the training device."""
 
@@ -47,10 +51,10 @@ class _Rows(Dataset[Tensor]):
 
 def block_loader(blocks: EpochBlocks) -> DataLoader[Tensor]:
     """Returns a loader of blocks of row numbers, each ``[<= steps * batch_size]``, int64."""
-    return DataLoader(_Rows(), sampler=blocks, batch_size=None)
+    return DataLoader(_Rows(), sampler=blocks, batch_size=None, generator=torch.Generator())
 
 
 def row_loader(n: int, batch_size: int) -> DataLoader[Tensor]:
     """Returns a loader of the rows 0 to n - 1 in order, each ``[<= batch_size]``, int64."""
     chunks = list(torch.arange(n).split(batch_size))
-    return DataLoader(chunks, batch_size=None)  # type: ignore[arg-type]  # a list is a dataset
+    return DataLoader(chunks, batch_size=None, generator=torch.Generator())  # type: ignore[arg-type]  # a list is a dataset

@@ -64,6 +64,9 @@ def build_module(config: DictConfig, data: MosaicDataModule) -> StagewiseModule:
         where=build_network(config.model.where, "where", data.patch_shape, 1, seed),
         what=build_network(config.model.what, "what", data.patch_shape, data.n_labels, seed),
     )
+    if config.precision == "float64":
+        # Lightning would do so too, but only after a checkpoint's weights were rounded to float32.
+        pair = pair.double()
     # `lr` has its place at the top of the config, whatever the optimizer.
     optimizers = {n: make(f"optimizer.{n}", config.optimizer[n], _partial_=True, lr=config.lr[n]) for n in NETWORKS}
     scheduled = [n for n in NETWORKS if config.scheduler[n] is not None]
