@@ -62,7 +62,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         metrics = evaluation_of(module)
     write_atomically(Path(config.run_dir) / "evaluation.json", json.dumps(metrics, indent=2))
     log.info("%s", final_table(metrics))
-    log.info("written to: %s", Path(config.run_dir) / "evaluation.json")
+    log.info("written to %s", Path(config.run_dir) / "evaluation.json")
     return metrics
 
 

@@ -52,7 +52,7 @@ def train(config: DictConfig) -> dict[str, float]:
         trainer.validate(module, datamodule=data, verbose=False)
         metrics = finish_run(config, trainer, module)
     log.info("%s", final_table(metrics))
-    log.info("run folder: %s\nlook inside: tensorboard --logdir %s", config.run_dir, config.paths.output)
+    log.info("plots, tables, checkpoints: %s\nTensorBoard: tensorboard --logdir %s", config.run_dir, config.run_dir)
     return metrics
 
 

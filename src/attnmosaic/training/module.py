@@ -239,4 +239,6 @@ class StagewiseModule(pl.LightningModule):
             values["stage"] = torch.tensor(float(self.stage))
         # Lightning takes a logged "step" as the x axis; its own counts every optimizer's steps.
         values["step"] = torch.tensor(float(self.epochs_done))
-        self.log_dict(values, on_step=False, on_epoch=True, add_dataloader_idx=False)
+        # The full pass after training is logged with the hyperparameters (`finish_run`), not twice.
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        self.log_dict(values, on_step=False, on_epoch=True, add_dataloader_idx=False, logger=fitting)

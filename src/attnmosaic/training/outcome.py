@@ -46,9 +46,8 @@ def finish_run(config: DictConfig, trainer: pl.Trainer, module: StagewiseModule)
     plain: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            # Names of their own: under those of the curves they would add a point to each.
-            final = {f"final/{name.replace('/', '_')}": value for name, value in metrics.items()}
-            logger.log_hyperparams(_hyperparameters(plain), final, step=module.epochs_done)
+            # Under the curves' names, at their last epoch: the HParams tab needs no cards of its own then.
+            logger.log_hyperparams(_hyperparameters(plain), metrics, step=module.epochs_done)
             logger.finalize("success")
     if trainer.is_global_zero:
         write_atomically(Path(config.run_dir) / "result.json", json.dumps(_result(plain, metrics, trainer), indent=2))
