@@ -49,6 +49,9 @@ class StagewiseModule(pl.LightningModule):
         clip_norm: largest norm of a network's gradient, None for no clipping.
         cache_gb: memory that kept aggregates may take, in GB (1e9 bytes).
         config: the run's resolved config as plain containers; saved in every checkpoint.
+
+    Raises:
+        RunError: at the end of an epoch in which the loss or a weight became infinite or not a number.
     """
 
     def __init__(
@@ -240,5 +243,5 @@ class StagewiseModule(pl.LightningModule):
         # Lightning takes a logged "step" as the x axis; its own counts every optimizer's steps.
         values["step"] = torch.tensor(float(self.epochs_done))
         # The full pass after training is logged with the hyperparameters (`finish_run`), not twice.
-        fitting = self.trainer.state.fn == TrainerFn.FITTING
-        self.log_dict(values, on_step=False, on_epoch=True, add_dataloader_idx=False, logger=fitting)
+        logged = self.trainer.state.fn == TrainerFn.FITTING and bool(self.trainer.loggers)
+        self.log_dict(values, on_step=False, on_epoch=True, add_dataloader_idx=False, logger=logged)
