@@ -151,7 +151,7 @@ def test_jobs_of_a_sweep_share_nothing(cli: Cli, tmp_path: Path) -> None:
     """Each job gives what it gives alone, though the one before it set other globals."""
     cli("train", *SMALL, *SHORT)  # what importing torch and Lightning leaves behind is not a job's
     before = global_state()
-    swept = ("seed.all=1,0", "precision=float64,float32", "compute.matmul_precision=medium,highest")
+    swept = ("seed.all=1,0", "precision=float32,float64", "compute.matmul_precision=highest,medium")
     code, _, _ = cli("train", *SMALL, *SHORT, *swept, "+trainer.deterministic=true", "-m")
     assert code == 0
     assert global_state() == before
