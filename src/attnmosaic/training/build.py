@@ -26,7 +26,7 @@ def build_network(config: DictConfig, name: str, in_shape: tuple[int, ...], outp
     Args:
         config: ``_target_`` and its arguments.
         name: "where" or "what".
-        in_shape: shape of a patch.
+        in_shape: shape of a patch, ``(C, H, W)`` or ``(D,)``.
         outputs: outputs the network must have.
         seed: init seed.
 
@@ -58,7 +58,11 @@ def build_network(config: DictConfig, name: str, in_shape: tuple[int, ...], outp
 
 
 def build_module(config: DictConfig, data: MosaicDataModule) -> StagewiseModule:
-    """Makes the LightningModule of a run for data that are set up."""
+    """Makes the LightningModule of a run for data that are set up.
+
+    Raises:
+        UserError: a network, optimizer, scheduler or objective does not take its arguments or the patches.
+    """
     seed = config.seed.init
     pair = WhereWhat(
         where=build_network(config.model.where, "where", data.patch_shape, 1, seed),
