@@ -58,7 +58,7 @@ class OptimizerConfig:
     what: dict[str, Any] = MISSING
     where: dict[str, Any] = MISSING
     clip_norm: float | None = None
-    microbatches: int = 1
+    microbatches: int | None = None
 
 
 @dataclass
@@ -77,6 +77,7 @@ class ModelConfig:
 class ComputeConfig:
     threads: int | None = None
     matmul_precision: str = "highest"
+    engine: str = "auto"
     cache_gb: float = 1.0
 
 
@@ -209,7 +210,10 @@ _RULES: dict[str, _Rule] = {
     "data.image_size": _COUNT,
     "data.held_out_share": _SHARE,
 }
-_NULLABLE = {"optimizer.clip_norm", "compute.threads", "data.background", "data.image_size"}
+_NULLABLE = {
+    "optimizer.clip_norm", "optimizer.microbatches", "compute.threads", "data.background", "data.image_size",
+    "data.steps_per_block", "data.eval_batch_size",
+}  # fmt: skip
 
 
 def check(config: DictConfig) -> None:
@@ -232,6 +236,7 @@ def check(config: DictConfig) -> None:
         ("schedule.order", tuple(ORDERS)),
         ("precision", tuple(PRECISIONS)),
         ("compute.matmul_precision", ("highest", "high", "medium")),
+        ("compute.engine", ("auto", "eager")),
         ("optimized_metric", tuple(f"{s}/{m}" for s in ("train", "test", "held_out") for m in METRICS)),
     ):
         value = OmegaConf.select(config, key)

@@ -1,10 +1,10 @@
 """The documents' networks: their layers, and what they compute."""
 
 import pytest
-import reference
 import torch
 
 from attnmosaic.nn.networks import MLP, ConvNet
+from benchmarks import reference
 
 
 def linear(*sizes: int) -> list[tuple[int, ...]]:

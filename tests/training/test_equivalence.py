@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import reference
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
@@ -14,6 +13,7 @@ from attnmosaic.data.pool import Pool
 from attnmosaic.nn.attention import WhereWhat
 from attnmosaic.training.build import build_module, build_network
 from attnmosaic.training.trainer import build_trainer
+from benchmarks import reference
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -1,5 +1,6 @@
 """The data module that every mosaic family shares: a family only says where its two pools come from."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,10 @@ SPLITS = ("train", "test", "held_out")
 """`test` is drawn from the training pool (published protocol), `held_out` from patches never trained on."""
 
 
+BLOCK_VALUES = 2**26
+"""Values of patches a block on a CPU: about a second of a ConvNet's training, a whole epoch of 2-D points."""
+
+
 class MosaicDataModule(pl.LightningDataModule):
     """Training mosaics and both test sets, drawn over a training pool and a held-out pool.
 
@@ -30,8 +35,8 @@ class MosaicDataModule(pl.LightningDataModule):
         test_mosaics: number of test mosaics, drawn from the training pool.
         held_out_mosaics: number of test mosaics drawn from the held-out pool.
         batch_size: mosaics a training step.
-        steps_per_block: training steps a block, S.
-        eval_batch_size: mosaics an evaluation step.
+        steps_per_block: training steps a block, S; None to choose it by the work in a step.
+        eval_batch_size: mosaics an evaluation step; None to choose it likewise.
         seed: what is drawn.
         order_seed: the order in which training visits it.
     """
@@ -46,8 +51,8 @@ class MosaicDataModule(pl.LightningDataModule):
         test_mosaics: int,
         held_out_mosaics: int,
         batch_size: int,
-        steps_per_block: int,
-        eval_batch_size: int,
+        steps_per_block: int | None,
+        eval_batch_size: int | None,
         seed: int,
         order_seed: int,
     ) -> None:
@@ -96,13 +101,21 @@ class MosaicDataModule(pl.LightningDataModule):
         moved = {key: pool.to(device, dtype) for key, pool in pools.items()}
         return {split: m.on(moved[id(m.pool)]) for split, m in self.mosaics.items()}
 
+    def _mosaics_a_block(self) -> int:
+        """Returns how many mosaics keep the framework's cost a step or an evaluation step, about 1 ms, small."""
+        if self.trainer is not None and self.trainer.strategy.root_device.type == "cuda":
+            return max(self.counts.values())
+        return max(1, BLOCK_VALUES // (self.patches * math.prod(self.patch_shape)))
+
     def train_dataloader(self) -> DataLoader[Tensor]:
         n = len(self.mosaics["train"])
-        return block_loader(EpochBlocks(n, self.batch_size, self.steps_per_block, self.order_seed))
+        steps = self.steps_per_block or max(1, min(self._mosaics_a_block(), n) // self.batch_size)
+        return block_loader(EpochBlocks(n, self.batch_size, steps, self.order_seed))
 
     def val_dataloader(self) -> list[DataLoader[Tensor]]:
         """Returns one loader a split, in the order of `SPLITS`."""
-        return [row_loader(len(self.mosaics[split]), self.eval_batch_size) for split in SPLITS]
+        size = self.eval_batch_size or self._mosaics_a_block()
+        return [row_loader(len(self.mosaics[split]), size) for split in SPLITS]
 
     def export(self, folder: str | Path) -> list[Path]:
         """Writes each split as ``<folder>/<split>.npz`` (see `Mosaics.save`) and returns the paths."""

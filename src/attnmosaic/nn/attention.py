@@ -35,7 +35,16 @@ class WhereWhat(nn.Module):
         """Normalises scores to attention weights alpha that sum to 1 (softmax, as in documents 000 and 002)."""
         return scores.softmax(dim=1)
 
-    def forward(self, patches: Float[Tensor, "B P *patch"]) -> tuple[Float[Tensor, "B F"], Float[Tensor, "B P"]]:
-        """Returns the logits of mosaics and their attention weights alpha."""
-        alpha = self.weigh(self.score(patches.flatten(0, 1)).view(patches.shape[:2]))
+    def forward(
+        self, patches: Float[Tensor, "B P *patch"], scores: Float[Tensor, "B P"] | None = None
+    ) -> tuple[Float[Tensor, "B F"], Float[Tensor, "B P"]]:
+        """Returns the logits of mosaics and their attention weights alpha.
+
+        Args:
+            patches: of each mosaic.
+            scores: the where network's, if they are known already.
+        """
+        if scores is None:
+            scores = self.score(patches.flatten(0, 1)).view(patches.shape[:2])
+        alpha = self.weigh(scores)
         return self.what(aggregate(alpha, patches)), alpha

@@ -72,7 +72,10 @@ def build_module(config: DictConfig, data: MosaicDataModule) -> StagewiseModule:
         # Lightning would do so too, but only after a checkpoint's weights were rounded to float32.
         pair = pair.double()
     # `lr` has its place at the top of the config, whatever the optimizer.
-    optimizers = {n: make(f"optimizer.{n}", config.optimizer[n], _partial_=True, lr=config.lr[n]) for n in NETWORKS}
+    optimizers = {
+        n: make(f"optimizer.{n}", config.optimizer[n], _partial_=True, lr=config.lr[n], **_fused(config.optimizer[n]))
+        for n in NETWORKS
+    }
     scheduled = [n for n in NETWORKS if config.scheduler[n] is not None]
     schedulers = {n: make(f"scheduler.{n}", config.scheduler[n], _partial_=True) for n in scheduled}
     for name, optimizer in optimizers.items():
@@ -90,8 +93,15 @@ def build_module(config: DictConfig, data: MosaicDataModule) -> StagewiseModule:
         microbatches=config.optimizer.microbatches,
         clip_norm=config.optimizer.clip_norm,
         cache_gb=config.compute.cache_gb,
+        graphs=config.compute.engine == "auto",
         config=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
     )
+
+
+def _fused(config: Any) -> dict[str, bool]:
+    """Has torch's optimizers update all weights in one call, unless the config says how."""
+    fused = isinstance(config, DictConfig) and config.get("_target_") in ("torch.optim.SGD", "torch.optim.Adam")
+    return {"fused": True} if fused and not {"fused", "foreach", "differentiable"} & set(config) else {}
 
 
 def _try(key: str, partial: Callable[..., Any], argument: Any) -> Any:

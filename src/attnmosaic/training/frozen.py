@@ -10,8 +10,13 @@ from attnmosaic.data.mosaics import Mosaics
 from attnmosaic.data.pool import Pool
 from attnmosaic.nn.attention import WhereWhat, aggregate
 
-CHUNK = 2048
-"""Patches scored, or summed up, at a time: bounds memory, costs no speed."""
+PIECE = {"cpu": 2**23, "cuda": 2**30}
+"""Bytes of patches to compute on at a time: what stays in a CPU's caches; what leaves a GPU's memory room."""
+
+
+def rows_per_piece(row_bytes: int, device: torch.device) -> int:
+    """Returns how many rows of so many bytes to compute on at a time."""
+    return max(1, PIECE[device.type] // row_bytes)
 
 
 class FrozenWhere:
@@ -23,7 +28,8 @@ class FrozenWhere:
         pair: the networks; Where is evaluated in eval mode.
         mosaics: by split, on the training device.
         dtype: floating type of patches.
-        budget: bytes that kept aggregates may take; over it they are summed afresh for every minibatch.
+        budget: bytes that kept weights and aggregates may take; over it, aggregates are summed afresh for every
+            minibatch.
     """
 
     def __init__(self, pair: WhereWhat, mosaics: dict[str, Mosaics], dtype: torch.dtype, budget: int) -> None:
@@ -32,7 +38,7 @@ class FrozenWhere:
         self.dtype = dtype
         self.budget = budget
         self._scores: dict[int, Float[Tensor, " U"]] = {}
-        self._kept: dict[str, Float[Tensor, N * patch]] = {}
+        self._kept: dict[str, tuple[Float[Tensor, "N P"], Float[Tensor, N * patch]]] = {}
 
     def clear(self) -> None:
         self._scores.clear()
@@ -44,9 +50,11 @@ class FrozenWhere:
         if id(pool) not in self._scores:
             training = self.pair.where.training
             self.pair.where.eval()
+            size = rows_per_piece(math.prod(pool.patch_shape) * self.dtype.itemsize, pool.labels.device)
             rows = torch.arange(len(pool), device=pool.labels.device)
-            chunks = [self.pair.score(pool.gather(r, self.dtype)) for r in rows.split(CHUNK)]
-            self._scores[id(pool)] = torch.cat(chunks)
+            self._scores[id(pool)] = torch.cat(
+                [self.pair.score(pool.gather(piece, self.dtype)) for piece in rows.split(size)]
+            )
             self.pair.where.train(training)
         return self._scores[id(pool)]
 
@@ -54,27 +62,40 @@ class FrozenWhere:
     def attend(self, split: str, rows: Int[Tensor, " B"]) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B *patch"]]:
         """Returns the attention weights and the aggregates of some mosaics of a split."""
         mosaics = self.mosaics[split]
-        alpha = self.pair.weigh(self.scores(mosaics.pool)[mosaics.index[rows]])
         if split in self._kept:
-            kept = self._kept[split][rows]
+            alpha, kept = self._kept[split]
             # Kept channels last, as `Pool` keeps images.
-            return alpha, kept.movedim(-1, 1) if mosaics.pool.is_image else kept
-        return alpha, aggregate(alpha, mosaics.patches(rows, self.dtype))
+            return alpha[rows], kept[rows].movedim(-1, 1) if mosaics.pool.is_image else kept[rows]
+        alpha = self.pair.weigh(self.scores(mosaics.pool)[mosaics.index[rows]])
+        pieces = rows.split(self.mosaics_per_piece(split))
+        summed = [
+            aggregate(a, mosaics.patches(piece, self.dtype))
+            for a, piece in zip(alpha.split(len(pieces[0])), pieces, strict=True)
+        ]
+        return alpha, summed[0] if len(summed) == 1 else torch.cat(summed)
 
-    def keep(self, split: str) -> None:
-        """Sums every mosaic of a split up once, if the aggregates fit the budget."""
+    def mosaics_per_piece(self, split: str) -> int:
+        """Returns how many mosaics of a split, with all their patches, to compute on at a time."""
         mosaics = self.mosaics[split]
-        size = len(mosaics) * math.prod(mosaics.pool.patch_shape) * self.dtype.itemsize
+        values = mosaics.index.shape[1] * math.prod(mosaics.pool.patch_shape)
+        return rows_per_piece(values * self.dtype.itemsize, mosaics.index.device)
+
+    @torch.no_grad()
+    def keep(self, split: str) -> None:
+        """Sums every mosaic of a split up once, if weights and aggregates fit the budget."""
+        mosaics = self.mosaics[split]
+        n, patches = mosaics.index.shape
+        size = n * (patches + math.prod(mosaics.pool.patch_shape)) * self.dtype.itemsize
         if split in self._kept or size > self.budget:
             return
+        alpha = self.pair.weigh(self.scores(mosaics.pool)[mosaics.index])
         kept: Tensor | None = None
-        rows = torch.arange(len(mosaics), device=mosaics.index.device)
-        for chunk in rows.split(max(1, CHUNK // mosaics.index.shape[1])):
-            _, summed = self.attend(split, chunk)
+        for rows in torch.arange(n, device=alpha.device).split(self.mosaics_per_piece(split)):
+            summed = aggregate(alpha[rows], mosaics.patches(rows, self.dtype))
             if mosaics.pool.is_image:
                 summed = summed.movedim(1, -1)
             if kept is None:
-                kept = summed.new_empty((len(mosaics), *summed.shape[1:]))
-            kept[chunk] = summed
+                kept = summed.new_empty((n, *summed.shape[1:]))
+            kept[rows] = summed
         assert kept is not None
-        self._kept[split] = kept
+        self._kept[split] = alpha, kept

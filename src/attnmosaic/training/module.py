@@ -19,7 +19,9 @@ from attnmosaic.errors import RunError
 from attnmosaic.metrics.focus import FocusMetrics
 from attnmosaic.nn.attention import WhereWhat
 from attnmosaic.training.frozen import FrozenWhere
+from attnmosaic.training.graphs import GraphedSteps
 from attnmosaic.training.schedule import Schedule, Stage
+from attnmosaic.training.steps import Objective, Seen, Steps, mean_loss
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 MakeScheduler = Callable[[Optimizer], LRScheduler]
@@ -45,9 +47,10 @@ class StagewiseModule(pl.LightningModule):
             every epoch in which its network learned.
         batch_size: mosaics a step.
         seed: with the epoch it decides what the networks draw while they train (dropout, say).
-        microbatches: pieces each minibatch's gradient is accumulated over, to save memory.
+        microbatches: pieces each minibatch's gradient is accumulated over; None for as many as are fast.
         clip_norm: largest norm of a network's gradient, None for no clipping.
         cache_gb: memory that kept aggregates may take, in GB (1e9 bytes).
+        graphs: take steps as CUDA graphs where there is a GPU (see `GraphedSteps`).
         config: the run's resolved config as plain containers; saved in every checkpoint.
 
     Raises:
@@ -58,15 +61,16 @@ class StagewiseModule(pl.LightningModule):
         self,
         pair: WhereWhat,
         schedule: Schedule,
-        objective: Callable[[Tensor, Tensor, Tensor], Tensor],
+        objective: Objective,
         optimizers: Mapping[str, MakeOptimizer],
         schedulers: Mapping[str, MakeScheduler] | None = None,
         *,
         batch_size: int,
         seed: int,
-        microbatches: int = 1,
+        microbatches: int | None = None,
         clip_norm: float | None = None,
         cache_gb: float = 1.0,
+        graphs: bool = True,
         config: dict[str, Any],
     ) -> None:
         super().__init__()
@@ -81,11 +85,12 @@ class StagewiseModule(pl.LightningModule):
         self.microbatches = microbatches
         self.clip_norm = clip_norm
         self.cache_gb = cache_gb
+        self.graphs = graphs
         self.running = FocusMetrics()
         self.evaluations = nn.ModuleList(FocusMetrics() for _ in SPLITS)
         self.epoch_metrics: dict[str, float] = {}
         """What this epoch measured so far; callbacks write it down."""
-        self._losses: list[Tensor] = []
+        self._seen: list[Seen] = []
         self.save_hyperparameters({"config": config}, logger=False)
 
     @property
@@ -107,6 +112,8 @@ class StagewiseModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         self._take_data()
+        self.steps = Steps(self.pair, self.objective, self.frozen_where, self.microbatches, self.clip_norm)
+        self.graphed_steps = GraphedSteps(self.steps) if self.graphs and self.device.type == "cuda" else None
 
     def on_train_epoch_start(self) -> None:
         stage = self.stage
@@ -115,7 +122,7 @@ class StagewiseModule(pl.LightningModule):
         for name in NETWORKS:
             getattr(self.pair, name).train(name in stage.learners)
         self.running.reset()
-        self._losses.clear()
+        self._seen.clear()
         self.epoch_metrics = {}
 
     def training_step(self, rows: Tensor, batch_idx: int) -> None:
@@ -124,14 +131,15 @@ class StagewiseModule(pl.LightningModule):
             self.frozen_where.keep("train")
         else:
             self.frozen_where.clear()
+        *others, last = rows.split(self.batch_size)
+        take = self.graphed_steps or self.steps
         with self._learning(stage) as optimizers:
-            seen = [self._step(minibatch, stage, optimizers) for minibatch in rows.split(self.batch_size)]
-        losses, logits, alpha = (list(part) for part in zip(*seen, strict=True))
-        self._losses += losses
-        data = self.mosaics["train"]
-        sizes = torch.tensor([len(part) for part in logits], device=rows.device)
-        mean_loss = (torch.stack(losses) * sizes).sum() / len(rows)
-        self.running.update(mean_loss, torch.cat(logits), torch.cat(alpha), data.label[rows], data.foreground[rows])
+            plain = [optimizer.optimizer for optimizer in optimizers]
+            learning = [list(getattr(self.pair, name).parameters()) for name in stage.learners]
+            self._seen += [take(minibatch, stage, plain, learning) for minibatch in others]
+            # A block's last step goes through Lightning, which counts it and calls its hooks; with one step a
+            # block (data.steps_per_block=1) every step does.
+            self._seen.append(self.steps(last, stage, optimizers, learning, self.manual_backward))
         if self.trainer.is_last_batch:
             self._finish_epoch(stage)
 
@@ -146,47 +154,25 @@ class StagewiseModule(pl.LightningModule):
             with self.toggled_optimizer(optimizer):
                 yield [optimizer]
 
-    def _step(self, rows: Tensor, stage: Stage, optimizers: list[LightningOptimizer]) -> tuple[Tensor, Tensor, Tensor]:
-        """Takes one optimizer step; returns the mean loss, the logits and alpha, without gradients."""
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        seen = []
-        for piece in rows.chunk(self.microbatches):
-            logits, alpha = self._forward(piece, stage)
-            loss = self.objective(logits, alpha, self.mosaics["train"].label[piece])
-            loss = loss * (len(piece) / len(rows)) if self.microbatches > 1 else loss
-            self.manual_backward(loss)
-            seen.append((loss.detach(), logits.detach(), alpha.detach()))
-        for optimizer in optimizers:
-            if self.clip_norm is not None:
-                self.clip_gradients(optimizer, self.clip_norm, "norm")  # type: ignore[arg-type]
-            optimizer.step()
-        if len(seen) == 1:
-            return seen[0]
-        losses, all_logits, alphas = zip(*seen, strict=True)
-        return torch.stack(losses).sum(), torch.cat(all_logits), torch.cat(alphas)
-
-    def _forward(self, rows: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
-        if stage is Stage.WHAT:
-            alpha, aggregates = self.frozen_where.attend("train", rows)
-            return self.pair.what(aggregates), alpha
-        mosaics = self.mosaics["train"]
-        return self.pair(mosaics.patches(rows, self.frozen_where.dtype))
-
     def _finish_epoch(self, stage: Stage) -> None:
         """Runs in the epoch's last block, so that validation and checkpoints only see finite weights."""
-        losses = torch.stack(self._losses)
+        losses = torch.stack([seen.loss for seen in self._seen])
         # The last step's loss is from before that step: its weights are looked at themselves.
-        weights = all(value.isfinite().all() for value in self.pair.state_dict().values())
-        finite = torch.cat([losses.isfinite(), torch.tensor([weights], device=losses.device)])
-        if not finite.all():
-            step = int(finite.logical_not().nonzero()[0]) + 1
+        weights = torch.stack([value.isfinite().all() for value in self.pair.state_dict().values()]).all()
+        finite = torch.cat([losses.isfinite(), weights.view(1)]).tolist()
+        if not all(finite):
+            step = finite.index(False) + 1
             what = f"the loss became {losses[step - 1].item()}" if step <= len(losses) else "a weight became infinite"
             raise RunError(
                 f"{what} in epoch {self.current_epoch + 1}, step {min(step, len(losses))} of {len(losses)}, while "
                 f"{' and '.join(stage.learners)} learned; the last checkpoint is from before this epoch. "
                 f"Try a smaller lr.{stage.learners[0]}"
             )
+        rows, logits, alpha = (
+            torch.cat([getattr(seen, part) for seen in self._seen]) for part in ("rows", "logits", "alpha")
+        )
+        data = self.mosaics["train"]
+        self.running.update(mean_loss(self._seen), logits, alpha, data.label[rows], data.foreground[rows])
         self._record("running", self.running)
         for scheduler, name in zip(self._schedulers(), self.make_schedulers, strict=True):
             if name in stage.learners:
@@ -220,8 +206,10 @@ class StagewiseModule(pl.LightningModule):
     def validation_step(self, rows: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
         split = SPLITS[dataloader_idx]
         data = self.mosaics[split]
-        alpha, aggregates = self.frozen_where.attend(split, rows)
-        logits = self.pair.what(aggregates)
+        # Piece by piece, so that aggregates stay in a CPU's caches until What has seen them.
+        attended = (self.frozen_where.attend(split, r) for r in rows.split(self.frozen_where.mosaics_per_piece(split)))
+        seen = [(self.pair.what(aggregates), alpha) for alpha, aggregates in attended]
+        logits, alpha = (torch.cat(parts) for parts in zip(*seen, strict=True))
         label = data.label[rows]
         loss = self.objective(logits, alpha, label)
         self.evaluation(split).update(loss, logits, alpha, label, data.foreground[rows])
@@ -236,12 +224,18 @@ class StagewiseModule(pl.LightningModule):
         return self.current_epoch + (self.trainer.state.fn == TrainerFn.FITTING)
 
     def _record(self, prefix: str, metrics: FocusMetrics) -> None:
-        values = {f"{prefix}/{name}": value for name, value in metrics.compute().items()}
-        self.epoch_metrics |= {name: float(value) for name, value in values.items()}
+        computed = metrics.compute()
+        # One wait for the device, not one a metric.
+        means = torch.stack(list(computed.values())).tolist()
+        values = {f"{prefix}/{name}": mean for name, mean in zip(computed, means, strict=True)}
+        self.epoch_metrics |= values
         if prefix == "running":
-            values["stage"] = torch.tensor(float(self.stage))
-        # Lightning takes a logged "step" as the x axis; its own counts every optimizer's steps.
-        values["step"] = torch.tensor(float(self.epochs_done))
+            values["stage"] = float(self.stage)
+        # Not by `self.log`, which takes a quarter of a millisecond for each. Callbacks find what they monitor here;
+        # checkpoints are named by "step", as Lightning's own counts every optimizer's steps.
+        now = {**values, "step": self.epochs_done}
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in now.items()})
         # The full pass after training is logged with the hyperparameters (`finish_run`), not twice.
-        logged = self.trainer.state.fn == TrainerFn.FITTING and bool(self.trainer.loggers)
-        self.log_dict(values, on_step=False, on_epoch=True, add_dataloader_idx=False, logger=logged)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            for logger in self.trainer.loggers:
+                logger.log_metrics(values, step=self.epochs_done)

@@ -69,7 +69,7 @@ def _result(config: dict[str, Any], metrics: dict[str, float], trainer: pl.Train
         "seconds": round(timers[0].time_elapsed("train"), 3) if timers else None,
         "seed": config["seed"],
         "config_hash": config_hash(config),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({_cpu()})",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({cpu_name()})",
         "threads": torch.get_num_threads(),
         "versions": {
             "python": platform.python_version(),
@@ -78,7 +78,7 @@ def _result(config: dict[str, Any], metrics: dict[str, float], trainer: pl.Train
     }
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

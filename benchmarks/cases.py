@@ -1,0 +1,269 @@
+"""The cases: each measures seconds of one unit of work, for every contender in turn, several times over."""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from attnmosaic.data.datamodule import MosaicDataModule
+from attnmosaic.data.mosaics import Mosaics, draw_mosaics
+from attnmosaic.nn.attention import WhereWhat
+from attnmosaic.nn.networks import MLP
+from benchmarks import plain, project, reference
+from benchmarks.project import finish
+
+Times = dict[str, dict[str, list[float]]]
+"""Seconds by case and contender, one value a repeat."""
+
+REFERENCE, PLAIN, SINGLE, OURS = "reference", "plain", "S = 1", "attnmosaic"
+MOSAICS, BATCH, K = 30_000, 250, 5
+STEPS = MOSAICS // BATCH
+STEPS_OF_REFERENCE = 2
+"""Steps a repeat: each takes as long as the next, and 30,000 mosaics would take half an hour."""
+
+
+def timed(device: torch.device, work: Callable[[], object]) -> float:
+    finish(device)
+    begin = time.perf_counter()
+    work()
+    finish(device)
+    return time.perf_counter() - begin
+
+
+def materialise(mosaics: Mosaics, n: int) -> list[Tensor]:
+    """Returns n mosaics as the documents keep them: float64 tensors ``[9, 3, 32, 32]``, one by one."""
+    pixels = mosaics.pool.patches.permute(0, 3, 1, 2)
+    return [torch.stack([(pixels[i].double() / 255 - 0.5) / 0.5 for i in row]) for row in mosaics.index[:n]]
+
+
+def reference_times(data: project.RandomImages, device: torch.device) -> dict[str, float]:
+    """Times the documents' loop: drawing, a step of either network, an evaluation step."""
+    mosaics = data.mosaics["train"]
+    n = STEPS_OF_REFERENCE * BATCH
+    times = {"draw 30,000 mosaics": timed(device, lambda: materialise(mosaics, BATCH)) * MOSAICS / BATCH}
+    where, what = reference.Cnn(1).double().to(device), reference.Cnn(3).double().to(device)
+    optimizers = reference.optimizers_of(where, what, {"what": 0.01, "where": 0.01})
+    pairs = list(zip(materialise(mosaics, n), mosaics.label[:n], strict=True))
+    loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(pairs, batch_size=BATCH, shuffle=True)  # type: ignore[arg-type]  # a list is a dataset
+
+    def epoch(learner: str) -> None:
+        for batch, label in loader:
+            reference.step(where, what, optimizers, learner, batch.to(device), label.to(device))
+
+    @torch.no_grad()
+    def evaluate() -> None:
+        for batch, _ in loader:
+            what(reference.attend(where, batch.to(device))[1]).argmax(dim=1)
+
+    for learner in ("what", "where"):
+        times[f"{learner}-step"] = timed(device, lambda: epoch(learner)) / len(loader)  # noqa: B023
+    times["evaluate 30,000 mosaics"] = timed(device, evaluate) / len(loader) * STEPS
+    times["what/where cycle, k = 5"] = K * STEPS * (times["what-step"] + times["where-step"])
+    return times
+
+
+def plain_times(data: project.RandomImages, device: torch.device) -> dict[str, float]:
+    """Times the plain script: an epoch of either network on a tenth of the mosaics, an evaluation, drawing."""
+    pool = ((data.mosaics["train"].pool.patches.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5).to(device)
+    labels = data.mosaics["train"].pool.labels.numpy()
+    times = {"draw 30,000 mosaics": timed(device, lambda: plain.draw(labels, MOSAICS, 0))}
+    index, position, label = (part.to(device) for part in plain.draw(labels, MOSAICS, 0))
+    where, what = reference.Cnn(1).to(device), reference.Cnn(3).to(device)
+    n = 10 * BATCH
+    for learner, network in (("what", what), ("where", where)):
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+        plain.train(where, what, learner, pool, index[:BATCH], label[:BATCH], optimizer)  # warm up
+
+        def epoch(learner: str = learner, optimizer: torch.optim.SGD = optimizer) -> None:
+            plain.train(where, what, learner, pool, index[:n], label[:n], optimizer)
+
+        times[f"{learner}-step"] = timed(device, epoch) / 10
+    half = timed(device, lambda: plain.evaluate(where, what, pool, index[:n], position[:n], label[:n]))
+    times["evaluate 30,000 mosaics"] = half * MOSAICS / n
+    times["what/where cycle, k = 5"] = K * STEPS * (times["what-step"] + times["where-step"])
+    return times
+
+
+def our_times(data: project.RandomImages, steps: int | None, accelerator: str) -> dict[str, float]:
+    """Times the package: a whole cycle through Lightning, and an evaluation."""
+    data.steps_per_block = steps
+    epochs, trainer = project.train(
+        *project.IMAGES, f"schedule.k={K}", f"schedule.epochs={2 * K}", f"trainer.accelerator={accelerator}", data=data
+    )
+    drawn = data.mosaics["train"]
+    front, back = [7, 8, 9], list(range(7))
+    return {
+        "what-step": float(np.median(epochs.others["what"])) / STEPS,
+        "where-step": float(np.median(epochs.others["where"])) / STEPS,
+        "what/where cycle, k = 5": epochs.cycle(K),
+        "evaluate 30,000 mosaics": project.validate(trainer),
+        "draw 30,000 mosaics": timed(
+            torch.device("cpu"), lambda: draw_mosaics(drawn.pool, front, back, MOSAICS, 9, data.rng(0))
+        ),
+    }
+
+
+def image_cases(repeats: int, device: torch.device) -> Iterator[tuple[str, str, float]]:
+    """Yields (case, contender, seconds) on CIFAR-sized images."""
+    made = project.make_data(*project.IMAGES)
+    assert isinstance(made, project.RandomImages)
+    accelerator = "gpu" if device.type == "cuda" else "cpu"
+    for _ in range(repeats):
+        for contender, times in (
+            (REFERENCE, lambda: reference_times(made, device)),
+            (PLAIN, lambda: plain_times(made, device)),
+            (SINGLE, lambda: our_times(made, 1, accelerator)),
+            (OURS, lambda: our_times(made, None, accelerator)),
+        ):
+            yield from ((case, contender, seconds) for case, seconds in times().items())
+
+
+def bare_epochs(data: MosaicDataModule, device: torch.device, epochs: int) -> dict[str, float]:
+    """Times a bare loop of the arithmetic of a 2-D epoch: steps, and the epoch's means of what is measured.
+
+    No framework, no files; in stage What the weights and aggregates are kept, as the package keeps them.
+    """
+    mosaics = data.mosaics_on(device, torch.float32)["train"]
+    pool, index, label = mosaics.pool.patches, mosaics.index, mosaics.label
+    pair = WhereWhat(MLP((2,), 1, (4, 8)), MLP((2,), 3, (4,))).to(device)
+    with torch.no_grad():
+        kept_alpha = pair.weigh(pair.score(pool)[index])
+        kept = (kept_alpha.unsqueeze(1) @ pool[index]).squeeze(1)
+
+    def epoch(network: torch.nn.Module, forward: Callable[[Tensor], tuple[Tensor, Tensor]]) -> list[float]:
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+        order = torch.from_numpy(np.random.default_rng(0).permutation(len(index))).to(device)
+        seen = []
+        for rows in order.split(BATCH):
+            optimizer.zero_grad()
+            logits, alpha = forward(rows)
+            loss = F.cross_entropy(logits, label[rows])
+            loss.backward()
+            optimizer.step()
+            seen.append((loss.detach(), logits.detach(), alpha.detach()))
+        losses, all_logits, alphas = zip(*seen, strict=True)
+        logits, alpha = torch.cat(all_logits), torch.cat(alphas)
+        right, focused = logits.argmax(1) == label[order], alpha.argmax(1) == mosaics.foreground[order]
+        means = [
+            torch.stack(losses).mean(), right.float().mean(), focused.float().mean(), (right & focused).float().mean(),
+            (alpha.amax(1) >= 0.5).float().mean(), alpha.gather(1, mosaics.foreground[order, None]).mean(),
+            torch.special.entr(alpha).sum(1).mean(),
+        ]  # fmt: skip
+        return torch.stack(means).tolist()
+
+    forwards: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+        "what": lambda rows: (pair.what(kept[rows]), kept_alpha[rows]),
+        "where": lambda rows: pair(pool[index[rows]]),
+    }
+    times = {}
+    for name, forward in forwards.items():
+        pair.requires_grad_(False)
+        network = getattr(pair, name).requires_grad_(True)
+        seconds = [timed(device, lambda: epoch(network, forward)) for _ in range(epochs)]  # noqa: B023
+        times[f"2-D {name}-epoch"] = float(np.median(seconds))
+    return times
+
+
+def point_cases(repeats: int, device: torch.device) -> Iterator[tuple[str, str, float]]:
+    """Yields (case, contender, seconds) of epochs of 30,000 2-D mosaics."""
+    made = project.make_data(*project.POINTS)
+    accelerator = "gpu" if device.type == "cuda" else "cpu"
+    for _ in range(repeats):
+        for case, seconds in bare_epochs(made, device, 6).items():
+            yield case, PLAIN, seconds
+        for contender, steps in ((SINGLE, 1), (OURS, None)):
+            made.steps_per_block = steps
+            settings = ("schedule.k=6", "schedule.epochs=12", f"trainer.accelerator={accelerator}")
+            epochs, _ = project.train(*project.POINTS, *settings, data=made)
+            for name in ("what", "where"):
+                yield f"2-D {name}-epoch", contender, float(np.median(epochs.others[name]))
+
+
+# ---- whole commands
+
+
+def command(*arguments: str, **environment: str) -> tuple[float, str]:
+    """Runs Python in an empty folder; returns its seconds and what it printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+        begin = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": paths, "BENCHMARK_START": str(time.time())} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        return time.perf_counter() - begin, done.stdout
+
+
+TRAIN = ("-m", "attnmosaic.train")
+IMPORTS = "import torch, torchvision, pytorch_lightning"
+
+
+def found(pattern: str, printed: str) -> float:
+    """Returns the last number that a pattern finds.
+
+    Raises:
+        RuntimeError: it finds none; tells what was printed instead.
+    """
+    numbers = re.findall(pattern, printed)
+    if not numbers:
+        raise RuntimeError(f"no '{pattern}' in what the command printed:\n{printed}")
+    return float(numbers[-1])
+
+
+def command_cases(repeats: int) -> Iterator[tuple[str, str, float]]:
+    """Yields (case, contender, seconds) of start-up, and of the answers given before anything is imported."""
+    for _ in range(repeats):
+        yield "start-up to the first step", "imports alone", command("-c", IMPORTS)[0]
+        _, printed = command(*TRAIN, "experiment=gaussian", "+callbacks.first._target_=benchmarks.first_step.FirstStep")
+        yield "start-up to the first step", OURS, found(r"first step ([\d.]+)", printed)
+        yield "--help", OURS, command(*TRAIN, "--help")[0]
+        yield "--cfg job", OURS, command(*TRAIN, "--cfg", "job")[0]
+        yield "a slip answered", OURS, command(*TRAIN, "schedule.k=0")[0]
+
+
+def memory_cases() -> Iterator[tuple[str, str, float]]:
+    """Yields ("peak memory", contender, bytes) of runs on 30,000 image mosaics, on the CPU."""
+    peak = "from benchmarks.first_step import peak_memory; print('peak memory', peak_memory())"
+    yield "peak memory", "imports alone", found(r"peak memory (\d+)", command("-c", f"{IMPORTS}; {peak}")[1])
+    yield "peak memory", "reference", float(MOSAICS * 9 * 3 * 32 * 32 * 8)
+    run = (
+        "import torch; from benchmarks import cases, project;"
+        "cases.plain_times(project.make_data(*project.IMAGES), torch.device('cpu'))"
+    )
+    yield "peak memory", PLAIN, found(r"peak memory (\d+)", command("-c", f"{run}; {peak}")[1])
+    settings = ("schedule.k=1", "schedule.epochs=2", "trainer.accelerator=cpu", "logger=none")
+    callback = "+callbacks.memory._target_=benchmarks.first_step.PeakMemory"
+    yield "peak memory", OURS, found(r"peak memory (\d+)", command(*TRAIN, *project.IMAGES, *settings, callback)[1])
+
+
+def sweep_cases(repeats: int) -> Iterator[tuple[str, str, float]]:
+    """Yields ("sweep of ten 2-D runs", contender, seconds)."""
+    sweep = (*TRAIN, "-m", "seed.all=0,1,2,3,4,5,6,7,8,9")
+    for _ in range(repeats):
+        for contender, launcher in (("one after another", "basic"), ("hydra/launcher=joblib", "joblib")):
+            seconds, printed = command(*sweep, f"hydra/launcher={launcher}")
+            if "rror" in printed:
+                raise RuntimeError(printed)
+            yield "sweep of ten 2-D runs", contender, seconds
+
+
+def gather(measured: Iterator[tuple[str, str, float]], into: Times) -> None:
+    """Adds measurements to a table, telling each on standard error as it comes."""
+    for case, contender, value in measured:
+        into.setdefault(case, defaultdict(list))[contender].append(value)
+        print(f"  {case}, {contender}: {value:.6g}", file=sys.stderr, flush=True)

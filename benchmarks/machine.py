@@ -1,0 +1,60 @@
+"""What a measurement was made on, and what that machine can do at best."""
+
+import os
+import platform
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from attnmosaic.training.outcome import cpu_name
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Returns machine, versions and commit."""
+    return {
+        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("attnmosaic", "torch", "pytorch-lightning", "numpy")},
+        },
+        "ceilings": ceilings(device),
+    }
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def ceilings(device: torch.device) -> dict[str, float]:
+    """Measures matrix products (operations a second) and copies (bytes read and written a second)."""
+    side = 8192 if device.type == "cuda" else 2048
+    found = {}
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        found[f"matrix product, {name}, operations/s"] = 2 * side**3 / _fastest(device, lambda: a @ b)  # noqa: B023
+    for name, n in (("memory", 64 << 20), ("cache", 1 << 20)):
+        source = torch.randn(n, device=device)
+        target = torch.empty_like(source)
+        found[f"copy in {name}, bytes/s"] = 2 * source.nbytes / _fastest(device, lambda: target.copy_(source))  # noqa: B023
+    return found
+
+
+def _fastest(device: torch.device, work: Any) -> float:
+    seconds = []
+    for _ in range(12):
+        begin = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - begin)
+    return float(np.min(seconds))

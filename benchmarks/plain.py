@@ -1,0 +1,59 @@
+"""The script that a good user would write without this package: vectorised, float32, one file.
+
+The pool lies scaled in memory, a mosaic is a row of indices into it, all patches of a minibatch go through Where at
+once, and the network that does not learn takes no gradient.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BATCH = 250
+
+
+def draw(labels: np.ndarray, n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns index ``[n, 9]``, position of the foreground ``[n]`` and label ``[n]``; classes 7 to 9 are foreground."""
+    rng = np.random.default_rng(seed)
+    index = rng.choice(np.flatnonzero(labels < 7), (n, 9))
+    position = rng.integers(9, size=n)
+    index[np.arange(n), position] = rng.choice(np.flatnonzero(labels >= 7), n)
+    label = labels[index[np.arange(n), position]] - 7
+    return torch.from_numpy(index), torch.from_numpy(position), torch.from_numpy(label)
+
+
+def forward(where: nn.Module, what: nn.Module, mosaics: Tensor, where_learns: bool) -> tuple[Tensor, Tensor]:
+    """Returns logits and alpha of mosaics ``[B, 9, *patch]``."""
+    with torch.set_grad_enabled(where_learns):
+        alpha = where(mosaics.flatten(0, 1)).view(mosaics.shape[:2]).softmax(dim=1)
+        average = torch.einsum("bp,bp...->b...", alpha, mosaics)
+    return what(average), alpha
+
+
+def train(
+    where: nn.Module,
+    what: nn.Module,
+    learner: str,
+    pool: Tensor,
+    index: Tensor,
+    labels: Tensor,
+    optimizer: torch.optim.SGD,
+) -> None:
+    """Trains one network for an epoch on all rows of the index, in a new order."""
+    where.requires_grad_(learner == "where")
+    what.requires_grad_(learner == "what")
+    for rows in torch.randperm(len(index), device=index.device).split(BATCH):
+        optimizer.zero_grad()
+        logits, _ = forward(where, what, pool[index[rows]], learner == "where")
+        F.cross_entropy(logits, labels[rows]).backward()
+        optimizer.step()
+
+
+@torch.no_grad()
+def evaluate(where: nn.Module, what: nn.Module, pool: Tensor, index: Tensor, position: Tensor, labels: Tensor) -> float:
+    """Returns the share of mosaics that are both looked at and classified rightly."""
+    right = torch.zeros((), device=index.device)
+    for rows in torch.arange(len(index), device=index.device).split(BATCH):
+        logits, alpha = forward(where, what, pool[index[rows]], False)
+        right += ((logits.argmax(1) == labels[rows]) & (alpha.argmax(1) == position[rows])).sum()
+    return right.item() / len(index)

@@ -1,0 +1,124 @@
+"""Runs of the package itself, timed epoch by epoch."""
+
+import logging
+import tempfile
+import time
+import warnings
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from attnmosaic.config import PRECISIONS, conf_dir, register
+from attnmosaic.data.datamodule import MosaicDataModule
+from attnmosaic.data.pool import Pool
+from attnmosaic.training.build import build_module
+from attnmosaic.training.trainer import build_trainer
+
+
+class RandomImages(MosaicDataModule):
+    """Random images in the sizes of CIFAR-10's training set: no speed here depends on what is in them."""
+
+    def __init__(self, *, images: int = 50_000, **mosaics: Any) -> None:
+        super().__init__(**mosaics)
+        self.images = images
+
+    def load_pools(self) -> tuple[Pool, Pool]:
+        def pool(rng: np.random.Generator, n: int) -> Pool:
+            pixels = rng.integers(256, size=(n, 32, 32, 3), dtype=np.uint8)
+            return Pool(torch.from_numpy(pixels), torch.arange(n) % 10, tuple("0123456789"))
+
+        return pool(self.rng(10), self.images), pool(self.rng(11), 100)
+
+
+IMAGES = (
+    "experiment=stagewise", "data=digits", "data._target_=benchmarks.project.RandomImages", "~data.classes",
+    "~data.mean", "~data.std", "~data.held_out_share", "data.test_mosaics=1", "data.held_out_mosaics=1",
+)  # fmt: skip
+"""The published stage-wise run, on random images."""
+
+POINTS = ("experiment=gaussian", "data.train_mosaics=30000", "data.test_mosaics=1", "data.held_out_mosaics=1")
+"""The default 2-D run, with as many mosaics as the published image runs."""
+
+
+class EpochTimes(pl.Callback):
+    """Seconds of each epoch by stage; the first epoch of a stage holds what the stage has to prepare."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, list[float]] = defaultdict(list)
+        self.others: dict[str, list[float]] = defaultdict(list)
+        self._stage = ""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        finish(pl_module.device)
+        self._begin = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        finish(pl_module.device)
+        stage = pl_module.stage.name.lower()
+        (self.others if stage == self._stage else self.first)[stage].append(time.perf_counter() - self._begin)
+        self._stage = stage
+
+    def cycle(self, k: int) -> float:
+        """Returns the seconds of k epochs of What and k of Where."""
+        return sum(np.median(self.first[s]) + (k - 1) * np.median(self.others[s]) for s in ("what", "where"))
+
+
+def finish(device: torch.device) -> None:
+    """Waits until the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def configure(*overrides: str) -> DictConfig:
+    """Composes a run's config without files, logger and evaluations."""
+    register()
+    quiet = ("logger=none", "callbacks=default", "trainer.check_val_every_n_epoch=100000")
+    folder = tempfile.mkdtemp()
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        return compose("train", [*overrides, *quiet, f"run_dir={folder}"])
+
+
+def train(*overrides: str, data: MosaicDataModule | None = None) -> tuple[EpochTimes, pl.Trainer]:
+    """Trains as `attnmosaic.train` does, checkpoints and tables included, and times it.
+
+    Args:
+        *overrides: of the config.
+        data: what to train on, if it is there already.
+    """
+    config = configure(*overrides)
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    config.callbacks.progress = config.callbacks.pictures = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if data is None:
+            data = make_data(*overrides)
+        module = build_module(config, data)
+        trainer = build_trainer(config, PRECISIONS[config.precision])
+        times = EpochTimes()
+        trainer.callbacks.append(times)  # type: ignore[attr-defined]
+        trainer.fit(module, datamodule=data)
+    return times, trainer
+
+
+def make_data(*overrides: str) -> MosaicDataModule:
+    """Makes and draws the data of a config."""
+    data: MosaicDataModule = instantiate(configure(*overrides).data, _convert_="all")
+    data.setup()
+    return data
+
+
+def validate(trainer: pl.Trainer) -> float:
+    """Returns the seconds of a full evaluation, the set-up of Lightning's loop included."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        finish(trainer.strategy.root_device)
+        begin = time.perf_counter()
+        trainer.validate(trainer.lightning_module, datamodule=trainer.datamodule, verbose=False)  # type: ignore[attr-defined]
+        finish(trainer.strategy.root_device)
+        return time.perf_counter() - begin
