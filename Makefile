@@ -7,7 +7,7 @@ UV_VERSION := 0.13.8
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint train tensorboard lock clean
+.PHONY: help demo test lint bench train tensorboard lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 22
@@ -22,6 +22,9 @@ lint: $(VENV)/installed ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(VENV)/installed ## measure speed and memory, against the documents' loop and a plain script (ten minutes)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 train: $(VENV)/installed ## train: make train ARGS="experiment=stagewise lr.what=0.001"
 	$(BIN)/python -m attnmosaic.train $(ARGS)

@@ -22,15 +22,22 @@ from attnmosaic.training.trainer import build_trainer
 
 
 class RandomImages(MosaicDataModule):
-    """Random images in the sizes of CIFAR-10's training set: no speed here depends on what is in them."""
+    """Random images, as many and as large as CIFAR-10's for training: no speed depends on what is in them.
 
-    def __init__(self, *, images: int = 50_000, **mosaics: Any) -> None:
+    Args:
+        images: size of the training pool, U.
+        side: pixels.
+        **mosaics: see `MosaicDataModule`.
+    """
+
+    def __init__(self, *, images: int = 50_000, side: int = 32, **mosaics: Any) -> None:
         super().__init__(**mosaics)
         self.images = images
+        self.side = side
 
     def load_pools(self) -> tuple[Pool, Pool]:
         def pool(rng: np.random.Generator, n: int) -> Pool:
-            pixels = rng.integers(256, size=(n, 32, 32, 3), dtype=np.uint8)
+            pixels = rng.integers(256, size=(n, self.side, self.side, 3), dtype=np.uint8)
             return Pool(torch.from_numpy(pixels), torch.arange(n) % 10, tuple("0123456789"))
 
         return pool(self.rng(10), self.images), pool(self.rng(11), 100)

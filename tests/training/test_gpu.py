@@ -3,9 +3,16 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from omegaconf import DictConfig
+from small import fit
+
+from attnmosaic.training import graphs, module
+from attnmosaic.training.steps import Seen
 
 Train = Callable[..., dict[str, float]]
 
@@ -28,3 +35,39 @@ def test_runs_and_resumes(train: Train, precision: str, tmp_path: Path) -> None:
     last = tmp_path / "first" / "checkpoints" / "last.ckpt"
     metrics = train(*settings, "schedule.epochs=4", f"ckpt_path={last}", run_dir="second")
     assert all(math.isfinite(value) for value in metrics.values())
+
+
+class Watch(pl.Callback):
+    """Forbids waiting for the device in all blocks of an epoch but the last, once the first epoch is over."""
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        forbidden = trainer.current_epoch in (1, 4) and batch_idx == 1
+        torch.cuda.set_sync_debug_mode("error" if forbidden else "default")
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("model", [("data=gaussian",), ("data=digits", "model=cnn")])
+def test_graphs_step_as_eager_steps_do(
+    config: Callable[..., DictConfig], model: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captured = []
+
+    def capture(work: Callable[[], Seen]) -> Any:
+        captured.append(work)
+        return graphs.cuda_graph(work)
+
+    monkeypatch.setattr(module, "GraphedSteps", lambda steps: graphs.GraphedSteps(steps, capture))
+    settings = (
+        *model, "precision=float64", "trainer.accelerator=gpu", "data.train_mosaics=300", "data.batch_size=10",
+        "data.steps_per_block=10", "schedule.k=3", "schedule.epochs=6", "logger=none",
+    )  # fmt: skip
+    fast = fit(config(*settings), Watch())
+    assert len(captured) == 2, "one step of each stage was captured"
+    plain = fit(config(*settings, "compute.engine=eager"), Watch())
+    assert len(captured) == 2
+    for one, other in zip(fast.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)

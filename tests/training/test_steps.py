@@ -23,7 +23,8 @@ from attnmosaic.training.steps import Seen, decomposes
 Config = Callable[..., DictConfig]
 
 QUIET = ("logger=none", "callbacks=default", "callbacks.progress=null", "callbacks.pictures=null")
-# Not with Adam, which divides by a gradient's size and so blows up the rounding of one that should be 0 (a bias of Where).
+# Not with Adam, which divides by a gradient's size and so blows up the rounding of one that should be 0, as that of a
+# bias of Where's is.
 FOUR = ("schedule.k=2", "schedule.epochs=4", "trainer.check_val_every_n_epoch=2", "lr.what=0.1", "lr.where=0.1", *QUIET)
 PLAIN = "optimizer.microbatches=1"
 """Turns both fast ways off."""

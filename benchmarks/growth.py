@@ -1,0 +1,122 @@
+"""How time and memory grow with the number of mosaics, the patches of each, the batch and the pool.
+
+``python -m benchmarks.growth`` measures (six minutes on two cores), prints a table, and draws ``docs/img/growth.png``.
+Each point is a run in a process of its own, on random 8 x 8 colour images.
+"""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.cases import command, found
+from benchmarks.first_step import peak_memory
+
+DEFAULTS = {"mosaics": 10_000, "patches": 9, "batch": 250, "pool": 10_000}
+VARIED = {
+    "mosaics": (1_000, 3_000, 10_000, 30_000, 100_000, 300_000),
+    "patches": (4, 9, 25, 50, 100),
+    "batch": (25, 50, 100, 250, 1_000, 2_500),
+    "pool": (1_000, 10_000, 50_000, 200_000),
+}
+NAMES = {"mosaics": "mosaics", "patches": "patches a mosaic", "batch": "mosaics a step", "pool": "images in the pool"}
+MEASURED = ("where-epoch", "what-epoch", "evaluation", "memory")
+
+
+def one(mosaics: int, patches: int, batch: int, pool: int) -> dict[str, float]:
+    """Measures one run in this process: seconds of an epoch of each stage and of an evaluation, bytes of memory."""
+    from benchmarks import project
+
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    imports = peak_memory()
+    settings = (
+        *project.IMAGES, "++data.side=8", f"++data.images={pool}", f"data.train_mosaics={mosaics}",
+        f"data.patches={patches}", f"data.batch_size={batch}", "schedule.k=3", "schedule.epochs=6",
+        "trainer.accelerator=cpu",
+    )  # fmt: skip
+    epochs, trainer = project.train(*settings)
+    return {
+        "where-epoch": float(np.min(epochs.others["where"])),
+        "what-epoch": float(np.min(epochs.others["what"])),
+        "evaluation": project.validate(trainer),
+        "memory": peak_memory() - imports,
+    }
+
+
+def slope(xs: list[float], ys: list[float]) -> float:
+    """Returns the power by which y grows with x, between the two largest x."""
+    return float(np.log(ys[-1] / ys[-2]) / np.log(xs[-1] / xs[-2]))
+
+
+def measure() -> dict[str, dict[str, list[float]]]:
+    """Returns, for each thing varied, its values and what was measured at each."""
+    measured = {}
+    for varied, values in VARIED.items():
+        points = []
+        for value in values:
+            setting = json.dumps(DEFAULTS | {varied: value})
+            printed = command("-m", "benchmarks.growth", "--one", setting)[1]
+            points.append({name: found(rf'"{name}": ([\d.e+-]+)', printed) for name in MEASURED})
+            print(f"  {NAMES[varied]} {value}: {points[-1]}", flush=True)
+        measured[varied] = {"value": list(map(float, values))} | {m: [p[m] for p in points] for m in MEASURED}
+    return measured
+
+
+def table(measured: dict[str, dict[str, list[float]]]) -> Table:
+    """Draws the powers of growth at the large end; 1 is in proportion."""
+    drawn = Table(title="power of growth between the two largest values (1: in proportion)", title_justify="left")
+    drawn.add_column("growing")
+    for name in MEASURED:
+        drawn.add_column(name, justify="right")
+    for varied, columns in measured.items():
+        powers = (slope(columns["value"], columns[name]) for name in MEASURED)
+        drawn.add_row(NAMES[varied], *(f"{power:.2f}" for power in powers))
+    return drawn
+
+
+def draw(measured: dict[str, dict[str, list[float]]], path: Path) -> None:
+    """Draws times above and memory below, with lines of growth in proportion."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 6), layout="constrained")
+    panels: Any = figure.subplots(2, len(measured), sharex="col", sharey="row")
+    styles = (("#0072B2", "-", "o"), ("#D55E00", "--", "s"), ("#009E73", "-.", "^"))
+    for column, (varied, found_) in enumerate(measured.items()):
+        xs = np.array(found_["value"])
+        above, below = panels[:, column]
+        for name, (color, line, marker) in zip(MEASURED, styles, strict=False):
+            above.plot(xs, found_[name], line, color=color, marker=marker, label=name)
+        below.plot(xs, np.array(found_["memory"]) / 1e9, "-", color="#000000", marker="o", label="peak above imports")
+        for panel, last in ((above, found_["where-epoch"][-1]), (below, found_["memory"][-1] / 1e9)):
+            panel.plot(xs, last * xs / xs[-1], ":", color="0.6", label="in proportion")
+            panel.set(xscale="log", yscale="log")
+            panel.grid(color="0.92")
+        below.set_xlabel(NAMES[varied])
+    panels[0, 0].set_ylabel("seconds")
+    panels[1, 0].set_ylabel("GB")
+    for row in panels:
+        row[0].legend(fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
+    parser.add_argument("--one", type=json.loads, help="measure one setting in this process")
+    parser.add_argument("--plot", type=Path, default=Path("docs/img/growth.png"))
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(one(**given.one)))
+        return
+    measured = measure()
+    Console(width=120).print(table(measured))
+    draw(measured, given.plot)
+
+
+if __name__ == "__main__":
+    main()

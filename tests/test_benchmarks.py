@@ -1,0 +1,88 @@
+"""The benchmarks run, on small data, and judge and compare rightly. What they measure is no test's concern."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import __main__ as benchmarks
+from benchmarks import cases, growth, machine, project
+from benchmarks.cases import OURS, PLAIN, REFERENCE, SINGLE
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"MOSAICS": 100, "BATCH": 10, "STEPS": 10, "K": 2, "STEPS_OF_REFERENCE": 1}.items():
+        monkeypatch.setattr(cases, name, value)
+    few = ("data.train_mosaics=100", "data.batch_size=10")
+    monkeypatch.setattr(project, "IMAGES", (*project.IMAGES, "+data.images=50", *few))
+    monkeypatch.setattr(project, "POINTS", (*project.POINTS, *few))
+
+
+def test_images_and_points(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "ceilings", lambda device: {"copy": 1.0})
+    path = tmp_path / "bench" / "now.json"
+    arguments = ["benchmarks", "--only", "images", "points", "--repeats", "1", "--json", str(path), "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    benchmarks.main()
+    written = json.loads(path.read_text())
+    steps = {REFERENCE, PLAIN, SINGLE, OURS}
+    images = ("what-step", "where-step", "what/where cycle, k = 5", "evaluate 30,000 mosaics", "draw 30,000 mosaics")
+    assert {case: set(times) for case, times in written["times"].items()} == {
+        **dict.fromkeys(images, steps),
+        **{key: {PLAIN, SINGLE, OURS} for key in ("2-D what-epoch", "2-D where-epoch")},
+    }
+    assert all(value > 0 for times in written["times"].values() for values in times.values() for value in values)
+    assert {"commit", "device", "cores", "threads", "versions", "ceilings"} <= set(written["machine"])
+    out = capsys.readouterr().out
+    assert all(case in out for case in written["times"])
+    assert "x reference (>= 80)" in out
+
+
+def test_verdicts() -> None:
+    def judged(case: str, **times: float) -> list[tuple[str, bool | None]]:
+        return list(benchmarks.verdicts(case, {name.replace("_", " "): [value] for name, value in times.items()}))
+
+    assert judged("where-step", reference=1.0, plain=0.09, attnmosaic=0.1) == [
+        ("10 x reference (>= 10)", True),
+        ("0.9 x plain (>= 1)", False),
+    ]
+    (start,) = judged("start-up to the first step", imports_alone=7.0, attnmosaic=9.5)
+    assert start == ("2.5 s beyond imports (<= 2 s)", False)
+    assert judged("peak memory", imports_alone=0.8e9, attnmosaic=1.5e9) == [("0.7 GB beyond imports (<= 0.8 GB)", True)]
+    assert judged("--help", attnmosaic=2.1) == [("<= 2 s", False)]
+    sweep = {"one after another": [16.0], "hydra/launcher=joblib": [10.0]}
+    assert list(benchmarks.verdicts("sweep of ten 2-D runs", sweep)) == [("1.6 x one after another (>= 1.6)", True)]
+
+
+def test_two_measurements_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, seconds in (("old", [3.0, 1.0, 2.0]), ("new", [0.5])):
+        content = {"machine": {"commit": name}, "times": {"where-step": {OURS: seconds}, name: {OURS: [1.0]}}}
+        (tmp_path / name).write_text(json.dumps(content))
+    sys_argv = ["benchmarks", "--compare", str(tmp_path / "old"), str(tmp_path / "new")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", sys_argv)
+        benchmarks.main()
+    out = capsys.readouterr().out
+    assert "old against new" in out
+    assert "2 s (1 to 3)" in out
+    assert "4.00" in out
+
+
+def test_growth(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    measured = growth.one(mosaics=60, patches=4, batch=10, pool=20)
+    assert set(measured) == set(growth.MEASURED)
+    assert measured["where-epoch"] > 0
+    assert growth.slope([1, 10, 100], [5, 1, 100]) == pytest.approx(2)
+    columns = {name: [1.0, 2.0] for name in growth.MEASURED}
+    growth.draw({varied: {"value": [1.0, 2.0], **columns} for varied in growth.VARIED}, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").stat().st_size > 10_000
+
+
+def test_the_bare_loop_does_the_same_arithmetic() -> None:
+    """As many rows as the package's epoch; it would be no yardstick otherwise."""
+    data = project.make_data(*project.POINTS)
+    assert set(cases.bare_epochs(data, torch.device("cpu"), 1)) == {"2-D what-epoch", "2-D where-epoch"}
+    assert len(data.mosaics["train"]) == cases.MOSAICS
