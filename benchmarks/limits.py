@@ -1,0 +1,151 @@
+"""What each case needs at least, and where its time goes: ``python -m benchmarks.limits``.
+
+For one where-step, what-step, evaluation and 2-D step: the operations (counted by torch), the bytes that have to move
+(patches read once; what is saved for the backward pass written and read once), the time that either would take at the
+ceilings measured in the same run, the time it does take, and its shares by kind of operation (torch's profiler).
+"""
+
+import argparse
+import statistics
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.autograd.graph import saved_tensors_hooks
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from attnmosaic.training.build import build_module
+from attnmosaic.training.frozen import FrozenWhere
+from attnmosaic.training.schedule import Stage
+from attnmosaic.training.steps import Steps
+from benchmarks import machine, project
+from benchmarks.cases import timed
+
+KINDS = {
+    "convolution": ("convolution",),
+    "pooling": ("max_pool",),
+    "matrix product": ("mm", "bmm", "addmm", "linear"),
+    "gather": ("index",),
+    "memory": ("copy_", "fill_", "cat", "empty", "zero_", "resize"),
+}
+
+
+class Case(NamedTuple):
+    """Something to measure.
+
+    Attributes:
+        name: what the benchmarks call it.
+        work: does it once.
+        read: bytes of patches it has to read.
+    """
+
+    name: str
+    work: Callable[[], object]
+    read: int
+
+
+def cases(device: torch.device, images: bool) -> list[Case]:
+    """Returns the cases on images, or on points."""
+    overrides = project.IMAGES if images else project.POINTS
+    data = project.make_data(*overrides)
+    module = build_module(project.configure(*overrides), data).to(device)
+    mosaics = data.mosaics_on(device, torch.float32)
+    frozen = FrozenWhere(module.pair, mosaics, torch.float32, 10**9)
+    steps = Steps(module.pair, module.objective, frozen)
+    rows = torch.randperm(30_000, generator=torch.Generator().manual_seed(0))[:250].to(device)
+    patch = mosaics["train"].pool.patches[0].nbytes
+
+    def step(stage: Stage) -> Callable[[], object]:
+        network = getattr(module.pair, stage.learners[0])
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.0, momentum=0.9, fused=True)
+
+        def work() -> object:
+            frozen.keep("train") if stage is Stage.WHAT else frozen.clear()
+            module.pair.requires_grad_(False)
+            network.requires_grad_(True)
+            return steps(rows, stage, [optimizer], [list(network.parameters())])
+
+        return work
+
+    @torch.no_grad()
+    def evaluate() -> None:
+        frozen.clear()
+        for piece in torch.arange(30_000, device=device).split(frozen.mosaics_per_piece("train")):
+            module.pair.what(frozen.attend("train", piece)[1])
+
+    kind = "" if images else "2-D "
+    aggregates = 4 * 250 * patch if images else 250 * patch
+    pool = mosaics["train"].pool.patches.nbytes
+    return [
+        Case(f"{kind}where-step", step(Stage.WHERE), 250 * 9 * patch),
+        Case(f"{kind}what-step", step(Stage.WHAT), aggregates),
+        Case(f"{kind}evaluate 30,000 mosaics", evaluate, pool + 30_000 * 9 * patch),
+    ]
+
+
+def operations(work: Callable[[], object]) -> int:
+    """Counts the operations of matrix products and convolutions, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def saved_bytes(work: Callable[[], object]) -> int:
+    """Counts the bytes kept for the backward pass, each tensor once."""
+    saved: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        work()
+    return sum(saved.values())
+
+
+def shares(work: Callable[[], object]) -> dict[str, float]:
+    """Returns the share of the operators' own time by kind."""
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        for _ in range(3):
+            work()
+    times: dict[str, float] = defaultdict(float)
+    for event in found.key_averages():
+        name = event.key.removeprefix("aten::")
+        of_kind = [kind for kind, parts in KINDS.items() if any(part in name for part in parts)]
+        times[of_kind[0] if of_kind else "other"] += event.self_cpu_time_total
+    return {kind: time / sum(times.values()) for kind, time in sorted(times.items(), key=lambda item: -item[1])}
+
+
+def main() -> None:
+    """Runs the command line."""
+    argparse.ArgumentParser(prog="python -m benchmarks.limits", description=__doc__).parse_args()
+    device = torch.device("cpu")
+    ceilings = machine.ceilings(device)
+    product, copy = (ceilings[name] for name in ("matrix product, float32, operations/s", "copy in memory, bytes/s"))
+    drawn = Table(title=f"at {product / 1e9:.0f} GFLOP/s and {copy / 1e9:.0f} GB/s", title_justify="left")
+    for name in ("case", "GFLOP", "GB", "at least", "measured", "share of the ceiling", "where its time goes"):
+        drawn.add_column(name)
+    for images in (True, False):
+        for case in cases(device, images):
+            # A work that prepares nothing is measured: what a stage prepares once lies behind the first call.
+            case.work()
+            needed = operations(case.work)
+            moved = case.read + 2 * saved_bytes(case.work)
+            least = max(needed / product, moved / copy)
+            measured = statistics.median(timed(device, case.work) for _ in range(3 if "evaluate" in case.name else 15))
+            split = ", ".join(f"{kind} {share:.0%}" for kind, share in shares(case.work).items() if share >= 0.03)
+            row: list[Any] = [case.name, f"{needed / 1e9:.3g}", f"{moved / 1e9:.3g}", _ms(least), _ms(measured)]
+            drawn.add_row(*row, f"{least / measured:.0%}", split)
+    Console(width=170).print(drawn)
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms"
+
+
+if __name__ == "__main__":
+    main()
