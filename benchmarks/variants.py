@@ -1,0 +1,106 @@
+"""Ways of computing a where-step of 250 CIFAR-sized mosaics, side by side: ``python -m benchmarks.variants``.
+
+The package takes the first; the others are what it could do instead.
+"""
+
+import argparse
+import contextlib
+import statistics
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from attnmosaic.data.mosaics import Mosaics
+from attnmosaic.nn.attention import WhereWhat
+from attnmosaic.nn.networks import ConvNet
+from benchmarks import project
+from benchmarks.cases import timed
+
+
+class ReluFirst(ConvNet):
+    """The documents' order: ReLU, then pooling."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        return self.head(F.max_pool2d(F.relu(self.conv2(x)), 2))
+
+
+def where_step(
+    mosaics: Mosaics,
+    rows: Tensor,
+    *,
+    pieces: int = 4,
+    channels_last: bool = True,
+    network: Callable[..., nn.Module] = ConvNet,
+    bfloat16: bool = False,
+    compiled: bool = False,
+    threads: int | None = None,
+) -> Callable[[], None]:
+    """Returns what takes the gradients of a where-step."""
+    torch.manual_seed(0)
+    pair = WhereWhat(network((3, 32, 32), 1), network((3, 32, 32), 3))
+    if channels_last:
+        pair = pair.to(memory_format=torch.channels_last)
+    pair.what.requires_grad_(False)
+    forward = torch.compile(pair, dynamic=False) if compiled else pair
+
+    def work() -> None:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads or before)
+        pair.where.zero_grad()
+        for piece in rows.chunk(pieces):
+            patches = mosaics.patches(piece, torch.float32)
+            if not channels_last:
+                patches = patches.contiguous()
+            with torch.autocast("cpu", torch.bfloat16) if bfloat16 else contextlib.nullcontext():
+                logits, _ = forward(patches)
+                loss = F.cross_entropy(logits, mosaics.label[piece]) / pieces
+            loss.backward()
+        torch.set_num_threads(before)
+
+    return work
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.variants", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    given = parser.parse_args()
+    mosaics = project.make_data(*project.IMAGES).mosaics["train"]
+    rows = torch.arange(248)
+    variants = {
+        "four pieces, channels last, pooling before ReLU": where_step(mosaics, rows),
+        "two pieces": where_step(mosaics, rows, pieces=2),
+        "eight pieces": where_step(mosaics, rows, pieces=8),
+        "the whole minibatch at once": where_step(mosaics, rows, pieces=1),
+        "channels first": where_step(mosaics, rows, channels_last=False),
+        "channels first, at once, ReLU before pooling": where_step(
+            mosaics, rows, pieces=1, channels_last=False, network=ReluFirst
+        ),
+        "ReLU before pooling": where_step(mosaics, rows, network=ReluFirst),
+        "torch.compile": where_step(mosaics, rows, compiled=True),
+        "bfloat16 autocast": where_step(mosaics, rows, bfloat16=True),
+        "one thread": where_step(mosaics, rows, threads=1),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for work in variants.values():
+        work()
+    for _ in range(given.rounds):  # in turn, so that a noisy moment meets them all
+        for name, work in variants.items():
+            seconds[name].append(timed(torch.device("cpu"), work))
+    drawn = Table(title="a where-step of 248 mosaics, forward and backward", title_justify="left")
+    for name in ("variant", "median", "fastest", "against the first"):
+        drawn.add_column(name)
+    first = statistics.median(next(iter(seconds.values())))
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        drawn.add_row(name, f"{median * 1e3:.0f} ms", f"{min(values) * 1e3:.0f} ms", f"{median / first:.2f} x")
+    Console(width=120).print(drawn)
+
+
+if __name__ == "__main__":
+    main()
