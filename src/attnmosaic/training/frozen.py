@@ -10,13 +10,13 @@ from attnmosaic.data.mosaics import Mosaics
 from attnmosaic.data.pool import Pool
 from attnmosaic.nn.attention import WhereWhat, aggregate
 
-PIECE = {"cpu": 2**23, "cuda": 2**30}
+PIECE = {"cpu": 2**23, "gpu": 2**30}
 """Bytes of patches to compute on at a time: what stays in a CPU's caches; what leaves a GPU's memory room."""
 
 
 def rows_per_piece(row_bytes: int, device: torch.device) -> int:
     """Returns how many rows of so many bytes to compute on at a time."""
-    return max(1, PIECE[device.type] // row_bytes)
+    return max(1, PIECE["cpu" if device.type == "cpu" else "gpu"] // row_bytes)
 
 
 class FrozenWhere:
