@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attnmosaic.nn.networks import MLP, ConvNet
+from attnmosaic.nn.networks import MLP, ConvNet, max_pool
 from benchmarks import reference
 
 
@@ -88,3 +88,16 @@ def test_conv_net_refuses_what_is_no_image(in_shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="at least 4 x 4") as caught:
         ConvNet(in_shape, 3)
     assert str(in_shape) in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 28, 28), (3, 16, 10, 10), (2, 5, 7, 9), (1, 1, 2, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pooling_is_torchs_with_gradients_and_without(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(shape).to(dtype).contiguous(memory_format=layout)
+        x[0, 0, 0, 0] = float("nan")
+        wanted = torch.nn.functional.max_pool2d(x, 2)
+        with torch.no_grad():
+            torch.testing.assert_close(max_pool(x), wanted, rtol=0, atol=0, equal_nan=True)
+        learning = x.clone().requires_grad_()
+        assert max_pool(learning).grad_fn.name().startswith("MaxPool2D")

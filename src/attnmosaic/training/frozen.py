@@ -63,9 +63,9 @@ class FrozenWhere:
         """Returns the attention weights and the aggregates of some mosaics of a split."""
         mosaics = self.mosaics[split]
         if split in self._kept:
-            alpha, kept = self._kept[split]
+            alpha, aggregates = (part.index_select(0, rows) for part in self._kept[split])
             # Kept channels last, as `Pool` keeps images.
-            return alpha[rows], kept[rows].movedim(-1, 1) if mosaics.pool.is_image else kept[rows]
+            return alpha, aggregates.movedim(-1, 1) if mosaics.pool.is_image else aggregates
         alpha = self.pair.weigh(self.scores(mosaics.pool)[mosaics.index[rows]])
         pieces = rows.split(self.mosaics_per_piece(split))
         summed = [
