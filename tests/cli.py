@@ -20,6 +20,9 @@ def make_cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str])
             importlib.import_module(f"attnmosaic.{door}").main()
         except SystemExit as end:
             code = int(end.code or 0)
+        finally:
+            if server := sys.modules.get("attnmosaic.parallel.server"):
+                server.stop_server()  # as at the end of a process; the next one's terminal is another
         out, err = capfd.readouterr()
         return code, out, err
 

@@ -1,4 +1,4 @@
-"""The wheel carries the configs: the package works away from its repository."""
+"""The wheel carries the configs and the launcher: the package works away from its repository."""
 
 import os
 import subprocess
@@ -20,6 +20,9 @@ def test_wheel_in_an_empty_folder(tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(site)
     inside = {str(p.relative_to(site / "attnmosaic" / "conf")) for p in (site / "attnmosaic" / "conf").rglob("*.yaml")}
     assert inside == {str(p.relative_to(ROOT / "conf")) for p in (ROOT / "conf").rglob("*.yaml")}
+    launcher = site / "hydra_plugins" / "attnmosaic_launcher"
+    assert [p.name for p in launcher.parent.iterdir()] == [launcher.name]  # others add theirs beside it
+    assert (launcher / "__init__.py").is_file()
     empty.mkdir()
     overrides = ["experiment=stagewise", "data=digits", *SMALL, "schedule.k=1", "schedule.epochs=2"]
     done = subprocess.run(

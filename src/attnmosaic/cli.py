@@ -4,13 +4,16 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -26,9 +29,12 @@ _TRACES = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
 def run(job: Callable[[], Any]) -> None:
     """Runs a Hydra main function as a command.
 
-    Exits with 2 after a user's slip and with 1 after a run that failed, each told in one line. With
-    ``HYDRA_FULL_ERROR=1`` in the environment every error keeps its stack trace.
+    Exits with 2 after a user's slip, with 1 after a run that failed and with 130 after Ctrl-C, each told in one
+    line. With ``HYDRA_FULL_ERROR=1`` in the environment every error keeps its stack trace.
     """
+    # conf/hydra/launcher/joblib.yaml is ours; Hydra would hold it against the schema that the library of this name has.
+    Plugins.instance()  # imports the library's, if it is installed
+    ConfigStore.instance().repo["hydra"]["launcher"].pop("joblib.yaml", None)
     if _TRACES:
         job()
         return
@@ -37,6 +43,9 @@ def run(job: Callable[[], Any]) -> None:
         job()
     except Exception as error:
         _fail(error)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)
     finally:
         del os.environ["HYDRA_FULL_ERROR"]
 
@@ -46,10 +55,9 @@ def guard(task: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     try:
         return task(config)
     except Exception as error:
-        told = _told(error)
-        if told is not None:
-            _to_log_file(told[0])
-        if _TRACES or HydraConfig.get().mode == RunMode.MULTIRUN or told is None:
+        line = told(error)
+        _to_log_file(line[0] if line is not None else traceback.format_exc())
+        if _TRACES or HydraConfig.get().mode == RunMode.MULTIRUN or line is None:
             raise
         _fail(error)
 
@@ -62,7 +70,7 @@ def _to_log_file(message: str) -> None:
             handler.handle(record)
 
 
-def _told(error: BaseException) -> tuple[str, int] | None:
+def told(error: BaseException) -> tuple[str, int] | None:
     """Returns what to say of an error in one line and the exit code, or None for one that needs its trace."""
     link: BaseException | None = error
     while link is not None:  # Hydra wraps what a constructor raises
@@ -80,11 +88,11 @@ def _told(error: BaseException) -> tuple[str, int] | None:
 
 
 def _fail(error: Exception) -> NoReturn:
-    told = _told(error)
-    if told is None:
+    line = told(error)
+    if line is None:
         raise error
-    print(f"error: {' '.join(told[0].split())}", file=sys.stderr)
-    sys.exit(told[1])
+    print(f"error: {' '.join(line[0].split())}", file=sys.stderr)
+    sys.exit(line[1])
 
 
 def explain(error: Exception, overrides: list[str]) -> str:

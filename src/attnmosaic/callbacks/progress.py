@@ -1,6 +1,7 @@
 """The progress of a run, on a terminal as a bar and in a log as a line an evaluation."""
 
 import logging
+import multiprocessing
 import sys
 from typing import Any
 
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 class RunProgress(ProgressBar):
     """One bar over all epochs, with the stage, the epoch, and running accuracy and focus.
 
-    Where standard error is no terminal, one line an evaluation goes to the log instead.
+    Where standard error is no terminal, or shared with other jobs, one line an evaluation goes to the log instead.
     """
 
     def __init__(self) -> None:
@@ -36,7 +37,8 @@ class RunProgress(ProgressBar):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        if not (sys.stderr.isatty() and trainer.is_global_zero):
+        alone = multiprocessing.parent_process() is None  # and not one of several jobs at once
+        if not (sys.stderr.isatty() and alone and trainer.is_global_zero):
             return
         from rich.console import Console
 

@@ -2,10 +2,12 @@
 
 import contextlib
 import logging
+import os
 import random
 import warnings
 from collections.abc import Iterator
 
+import joblib
 import numpy as np
 import torch
 
@@ -17,7 +19,8 @@ def job_globals(seed: int, threads: int | None, matmul_precision: str) -> Iterat
     Args:
         seed: for whatever draws from the global generators (dropout, say); mosaics, order and first weights
             have generators of their own.
-        threads: torch's threads on the CPU; None leaves torch's own choice.
+        threads: torch's threads on the CPU; None for as many as OMP_NUM_THREADS says, or else torch's own choice,
+            but no more than there are cores for this process.
         matmul_precision: "highest", "high" or "medium", see `torch.set_float32_matmul_precision`; below
             "highest" convolutions on a GPU may use TF32, too.
     """
@@ -35,6 +38,9 @@ def job_globals(seed: int, threads: int | None, matmul_precision: str) -> Iterat
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
+        if threads is None and "OMP_NUM_THREADS" not in os.environ:
+            # Torch counts the cores of the machine, also where a container's quota grants a few of them.
+            threads = min(threads_before, joblib.cpu_count())
         if threads is not None:
             torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(matmul_precision)

@@ -1,0 +1,197 @@
+"""The jobs of a sweep, each in a process of its own, however it ends."""
+
+import contextlib
+import importlib
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import textwrap
+import threading
+import traceback
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import HydraContext
+from hydra_plugins.hydra_joblib_launcher._core import execute_job
+from omegaconf import DictConfig
+
+from attnmosaic.cli import told
+from attnmosaic.errors import RunError, UserError
+from attnmosaic.parallel.plan import environment
+from attnmosaic.parallel.server import CONTEXT
+
+
+class JobError(Exception):
+    """A bug in a job. Its trace is a note, as the error itself may not survive the way between processes."""
+
+
+class Jobs:
+    """Runs jobs of a sweep, each in a process of its own; leaving the ``with`` block ends those still running.
+
+    Args:
+        task: the function of a job, by module and name.
+        shared: what all jobs get, pickled: Hydra's callbacks and the state of its singletons.
+        threads: CPU threads of a job; None leaves them as they are.
+        gpus: the jobs take turns at these; with none, they see what there is.
+    """
+
+    def __init__(self, task: tuple[str, str], shared: bytes, threads: int | None, gpus: Sequence[str]) -> None:
+        self.task = task
+        self.shared = shared
+        self.threads = threads
+        self.gpus = gpus
+        self._running: set[BaseProcess] = set()
+        self._over = False
+        self._lock = threading.Lock()  # multiprocessing's own tables of processes have none
+
+    def __enter__(self) -> "Jobs":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over = True
+        for process in tuple(self._running):
+            process.kill()
+
+    def run(self, job: int, overrides: Sequence[str], config: bytes) -> JobReturn:
+        """Runs a job to its end; that it failed, or that its process was killed, is in what this returns.
+
+        Args:
+            job: its number.
+            overrides: what tells it from the other jobs.
+            config: its composed config, pickled.
+        """
+        environ = os.environ | environment(job, self.threads, self.gpus)
+        receive, send = CONTEXT.Pipe(duplex=False)
+        arguments = (send, job, [*overrides], config, self.shared, self.task, os.getcwd(), environ, self.threads)
+        process = CONTEXT.Process(target=_serve, args=arguments)
+        log_files: list[str] = []
+        with receive:
+            try:
+                self._start(process)
+                send.close()
+                while not isinstance(sent := cloudpickle.loads(receive.recv_bytes()), JobReturn):
+                    log_files = sent
+                self._end(process)
+                return sent
+            except (EOFError, OSError):  # nothing more will come
+                message = f"job {job} ({' '.join(overrides)}): its process {self._end(process)}"
+        for file in log_files:
+            with contextlib.suppress(OSError), Path(file).open("a") as log:
+                log.write(f"{message}\n")
+        return _failed(overrides, RunError(message))
+
+    def _start(self, process: BaseProcess) -> None:
+        with self._lock:
+            if self._over:
+                raise EOFError
+            process.start()
+            self._running.add(process)
+
+    def _end(self, process: BaseProcess) -> str:
+        """Waits until a process has ended, and says how it did."""
+        if process not in self._running:
+            return "could not be started: see above for what its imports said"
+        wait([process.sentinel])
+        with self._lock:
+            process.join()
+            self._running.remove(process)
+        if self._over:
+            return "was ended with the sweep"
+        code = process.exitcode or 0
+        if code >= 0:
+            return f"ended with exit code {code} before the job was done"
+        hint = ": out of memory? Fewer jobs at once take less, hydra.launcher.n_jobs=1 say"
+        return f"was killed by {signal.Signals(-code).name}{hint if code == -signal.SIGKILL else ''}"
+
+
+def _serve(
+    send: Connection,
+    job: int,
+    overrides: Sequence[str],
+    config: bytes,
+    shared: bytes,
+    task: tuple[str, str],
+    folder: str,
+    environ: dict[str, str],
+    threads: int | None,
+) -> None:
+    """Runs a job, in its own process, and sends where it logs and what came of it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environ)
+    if threads is not None and "torch" in sys.modules:
+        # It read OMP_NUM_THREADS when the server imported it, but has no threads yet.
+        sys.modules["torch"].set_num_threads(threads)
+
+    def run(config: DictConfig) -> Any:
+        handlers = logging.getLogger().handlers
+        log_files = [handler.baseFilename for handler in handlers if isinstance(handler, logging.FileHandler)]
+        send.send_bytes(cloudpickle.dumps(log_files))
+        for handler in handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.setFormatter(_Numbered(job, handler.formatter or logging.Formatter()))
+        module, name = task
+        try:
+            return getattr(importlib.import_module(module), name)(config)
+        except Exception as error:
+            raise _portable(error) from None
+
+    try:
+        callbacks, singletons = cloudpickle.loads(shared)
+        context = HydraContext(config_loader=_Composed(), callbacks=callbacks)  # type: ignore[arg-type]
+        done = execute_job(job, overrides, context, cloudpickle.loads(config), run, singletons)
+    except Exception as error:
+        done = _failed(overrides, _portable(error))
+    send.send_bytes(cloudpickle.dumps(done))
+
+
+class _Composed:
+    """Stands in for Hydra's loader, which had time to compose the configs while the server imported."""
+
+    def load_sweep_config(self, config: DictConfig, overrides: list[str]) -> DictConfig:
+        return config
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+class _Numbered(logging.Formatter):
+    """Tells the lines of jobs that share a terminal apart."""
+
+    def __init__(self, job: int, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self.prefix = f"{job} | "
+        self.formatter = formatter
+
+    def format(self, record: logging.LogRecord) -> str:
+        return textwrap.indent(self.formatter.format(record), self.prefix, lambda _: True)
+
+
+def _portable(error: Exception) -> Exception:
+    """Returns an error that says the same and can be sent to another process, with the trace as a note."""
+    line = told(error)
+    if line is None:
+        sent: Exception = JobError(f"{type(error).__name__}: {error}")
+    else:
+        sent = (UserError if line[1] == 2 else RunError)(line[0])
+    sent.add_note("".join(traceback.format_exception(error)).rstrip())
+    return sent
+
+
+def _failed(overrides: Sequence[str], error: Exception) -> JobReturn:
+    done = JobReturn(overrides=overrides, status=JobStatus.FAILED)
+    done.return_value = error
+    return done

@@ -1,0 +1,116 @@
+"""How many jobs of a sweep run at once, and what of the machine each of them gets."""
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
+
+from attnmosaic.errors import UserError
+
+
+def plan(
+    jobs: int,
+    cores: int,
+    *,
+    n_jobs: int | None = None,
+    threads: int | None = None,
+    free_gb: float | None = None,
+    gb_per_job: float = 1.5,
+    gpus: int = 0,
+    jobs_per_gpu: int = 4,
+) -> tuple[int, int | None]:
+    """Decides how many jobs run at once, and on how many CPU threads each.
+
+    Args:
+        jobs: how many there are.
+        cores: how many may be used.
+        n_jobs: the user's own number of jobs at once, which nothing but their number lowers.
+        threads: the user's own number of threads of a job.
+        free_gb: memory that is left; None if that is not known.
+        gb_per_job: memory that a job takes.
+        gpus: how many there are; 0 if the jobs use none.
+        jobs_per_gpu: how many jobs share one.
+
+    Returns:
+        (jobs at once, threads of each): as many jobs as all of these allow, but at least one; the threads are
+        None for what a single run takes, which is right where jobs run one by one.
+
+    Raises:
+        UserError: a number will not do.
+    """
+    for key, value in (("n_jobs", n_jobs), ("jobs_per_gpu", jobs_per_gpu)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise UserError(f"hydra.launcher.{key}: got {value}, needs a whole number of at least 1")
+    if not isinstance(gb_per_job, (int, float)) or not gb_per_job > 0:
+        raise UserError(f"hydra.launcher.gb_per_job: got {gb_per_job}, needs a number above 0")
+    limits = [jobs]
+    if n_jobs is not None:
+        limits.append(n_jobs)
+    else:
+        limits.append(cores // (threads or 1))
+        if free_gb is not None:
+            limits.append(int(free_gb / gb_per_job))
+        if gpus:
+            limits.append(gpus * jobs_per_gpu)
+    at_once = max(1, min(limits))
+    if threads is None and at_once > 1:
+        threads = max(1, cores // at_once)
+    return at_once, threads
+
+
+def asked_threads(compute_threads: object, environ: Mapping[str, str]) -> int | None:
+    """Returns the number of threads the user asks for, with ``compute.threads`` or ``OMP_NUM_THREADS``, if any."""
+    for asked in (compute_threads, environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()):
+        if str(asked).isdecimal() and int(str(asked)) > 0:
+            return int(str(asked))
+    return None
+
+
+def environment(job: int, threads: int | None, gpus: Sequence[str]) -> dict[str, str]:
+    """Returns the environment variables that give a job its share of the machine.
+
+    Args:
+        job: its number.
+        threads: see `plan`.
+        gpus: see `visible_gpus`. They take turns: job i sees the (i mod n)-th, and no other.
+    """
+    return {
+        **({"OMP_NUM_THREADS": str(threads)} if threads is not None else {}),
+        **({"CUDA_VISIBLE_DEVICES": gpus[job % len(gpus)]} if gpus else {}),
+    }
+
+
+def visible_gpus(environ: Mapping[str, str], dev: Path = Path("/dev")) -> list[str]:
+    """Returns the NVIDIA GPUs that torch would find, as ``CUDA_VISIBLE_DEVICES`` names them; imports nothing."""
+    named = environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return [str(i) for i, _ in enumerate(dev.glob("nvidia[0-9]*"))]
+    return [*takewhile(lambda name: name not in ("", "-1"), map(str.strip, named.split(",")))]
+
+
+def free_gb(root: Path = Path("/")) -> float | None:
+    """Returns the memory left to this process, within the limits of its control groups; None but on Linux."""
+    try:
+        available = re.findall(r"^MemAvailable:\s+(\d+) kB", (root / "proc/meminfo").read_text(), flags=re.M)
+        groups = (root / "proc/self/cgroup").read_text()
+    except OSError:
+        return None
+    left = [int(kilobytes) * 1024 for kilobytes in available]
+    left += _left(root / "sys/fs/cgroup", "", groups, "memory.max", "memory.current", "inactive_file")
+    v1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    left += _left(root / "sys/fs/cgroup/memory", "memory", groups, *v1)
+    return max(0, min(left)) / 1e9 if left else None
+
+
+def _left(tree: Path, controller: str, groups: str, limit: str, usage: str, cached: str) -> Iterator[int]:
+    """Yields what is left of each limit from this process's group up to the top of the tree."""
+    for path in re.findall(rf"^\d+:{controller}:/(.*)$", groups, flags=re.M):
+        for folder in (tree / path, *(tree / path).parents):
+            # A container may not see the group it is in, only the top; and a limit may be the word "max".
+            with contextlib.suppress(OSError, ValueError):
+                used = int((folder / usage).read_text())
+                given_back = re.findall(rf"^{cached} (\d+)$", (folder / "memory.stat").read_text(), flags=re.M)
+                yield int((folder / limit).read_text()) - used + sum(map(int, given_back))
+            if folder == tree:
+                break

@@ -1,0 +1,87 @@
+"""The launcher behind ``hydra/launcher=joblib``. Hydra imports every plugin at every start, so this one is light."""
+
+import inspect
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, configure_log, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+
+class AttnmosaicLauncher(Launcher):
+    """Runs jobs of a sweep at once, as many as pay, each in a fresh process.
+
+    Args:
+        n_jobs: how many at once; None for as many as cores, memory and GPUs allow.
+        gb_per_job: memory that a job takes.
+        jobs_per_gpu: how many share a GPU.
+        **joblib: other arguments of `joblib.Parallel`.
+    """
+
+    hydra_context: HydraContext
+    task_function: TaskFunction
+    config: DictConfig
+
+    def __init__(self, n_jobs: int | None, gb_per_job: float, jobs_per_gpu: int, **joblib: Any) -> None:
+        self.limits: dict[str, Any] = {"n_jobs": n_jobs, "gb_per_job": gb_per_job, "jobs_per_gpu": jobs_per_gpu}
+        self.joblib = joblib
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        if find_spec("hydra_plugins.hydra_joblib_launcher") is None:
+            from attnmosaic.errors import UserError
+
+            raise UserError("hydra/launcher=joblib: needs one more package; type pip install 'attnmosaic[parallel]'")
+        from attnmosaic.parallel.server import start_server
+
+        start_server()
+        self.hydra_context = hydra_context
+        self.task_function = task_function
+        self.config = config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        import cloudpickle
+        from joblib import Parallel, cpu_count, delayed
+
+        from attnmosaic.parallel.jobs import Jobs
+        from attnmosaic.parallel.plan import asked_threads, free_gb, plan, visible_gpus
+
+        setup_globals()
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+        cpu_alone = OmegaConf.select(self.config, "trainer.accelerator") == "cpu"
+        gpus = [] if cpu_alone else visible_gpus(os.environ)
+        at_once, threads = plan(
+            len(job_overrides),
+            cpu_count(),
+            threads=asked_threads(OmegaConf.select(self.config, "compute.threads"), os.environ),
+            free_gb=free_gb(),
+            gpus=len(gpus),
+            **self.limits,
+        )
+        each = f", threads of each: {threads}" if threads else ""
+        print(f"{len(job_overrides)} jobs, {at_once} at once{each}", file=sys.stderr)
+
+        def composed() -> Iterator[tuple[int, list[str], bytes]]:
+            for job, overrides in enumerate(map(list, job_overrides), start=initial_job_idx):
+                config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+                yield job, overrides, cloudpickle.dumps(config)
+
+        shared = cloudpickle.dumps((self.hydra_context.callbacks, Singleton.get_state()))
+        with Jobs(self._task(), shared, threads, gpus) as jobs:
+            # A thread watches over each running job; Hydra, which is not made for threads, runs in the job's process.
+            parallel = Parallel(n_jobs=at_once, backend="threading", **self.joblib)
+            return list(parallel(delayed(jobs.run)(*job) for job in composed()))
+
+    def _task(self) -> tuple[str, str]:
+        """Returns the job's function by module and name: ``__main__`` is another module in another process."""
+        module = self.task_function.__module__
+        if module == "__main__":
+            module = f"attnmosaic.{Path(inspect.getfile(self.task_function)).stem}"
+        return module, self.task_function.__qualname__
