@@ -1,6 +1,6 @@
 """How time and memory grow with the number of mosaics, the patches of each, the batch and the pool.
 
-``python -m benchmarks.growth`` measures (six minutes on two cores), prints a table, and draws ``docs/img/growth.png``.
+``python -m benchmarks.growth`` measures (ten minutes), prints a table, and draws ``docs/img/growth.png``.
 Each point is a run in a process of its own, on random 8 x 8 colour images.
 """
 

@@ -256,6 +256,8 @@ def test_optimizers_update_in_one_call_unless_told_how(config: Config) -> None:
         (("data.train_mosaics=30000", "data.batch_size=250", "data.steps_per_block=12"), "cpu", 10),
         (("data=digits", "data.patches=20000", "data.batch_size=100", "data.train_mosaics=200"), "cpu", 2),
         (("data.train_mosaics=10", "data.batch_size=250"), "cpu", 1),
+        (("data.train_mosaics=1010", "data.batch_size=250"), "cpu", 1),
+        (("data.train_mosaics=1010", "data.batch_size=250"), "cuda", 1),
     ],
 )
 def test_blocks_are_chosen_by_their_work(config: Config, overrides: tuple[str, ...], device: str, blocks: int) -> None:

@@ -109,7 +109,7 @@ class MosaicDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         n = len(self.mosaics["train"])
-        steps = self.steps_per_block or max(1, min(self._mosaics_a_block(), n) // self.batch_size)
+        steps = self.steps_per_block or -(-self._mosaics_a_block() // self.batch_size)
         return block_loader(EpochBlocks(n, self.batch_size, steps, self.order_seed))
 
     def val_dataloader(self) -> list[DataLoader[Tensor]]:

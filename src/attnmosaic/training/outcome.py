@@ -79,6 +79,7 @@ def _result(config: dict[str, Any], metrics: dict[str, float], trainer: pl.Train
 
 
 def cpu_name() -> str:
+    """Returns the model of this machine's processor, as far as the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
