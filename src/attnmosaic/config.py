@@ -242,6 +242,11 @@ def check(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if value not in words:
             raise not_among(key, value, words)
+    if plain["data"].get("weights") is not None and plain["schedule"]["order"] != "what_only":
+        raise UserError(
+            f"data.weights: decree the attention, so Where cannot learn; got schedule.order={plain['schedule']['order']}, "
+            "type schedule=what_only (or data.weights=null)"
+        )
     _check_classes(plain["data"])
     if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
         raise UserError(

@@ -98,7 +98,9 @@ class RunTables(pl.Callback):
 
 
 def _known(module: StagewiseModule) -> Row:
-    return {name: value for name, value in module.epoch_metrics.items() if name.split("/")[-1] in METRICS}
+    """Returns what the epoch measured, without the views: those are measured once, and are in ``result.json``."""
+    kept = ("running", *SPLITS)
+    return {f"{p}/{m}": module.epoch_metrics[f"{p}/{m}"] for p in kept for m in METRICS if f"{p}/{m}" in module.epoch_metrics}
 
 
 def focus_row(epoch: int, counts: dict[str, int]) -> Row:

@@ -2,12 +2,15 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -15,6 +18,8 @@ from attnmosaic.data.blocks import EpochBlocks, block_loader, row_loader
 from attnmosaic.data.classes import split_classes
 from attnmosaic.data.mosaics import Mosaics, draw_mosaics
 from attnmosaic.data.pool import Pool
+from attnmosaic.data.weights import Decree
+from attnmosaic.errors import not_among
 
 SPLITS = ("train", "test", "held_out")
 """`test` is drawn from the training pool (published protocol), `held_out` from patches never trained on."""
@@ -39,6 +44,9 @@ class MosaicDataModule(pl.LightningDataModule):
         eval_batch_size: mosaics an evaluation step; None to choose it likewise.
         seed: what is drawn.
         order_seed: the order in which training visits it.
+        weights: attention by decree for every split; None leaves it to a where network.
+        views: splits seen with other decreed weights, measured once, when a run ends: ``{name: {"split": ...,
+            "weights": ...}}``.
     """
 
     def __init__(
@@ -55,6 +63,8 @@ class MosaicDataModule(pl.LightningDataModule):
         eval_batch_size: int | None,
         seed: int,
         order_seed: int,
+        weights: Decree | None = None,
+        views: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         self.foreground = list(foreground)
@@ -66,6 +76,8 @@ class MosaicDataModule(pl.LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.seed = seed
         self.order_seed = order_seed
+        self.weights = weights
+        self.views = dict(views or {})
         self.mosaics: dict[str, Mosaics] = {}
 
     @abstractmethod
@@ -84,7 +96,25 @@ class MosaicDataModule(pl.LightningDataModule):
         front, back = split_classes(self.foreground, self.background, train_pool.classes)
         for stream, (split, n) in enumerate(self.counts.items()):
             pool = held_out_pool if split == "held_out" else train_pool
-            self.mosaics[split] = draw_mosaics(pool, front, back, n, self.patches, self.rng(stream))
+            drawn = draw_mosaics(pool, front, back, n, self.patches, self.rng(stream))
+            self.mosaics[split] = self._decreed(drawn, self.weights, stream)
+        for name, view in self.views.items():
+            split = view["split"]
+            if split not in SPLITS:
+                raise not_among(f"data.views.{name}.split", split, SPLITS)
+            self.mosaics[name] = self._decreed(self.mosaics[split], view["weights"], SPLITS.index(split))
+
+    def _decreed(self, mosaics: Mosaics, weights: Decree | None, stream: int) -> Mosaics:
+        if weights is None:
+            return mosaics
+        drawn = weights(mosaics.foreground.numpy(), self.patches, self.rng(20 + stream))
+        return replace(mosaics, weights=torch.from_numpy(drawn))
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Names of what an evaluation measures: the splits, and when a run ends the views too."""
+        fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        return SPLITS if fitting else (*SPLITS, *self.views)
 
     @property
     def patch_shape(self) -> tuple[int, ...]:
@@ -96,7 +126,7 @@ class MosaicDataModule(pl.LightningDataModule):
         return len(self.mosaics["train"].foreground_classes)
 
     def mosaics_on(self, device: torch.device, dtype: torch.dtype) -> dict[str, Mosaics]:
-        """Returns every split on a device; splits that share a pool share its one copy there."""
+        """Returns every split and view on a device; those that share a pool share its one copy there."""
         pools = {id(m.pool): m.pool for m in self.mosaics.values()}
         moved = {key: pool.to(device, dtype) for key, pool in pools.items()}
         return {split: m.on(moved[id(m.pool)]) for split, m in self.mosaics.items()}
@@ -113,12 +143,12 @@ class MosaicDataModule(pl.LightningDataModule):
         return block_loader(EpochBlocks(n, self.batch_size, steps, self.order_seed))
 
     def val_dataloader(self) -> list[DataLoader[Tensor]]:
-        """Returns one loader a split, in the order of `SPLITS`."""
+        """Returns one loader for each of `measured`."""
         size = self.eval_batch_size or self._mosaics_a_block()
-        return [row_loader(len(self.mosaics[split]), size) for split in SPLITS]
+        return [row_loader(len(self.mosaics[split]), size) for split in self.measured]
 
     def export(self, folder: str | Path) -> list[Path]:
-        """Writes each split as ``<folder>/<split>.npz`` (see `Mosaics.save`) and returns the paths."""
+        """Writes each split and view as ``<folder>/<split>.npz`` (see `Mosaics.save`) and returns the paths."""
         self.setup()
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)

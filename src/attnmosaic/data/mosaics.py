@@ -23,6 +23,7 @@ class Mosaics:
         foreground: position of the foreground patch, ``[N]``, int64, 0 to P - 1.
         label: which foreground class it is of, ``[N]``, int64, 0 to F - 1.
         foreground_classes: names of the F foreground classes, in label order.
+        weights: attention weights by decree, ``[N, P]``; None where a where network gives them.
     """
 
     pool: Pool
@@ -30,6 +31,7 @@ class Mosaics:
     foreground: Int[Tensor, " N"]
     label: Int[Tensor, " N"]
     foreground_classes: tuple[str, ...]
+    weights: Float[Tensor, "N P"] | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -47,14 +49,16 @@ class Mosaics:
             index=self.index.to(device),
             foreground=self.foreground.to(device),
             label=self.label.to(device),
+            weights=None if self.weights is None else self.weights.to(device),
         )
 
     def save(self, path: str | Path) -> None:
         """Writes everything that was drawn as one ``.npz`` file.
 
         Arrays: ``index``, ``foreground``, ``label``, ``foreground_classes``; and the pool's ``patches``
-        (images as uint8 ``[U, H, W, C]``), ``patch_labels`` and ``classes``.
+        (images as uint8 ``[U, H, W, C]``), ``patch_labels`` and ``classes``; ``weights`` if they are decreed.
         """
+        decreed = {} if self.weights is None else {"weights": self.weights.cpu().numpy()}
         np.savez(
             path,
             index=self.index.cpu().numpy(),
@@ -64,6 +68,7 @@ class Mosaics:
             patches=self.pool.patches.cpu().numpy(),
             patch_labels=self.pool.labels.cpu().numpy(),
             classes=np.array(self.pool.classes),
+            **decreed,
         )
 
 

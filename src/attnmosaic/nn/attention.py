@@ -18,17 +18,18 @@ class WhereWhat(nn.Module):
     """A where network that weighs the patches and a what network that classifies their weighted sum.
 
     Args:
-        where: maps patches ``[M, *patch]`` to scores ``[M, 1]``.
+        where: maps patches ``[M, *patch]`` to scores ``[M, 1]``; None where attention is decreed by the data.
         what: maps aggregates ``[B, *patch]`` to logits ``[B, F]``.
     """
 
-    def __init__(self, where: nn.Module, what: nn.Module) -> None:
+    def __init__(self, where: nn.Module | None, what: nn.Module) -> None:
         super().__init__()
         self.where = where
         self.what = what
 
     def score(self, patches: Float[Tensor, "M *patch"]) -> Float[Tensor, " M"]:
         """Scores patches one by one, all in one batch."""
+        assert self.where is not None, "attention is decreed: there is no network to score patches"
         return self.where(patches).squeeze(1)
 
     def weigh(self, scores: Float[Tensor, "B P"]) -> Float[Tensor, "B P"]:

@@ -65,18 +65,19 @@ def build_module(config: DictConfig, data: MosaicDataModule) -> StagewiseModule:
     """
     seed = config.seed.init
     pair = WhereWhat(
-        where=build_network(config.model.where, "where", data.patch_shape, 1, seed),
+        where=None if data.weights else build_network(config.model.where, "where", data.patch_shape, 1, seed),
         what=build_network(config.model.what, "what", data.patch_shape, data.n_labels, seed),
     )
     if config.precision == "float64":
         # Lightning would do so too, but only after a checkpoint's weights were rounded to float32.
         pair = pair.double()
+    networks = [n for n in NETWORKS if getattr(pair, n) is not None]
     # `lr` has its place at the top of the config, whatever the optimizer.
     optimizers = {
         n: make(f"optimizer.{n}", config.optimizer[n], _partial_=True, lr=config.lr[n], **_fused(config.optimizer[n]))
-        for n in NETWORKS
+        for n in networks
     }
-    scheduled = [n for n in NETWORKS if config.scheduler[n] is not None]
+    scheduled = [n for n in networks if config.scheduler[n] is not None]
     schedulers = {n: make(f"scheduler.{n}", config.scheduler[n], _partial_=True) for n in scheduled}
     for name, optimizer in optimizers.items():
         tried = _try(f"optimizer.{name}", optimizer, getattr(pair, name).parameters())

@@ -20,13 +20,13 @@ def rows_per_piece(row_bytes: int, device: torch.device) -> int:
 
 
 class FrozenWhere:
-    """Scores each unique pool patch once and looks attention weights and aggregates up.
+    """Scores each unique pool patch once and looks attention weights and aggregates up; decreed weights are taken as they are.
 
     Valid until the where network changes; whoever changes it calls `clear`. Nothing here carries gradients.
 
     Args:
         pair: the networks; Where is evaluated in eval mode.
-        mosaics: by split, on the training device.
+        mosaics: by split or view, on the training device.
         dtype: floating type of patches.
         budget: bytes that kept weights and aggregates may take; over it, aggregates are summed afresh for every
             minibatch.
@@ -48,14 +48,16 @@ class FrozenWhere:
     def scores(self, pool: Pool) -> Float[Tensor, " U"]:
         """Returns the where network's score of every patch of a pool."""
         if id(pool) not in self._scores:
-            training = self.pair.where.training
-            self.pair.where.eval()
+            where = self.pair.where
+            assert where is not None
+            training = where.training
+            where.eval()
             size = rows_per_piece(math.prod(pool.patch_shape) * self.dtype.itemsize, pool.labels.device)
             rows = torch.arange(len(pool), device=pool.labels.device)
             self._scores[id(pool)] = torch.cat(
                 [self.pair.score(pool.gather(piece, self.dtype)) for piece in rows.split(size)]
             )
-            self.pair.where.train(training)
+            where.train(training)
         return self._scores[id(pool)]
 
     @torch.no_grad()
@@ -66,13 +68,18 @@ class FrozenWhere:
             alpha, aggregates = (part.index_select(0, rows) for part in self._kept[split])
             # Kept channels last, as `Pool` keeps images.
             return alpha, aggregates.movedim(-1, 1) if mosaics.pool.is_image else aggregates
-        alpha = self.pair.weigh(self.scores(mosaics.pool)[mosaics.index[rows]])
+        alpha = self._weights(mosaics, rows)
         pieces = rows.split(self.mosaics_per_piece(split))
         summed = [
             aggregate(a, mosaics.patches(piece, self.dtype))
             for a, piece in zip(alpha.split(len(pieces[0])), pieces, strict=True)
         ]
         return alpha, summed[0] if len(summed) == 1 else torch.cat(summed)
+
+    def _weights(self, mosaics: Mosaics, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P"]:
+        if mosaics.weights is not None:
+            return mosaics.weights[rows].to(self.dtype)
+        return self.pair.weigh(self.scores(mosaics.pool)[mosaics.index[rows]])
 
     def mosaics_per_piece(self, split: str) -> int:
         """Returns how many mosaics of a split, with all their patches, to compute on at a time."""
@@ -88,7 +95,7 @@ class FrozenWhere:
         size = n * (patches + math.prod(mosaics.pool.patch_shape)) * self.dtype.itemsize
         if split in self._kept or size > self.budget:
             return
-        alpha = self.pair.weigh(self.scores(mosaics.pool)[mosaics.index])
+        alpha = self._weights(mosaics, torch.arange(n, device=mosaics.index.device))
         kept: Tensor | None = None
         for rows in torch.arange(n, device=alpha.device).split(self.mosaics_per_piece(split)):
             summed = aggregate(alpha[rows], mosaics.patches(rows, self.dtype))

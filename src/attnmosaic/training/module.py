@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from attnmosaic.data.datamodule import SPLITS, MosaicDataModule
+from attnmosaic.data.datamodule import MosaicDataModule
 from attnmosaic.data.mosaics import Mosaics
 from attnmosaic.errors import RunError
 from attnmosaic.metrics.focus import FocusMetrics
@@ -32,7 +32,7 @@ class StagewiseModule(pl.LightningModule):
     """Trains Where and What in the stages of a schedule, by manual optimization.
 
     Each network has one optimizer, made once: its momentum survives the stages in which it rests. A resting
-    network gets no gradient and is in eval mode. While Where rests, its weights are computed once and the
+    network gets no gradient and is in eval mode. While Where rests (or is none, its weights decreed by the data), its weights are computed once and the
     aggregates kept (`FrozenWhere`).
 
     A batch is a block of rows of the training mosaics; it holds several minibatches and one optimizer step
@@ -76,6 +76,7 @@ class StagewiseModule(pl.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.pair = pair.to(memory_format=torch.channels_last)
+        self.networks = tuple(name for name in NETWORKS if getattr(pair, name) is not None)
         self.schedule = schedule
         self.objective = objective
         self.make_optimizers = optimizers
@@ -87,7 +88,7 @@ class StagewiseModule(pl.LightningModule):
         self.cache_gb = cache_gb
         self.graphs = graphs
         self.running = FocusMetrics()
-        self.evaluations = nn.ModuleList(FocusMetrics() for _ in SPLITS)
+        self.evaluations: dict[str, FocusMetrics] = {}
         self.epoch_metrics: dict[str, float] = {}
         """What this epoch measured so far; callbacks write it down."""
         self._seen: list[Seen] = []
@@ -102,10 +103,11 @@ class StagewiseModule(pl.LightningModule):
         datamodule: MosaicDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
         dtype = next(self.parameters()).dtype
         self.mosaics: dict[str, Mosaics] = datamodule.mosaics_on(self.device, dtype)
+        self.evaluations = {name: FocusMetrics().to(self.device) for name in datamodule.measured}
         self.frozen_where = FrozenWhere(self.pair, self.mosaics, dtype, round(self.cache_gb * 1e9))
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[LRScheduler]]:
-        made = {name: self.make_optimizers[name](getattr(self.pair, name).parameters()) for name in NETWORKS}
+        made = {name: self.make_optimizers[name](getattr(self.pair, name).parameters()) for name in self.networks}
         return list(made.values()), [make(made[name]) for name, make in self.make_schedulers.items()]
 
     # ---- training
@@ -119,7 +121,7 @@ class StagewiseModule(pl.LightningModule):
         stage = self.stage
         # Anew each epoch: a resumed run then draws what the uninterrupted one would have.
         torch.manual_seed(int(np.random.SeedSequence([self.seed, self.current_epoch, 2]).generate_state(1)[0]))
-        for name in NETWORKS:
+        for name in self.networks:
             getattr(self.pair, name).train(name in stage.learners)
         self.running.reset()
         self._seen.clear()
@@ -146,11 +148,12 @@ class StagewiseModule(pl.LightningModule):
     @contextlib.contextmanager
     def _learning(self, stage: Stage) -> Iterator[list[LightningOptimizer]]:
         """Yields the optimizers of the networks that learn; the other network takes no gradient."""
-        both: list[LightningOptimizer] = self.optimizers()  # type: ignore[assignment]
+        found: Any = self.optimizers()
+        every: list[LightningOptimizer] = found if isinstance(found, list) else [found]
         if stage is Stage.JOINT:
-            yield both
+            yield every
         else:
-            optimizer = both[NETWORKS.index(stage.learners[0])]
+            optimizer = every[self.networks.index(stage.learners[0])]
             with self.toggled_optimizer(optimizer):
                 yield [optimizer]
 
@@ -190,21 +193,19 @@ class StagewiseModule(pl.LightningModule):
     # ---- evaluation
 
     def evaluation(self, split: str) -> FocusMetrics:
-        """Returns what the last evaluation measured on a split."""
-        metrics = self.evaluations[SPLITS.index(split)]
-        assert isinstance(metrics, FocusMetrics)
-        return metrics
+        """Returns what the last evaluation measured on a split or view."""
+        return self.evaluations[split]
 
     def on_validation_start(self) -> None:
         if self.trainer.state.fn != TrainerFn.FITTING:
             self._take_data()
 
     def on_validation_epoch_start(self) -> None:
-        for split in SPLITS:
+        for split in self.evaluations:
             self.evaluation(split).reset()
 
     def validation_step(self, rows: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
-        split = SPLITS[dataloader_idx]
+        split = list(self.evaluations)[dataloader_idx]
         data = self.mosaics[split]
         # Piece by piece, so that aggregates stay in a CPU's caches until What has seen them.
         attended = (self.frozen_where.attend(split, r) for r in rows.split(self.frozen_where.mosaics_per_piece(split)))
@@ -215,7 +216,7 @@ class StagewiseModule(pl.LightningModule):
         self.evaluation(split).update(loss, logits, alpha, label, data.foreground[rows])
 
     def on_validation_epoch_end(self) -> None:
-        for split in SPLITS:
+        for split in self.evaluations:
             self._record(split, self.evaluation(split))
 
     @property

@@ -56,7 +56,7 @@ def finish_run(config: DictConfig, trainer: pl.Trainer, module: StagewiseModule)
 
 def evaluation_of(module: StagewiseModule) -> dict[str, float]:
     """Returns the module's last evaluation as ``{"<split>/<metric>": value}``."""
-    return {f"{s}/{m}": module.epoch_metrics[f"{s}/{m}"] for s in SPLITS for m in METRICS}
+    return {f"{s}/{m}": module.epoch_metrics[f"{s}/{m}"] for s in module.evaluations for m in METRICS}
 
 
 def _result(config: dict[str, Any], metrics: dict[str, float], trainer: pl.Trainer) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def final_table(metrics: Mapping[str, float]) -> str:
     table.add_column("split")
     for name in shown:
         table.add_column(name.upper() if name[0] == "f" and len(name) == 4 else name, justify="right")
-    for split in SPLITS:
+    for split in dict.fromkeys(name.split("/")[0] for name in metrics):
         table.add_row(split, *(f"{metrics[f'{split}/{name}']:.4f}" for name in shown))
     console = Console(file=io.StringIO(), width=110)
     console.print(table)

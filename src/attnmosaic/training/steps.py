@@ -152,10 +152,11 @@ def decomposes(pair: WhereWhat, objective: Objective, patch_shape: Sequence[int]
         patches: patches a mosaic, P.
     """
     drawn = torch.randn(4, patches, *patch_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    decreed = drawn.flatten(2).mean(dim=2)  # any scores will do
     label = torch.tensor([0, 1, 1, 0])
 
     def outcome(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-        logits, alpha = tried(drawn[rows])
+        logits, alpha = tried(drawn[rows], decreed[rows] if pair.where is None else None)
         return logits, alpha, measure(logits, alpha, label[rows])
 
     with torch.random.fork_rng(devices=[]):
