@@ -1,5 +1,6 @@
 """What every command shares: a user's slip is one line and exit code 2, never a stack trace."""
 
+import contextlib
 import logging
 import os
 import re
@@ -21,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from attnmosaic.config import conf_dir
 from attnmosaic.errors import RunError, UserError, nearest, not_among
+from attnmosaic.runs import ERROR
 
 _TRACES = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
 """Whether the user wants stack traces; read before `run` sets the variable for Hydra."""
@@ -56,14 +58,27 @@ def guard(task: Callable[[DictConfig], Any], config: DictConfig) -> Any:
         return task(config)
     except Exception as error:
         line = told(error)
-        _to_log_file(line[0] if line is not None else traceback.format_exc())
+        _write_down(line[0] if line is not None else traceback.format_exc())
         if _TRACES or HydraConfig.get().mode == RunMode.MULTIRUN or line is None:
             raise
         _fail(error)
 
 
-def _to_log_file(message: str) -> None:
-    """Writes an error into the job's log, and not also on the terminal, where it is told anyway."""
+def guard_sweep(task: Callable[[DictConfig], Any], config: DictConfig) -> None:
+    """Runs what comes before a sweep's jobs; a slip ends the sweep. (Hydra would make a warning of an error here.)"""
+    try:
+        task(config)
+    except Exception as error:
+        if _TRACES:
+            traceback.print_exc()
+            sys.exit(1)
+        _fail(error)
+
+
+def _write_down(message: str) -> None:
+    """Writes an error into the job's folder and log, and not also on the terminal, where it is told anyway."""
+    with contextlib.suppress(OSError):
+        Path(HydraConfig.get().runtime.output_dir, ERROR).write_text(message + "\n")
     record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, message, None, None)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import II, MISSING, DictConfig, OmegaConf
+from omegaconf import II, MISSING, DictConfig, OmegaConf, open_dict
 
+from attnmosaic.data.available import check_available
 from attnmosaic.data.classes import split_classes
 from attnmosaic.data.folder_layout import check_folder
 from attnmosaic.errors import UserError, not_among
@@ -102,6 +103,8 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     precision: str = "float32"
+    scale: str = "full"
+    at_most: dict[str, Any] = field(default_factory=dict)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     trainer: dict[str, Any] = MISSING
     logger: dict[str, Any] | None = None
@@ -237,9 +240,10 @@ def check(config: DictConfig) -> None:
         ("precision", tuple(PRECISIONS)),
         ("compute.matmul_precision", ("highest", "high", "medium")),
         ("compute.engine", ("auto", "eager")),
+        ("scale", ("full", "smoke")),
         ("optimized_metric", tuple(f"{s}/{m}" for s in ("train", "test", "held_out") for m in METRICS)),
     ):
-        value = OmegaConf.select(config, key)
+        value = OmegaConf.select(config, key, default=words[0])  # absent in checkpoints of before there was the key
         if value not in words:
             raise not_among(key, value, words)
     if plain["data"].get("weights") is not None and plain["schedule"]["order"] != "what_only":
@@ -248,6 +252,7 @@ def check(config: DictConfig) -> None:
             "type schedule=what_only (or data.weights=null)"
         )
     _check_classes(plain["data"])
+    check_available(plain["data"])
     if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
         raise UserError(
             f"ckpt_path: '{config.ckpt_path}' does not exist; checkpoints lie in a run's checkpoints folder"
@@ -278,16 +283,50 @@ def _check_classes(data: dict[str, Any]) -> None:
         split_classes(data["foreground"], data.get("background"), classes)
 
 
+def scaled(config: DictConfig) -> DictConfig:
+    """Returns the config with its counts cut to those of ``at_most``, where it has them (``scale=smoke``)."""
+    cut = config.copy()
+    limits = config.at_most
+    with open_dict(cut):
+        cut.at_most = {}
+        for section, counts in limits.items():
+            for key, most in counts.items():
+                if key in cut[section]:
+                    cut[section][key] = most if cut[section][key] is None else min(most, cut[section][key])
+    return cut
+
+
+def resolve(config: DictConfig) -> DictConfig:
+    """Returns the config with every interpolation replaced by its value."""
+    resolved = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(resolved, dict)
+    return OmegaConf.create(resolved)
+
+
 def config_hash(config: dict[str, Any]) -> str:
     """Returns a hash of what decides a run's numbers; where it writes, and how it logs, is left out."""
-    beside = {"run_dir", "paths", "logger", "callbacks", "ckpt_path", "optimized_metric", "name"}
-    decisive = {key: value for key, value in config.items() if key not in beside}
-    decisive["data"] = _without(config["data"], {"cache_dir", "lock_dir", "download"})
+    return hashlib.sha256(json.dumps(decisive(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def decisive(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns those settings that decide a run's numbers."""
+    beside = {"run_dir", "paths", "logger", "callbacks", "ckpt_path", "optimized_metric", "name", "at_most"}
+    kept = {key: value for key, value in config.items() if key not in beside}
+    kept["data"] = _without(config["data"], {"cache_dir", "lock_dir", "download"})
     for source in ("train_set", "test_set"):  # a named data set is the same wherever it lies
-        if isinstance(decisive["data"].get(source), dict):
-            decisive["data"][source].pop("root", None)
-    decisive["trainer"] = _without(config["trainer"], {"default_root_dir", "profiler", "log_every_n_steps"})
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+        if isinstance(kept["data"].get(source), dict):
+            kept["data"][source].pop("root", None)
+    kept["trainer"] = _without(config["trainer"], {"default_root_dir", "profiler", "log_every_n_steps"})
+    if deciding := {name: node for name, node in (config["callbacks"] or {}).items() if _decides(node)}:
+        kept["callbacks"] = json.loads(json.dumps(deciding).replace(str(config["run_dir"]), "RUN_DIR"))
+    return kept
+
+
+def _decides(callback: Any) -> bool:
+    """Whether a callback may change a run's numbers; ours only write down, and so do these of Lightning's."""
+    target = callback["_target_"] if isinstance(callback, dict) else "attnmosaic."
+    module, _, name = target.rpartition(".")
+    return not (module.startswith("attnmosaic.") or name in ("ModelCheckpoint", "Timer"))
 
 
 def _without(node: Any, names: set[str]) -> Any:

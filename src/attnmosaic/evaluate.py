@@ -8,8 +8,9 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.cli import guard, run
-from attnmosaic.config import PRECISIONS, check, conf_dir, register
+from attnmosaic.config import PRECISIONS, check, conf_dir, register, resolve
 from attnmosaic.errors import UserError
+from attnmosaic.files import write_atomically
 
 log = logging.getLogger(__name__)
 register()
@@ -37,7 +38,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     from attnmosaic.training.build import build_module, check_weights_fit, read_checkpoint
     from attnmosaic.training.globals import job_globals
     from attnmosaic.training.make import check_targets, make
-    from attnmosaic.training.outcome import evaluation_of, final_table, resolve, write_atomically
+    from attnmosaic.training.outcome import evaluation_of, final_table
     from attnmosaic.training.trainer import build_trainer
 
     checkpoint = read_checkpoint(config.ckpt_path)
@@ -61,7 +62,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         trainer.validate(module, datamodule=data, verbose=False)
         metrics = evaluation_of(module)
     write_atomically(Path(config.run_dir) / "evaluation.json", json.dumps(metrics, indent=2))
-    log.info("%s", final_table(metrics))
+    log.info("%s", final_table(metrics, saved.get("scale", "full")))
     log.info("written to %s", Path(config.run_dir) / "evaluation.json")
     return metrics
 

@@ -2,12 +2,14 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.cli import guard, run
-from attnmosaic.config import PRECISIONS, check, conf_dir, register
+from attnmosaic.config import PRECISIONS, check, conf_dir, register, resolve, scaled
+from attnmosaic.runs import CONFIG, claimed, earlier_result
 
 log = logging.getLogger(__name__)
 register()
@@ -15,6 +17,9 @@ register()
 
 def train(config: DictConfig) -> dict[str, float]:
     """Trains as a config says, writes everything into ``config.run_dir`` and returns the final metrics.
+
+    A folder that holds the finished run of this config gives its metrics at once; one that holds the beginning of it,
+    stopped for whatever reason, goes on from its newest checkpoint.
 
     Args:
         config: a composition of ``conf/train.yaml``.
@@ -24,22 +29,34 @@ def train(config: DictConfig) -> dict[str, float]:
         weights in a full pass.
 
     Raises:
-        UserError: the config, the data or the checkpoint named in it will not do.
+        UserError: the config, the data or the checkpoint named in it will not do; or the folder holds another run.
         RunError: the loss became infinite or not a number.
     """
+    config = scaled(config)
     check(config)
+    config = resolve(config)
+    folder = Path(config.run_dir)
+    with claimed(folder):
+        settings: Any = OmegaConf.to_container(config)
+        if (result := earlier_result(folder, settings)) is not None:
+            log.info("finished before: %s", folder)
+            return result["metrics"]
+        return _train(config)
+
+
+def _train(config: DictConfig) -> dict[str, float]:
     # Heavy imports (seconds) only once the config is known to be good.
     from attnmosaic.training.build import build_module
     from attnmosaic.training.globals import job_globals
     from attnmosaic.training.make import check_targets, make
-    from attnmosaic.training.outcome import final_table, finish_run, resolve
-    from attnmosaic.training.resume import check_resume
+    from attnmosaic.training.outcome import final_table, finish_run
+    from attnmosaic.training.resume import check_resume, newest_checkpoint
     from attnmosaic.training.trainer import build_trainer
 
-    config = resolve(config)
     check_targets(config)
-    Path(config.run_dir).mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, Path(config.run_dir) / "config.yaml")
+    if config.ckpt_path is None:
+        config.ckpt_path = newest_checkpoint(config)
+    OmegaConf.save(config, Path(config.run_dir) / CONFIG)
     with job_globals(config.seed.init, config.compute.threads, config.compute.matmul_precision):
         trainer = build_trainer(config, PRECISIONS[config.precision])
         data = make("data", config.data)
@@ -51,7 +68,7 @@ def train(config: DictConfig) -> dict[str, float]:
         trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
         trainer.validate(module, datamodule=data, verbose=False)
         metrics = finish_run(config, trainer, module)
-    log.info("%s", final_table(metrics))
+    log.info("%s", final_table(metrics, config.scale))
     log.info("plots, tables, checkpoints: %s\nTensorBoard: tensorboard --logdir %s", config.run_dir, config.run_dir)
     return metrics
 

@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -21,14 +20,8 @@ from rich.table import Table
 from attnmosaic.config import METRICS, config_hash
 from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.errors import RunError
+from attnmosaic.files import write_atomically
 from attnmosaic.training.module import StagewiseModule
-
-
-def resolve(config: DictConfig) -> DictConfig:
-    """Returns the config with every interpolation replaced by its value."""
-    resolved = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(resolved, dict)
-    return OmegaConf.create(resolved)
 
 
 def finish_run(config: DictConfig, trainer: pl.Trainer, module: StagewiseModule) -> dict[str, float]:
@@ -65,6 +58,7 @@ def _result(config: dict[str, Any], metrics: dict[str, float], trainer: pl.Train
     return {
         "metrics": metrics,
         "name": config["name"],
+        "scale": config["scale"],
         "epochs": trainer.current_epoch,
         "seconds": round(timers[0].time_elapsed("train"), 3) if timers else None,
         "seed": config["seed"],
@@ -102,23 +96,13 @@ def _hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file so that it is either whole or not there, even if the machine stops meanwhile."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("w") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def final_table(metrics: Mapping[str, float]) -> str:
-    """Draws the final metrics as a table, one row a split."""
+def final_table(metrics: Mapping[str, float], scale: str) -> str:
+    """Draws the final metrics as a table, one row a split or view; a smoke run's says that it is no result."""
     shown = ("accuracy", "focus", "ftpt", "ffpt", "ftpf", "ffpf", "confident", "entropy", "loss")
-    table = Table(caption="test: mosaics over the training pool (published protocol); held_out: over unseen patches")
+    table = Table(
+        title="SMOKE: few mosaics, few epochs, no result" if scale == "smoke" else None,
+        caption="test: mosaics over the training pool (published protocol); held_out: over unseen patches",
+    )
     table.add_column("split")
     for name in shown:
         table.add_column(name.upper() if name[0] == "f" and len(name) == 4 else name, justify="right")

@@ -1,12 +1,15 @@
 """Checks made before a run goes on from a checkpoint."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from attnmosaic.config import config_hash
 from attnmosaic.errors import UserError
 from attnmosaic.training.build import check_weights_fit, read_checkpoint
+from attnmosaic.runs import flat
 from attnmosaic.training.module import StagewiseModule
 
 log = logging.getLogger(__name__)
@@ -26,6 +29,27 @@ _KEPT = ("lr.", "optimizer.what.", "optimizer.where.", "scheduler.")
 """Settings that live in an optimizer's or scheduler's state: restoring it would silently undo a change."""
 
 
+def newest_checkpoint(config: DictConfig) -> str | None:
+    """Returns the newest checkpoint in the run's own folder that leaves an epoch to train, or None.
+
+    (A run stopped after its last epoch and before its result goes on from the one before, and so ends as any other.)
+    Checkpoints of other settings, and unreadable ones, are passed over; the latter with a warning.
+    """
+    settings: Any = OmegaConf.to_container(config, resolve=True)
+    begun = {}
+    for path in Path(config.run_dir, "checkpoints").glob("*.ckpt"):
+        try:
+            checkpoint = read_checkpoint(path)
+        except UserError as error:
+            log.warning("%s", error)
+            continue
+        done = checkpoint["epoch"] + 1
+        same = config_hash(checkpoint["hyper_parameters"]["config"]) == config_hash(settings)
+        if same and done < config.schedule.epochs:
+            begun[done] = path
+    return str(begun[max(begun)]) if begun else None
+
+
 def check_resume(config: DictConfig, module: StagewiseModule) -> None:
     """Checks that a run can go on from ``config.ckpt_path``, and says what differs from the run it is of.
 
@@ -41,8 +65,8 @@ def check_resume(config: DictConfig, module: StagewiseModule) -> None:
             f"ckpt_path: '{config.ckpt_path}' has all {done} epochs done and schedule.epochs is "
             f"{config.schedule.epochs}; type schedule.epochs={2 * done} to train on, or use attnmosaic.evaluate"
         )
-    before = _flat(checkpoint["hyper_parameters"]["config"])
-    now = _flat(OmegaConf.to_container(config, resolve=True))
+    before = flat(checkpoint["hyper_parameters"]["config"])
+    now = flat(OmegaConf.to_container(config, resolve=True))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) == now.get(key) or key.startswith(_FREE):
             continue
@@ -55,7 +79,3 @@ def check_resume(config: DictConfig, module: StagewiseModule) -> None:
     log.info("resuming after epoch %d of %d", done, config.schedule.epochs)
 
 
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {prefix[:-1]: node}
-    return {key: value for name, child in node.items() for key, value in _flat(child, f"{prefix}{name}.").items()}

@@ -1,0 +1,165 @@
+"""What a run's folder tells of the run. Light: imports no torch, so that a sweep can be looked at while it works."""
+
+import contextlib
+import csv
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from attnmosaic.config import config_hash, decisive
+from attnmosaic.errors import UserError
+
+RESULT, CONFIG, ERROR, LOCK, SWEEP = "result.json", "config.yaml", "error.txt", ".lock", "sweep.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, read when asked.
+
+    Attributes:
+        folder: the folder.
+    """
+
+    folder: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any] | None:
+        """The resolved config; None before the run has begun."""
+        try:
+            loaded = yaml.load(self._read(CONFIG) or "", Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        except yaml.YAMLError:
+            return None
+        return loaded if isinstance(loaded, dict) else None
+
+    @cached_property
+    def result(self) -> dict[str, Any] | None:
+        """``result.json``; None unless the run has finished."""
+        try:
+            loaded = json.loads(self._read(RESULT) or "null")
+        except json.JSONDecodeError:
+            return None
+        return loaded if isinstance(loaded, dict) else None
+
+    @cached_property
+    def error(self) -> str | None:
+        """What the run failed with; None unless it failed."""
+        return self._read(ERROR)
+
+    @cached_property
+    def epochs_done(self) -> int:
+        """Epochs that ``metrics.csv`` has, 0 to those of the schedule."""
+        return sum(1 for _ in csv.reader((self._read("metrics.csv") or "\n").splitlines())) - 1
+
+    @cached_property
+    def state(self) -> str:
+        """``finished``, ``running``, ``failed``, ``stopped`` (begun and not at work) or ``missing``."""
+        if self.result is not None:
+            return "finished"
+        if self.config is None and self.error is None:
+            return "missing"
+        if self._at_work():
+            return "running"
+        return "failed" if self.error is not None else "stopped"
+
+    def _at_work(self) -> bool:
+        if not (self.folder / LOCK).exists():
+            return False
+        try:
+            with FileLock(self.folder / LOCK, timeout=0):
+                return False
+        except Timeout:
+            return True
+        except OSError:  # a folder that may only be read
+            return False
+
+    def _read(self, name: str) -> str | None:
+        try:
+            return (self.folder / name).read_text()
+        except (OSError, UnicodeDecodeError):
+            return None
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Makes a run's folder and keeps other processes from running there; the lock ends with the process.
+
+    Raises:
+        UserError: another process is at work there, or the folder cannot be written to.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=2)  # whoever only looks whether a run is at work holds it for an instant
+    except Timeout as error:
+        raise UserError(f"run_dir: another process is running in '{folder}'; wait for it, or choose another") from error
+    except OSError as error:
+        raise UserError(f"run_dir: cannot write to '{folder}' ({error.strerror}); choose another") from error
+    try:
+        (folder / ERROR).unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
+
+
+def earlier_result(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns the result of a run that has finished in a folder with the same settings, or None.
+
+    Raises:
+        UserError: the folder holds a run with other settings.
+    """
+    run = Run(folder)
+    if run.config is None or config_hash(run.config) == config_hash(config):
+        return run.result
+    if run.result is None and not any((folder / "checkpoints").glob("*.ckpt")):
+        return None  # it left nothing to lose
+    before, now = flat(decisive(run.config)), flat(decisive(config))
+    key = next(key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key))
+    raise UserError(
+        f"run_dir: '{folder}' holds a run with other settings ({key} was {before.get(key)}, now {now.get(key)}); "
+        "choose another folder, or remove this one"
+    )
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns a config's values by their dotted keys."""
+    if not isinstance(node, dict) or (prefix and not node):
+        return {prefix[:-1]: node}
+    return {key: value for name, child in node.items() for key, value in flat(child, f"{prefix}{name}.").items()}
+
+
+def find_runs(root: Path) -> list[Run]:
+    """Returns every run in a folder or below it, those planned by a sweep and not begun included, by path."""
+    folders: set[Path] = set()
+    for path, names, files in os.walk(root):
+        here = Path(path)
+        if SWEEP in files:
+            folders |= {here / job for job in read_plan(here)["jobs"]}
+        if CONFIG in files or RESULT in files or ERROR in files:
+            folders.add(here)
+            names.clear()  # runs do not lie in runs
+        names[:] = [name for name in names if not name.startswith(".")]
+    return [Run(folder) for folder in sorted(folders)]
+
+
+def read_plan(sweep: Path) -> dict[str, Any]:
+    """Returns what a sweep's folder tells of its jobs: ``{"commands": [...], "jobs": {folder: {...}}}``."""
+    try:
+        plan = json.loads((sweep / SWEEP).read_text())
+        return {"commands": list(plan["commands"]), "jobs": dict(plan["jobs"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"commands": [], "jobs": {}}
+
+
+def sweep_of(folder: Path) -> Path | None:
+    """Returns the folder of the sweep that a run is a job of, or None."""
+    for above in folder.parents:
+        if str(folder.relative_to(above)) in read_plan(above)["jobs"]:
+            return above
+    return None
