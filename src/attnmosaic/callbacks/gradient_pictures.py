@@ -97,8 +97,8 @@ def draw_loss(folder: Path) -> "Figure":
     rows = _read(folder / "metrics.csv")
     figure, (axes,) = _curves(rows, 1)
     for column, label, style in (
-        ("running/loss", "while training, mean of an epoch", {"color": BLUE, "linewidth": 1.8}),
-        ("train/loss", "after the epoch, all training mosaics", {"color": ORANGE, "marker": "o", "linestyle": "none"}),
+        ("running/loss", "during the epoch", {"color": BLUE, "linewidth": 1.8}),
+        ("train/loss", "after it, all training mosaics", {"color": ORANGE, "marker": "o", "linestyle": "none"}),
     ):
         measured = [(int(row["epoch"]), float(row[column])) for row in rows if row[column]]
         if measured:
