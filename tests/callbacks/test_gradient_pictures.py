@@ -115,9 +115,10 @@ def test_regions_are_whats(config: Config) -> None:
     for axes, split in zip(figure.axes, ("train", "held_out"), strict=True):
         (image,) = axes.images
         left, right, bottom, top = image.get_extent()
-        points = module.mosaics[split].pool.patches
-        assert left < points[:, 0].min() < points[:, 0].max() < right
-        assert bottom < points[:, 1].min() < points[:, 1].max() < top
+        points = torch.cat([module.mosaics[name].pool.patches for name in ("train", "held_out")])
+        low, high = points.min(dim=0).values, points.max(dim=0).values
+        assert [left, bottom] == pytest.approx((low - 0.05 * (high - low)).tolist(), abs=1e-4)
+        assert [right, top] == pytest.approx((high + 0.05 * (high - low)).tolist(), abs=1e-4)
         assert axes.get_xlim() == (left, right)
         assert axes.get_ylim() == (bottom, top)
 
