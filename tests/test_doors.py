@@ -198,7 +198,11 @@ def test_stagewise_is_row_1_of_table_1() -> None:
     assert config.optimizer.what == config.optimizer.where == {"_target_": "torch.optim.SGD", "momentum": 0.9}
 
 
-@pytest.mark.parametrize("experiment", sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml")))
+CONF = ROOT / "conf" / "experiment"
+EXPERIMENTS = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment(cli: Cli, tmp_path: Path, experiment: str) -> None:
     """Composes and runs each experiment file, with few mosaics and two epochs."""
     with initialize_config_dir(conf_dir(), version_base="1.3"):

@@ -12,6 +12,10 @@ from cli import Cli
 
 LIGHT = {
     ("experiment=stagwise",): r"experiment: got 'stagwise', allowed: .*stagewise.*did you mean experiment=stagewise",
+    (
+        "experiment=gradients/jint",
+    ): r"experiment: got 'gradients/jint', allowed: .*did you mean experiment=gradients/joint",
+    ("experiment=gradients",): r"experiment: got 'gradients', allowed: gaussian, .*gradients/joint, gradients/type1",
     ("schedule=what_first",): r"schedule: got 'what_first', allowed: joint, .*what_then_where",
     ("expirement=stagewise",): r"expirement: there is no such config key; did you mean experiment",
     ("lr.wat=1",): r"lr\.wat: there is no such config key; did you mean lr\.what",

@@ -118,8 +118,7 @@ def explain(error: Exception, overrides: list[str]) -> str:
         overrides: the command line.
     """
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, name = error.missing_cfg_file.rpartition("/")
-        return str(not_among(group, name, error.options))
+        return _unknown_option(error.missing_cfg_file, error.options, overrides)
     if "Ambiguous value for argument" in str(error):
         return f"{str(error).splitlines()[0]}; add -m to run one job for each value"
     if isinstance(error, OverrideParseException) and "=" not in error.override:
@@ -144,6 +143,15 @@ _SECTIONS = {
     "compute": "compute.threads=1",
     "paths": "paths.data=DIR",
 }
+
+
+def _unknown_option(path: str, options: Iterable[str], overrides: list[str]) -> str:
+    groups = (override.partition("=")[0] for override in overrides)
+    group = max((g for g in groups if path.startswith(f"{g}/")), key=len, default=path.rpartition("/")[0])
+    folder = Path(conf_dir(), "experiment")  # the only group with choices in folders of their own
+    nested = (file.relative_to(folder).with_suffix("").as_posix() for file in sorted(folder.glob("*/*.yaml")))
+    allowed = [*options, *(nested if group == "experiment" else ())]
+    return str(not_among(group, path.removeprefix(f"{group}/"), allowed))
 
 
 def _unknown_key(key: str, overrides: list[str]) -> str:

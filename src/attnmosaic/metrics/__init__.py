@@ -1,1 +1,1 @@
-"""Accuracy and focus as torchmetrics."""
+"""Accuracy and focus as torchmetrics; the loss's gradient with respect to the attention weights."""

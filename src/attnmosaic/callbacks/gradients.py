@@ -1,0 +1,97 @@
+"""The gradient curves of document 000, written while a run trains."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from attnmosaic.metrics.gradients import alpha_gradients, foreground_and_background
+from attnmosaic.training.module import StagewiseModule
+
+COLUMNS = ("epoch", "stage", "foreground", "background")
+
+
+class AlphaGradients(pl.Callback):
+    """Measures the loss's gradient with respect to the attention weights before training and after every epoch.
+
+    Each time it is a full pass over the training mosaics with the weights as they are then, both networks in eval
+    mode; see `mean_alpha_gradients`. It goes to ``gradients.csv`` as a row (epochs done, the stage that ended, empty
+    before the first epoch; ``foreground``, ``background``) and to every logger as ``gradient/foreground`` and
+    ``gradient/background``. The rows travel in the checkpoint, as those of `RunTables`. Training stays as it is
+    without this callback, bit for bit.
+
+    Args:
+        folder: where the file goes.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.path = Path(folder) / "gradients.csv"
+        self.rows: list[dict[str, Any]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the rows column by column."""
+        return {key: [row[key] for row in self.rows] for key in COLUMNS}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        values = zip(*(state_dict[key] for key in COLUMNS), strict=True)
+        self.rows = [dict(zip(COLUMNS, row, strict=True)) for row in values]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, StagewiseModule)
+        if trainer.is_global_zero:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS)
+                writer.writeheader()
+                writer.writerows(self.rows)
+        if not self.rows:
+            self._measure(trainer, pl_module, pl_module.current_epoch)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, StagewiseModule)
+        self._measure(trainer, pl_module, pl_module.epochs_done)
+
+    def _measure(self, trainer: pl.Trainer, module: StagewiseModule, epochs: int) -> None:
+        # Under the run's precision: the scores that this leaves in `FrozenWhere` are what a What stage trains with.
+        with trainer.precision_plugin.val_step_context():
+            foreground, background = mean_alpha_gradients(module).tolist()
+        stage = module.schedule.stage(epochs - 1).name.lower() if epochs else ""
+        row = dict(zip(COLUMNS, (epochs, stage, foreground, background), strict=True))
+        self.rows.append(row)
+        if trainer.is_global_zero:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, COLUMNS).writerow(row)
+        for logger in trainer.loggers:
+            logger.log_metrics({f"gradient/{side}": row[side] for side in COLUMNS[2:]}, step=epochs)
+
+
+def mean_alpha_gradients(module: StagewiseModule) -> Float[Tensor, "2"]:
+    """Averages the gradient over the training mosaics, for the foreground and for the background (document 000).
+
+    ``grad_alpha_fg`` is the sum over the N training mosaics of d(loss of that mosaic) / d(alpha of its foreground
+    patch), divided by N; ``grad_alpha_bg`` the same, summed over its P - 1 background patches. The loss is the run's
+    whole objective. Mosaics are taken in pieces, as their patches together may not fit the memory.
+
+    Args:
+        module: while it is fitted; nothing it has computed and kept (`FrozenWhere`) may be from before the where
+            network last changed.
+
+    Returns:
+        ``grad_alpha_fg`` and ``grad_alpha_bg``, in float64.
+    """
+    data, frozen, what = module.mosaics["train"], module.frozen_where, module.pair.what
+    sums = torch.zeros(2, dtype=torch.float64, device=data.index.device)
+    training = what.training
+    what.eval()
+    for rows in torch.arange(len(data), device=data.index.device).split(frozen.mosaics_per_piece("train")):
+        alpha = module.pair.weigh(frozen.scores(data.pool)[data.index[rows]])
+        patches = data.patches(rows, frozen.dtype)
+        gradient = alpha_gradients(what, module.objective, alpha, patches, data.label[rows])
+        sides = foreground_and_background(gradient, data.foreground[rows])
+        sums += torch.stack([side.double().sum() for side in sides])
+    what.train(training)
+    return sums / len(data)
