@@ -8,6 +8,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench train tensorboard lock clean
+.PHONY: reproduce reproduce-table1 reproduce-table2 reproduce-averages reproduce-gradients reproduce-mnist
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 22
@@ -28,6 +29,41 @@ bench: $(VENV)/installed ## measure speed and memory, against the documents' loo
 
 train: $(VENV)/installed ## train: make train ARGS="experiment=stagewise lr.what=0.001"
 	$(BIN)/python -m attnmosaic.train $(ARGS)
+
+# Which part of a table: make reproduce-table1 ROWS=1,3 SEEDS=0,1,2. SCALE=smoke runs it in seconds, for no result.
+# CIFAR=DIR takes CIFAR-10 from a folder with train/CLASS/* and test/CLASS/*; otherwise torchvision downloads it.
+ROWS ?=
+SEEDS ?=
+SCALE ?=
+CIFAR ?=
+comma := ,
+cifar = $(if $(CIFAR),data=image_folder data.root=$(CIFAR))
+
+# $(1): the table; $(2): what its rows' names begin with; $(3): further overrides
+define sweep
+	$(BIN)/python -m attnmosaic.train -m reproduce=$(1)$(if $(ROWS), \
+		experiment=$(1)/$(2)$(subst $(comma),$(comma)$(1)/$(2),$(ROWS)))$(if $(SEEDS), \
+		seed.all=$(SEEDS))$(if $(SCALE), scale=$(SCALE))$(if $(strip $(3) $(ARGS)), $(strip $(3) $(ARGS)))
+	$(BIN)/python -m attnmosaic.collect outputs/$(if $(filter smoke,$(SCALE)),smoke/)$(1) --plots
+endef
+
+reproduce-table1: $(VENV)/installed ## Table 1 beside its published numbers; ROWS=1,3 SEEDS=0,1,2 SCALE=smoke CIFAR=DIR
+	$(call sweep,table1,row,$(cifar))
+
+reproduce-table2: $(VENV)/installed ## the same with Where first
+	$(call sweep,table2,row,$(cifar))
+
+reproduce-averages: $(VENV)/installed ## the 9 x 10 table of weighted averages
+	$(call sweep,averages,dataset,$(cifar))
+
+reproduce-gradients: $(VENV)/installed ## gradients with respect to alpha on 2-D mosaics; ROWS=joint,type1
+	$(call sweep,gradients,)
+
+reproduce-mnist: $(VENV)/installed ## digit and sum, digit and product on MNIST; ROWS=sum,product
+	$(call sweep,mnist,)
+
+reproduce: ## all of these; SEEDS, SCALE and CIFAR as above
+	$(foreach table,gradients mnist averages table1 table2,$(MAKE) reproduce-$(table) ROWS= &&) true
 
 tensorboard: $(VENV)/installed ## show every run under outputs/
 	$(BIN)/tensorboard --logdir outputs $(ARGS)

@@ -129,7 +129,9 @@ class EvaluateConfig:
 
 
 def register() -> None:
-    """Makes the schemas known to Hydra."""
+    """Makes the schemas and resolvers known to Hydra."""
+    # The row of a table that an experiment is: row1 of table1/row1.
+    OmegaConf.register_new_resolver("row", lambda name: name.rpartition("/")[2], replace=True)
     store = ConfigStore.instance()
     store.store(group="schema", name="train", node=TrainConfig)
     store.store(group="schema", name="evaluate", node=EvaluateConfig)

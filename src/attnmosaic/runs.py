@@ -18,6 +18,9 @@ from attnmosaic.errors import UserError
 
 RESULT, CONFIG, ERROR, LOCK, SWEEP = "result.json", "config.yaml", "error.txt", ".lock", "sweep.json"
 
+AT_ONCE = "ATTNMOSAIC_JOBS_AT_ONCE"
+"""The environment variable that tells a job how many of its sweep run at once."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -25,9 +28,11 @@ class Run:
 
     Attributes:
         folder: the folder.
+        planned: what a sweep's plan says of it, if it is a job of one.
     """
 
     folder: Path
+    planned: dict[str, Any] | None = None
 
     @cached_property
     def config(self) -> dict[str, Any] | None:
@@ -136,16 +141,16 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 def find_runs(root: Path) -> list[Run]:
     """Returns every run in a folder or below it, those planned by a sweep and not begun included, by path."""
-    folders: set[Path] = set()
+    folders: dict[Path, dict[str, Any] | None] = {}
     for path, names, files in os.walk(root):
         here = Path(path)
         if SWEEP in files:
-            folders |= {here / job for job in read_plan(here)["jobs"]}
+            folders |= {here / job: planned for job, planned in read_plan(here)["jobs"].items()}
         if CONFIG in files or RESULT in files or ERROR in files:
-            folders.add(here)
+            folders.setdefault(here, None)
             names.clear()  # runs do not lie in runs
         names[:] = [name for name in names if not name.startswith(".")]
-    return [Run(folder) for folder in sorted(folders)]
+    return [Run(folder, planned) for folder, planned in sorted(folders.items(), key=lambda item: item[0])]
 
 
 def read_plan(sweep: Path) -> dict[str, Any]:

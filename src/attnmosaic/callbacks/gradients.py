@@ -88,7 +88,7 @@ def mean_alpha_gradients(module: StagewiseModule) -> Float[Tensor, "2"]:
     training = what.training
     what.eval()
     for rows in torch.arange(len(data), device=data.index.device).split(frozen.mosaics_per_piece("train")):
-        alpha = module.pair.weigh(frozen.scores(data.pool)[data.index[rows]])
+        alpha = frozen.weights(data, rows)
         patches = data.patches(rows, frozen.dtype)
         gradient = alpha_gradients(what, module.objective, alpha, patches, data.label[rows])
         sides = foreground_and_background(gradient, data.foreground[rows])

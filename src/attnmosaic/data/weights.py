@@ -1,7 +1,7 @@
 """Attention by decree: weights that come with the data, so that What can be studied without a Where."""
 
 from fractions import Fraction
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from attnmosaic.errors import UserError
 
 
+@runtime_checkable
 class Decree(Protocol):
     """Says how much each patch of each mosaic weighs."""
 

@@ -25,6 +25,7 @@ from omegaconf import DictConfig
 from attnmosaic.cli import told
 from attnmosaic.errors import RunError, UserError
 from attnmosaic.parallel.plan import environment
+from attnmosaic.runs import AT_ONCE
 from attnmosaic.parallel.server import CONTEXT
 
 
@@ -40,13 +41,17 @@ class Jobs:
         shared: what all jobs get, pickled: Hydra's callbacks and the state of its singletons.
         threads: CPU threads of a job; None leaves them as they are.
         gpus: the jobs take turns at these; with none, they see what there is.
+        at_once: how many jobs run at once, for those that estimate how long all will take.
     """
 
-    def __init__(self, task: tuple[str, str], shared: bytes, threads: int | None, gpus: Sequence[str]) -> None:
+    def __init__(
+        self, task: tuple[str, str], shared: bytes, threads: int | None, gpus: Sequence[str], at_once: int = 1
+    ) -> None:
         self.task = task
         self.shared = shared
         self.threads = threads
         self.gpus = gpus
+        self.at_once = at_once
         self._running: set[BaseProcess] = set()
         self._over = False
         self._lock = threading.Lock()  # multiprocessing's own tables of processes have none
@@ -67,7 +72,7 @@ class Jobs:
             overrides: what tells it from the other jobs.
             config: its composed config, pickled.
         """
-        environ = os.environ | environment(job, self.threads, self.gpus)
+        environ = os.environ | environment(job, self.threads, self.gpus) | {AT_ONCE: str(self.at_once)}
         receive, send = CONTEXT.Pipe(duplex=False)
         arguments = (send, job, [*overrides], config, self.shared, self.task, os.getcwd(), environ, self.threads)
         process = CONTEXT.Process(target=_serve, args=arguments)

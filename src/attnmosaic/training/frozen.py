@@ -68,7 +68,7 @@ class FrozenWhere:
             alpha, aggregates = (part.index_select(0, rows) for part in self._kept[split])
             # Kept channels last, as `Pool` keeps images.
             return alpha, aggregates.movedim(-1, 1) if mosaics.pool.is_image else aggregates
-        alpha = self._weights(mosaics, rows)
+        alpha = self.weights(mosaics, rows)
         pieces = rows.split(self.mosaics_per_piece(split))
         summed = [
             aggregate(a, mosaics.patches(piece, self.dtype))
@@ -76,7 +76,8 @@ class FrozenWhere:
         ]
         return alpha, summed[0] if len(summed) == 1 else torch.cat(summed)
 
-    def _weights(self, mosaics: Mosaics, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P"]:
+    def weights(self, mosaics: Mosaics, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P"]:
+        """Returns the attention weights of some mosaics, by decree or from the scores of their patches."""
         if mosaics.weights is not None:
             return mosaics.weights[rows].to(self.dtype)
         return self.pair.weigh(self.scores(mosaics.pool)[mosaics.index[rows]])
@@ -95,7 +96,7 @@ class FrozenWhere:
         size = n * (patches + math.prod(mosaics.pool.patch_shape)) * self.dtype.itemsize
         if split in self._kept or size > self.budget:
             return
-        alpha = self._weights(mosaics, torch.arange(n, device=mosaics.index.device))
+        alpha = self.weights(mosaics, torch.arange(n, device=mosaics.index.device))
         kept: Tensor | None = None
         for rows in torch.arange(n, device=alpha.device).split(self.mosaics_per_piece(split)):
             summed = aggregate(alpha[rows], mosaics.patches(rows, self.dtype))

@@ -74,7 +74,7 @@ class AttnmosaicLauncher(Launcher):
                 yield job, overrides, cloudpickle.dumps(config)
 
         shared = cloudpickle.dumps((self.hydra_context.callbacks, Singleton.get_state()))
-        with Jobs(self._task(), shared, threads, gpus) as jobs:
+        with Jobs(self._task(), shared, threads, gpus, at_once) as jobs:
             # A thread watches over each running job; Hydra, which is not made for threads, runs in the job's process.
             parallel = Parallel(n_jobs=at_once, backend="threading", **self.joblib)
             return list(parallel(delayed(jobs.run)(*job) for job in composed()))

@@ -1,0 +1,52 @@
+"""Gathers runs into tables, published numbers beside: ``python -m attnmosaic.collect outputs/table1``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from attnmosaic.errors import UserError
+from attnmosaic.runs import find_runs
+from attnmosaic.tables.render import FORMATS
+from attnmosaic.tables.reproduced import Reproduced, reproduce
+
+
+def collect(folder: Path) -> list[Reproduced]:
+    """Reads every run in a folder or below it, finished or not; sweeps may be at work there.
+
+    Returns:
+        The published tables that the runs belong to, then a table of all other runs.
+
+    Raises:
+        UserError: there is no such folder, or no run in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"'{folder}' is no folder; name one with runs in it, outputs say")
+    runs = find_runs(folder)
+    if not runs:
+        raise UserError(f"'{folder}' holds no runs; name a folder that python -m attnmosaic.train has written to")
+    return reproduce(runs)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(prog="python -m attnmosaic.collect", description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("outputs"), help="where to look for runs (outputs)")
+    parser.add_argument("--format", choices=FORMATS, default="terminal", help="how to print the tables (terminal)")
+    parser.add_argument("--plots", action="store_true", help="also draw heat maps and training losses into the folder")
+    given = parser.parse_args(arguments)
+    try:
+        tables = collect(given.folder)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print("\n".join(FORMATS[given.format](table) for table in tables))
+    if given.plots:
+        from attnmosaic.tables.plots import draw_tables
+
+        for path in draw_tables(tables, find_runs(given.folder), given.folder):
+            print(f"drawn: {path}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""A reproduced table as text: for a terminal, as Markdown, as CSV and as LaTeX."""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from attnmosaic.tables.reproduced import Cell, Reproduced, Row
+
+Lines = list[list[str]]
+HEADINGS = ["row", "runs", "metric", "published", "mean", "std", "n", "difference", "verdict"]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def long_lines(table: Reproduced, form: str = ".3f") -> Lines:
+    """Returns a line for each number, under `HEADINGS`; a row without numbers has one line of its own."""
+    lines = []
+    for row in table.rows:
+        notes = "; ".join(row.notes)
+        for cell in row.cells or (Cell("", ()),):
+            if not cell.values and cell is not (row.cells or (cell,))[0] and cell.published is None:
+                continue
+            verdict = notes or cell.verdict
+            sign = form if form == "" else f"+{form}"
+            lines.append([
+                row.name, row.state, cell.metric, _number(cell.published, ".4g"), _number(cell.mean, form),
+                _number(cell.std, form), str(len(cell.values)), _number(cell.difference, sign), verdict,
+            ])  # fmt: skip
+    return lines
+
+
+def matrices(table: Reproduced) -> list[tuple[str, Lines]]:
+    """Returns three blocks for a table whose rows and columns are of one kind: reproduced, published, difference."""
+    shown = table.published.shown
+    heading = ["", *table.published.columns]
+
+    def block(value: Callable[[Cell], float | None], form: str) -> Lines:
+        lines = [heading]
+        for row in table.rows:
+            cells = {cell.metric: cell for cell in row.cells}
+            smoke = " SMOKE" if _is_smoke(row) else ""
+            label = f"{table.published.label(row.name)}{smoke}"
+            lines.append([label, *(_number(value(cells[m]), form) if m in cells else "" for m in shown)])
+        return lines
+
+    rows = table.published.rows
+    known = [[table.published.label(row), *(_number(rows[row].get(m), ".2f") for m in shown)] for row in rows]
+    blocks = [
+        ("reproduced", block(lambda cell: cell.mean, ".2f")),
+        ("published", [heading, *known]),
+        ("difference", block(lambda cell: cell.difference, "+.2f")),
+    ]
+    if any(cell.std is not None for row in table.rows for cell in row.cells):
+        blocks.append(("standard deviation over seeds", block(lambda cell: cell.std, ".3f")))
+    return blocks
+
+
+def _is_smoke(row: Row) -> bool:
+    return any(note.startswith("smoke") for note in row.notes)
+
+
+def _title(table: Reproduced) -> str:
+    return f"{'SMOKE RUNS, NO RESULT. ' if any(map(_is_smoke, table.rows)) else ''}{table.published.title}"
+
+
+def _data(table: Reproduced) -> str:
+    kinds = sorted({row.data for row in table.rows if row.data})
+    return f"Data: {', '.join(kinds)}. " if kinds else ""
+
+
+def _short(table: Reproduced) -> Lines:
+    """Returns the long lines with what repeats left out."""
+    before: list[str] = []
+    lines = []
+    for line in long_lines(table):
+        same = before[:2] == line[:2]
+        lines.append(["", "", *line[2:]] if same else line)
+        before = line
+    return lines
+
+
+def terminal(table: Reproduced, width: int | None = None) -> str:
+    """Draws a table for a terminal."""
+    console = Console(file=io.StringIO(), width=width or max(100, Console().width))
+    console.print(_title(table), style="bold")
+    if table.published.matrix:
+        for title, (heading, *lines) in matrices(table):
+            _draw(console, title, heading, lines)
+        states = sorted({f"{row.name}: {row.state}" for row in table.rows})
+        console.print("\n".join(states))
+    else:
+        _draw(console, "", HEADINGS, _short(table))
+    notes = sorted({f"{row.name}: {note}" for row in table.rows for note in row.notes})
+    console.print("\n".join([*notes, f"{_data(table)}{table.summary}. Source: {table.published.source}"]))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def _draw(console: Console, title: str, heading: Sequence[str], lines: Lines) -> None:
+    drawn = Table(title=title or None, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    for name in heading:
+        numbers = name not in ("", "row", "runs", "metric", "verdict")
+        drawn.add_column(name, justify="right" if numbers else "left")
+    for line in lines:
+        drawn.add_row(*line)
+    console.print(drawn)
+
+
+def markdown(table: Reproduced) -> str:
+    """Writes a table as Markdown."""
+
+    def block(heading: Sequence[str], lines: Lines) -> str:
+        cells = [[cell.replace("|", "\\|") for cell in line] for line in [heading, *lines]]
+        head, *rest = (f"| {' | '.join(line)} |" for line in cells)
+        return "\n".join([head, f"|{' --- |' * len(heading)}", *rest])
+
+    parts = [f"**{_title(table)}**"]
+    if table.published.matrix:
+        for title, (heading, *lines) in matrices(table):
+            parts += [f"{title}:", block(heading, lines)]
+        parts.append("\n".join(f"- {row.name}: {'; '.join([row.state, *row.notes])}" for row in table.rows))
+    else:
+        parts.append(block(HEADINGS, _short(table)))
+    parts.append(f"{_data(table)}{table.summary}. Source: {table.published.source}")
+    return "\n\n".join(parts) + "\n"
+
+
+def as_csv(table: Reproduced) -> str:
+    """Writes a table as CSV: one line a number, in full precision."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["table", *HEADINGS])
+    writer.writerows([table.published.key, *line] for line in long_lines(table, form=""))
+    return file.getvalue()
+
+
+def latex(table: Reproduced) -> str:
+    """Writes a table as LaTeX, for the booktabs package."""
+
+    def block(heading: Sequence[str], lines: Lines) -> str:
+        head, *rest = (" & ".join(map(_escape, line)) + r" \\" for line in [heading, *lines])
+        columns = "l" * len(heading)
+        return "\n".join(
+            [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *rest, r"\bottomrule", r"\end{tabular}"]
+        )
+
+    if table.published.matrix:
+        blocks = [f"{_escape(title)}\n\n{block(heading, lines)}" for title, (heading, *lines) in matrices(table)]
+    else:
+        blocks = [block(HEADINGS, _short(table))]
+    caption = _escape(f"{_title(table)}. {_data(table)}{table.summary}.")
+    body = "\n\n".join(blocks)
+    return "\n".join([r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", body, r"\end{table}"]) + "\n"
+
+
+def _escape(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
+
+
+FORMATS: dict[str, Callable[[Reproduced], str]] = {
+    "terminal": terminal,
+    "markdown": markdown,
+    "csv": as_csv,
+    "latex": latex,
+}

@@ -1,0 +1,218 @@
+"""From runs on disk to rows that stand beside published ones."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import MissingConfigException
+from omegaconf import OmegaConf
+
+from attnmosaic.config import conf_dir, decisive, register
+from attnmosaic.runs import Run, flat
+from attnmosaic.tables.published import Published, published_tables
+
+NEAR = 0.05
+"""How far a mean may be from a published value to be called near it."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table.
+
+    Attributes:
+        metric: ``<split>/<metric>``.
+        values: of each finished run, one a seed.
+        published: what it is to be compared with, if anything.
+    """
+
+    metric: str
+    values: tuple[float, ...]
+    published: float | None = None
+
+    @property
+    def mean(self) -> float | None:
+        return statistics.fmean(self.values) if self.values else None
+
+    @property
+    def std(self) -> float | None:
+        """Standard deviation over the seeds, with n - 1; None for fewer than two."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def difference(self) -> float | None:
+        """Mean minus published."""
+        return None if self.mean is None or self.published is None else self.mean - self.published
+
+    @property
+    def verdict(self) -> str:
+        """``within the seeds' range``, ``within 0.05`` or ``outside``; empty where there is nothing to compare."""
+        if self.difference is None or self.published is None:
+            return ""
+        if len(self.values) > 1 and min(self.values) <= self.published <= max(self.values):
+            return "within the seeds' range"
+        return f"within {NEAR}" if round(abs(self.difference), 9) <= NEAR else "outside"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table: the runs of one experiment that differ in nothing but their seeds.
+
+    Attributes:
+        name: the experiment.
+        cells: a number for each metric.
+        state: what has become of the runs, in words.
+        data: what the mosaics were made of, in words.
+        notes: what keeps it from being the published row: other settings, or a smoke run.
+    """
+
+    name: str
+    cells: tuple[Cell, ...]
+    state: str
+    data: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """A table as far as it was reproduced."""
+
+    published: Published
+    rows: tuple[Row, ...]
+
+    @property
+    def summary(self) -> str:
+        """How many published cells came how near."""
+        cells = [cell for row in self.rows for cell in row.cells if cell.published is not None and not row.notes]
+        rows = {row.name for row in self.rows if not row.notes}
+        absent = [values for name, values in self.published.rows.items() if name not in rows]
+        counts = {word: sum(cell.verdict == word for cell in cells) for word in _VERDICTS}
+        counts["without a finished run"] = sum(not cell.values for cell in cells) + sum(map(len, absent))
+        told = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
+        return f"{sum(counts.values())} published cells: {told}" if told else "no published cells"
+
+
+_VERDICTS = ("within the seeds' range", f"within {NEAR}", "outside")
+
+
+def reproduce(runs: Iterable[Run]) -> list[Reproduced]:
+    """Returns every published table that some of the runs belong to, and one of all other runs."""
+    by_name: dict[str, list[Run]] = {}
+    for run in runs:
+        by_name.setdefault(_name(run), []).append(run)
+    tables = []
+    for table in published_tables():
+        if table.rows.keys() & by_name.keys():
+            rows = [row for name in table.rows for row in _rows(name, by_name.pop(name, []), table)]
+            tables.append(Reproduced(table, tuple(rows)))
+    if by_name:
+        metrics = {m for found in by_name.values() for run in found for m in (run.result or {}).get("metrics", {})}
+        shown = tuple(f"{s}/{m}" for m in ("accuracy", "ftpt") for s in ("train", "test", "held_out"))
+        other = tuple(sorted(m for m in metrics if m.endswith("_accuracy")))
+        table = Published("runs", "Other runs", "in no published table", (*shown, *other), {})
+        rows = [row for name, found in sorted(by_name.items()) for row in _rows(name, found, table)]
+        tables.append(Reproduced(table, tuple(rows)))
+    return tables
+
+
+def _name(run: Run) -> str:
+    if run.config is not None:
+        return str(run.config["name"])
+    return run.planned["name"] if run.planned is not None else run.folder.name
+
+
+def _rows(name: str, runs: Sequence[Run], table: Published) -> list[Row]:
+    """Returns a row for each group of runs that differ in nothing but their seeds, a row without runs if none began."""
+    published = table.rows.get(name, {})
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.config is not None:
+            groups.setdefault(str(_settings(run.config)), []).append(run)
+    waiting = [run for run in runs if run.config is None]
+    if len(groups) == 1:  # those that have not begun are of the same settings, as far as anybody knows
+        next(iter(groups.values())).extend(waiting)
+    elif waiting or not groups:
+        groups[""] = waiting
+    return [_row(name, group, table.shown, published) for group in groups.values()]
+
+
+def _row(name: str, runs: list[Run], shown: Sequence[str], published: dict[str, float]) -> Row:
+    config = next((run.config for run in runs if run.config is not None), None)
+    results = [run.result["metrics"] for run in runs if run.result is not None]
+    notes = []
+    if config is not None and config.get("scale") == "smoke":
+        notes.append("smoke: no result")
+    elif config is not None:
+        notes += _departures(name, config)
+    comparable = published if not notes else {}
+    cells = [
+        Cell(metric, tuple(result[metric] for result in results if metric in result), comparable.get(metric))
+        for metric in shown
+        if metric in published or not results or any(metric in result for result in results)
+    ]
+    data = _data(config["data"]) if config is not None else ""
+    return Row(name, tuple(cells), _state(runs), data, tuple(notes))
+
+
+def _state(runs: Sequence[Run]) -> str:
+    if not runs:
+        return "missing"
+    told = []
+    for state in ("finished", "running", "stopped", "failed", "missing"):
+        having = [run for run in runs if run.state == state]
+        if not having:
+            continue
+        detail = ""
+        if state in ("running", "stopped"):
+            epochs = [f"{run.epochs_done} of {run.config['schedule']['epochs']}" for run in having if run.config]
+            detail = f" after epoch {', '.join(epochs)}"
+        if state == "failed":
+            detail = f" ({(having[0].error or '').strip().splitlines()[-1][:120]})"
+        told.append(f"{len(having)} {state}{detail}")
+    return ", ".join(told)
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns what makes a run comparable with another: all that decides its numbers, but seeds and machine."""
+    beside = ("seed.", "compute.", "trainer.", "data.seed", "data.order_seed", "data.steps_per_block", "data.eval_batch")
+    return {key: value for key, value in flat(decisive(config)).items() if not key.startswith(beside)}
+
+
+_SOURCE = ("data._target_", "data.classes", "data.train_set.", "data.test_set.")
+
+
+def _departures(name: str, config: dict[str, Any]) -> list[str]:
+    """Returns the settings in which a run is not the experiment of its name; where its images come from is told apart."""
+    own = _experiment(name)
+    if own is None:
+        return []
+    given = _settings(config)
+    keys = sorted(key for key in own.keys() | given.keys() if not key.startswith(_SOURCE))
+    return [
+        f"{key}={given.get(key)}, not {own.get(key)}"
+        for key in keys
+        # One data set has settings that another does not know.
+        if own.get(key) != given.get(key) and (not key.startswith("data.") or (key in own and key in given))
+    ]
+
+
+@cache
+def _experiment(name: str) -> dict[str, Any] | None:
+    register()
+    try:
+        with initialize_config_dir(conf_dir(), version_base="1.3"):
+            config = compose("train", [f"experiment={name}", "run_dir=RUN_DIR"])
+    except MissingConfigException:
+        return None
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    return _settings(plain)
+
+
+def _data(data: dict[str, Any]) -> str:
+    if "root" in data:
+        return f"images in {data['root']}"
+    source = data.get("train_set")
+    target = source["_target_"] if isinstance(source, dict) else data["_target_"]
+    return str(target).rpartition(".")[2]
