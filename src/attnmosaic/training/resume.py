@@ -1,13 +1,15 @@
 """Checks made before a run goes on from a checkpoint."""
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from attnmosaic.config import networks_of, other_networks
 from attnmosaic.errors import UserError
-from attnmosaic.training.build import check_weights_fit, read_checkpoint
-from attnmosaic.training.module import StagewiseModule
+from attnmosaic.training.base import RunModule
+from attnmosaic.training.checkpoint import check_weights_fit, read_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -22,11 +24,12 @@ _FREE = (
     "optimized_metric",
 )
 
-_KEPT = ("lr.", "optimizer.what.", "optimizer.where.", "scheduler.")
-"""Settings that live in an optimizer's or scheduler's state: restoring it would silently undo a change."""
+_KEPT = ("lr", "optimizer", "scheduler")
+"""For each network, settings that live in its optimizer's or scheduler's state: restoring it would silently undo a
+change."""
 
 
-def check_resume(config: DictConfig, module: StagewiseModule) -> None:
+def check_resume(config: DictConfig, module: RunModule) -> None:
     """Checks that a run can go on from ``config.ckpt_path``, and says what differs from the run it is of.
 
     Raises:
@@ -43,16 +46,22 @@ def check_resume(config: DictConfig, module: StagewiseModule) -> None:
         )
     before = _flat(checkpoint["hyper_parameters"]["config"])
     now = _flat(OmegaConf.to_container(config, resolve=True))
+    untrained = _of(other_networks(config), (*_KEPT, "model"))
+    kept = _of(networks_of(config), _KEPT)
     for key in sorted(before.keys() | now.keys()):
-        if before.get(key) == now.get(key) or key.startswith(_FREE):
+        if before.get(key) == now.get(key) or key.startswith(_FREE) or f"{key}.".startswith(untrained):
             continue
-        if key.startswith(_KEPT):
+        if f"{key}.".startswith(kept):
             raise UserError(
                 f"{key}: got {now.get(key)}, but the optimizers in '{config.ckpt_path}' go on as they were saved, with "
                 f"{before.get(key)}; type {key}={before.get(key)}, or start a new run"
             )
         log.warning("resuming with another %s: %s before, %s now", key, before.get(key), now.get(key))
     log.info("resuming after epoch %d of %d", done, config.schedule.epochs)
+
+
+def _of(networks: Iterable[str], sections: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{section}.{network}." for section in sections for network in networks)
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
