@@ -32,7 +32,7 @@ PAIR = ("what", "where")
 
 def networks_of(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Returns the names of the networks that a run trains: those of a pair, or the one with two outputs."""
-    return PAIR if config["model"].get("network") is None else ("network",)
+    return ("network",) if config["model"].get("network") else PAIR
 
 
 def metrics_of(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -84,7 +84,7 @@ class ScheduleConfig:
 class OptimizerConfig:
     what: dict[str, Any] = MISSING
     where: dict[str, Any] = MISSING
-    network: dict[str, Any] | None = None
+    network: dict[str, Any] | None = field(default_factory=dict)
     clip_norm: float | None = None
     microbatches: int | None = None
 
@@ -98,9 +98,10 @@ class SchedulerConfig:
 
 @dataclass
 class ModelConfig:
-    where: dict[str, Any] | None = None
-    what: dict[str, Any] | None = None
-    network: dict[str, Any] | None = None
+    # What is left out is empty and not null: OmegaConf fails on overrides of keys below a null.
+    where: dict[str, Any] | None = field(default_factory=dict)
+    what: dict[str, Any] | None = field(default_factory=dict)
+    network: dict[str, Any] | None = field(default_factory=dict)
 
 
 @dataclass
@@ -308,7 +309,7 @@ def _check_networks(plain: dict[str, Any]) -> None:
     """Checks that model, data, schedule and optimizer are all of a pair's run, or all of one network's."""
     model, data = plain["model"], plain["data"]
     if networks_of(plain) == PAIR:
-        absent = [name for name in PAIR if model.get(name) is None]
+        absent = [name for name in PAIR if not model.get(name)]
         if absent:
             raise UserError(f"model.{absent[0]}: has no value and needs one; type for example model=mlp")
         if "operation" in data:
@@ -317,9 +318,9 @@ def _check_networks(plain: dict[str, Any]) -> None:
                 "type experiment=mnist_sum or experiment=mnist_product"
             )
         return
-    given = [name for name in PAIR if model.get(name) is not None]
+    given = [name for name in PAIR if model.get(name)]
     if given:
-        raise UserError(f"model.{given[0]}: a run trains a pair or model.network, not both; type model.network=null")
+        raise UserError(f"model.{given[0]}: a run trains a pair or model.network, not both; leave out one of them")
     if "operation" not in data:
         raise UserError(
             "model.network: takes images with a number, but these data are mosaics; type data=digits_and_number"

@@ -92,10 +92,10 @@ def _open(image: Any) -> Any:
                 picture = ImageOps.exif_transpose(opened)
         elif isinstance(image, Image.Image):
             picture = image
-        elif str(getattr(image, "dtype", "")) == "uint8":
+        elif str(getattr(image, "dtype", "")) == "uint8" and image.ndim in (2, 3):
             picture = Image.fromarray(image)
         else:
-            raise TypeError("it is neither a file, nor a PIL image, nor an array of uint8 pixels")
+            raise TypeError("it is neither a file, nor a PIL image, nor uint8 pixels [H, W] or [H, W, 3]")
         if picture.mode.startswith(("I", "F")):  # Pillow would clip them to white
             raise ValueError(f"its pixels are of mode {picture.mode}, only 8-bit images are read")
         picture.load()

@@ -120,7 +120,7 @@ def _stagewise_module(config: DictConfig, data: MosaicDataModule) -> StagewiseMo
     return StagewiseModule(
         pair,
         Schedule(**config.schedule),
-        make("objective", config.objective),
+        _objective(config, "logits", "alpha", "label"),
         optimizers,
         schedulers,
         batch_size=config.data.batch_size,
@@ -142,7 +142,7 @@ def _two_output_module(config: DictConfig, data: NumbersDataModule) -> TwoOutput
     return TwoOutputModule(
         network,
         Schedule(**config.schedule),
-        make("objective", config.objective),
+        _objective(config, "digit_logits", "result_logits", "digit", "result"),
         optimizers["network"],
         schedulers.get("network"),
         operation=data.operation,
@@ -168,6 +168,20 @@ def _check_last_minibatch(network: nn.Module, data: NumbersDataModule, target: s
                 f"data.batch_size: {n} training images leave a minibatch of one, which {target} does not take "
                 f"({first_line(error)}); type data.batch_size={size + 1}"
             ) from error
+
+
+def _objective(config: DictConfig, *arguments: str) -> Any:
+    """Makes the objective and checks that it can be called with so many arguments."""
+    objective = make("objective", config.objective)
+    call = objective.forward if isinstance(objective, nn.Module) else objective
+    try:
+        inspect.signature(call).bind(*arguments)
+    except TypeError as error:
+        raise UserError(
+            f"objective: {config.objective._target_} does not take ({', '.join(arguments)}); "
+            "type objective=cross_entropy for a pair, objective=two_outputs for one network"
+        ) from error
+    return objective
 
 
 def _optimizers(config: DictConfig, networks: Mapping[str, nn.Module]) -> tuple[dict[str, Any], dict[str, Any]]:
