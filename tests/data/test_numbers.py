@@ -96,17 +96,23 @@ def test_everything_follows_from_the_data_seed() -> None:
     assert first.examples["train"].number is numbers
 
 
-def test_no_two_streams_are_the_same() -> None:
-    """Numbers of the splits, of every epoch's redraw and the orders of epochs, with one seed for all."""
-    module = digits(seed=1, order_seed=1, redraw=True)
-    train = module.examples["train"]
-    drawn = [module.examples[split].number[:300] for split in SPLITS]
-    drawn += [module.trained_on(train, epoch).number[:300] for epoch in range(20)]
+def test_no_two_streams_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pools, images, numbers of the splits, of every epoch's redraw and the orders of epochs, with one seed for all."""
+    streams: list[tuple[int, ...]] = []
+    made = np.random.default_rng
+
+    def note(entropy: list[int]) -> np.random.Generator:
+        streams.append(tuple(np.random.SeedSequence(entropy).generate_state(4)))
+        return made(entropy)
+
+    monkeypatch.setattr(np.random, "default_rng", note)
+    module = digits(seed=1, order_seed=1, redraw=True, train_images=100, held_out_images=100)
     loader = module.train_dataloader()
     for epoch in range(20):
+        module.trained_on(module.examples["train"], epoch)
         loader.sampler.set_epoch(epoch)
-        drawn.append(torch.cat(list(loader))[:300])
-    assert len({tuple(numbers.tolist()) for numbers in drawn}) == 43
+        list(loader)
+    assert len(streams) == len(set(streams)) == 3 + 3 + 40
 
 
 def test_redraw() -> None:
