@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attnmosaic.training.build import build_module
 from attnmosaic.training.frozen import FrozenWhere
+from attnmosaic.training.module import StagewiseModule
 from attnmosaic.training.schedule import Stage
 from attnmosaic.training.steps import Steps
 from benchmarks import machine, project
@@ -53,6 +54,7 @@ def cases(device: torch.device, images: bool) -> list[Case]:
     overrides = project.IMAGES if images else project.POINTS
     data = project.make_data(*overrides)
     module = build_module(project.configure(*overrides), data).to(device)
+    assert isinstance(module, StagewiseModule)
     mosaics = data.mosaics_on(device, torch.float32)
     frozen = FrozenWhere(module.pair, mosaics, torch.float32, 10**9)
     steps = Steps(module.pair, module.objective, frozen)

@@ -32,6 +32,15 @@ SMALL = (
     "trainer.accelerator=cpu",
 )
 
+SMALL_NUMBERS = (
+    "data.train_images=60",
+    "data.held_out_images=30",
+    "data.batch_size=25",
+    "data.eval_batch_size=16",
+    "trainer.accelerator=cpu",
+)
+"""The same for digits with a number."""
+
 
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,11 +51,13 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Callable[..., DictConfig]:
-    """Composes a config as the command line would, for few mosaics, writing under tmp_path."""
+    """Composes a config as the command line would, for few mosaics or images, writing under tmp_path."""
 
     def make(*overrides: str, run_dir: str = "run", name: str = "train", small: bool = True) -> DictConfig:
         register()
-        given = [*(SMALL if small else ()), *overrides, f"run_dir={tmp_path / run_dir}"]
+        numbers = any(override.startswith("experiment=mnist_") for override in overrides)
+        few = SMALL_NUMBERS if numbers else SMALL
+        given = [*(few if small else ()), *overrides, f"run_dir={tmp_path / run_dir}"]
         with initialize_config_dir(conf_dir(), version_base="1.3"):
             return compose(name, given)
 

@@ -34,6 +34,16 @@ class TinyCifar10:
 TINY_CIFAR10 = ("data.train_set._target_=fakes.TinyCifar10", "data.test_set._target_=fakes.TinyCifar10")
 
 
+class TinyMnist(TinyCifar10):
+    """Forty random images of MNIST's classes and size."""
+
+    classes = tuple(f"{digit} - name" for digit in range(10))
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        image, label = super().__getitem__(i)
+        return image.convert("L").resize((28, 28)), label
+
+
 class NoDownload(TinyCifar10):
     """What torchvision does without files and without a network."""
 

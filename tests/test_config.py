@@ -1,5 +1,6 @@
 """What a config composes to, and its hash."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from attnmosaic.config import conf_dir, config_hash
+from attnmosaic.config import METRICS, conf_dir, config_hash, metrics_of, networks_of
 
 EXPERIMENT = """# @package _global_
 name: mine
@@ -53,3 +54,27 @@ def test_hash_ignores_where_and_how_it_is_written(config: Callable[..., DictConf
 )  # fmt: skip
 def test_hash_tells_runs_of_different_numbers_apart(config: Callable[..., DictConfig], change: str) -> None:
     assert hashed(config("experiment=stagewise", change)) != hashed(config("experiment=stagewise"))
+
+
+def test_what_a_run_measures_and_trains(config: Callable[..., DictConfig]) -> None:
+    """Known before torch is imported; a config saved before there were other networks than pairs has no such key."""
+    pair = OmegaConf.to_container(config(), resolve=True)
+    product = OmegaConf.to_container(config("experiment=mnist_product"), resolve=True)
+    assert (networks_of(pair), metrics_of(pair)) == (("what", "where"), METRICS)
+    assert networks_of(product) == ("network",)
+    assert metrics_of(product) == ("loss", "digit_accuracy", "product_accuracy")
+    del pair["model"]["network"]
+    assert metrics_of(pair) == METRICS
+
+
+def test_the_hash_is_of_the_trained_networks_alone(config: Callable[..., DictConfig]) -> None:
+    """So pairs keep the hash that they had before there were other networks."""
+    pair = OmegaConf.to_container(config(), resolve=True)
+    before = copy.deepcopy(pair)
+    for section in ("lr", "model", "optimizer", "scheduler"):
+        del before[section]["network"]
+    assert config_hash(before) == config_hash(pair) == hashed(config("lr.network=7", "scheduler.network=x"))
+    one = hashed(config("experiment=mnist_sum"))
+    assert one == hashed(config("experiment=mnist_sum", "lr.what=7", "+optimizer.where.eps=1", "scheduler.what=x"))
+    for change in ("lr.network=7", "model.network.dropout=0.2", "data.operation=product", "data.redraw=true"):
+        assert one != hashed(config("experiment=mnist_sum", change)), change

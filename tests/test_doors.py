@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from cli import Cli
-from conftest import ROOT, SMALL
+from conftest import ROOT, SMALL, SMALL_NUMBERS
 from fakes import TINY_CIFAR10
 from hydra import compose, initialize_config_dir
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -77,7 +77,7 @@ def test_what_a_run_leaves(cli: Cli, tmp_path: Path) -> None:
     assert names == {"last.ckpt", "epoch-0004.ckpt", "epoch-0008.ckpt"}
     for name in names:
         checkpoint = torch.load(folder / "checkpoints" / name, weights_only=True)
-        assert checkpoint["hyper_parameters"]["config"]["lr"] == {"what": 0.1, "where": 0.01}
+        assert checkpoint["hyper_parameters"]["config"]["lr"] == {"what": 0.1, "where": 0.01, "network": 0.001}
 
 
 def test_tensorboard(cli: Cli, tmp_path: Path) -> None:
@@ -120,6 +120,47 @@ def test_evaluate_gives_the_runs_numbers(cli: Cli, tmp_path: Path) -> None:
     more = json.loads((tmp_path / "more" / "evaluation.json").read_text())
     assert {name for name in more if more[name] != measured[name]} <= {name for name in more if "test/" in name}
     assert more != measured
+
+
+def test_what_a_run_of_two_outputs_leaves(cli: Cli, tmp_path: Path) -> None:
+    """And that evaluating its checkpoints gives its numbers."""
+    chosen = ("experiment=mnist_sum", "precision=float64", "lr.network=0.01", "trainer.check_val_every_n_epoch=2")
+    code, out, err = cli("train", *SMALL_NUMBERS, *chosen, "schedule.k=2", "schedule.epochs=5")
+    assert code == 0, err
+    folder = run_folder(tmp_path, "mnist_sum")
+    assert {p.name for p in folder.iterdir()} == {
+        ".hydra", "config.yaml", "checkpoints", "tensorboard", "train.log", "metrics.csv", "result.json",
+        "confusion.png", *(f"confusion_{output}_{split}.csv" for output in ("digit", "sum") for split in SPLITS),
+    }  # fmt: skip
+    metrics = ("loss", "digit_accuracy", "sum_accuracy")
+    final = result(folder)
+    assert list(final["metrics"]) == [f"{split}/{metric}" for split in SPLITS for metric in metrics]
+    for value in final["metrics"].values():
+        assert f"{value:.4f}" in out
+    log = (folder / "train.log").read_text()
+    assert "epoch 4/5 (network): digit_accuracy train 0." in log
+    table = rows(folder / "metrics.csv")
+    assert [*table[0]] == ["epoch", *(f"{p}/{m}" for p in ("running", *SPLITS) for m in metrics)]
+    assert [row["epoch"] for row in table if row["test/loss"]] == ["2", "4", "5"]
+    assert {name: float(table[-1][name]) for name in final["metrics"]} == final["metrics"]
+    assert {p.name for p in (folder / "checkpoints").iterdir()} == {"last.ckpt", "epoch-0002.ckpt", "epoch-0004.ckpt"}
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert {f"{prefix}/{m}" for prefix in ("running", *SPLITS) for m in metrics} <= set(events.Tags()["scalars"])
+    assert "stage" not in events.Tags()["scalars"]
+    for name, value in final["metrics"].items():
+        assert events.Scalars(name)[-1].value == pytest.approx(value)
+    for name, row in (("last", table[-1]), ("epoch-0004", table[3])):
+        code, out, err = cli("evaluate", f"ckpt_path={folder / 'checkpoints' / name}.ckpt", f"hydra.run.dir={name}")
+        assert code == 0, err
+        measured = json.loads((tmp_path / name / "evaluation.json").read_text())
+        assert measured == {key: float(row[key]) for key in final["metrics"]}
+
+
+def test_a_sweepers_metric_of_two_outputs() -> None:
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        for given, wanted in ((), "sum"), (("data.operation=product",), "product"):
+            config = compose("train", ["experiment=mnist_sum", *given])
+            assert config.optimized_metric == f"test/{wanted}_accuracy"
 
 
 def test_same_seed_same_numbers(cli: Cli, tmp_path: Path) -> None:
@@ -184,7 +225,7 @@ def test_the_missions_command(cli: Cli, tmp_path: Path) -> None:
     assert code == 0
     (sweep,) = (tmp_path / "outputs" / "sweeps" / "stagewise").iterdir()
     checkpoint = torch.load(sweep / "0" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert checkpoint["hyper_parameters"]["config"]["lr"] == {"what": 0.001, "where": 0.01}
+    assert checkpoint["hyper_parameters"]["config"]["lr"] == {"what": 0.001, "where": 0.01, "network": 0.001}
 
 
 def test_stagewise_is_row_1_of_table_1() -> None:
@@ -204,12 +245,13 @@ EXPERIMENTS = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CON
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment(cli: Cli, tmp_path: Path, experiment: str) -> None:
-    """Composes and runs each experiment file, with few mosaics and two epochs."""
+    """Composes and runs each experiment file, with few mosaics or images and two epochs."""
     with initialize_config_dir(conf_dir(), version_base="1.3"):
-        images = "train_set" in compose("train", [f"experiment={experiment}"]).data
-    stand_in = TINY_CIFAR10 if images else ()
+        data = compose("train", [f"experiment={experiment}"]).data
+    small = SMALL_NUMBERS if "operation" in data else SMALL
+    stand_in = TINY_CIFAR10 if "train_set" in data else ()
     few = ("schedule.k=1", "schedule.epochs=2", "hydra.run.dir=run")
-    code, _, err = cli("train", f"experiment={experiment}", *SMALL, *stand_in, *few)
+    code, _, err = cli("train", f"experiment={experiment}", *small, *stand_in, *few)
     assert code == 0, err
     assert result(tmp_path / "run")["epochs"] == 2
     assert result(tmp_path / "run")["name"] == experiment

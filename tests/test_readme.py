@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli import Cli
-from conftest import ROOT, SMALL
+from conftest import ROOT, SMALL, SMALL_NUMBERS
 from fakes import TINY_CIFAR10
 from PIL import Image
 
@@ -35,10 +35,11 @@ def test_there_are_commands() -> None:
 
 @pytest.mark.parametrize("words", PYTHON, ids=" ".join)
 def test_python_command(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
-    """Runs it on few mosaics; CIFAR-10, photos, a run and a package of the user's are stood in for."""
+    """Runs it on few mosaics or images; what it takes from the user's machine is stood in for."""
     door = words[2].removeprefix("attnmosaic.")
     text = " ".join(words)
-    small = [*SMALL, "schedule.k=1", "schedule.epochs=4"]
+    numbers = "experiment=mnist_" in text or door == "predict"
+    small = [*(SMALL_NUMBERS if numbers else SMALL), "schedule.k=1", "schedule.epochs=4"]
     if "experiment=stagewise" in words and "data=" not in text.replace("data.", ""):
         small += TINY_CIFAR10
     if "photos" in text:
@@ -49,13 +50,18 @@ def test_python_command(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
                 Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.jpg")
     if "RUN/" in text:
         first = [override for override in small if not override.startswith("schedule.epochs")]
-        target = ["experiment=stagewise", *TINY_CIFAR10]
+        target = ["experiment=mnist_sum"] if numbers else ["experiment=stagewise", *TINY_CIFAR10]
         assert cli("train", *target, *first, "schedule.epochs=2", "hydra.run.dir=RUN")[0] == 0
+    if "mnist_and_number" in text:
+        small += [f"data.{source}._target_=fakes.TinyMnist" for source in ("train_set", "test_set")]
+        small += ["data.train_images=40"]
+    if "seven.png" in text:
+        Image.new("L", (50, 40), 255).save(tmp_path / "seven.png")
     words = [word.replace("my_package.", "fakes.") for word in words]
     # First, as Hydra takes no override after -m.
     code, out, err = cli(door, *(small if door == "train" else ()), *words[3:])
     assert code == 0, err
-    assert "held_out" in out
+    assert ("digit: " if door == "predict" else "held_out") in out
 
 
 @pytest.mark.parametrize("words", MAKE, ids=" ".join)

@@ -162,7 +162,8 @@ def _unknown_key(key: str, overrides: list[str]) -> str:
 
 def _door() -> str:
     """Returns the name of the command's config, which is that of its module."""
-    return "evaluate" if Path(sys.argv[0]).stem.endswith("evaluate") else "train"
+    command = Path(sys.argv[0]).stem
+    return next((door for door in ("evaluate", "predict") if command.endswith(door)), "train")
 
 
 def _known_keys(bad: str, overrides: list[str]) -> Iterable[str]:

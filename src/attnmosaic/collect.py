@@ -31,7 +31,9 @@ def collect(folder: Path) -> list[Reproduced]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m attnmosaic.collect", description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("outputs"), help="where to look for runs (outputs)")
+    parser.add_argument(
+        "folder", type=Path, nargs="?", default=Path("outputs"), help="where to look for runs (outputs)"
+    )
     parser.add_argument("--format", choices=FORMATS, default="terminal", help="how to print the tables (terminal)")
     parser.add_argument("--plots", action="store_true", help="also draw heat maps and training losses into the folder")
     given = parser.parse_args(arguments)

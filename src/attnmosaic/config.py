@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +15,7 @@ from omegaconf import II, MISSING, DictConfig, OmegaConf, open_dict
 from attnmosaic.data.available import check_available
 from attnmosaic.data.classes import split_classes
 from attnmosaic.data.folder_layout import check_folder
+from attnmosaic.data.operations import OPERATIONS
 from attnmosaic.errors import UserError, not_among
 from attnmosaic.training.schedule import ORDERS
 
@@ -24,7 +25,32 @@ PRECISIONS = {"float32": "32-true", "float64": "64-true", "bfloat16": "bf16-mixe
 METRICS = (
     "loss", "accuracy", "focus", "ftpt", "ffpt", "ftpf", "ffpf", "confident", "foreground_weight", "entropy",
 )  # fmt: skip
-"""What is measured on each split, see `attnmosaic.metrics.focus.FocusMetrics`."""
+"""What is measured of a pair on each split, see `attnmosaic.metrics.focus.FocusMetrics`."""
+
+PAIR = ("what", "where")
+"""The networks of a run on mosaics; the order is that of the seeds of their first weights."""
+
+
+def networks_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the names of the networks that a run trains: those of a pair, or the one with two outputs."""
+    return ("network",) if config["model"].get("network") else PAIR
+
+
+def metrics_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns what is measured on each split of a run."""
+    if networks_of(config) == PAIR:
+        return METRICS
+    return two_output_metrics(config["data"]["operation"])
+
+
+def other_networks(config: Mapping[str, Any]) -> set[str]:
+    """Returns the names of the networks that a run does not train; what a config has of them counts for nothing."""
+    return {*PAIR, "network"} - set(networks_of(config))
+
+
+def two_output_metrics(operation: str) -> tuple[str, ...]:
+    """Returns what is measured on each split of digits and numbers, see `TwoOutputMetrics`."""
+    return ("loss", "digit_accuracy", f"{operation}_accuracy")
 
 
 def conf_dir() -> str:
@@ -45,6 +71,7 @@ class Seed:
 class Lr:
     what: float = MISSING
     where: float = MISSING
+    network: float = MISSING
 
 
 @dataclass
@@ -58,6 +85,7 @@ class ScheduleConfig:
 class OptimizerConfig:
     what: dict[str, Any] = MISSING
     where: dict[str, Any] = MISSING
+    network: dict[str, Any] | None = field(default_factory=dict)
     clip_norm: float | None = None
     microbatches: int | None = None
 
@@ -66,12 +94,15 @@ class OptimizerConfig:
 class SchedulerConfig:
     what: Any = None
     where: Any = None
+    network: Any = None
 
 
 @dataclass
 class ModelConfig:
-    where: dict[str, Any] = MISSING
-    what: dict[str, Any] = MISSING
+    # What is left out is empty and not null: OmegaConf fails on overrides of keys below a null.
+    where: dict[str, Any] | None = field(default_factory=dict)
+    what: dict[str, Any] | None = field(default_factory=dict)
+    network: dict[str, Any] | None = field(default_factory=dict)
 
 
 @dataclass
@@ -128,6 +159,16 @@ class EvaluateConfig:
     run_dir: str = MISSING
 
 
+@dataclass
+class PredictConfig:
+    """A prediction. ``conf/predict.yaml`` says what each key means."""
+
+    ckpt_path: str = MISSING
+    image: str = MISSING
+    number: int = MISSING
+    invert: bool = False
+
+
 def register() -> None:
     """Makes the schemas and resolvers known to Hydra."""
     # The row of a table that an experiment is: row1 of table1/row1.
@@ -135,6 +176,7 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(group="schema", name="train", node=TrainConfig)
     store.store(group="schema", name="evaluate", node=EvaluateConfig)
+    store.store(group="schema", name="predict", node=PredictConfig)
 
 
 # ---- checks
@@ -164,6 +206,7 @@ _STD: _Rule = (
     0.5,
 )
 _ONE: _Rule = (lambda v: v == 1 and isinstance(v, float), "1.0: evaluations come at the end of an epoch", 1.0)
+_FLAG: _Rule = (lambda v: isinstance(v, bool), "true or false", "true")
 _MEANS: _Rule = (
     lambda v: isinstance(v, list) and len(v) >= 3 and all(_is_mean(m) for m in v),
     "a list of at least three classes, each a point [x, y] or a list of such points",
@@ -186,6 +229,7 @@ _RULES: dict[str, _Rule] = {
     "seed.order": _SEED,
     "lr.what": _POSITIVE,
     "lr.where": _POSITIVE,
+    "lr.network": _POSITIVE,
     "schedule.k": _COUNT,
     "schedule.epochs": _COUNT,
     "optimizer.clip_norm": _POSITIVE,
@@ -214,10 +258,13 @@ _RULES: dict[str, _Rule] = {
     "data.points": _COUNT,
     "data.image_size": _COUNT,
     "data.held_out_share": _SHARE,
+    "data.train_images": _COUNT,
+    "data.held_out_images": _COUNT,
+    "data.redraw": _FLAG,
 }
 _NULLABLE = {
     "optimizer.clip_norm", "optimizer.microbatches", "compute.threads", "data.background", "data.image_size",
-    "data.steps_per_block", "data.eval_batch_size",
+    "data.steps_per_block", "data.eval_batch_size", "data.train_images", "data.held_out_images",
 }  # fmt: skip
 
 
@@ -237,13 +284,14 @@ def check(config: DictConfig) -> None:
         if found and not (value is None and key in _NULLABLE) and not allowed(value):
             shown = "null" if value is None else value
             raise UserError(f"{key}: got {shown}, needs {wording}; type for example {key}={example}")
+    _check_networks(plain)
     for key, words in (
         ("schedule.order", tuple(ORDERS)),
         ("precision", tuple(PRECISIONS)),
         ("compute.matmul_precision", ("highest", "high", "medium")),
         ("compute.engine", ("auto", "eager")),
         ("scale", ("full", "smoke")),
-        ("optimized_metric", tuple(f"{s}/{m}" for s in ("train", "test", "held_out") for m in METRICS)),
+        ("optimized_metric", tuple(f"{s}/{m}" for s in ("train", "test", "held_out") for m in metrics_of(plain))),
     ):
         value = OmegaConf.select(config, key, default=words[0])  # absent in checkpoints of before there was the key
         if value not in words:
@@ -255,9 +303,49 @@ def check(config: DictConfig) -> None:
         )
     _check_classes(plain["data"])
     check_available(plain["data"])
-    if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
+    if config.ckpt_path is not None:
+        check_ckpt_path(config.ckpt_path)
+
+
+def check_ckpt_path(path: str | Path) -> None:
+    """Checks that a checkpoint is there.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"ckpt_path: '{path}' does not exist; checkpoints lie in a run's checkpoints folder")
+
+
+def _check_networks(plain: dict[str, Any]) -> None:
+    """Checks that model, data, schedule and optimizer are all of a pair's run, or all of one network's."""
+    model, data = plain["model"], plain["data"]
+    if networks_of(plain) == PAIR:
+        absent = [name for name in PAIR if not model.get(name)]
+        if absent:
+            raise UserError(f"model.{absent[0]}: has no value and needs one; type for example model=mlp")
+        if "operation" in data:
+            raise UserError(
+                "model: got a where/what pair, but these data are images with a number; "
+                "type experiment=mnist_sum or experiment=mnist_product"
+            )
+        return
+    given = [name for name in PAIR if model.get(name)]
+    if given:
+        raise UserError(f"model.{given[0]}: a run trains a pair or model.network, not both; leave out one of them")
+    if "operation" not in data:
         raise UserError(
-            f"ckpt_path: '{config.ckpt_path}' does not exist; checkpoints lie in a run's checkpoints folder"
+            "model.network: takes images with a number, but these data are mosaics; type data=digits_and_number"
+        )
+    if data["operation"] not in OPERATIONS:
+        raise not_among("data.operation", data["operation"], OPERATIONS)
+    order, microbatches = plain["schedule"]["order"], plain["optimizer"]["microbatches"]
+    if order != "joint":
+        raise UserError(f"schedule.order: got {order}, but one network learns in every epoch; type schedule=joint")
+    if microbatches is not None:
+        raise UserError(
+            f"optimizer.microbatches: got {microbatches}, but model.network takes each minibatch whole; "
+            "type optimizer.microbatches=null"
         )
 
 
@@ -314,6 +402,8 @@ def decisive(config: dict[str, Any]) -> dict[str, Any]:
     """Returns those settings that decide a run's numbers."""
     beside = {"run_dir", "paths", "logger", "callbacks", "ckpt_path", "optimized_metric", "name", "at_most"}
     kept = {key: value for key, value in config.items() if key not in beside}
+    for key in ("lr", "model", "optimizer", "scheduler"):
+        kept[key] = _without(config[key], other_networks(config))
     kept["data"] = _without(config["data"], {"cache_dir", "lock_dir", "download"})
     for source in ("train_set", "test_set"):  # a named data set is the same wherever it lies
         if isinstance(kept["data"].get(source), dict):

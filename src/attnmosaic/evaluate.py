@@ -1,4 +1,4 @@
-"""Measures a trained pair again: ``python -m attnmosaic.evaluate ckpt_path=.../last.ckpt``."""
+"""Measures a trained pair or network again: ``python -m attnmosaic.evaluate ckpt_path=.../last.ckpt``."""
 
 import json
 import logging
@@ -8,7 +8,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.cli import guard, run
-from attnmosaic.config import PRECISIONS, check, conf_dir, register, resolve
+from attnmosaic.config import PRECISIONS, check, check_ckpt_path, conf_dir, register, resolve
 from attnmosaic.errors import UserError
 from attnmosaic.files import write_atomically
 
@@ -17,7 +17,7 @@ register()
 
 
 def evaluate(config: DictConfig) -> dict[str, float]:
-    """Evaluates a checkpoint on the mosaics of its own run.
+    """Evaluates a checkpoint on the data of its own run.
 
     Args:
         config: a composition of ``conf/evaluate.yaml``. What its ``data`` and ``compute`` hold replaces the
@@ -31,11 +31,9 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     """
     if OmegaConf.is_missing(config, "ckpt_path"):
         raise UserError("ckpt_path: has no value and needs one; type ckpt_path=outputs/.../checkpoints/last.ckpt")
-    if not Path(config.ckpt_path).is_file():
-        raise UserError(
-            f"ckpt_path: '{config.ckpt_path}' does not exist; checkpoints lie in a run's checkpoints folder"
-        )
-    from attnmosaic.training.build import build_module, check_weights_fit, read_checkpoint
+    check_ckpt_path(config.ckpt_path)
+    from attnmosaic.training.build import build_module
+    from attnmosaic.training.checkpoint import check_weights_fit, read_checkpoint
     from attnmosaic.training.globals import job_globals
     from attnmosaic.training.make import check_targets, make
     from attnmosaic.training.outcome import evaluation_of, final_table
@@ -62,7 +60,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         trainer.validate(module, datamodule=data, verbose=False)
         metrics = evaluation_of(module)
     write_atomically(Path(config.run_dir) / "evaluation.json", json.dumps(metrics, indent=2))
-    log.info("%s", final_table(metrics, saved.get("scale", "full")))
+    log.info("%s", final_table(metrics, module))
     log.info("written to %s", Path(config.run_dir) / "evaluation.json")
     return metrics
 

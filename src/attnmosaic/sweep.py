@@ -86,4 +86,4 @@ def planned_jobs(config: DictConfig) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _quoted(word: str) -> str:
-    return f"'{word}'" if set(word) & set("[]{}()*?$&;| \"") else word
+    return f"'{word}'" if set(word) & set('[]{}()*?$&;| "') else word

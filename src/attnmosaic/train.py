@@ -1,4 +1,4 @@
-"""Trains a where/what pair: ``python -m attnmosaic.train experiment=stagewise``."""
+"""Trains a where/what pair, or a network with two outputs: ``python -m attnmosaic.train experiment=stagewise``."""
 
 import logging
 from pathlib import Path
@@ -68,7 +68,7 @@ def _train(config: DictConfig) -> dict[str, float]:
         trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
         trainer.validate(module, datamodule=data, verbose=False)
         metrics = finish_run(config, trainer, module)
-    log.info("%s", final_table(metrics, config.scale))
+    log.info("%s", final_table(metrics, module))
     log.info("plots, tables, checkpoints: %s\nTensorBoard: tensorboard --logdir %s", config.run_dir, config.run_dir)
     return metrics
 

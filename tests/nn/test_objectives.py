@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnmosaic.nn.objectives import CrossEntropy, attention_entropy
+from attnmosaic.nn.objectives import CrossEntropy, SumOfCrossEntropies, attention_entropy
 
 
 def batch(n: int = 7) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,3 +73,22 @@ def test_no_nan_where_weights_are_given_as_zero() -> None:
     loss.backward()
     assert alpha.grad is not None
     assert not alpha.grad.isnan().any()
+
+
+def test_sum_of_cross_entropies() -> None:
+    """Both terms count once, and the gradient reaches both outputs."""
+    generator = torch.Generator().manual_seed(0)
+    digit_logits = torch.randn(6, 10, dtype=torch.float64, generator=generator, requires_grad=True)
+    result_logits = torch.randn(6, 19, dtype=torch.float64, generator=generator, requires_grad=True)
+    digit, result = torch.tensor([0, 1, 2, 3, 4, 9]), torch.tensor([18, 0, 4, 4, 11, 12])
+    loss = SumOfCrossEntropies()(digit_logits, result_logits, digit, result)
+    rows = torch.arange(6)
+    by_hand = sum(
+        -(logits.softmax(dim=1)[rows, true].log()).sum() / 6
+        for logits, true in ((digit_logits, digit), (result_logits, result))
+    )
+    assert loss.item() == pytest.approx(by_hand.item())
+    loss.backward()
+    for logits, true in ((digit_logits, digit), (result_logits, result)):
+        wanted = (logits.detach().softmax(dim=1) - torch.eye(logits.shape[1])[true]) / 6
+        assert torch.allclose(logits.grad, wanted)

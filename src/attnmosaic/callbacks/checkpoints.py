@@ -5,7 +5,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from attnmosaic.training.module import StagewiseModule
+from attnmosaic.training.base import RunModule
 
 
 class CycleCheckpoint(ModelCheckpoint):
@@ -27,6 +27,6 @@ class CycleCheckpoint(ModelCheckpoint):
         )
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        assert isinstance(pl_module, StagewiseModule)
+        assert isinstance(pl_module, RunModule)
         self._every_n_epochs = pl_module.schedule.cycle
         super().setup(trainer, pl_module, stage)

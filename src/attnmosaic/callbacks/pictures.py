@@ -1,19 +1,24 @@
 """Pictures of a run, drawn when it ends."""
 
+import contextlib
 import csv
 import itertools
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 
+from attnmosaic.callbacks.confusion import draw_confusion
 from attnmosaic.callbacks.tables import FOCUS_COLUMNS
 from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.data.mosaics import Mosaics
 from attnmosaic.training.module import StagewiseModule
 from attnmosaic.training.schedule import Stage
+from attnmosaic.training.two_outputs import TwoOutputModule
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +37,11 @@ CELLS = (
 
 
 class RunPictures(pl.Callback):
-    """Draws ``focus_vs_pred.png`` and ``mosaics.png``.
+    """Draws ``focus_vs_pred.png`` and ``mosaics.png`` of a pair, ``confusion.png`` of two outputs.
 
     The first shows focus against prediction through training, from the published tables on disk; the second
-    some held-out mosaics with their weights, aggregate, prediction and truth.
+    some held-out mosaics with their weights, aggregate, prediction and truth; the third what is taken for what in
+    held-out images, with the final weights.
 
     Args:
         folder: the run's folder, where the tables are and the pictures go.
@@ -47,18 +53,30 @@ class RunPictures(pl.Callback):
         self.mosaics = mosaics
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, StagewiseModule)
-        if not trainer.is_global_zero:
+        if not (trainer.is_global_zero and isinstance(pl_module, StagewiseModule)):
             return
-        try:
+        with _worth_no_run():
             if (self.folder / "focus_vs_pred_train.csv").exists():
                 stages = [pl_module.schedule.stage(epoch) for epoch in range(trainer.current_epoch)]
                 draw_focus(self.folder, stages).savefig(self.folder / "focus_vs_pred.png", dpi=150)
             shape = pl_module.mosaics["held_out"].pool.patch_shape
             if shape == (2,) or len(shape) == 3:
                 draw_mosaics(pl_module, "held_out", self.mosaics).savefig(self.folder / "mosaics.png", dpi=150)
-        except Exception:  # a picture is not worth a run
-            log.warning("a picture could not be drawn", exc_info=True)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        after_training = trainer.state.fn != TrainerFn.FITTING
+        if after_training and trainer.is_global_zero and isinstance(pl_module, TwoOutputModule):
+            with _worth_no_run():
+                figure = draw_confusion(pl_module.evaluation("held_out"))
+                figure.savefig(self.folder / "confusion.png", dpi=150)
+
+
+@contextlib.contextmanager
+def _worth_no_run() -> Iterator[None]:
+    try:
+        yield
+    except Exception:  # a picture is not worth a run
+        log.warning("a picture could not be drawn", exc_info=True)
 
 
 def draw_focus(folder: Path, stages: list[Stage]) -> "Figure":

@@ -17,13 +17,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from attnmosaic.training.module import StagewiseModule
+from attnmosaic.data.datamodule import SPLITS
+from attnmosaic.training.base import RunModule
 
 log = logging.getLogger(__name__)
 
 
 class RunProgress(ProgressBar):
-    """One bar over all epochs, with the stage, the epoch, and running accuracy and focus.
+    """One bar over all epochs, with what learns, the epoch, and the running headline metrics (accuracy and focus).
 
     Where standard error is no terminal, or shared with other jobs, one line an evaluation goes to the log instead.
     """
@@ -65,9 +66,9 @@ class RunProgress(ProgressBar):
         self._progress.start()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, StagewiseModule)
+        assert isinstance(pl_module, RunModule)
         if self._progress is not None:
-            learners = " + ".join(pl_module.stage.learners)
+            learners = " + ".join(pl_module.learners)
             self._progress.update(self._progress.task_ids[0], stage=learners, epoch=pl_module.epochs_done)
 
     def on_train_batch_end(
@@ -77,23 +78,26 @@ class RunProgress(ProgressBar):
             self._progress.advance(self._progress.task_ids[0])
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, StagewiseModule)
+        assert isinstance(pl_module, RunModule)
         if self._progress is not None:
             now = pl_module.epoch_metrics
-            measured = f"accuracy {now['running/accuracy']:.3f}  focus {now['running/focus']:.3f}"
+            measured = "  ".join(f"{name} {now[f'running/{name}']:.3f}" for name in pl_module.headline)
             self._progress.update(self._progress.task_ids[0], measured=measured)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, StagewiseModule)
+        assert isinstance(pl_module, RunModule)
         if trainer.state.fn == TrainerFn.FITTING and self._progress is None:
             now = pl_module.epoch_metrics
+            first, second = pl_module.headline
             log.info(
-                "epoch %d/%d (%s): accuracy train %.3f, test %.3f, held_out %.3f; focus train %.3f",
+                "epoch %d/%d (%s): %s train %.3f, test %.3f, held_out %.3f; %s train %.3f",
                 pl_module.epochs_done,
                 trainer.max_epochs,
-                " + ".join(pl_module.stage.learners),
-                *(now[f"{split}/accuracy"] for split in ("train", "test", "held_out")),
-                now["train/focus"],
+                " + ".join(pl_module.learners),
+                first,
+                *(now[f"{split}/{first}"] for split in SPLITS),
+                second,
+                now[f"train/{second}"],
             )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

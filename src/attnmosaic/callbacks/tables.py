@@ -7,9 +7,11 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 
-from attnmosaic.config import METRICS
+from attnmosaic.callbacks.confusion import write_confusion
 from attnmosaic.data.datamodule import SPLITS
+from attnmosaic.training.base import RunModule
 from attnmosaic.training.module import StagewiseModule
+from attnmosaic.training.two_outputs import TwoOutputModule
 
 FOCUS_COLUMNS = (
     "epochs",
@@ -26,7 +28,10 @@ Row = dict[str, Any]
 
 
 class RunTables(pl.Callback):
-    """Writes ``metrics.csv``, a row an epoch, and ``focus_vs_pred_<split>.csv``, a row an evaluation.
+    """Writes ``metrics.csv``, a row an epoch; of a pair ``focus_vs_pred_<split>.csv``, a row an evaluation.
+
+    Of two outputs it writes confusion matrices when the run ends, ``confusion_digit_<split>.csv`` and
+    ``confusion_sum_<split>.csv`` (or product), measured with the final weights.
 
     Epochs are counted from 1. The rows travel in the checkpoint, so a resumed run's files hold the whole
     history, and none of what was written after the checkpoint. (Lightning's CSVLogger begins a new file on
@@ -38,10 +43,21 @@ class RunTables(pl.Callback):
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        metrics = ["epoch", "stage", *(f"{p}/{m}" for p in ("running", *SPLITS) for m in METRICS)]
-        self.columns = {"metrics": metrics, **{f"focus_vs_pred_{s}": list(FOCUS_COLUMNS) for s in SPLITS}}
-        self.rows: dict[str, list[Row]] = {name: [] for name in self.columns}
+        self.columns: dict[str, list[str]] = {}
+        self.rows: dict[str, list[Row]] = {}
         self._evaluated: dict[str, Row] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, RunModule)
+        if self.columns:  # the full pass at the end adds to what training left
+            return
+        measured = [f"{p}/{m}" for p in ("running", *SPLITS) for m in pl_module.metric_names]
+        if isinstance(pl_module, StagewiseModule):
+            self.columns = {"metrics": ["epoch", "stage", *measured]}
+            self.columns |= {f"focus_vs_pred_{s}": list(FOCUS_COLUMNS) for s in SPLITS}
+        else:
+            self.columns = {"metrics": ["epoch", *measured]}
+        self.rows = {name: [] for name in self.columns}
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the rows column by column, which is a tenth of the size."""
@@ -65,18 +81,24 @@ class RunTables(pl.Callback):
         self._evaluated = {}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, StagewiseModule)
+        assert isinstance(pl_module, RunModule)
         if trainer.state.fn == TrainerFn.FITTING:
-            for split in SPLITS:
-                self._evaluated[split] = focus_row(pl_module.epochs_done, pl_module.evaluation(split).counts())
+            if isinstance(pl_module, StagewiseModule):
+                for split in SPLITS:
+                    self._evaluated[split] = focus_row(pl_module.epochs_done, pl_module.evaluation(split).counts())
         elif self.rows["metrics"]:  # the full pass at the end, with the last epoch's weights
             self.rows["metrics"][-1] |= _known(pl_module)
             if trainer.is_global_zero:
                 self._rewrite("metrics")
+                if isinstance(pl_module, TwoOutputModule):
+                    for split in SPLITS:
+                        write_confusion(self.folder, split, pl_module.evaluation(split))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, StagewiseModule)
-        head = {"epoch": pl_module.epochs_done, "stage": pl_module.stage.name.lower()}
+        assert isinstance(pl_module, RunModule)
+        head: Row = {"epoch": pl_module.epochs_done}
+        if isinstance(pl_module, StagewiseModule):
+            head["stage"] = pl_module.stage.name.lower()
         self._add(trainer, "metrics", {**head, **_known(pl_module)})
         for split, row in self._evaluated.items():
             self._add(trainer, f"focus_vs_pred_{split}", row)
@@ -97,10 +119,10 @@ class RunTables(pl.Callback):
         return self.folder / f"{name}.csv"
 
 
-def _known(module: StagewiseModule) -> Row:
+def _known(module: RunModule) -> Row:
     """Returns what the epoch measured, without the views: those are measured once, and are in ``result.json``."""
-    kept = ("running", *SPLITS)
-    return {f"{p}/{m}": module.epoch_metrics[f"{p}/{m}"] for p in kept for m in METRICS if f"{p}/{m}" in module.epoch_metrics}
+    names = (f"{prefix}/{metric}" for prefix in ("running", *SPLITS) for metric in module.metric_names)
+    return {name: module.epoch_metrics[name] for name in names if name in module.epoch_metrics}
 
 
 def focus_row(epoch: int, counts: dict[str, int]) -> Row:

@@ -38,7 +38,10 @@ _SOURCES = {
     "torchvision.datasets.MNIST": _Source(
         _MNIST,
         [f"{name}.gz" for name in _MNIST],
-        ["https://ossci-datasets.s3.amazonaws.com/mnist/train-images-idx3-ubyte.gz", "http://yann.lecun.com/exdb/mnist/"],
+        [
+            "https://ossci-datasets.s3.amazonaws.com/mnist/train-images-idx3-ubyte.gz",
+            "http://yann.lecun.com/exdb/mnist/",
+        ],
     ),
 }
 

@@ -15,6 +15,7 @@ from attnmosaic.data.folder_layout import check_folder, find_splits, list_images
 from attnmosaic.data.images import ImageMosaics
 from attnmosaic.data.locks import locked
 from attnmosaic.data.pool import Pool, split_pool
+from attnmosaic.data.sources import Images
 from attnmosaic.errors import UserError
 
 CACHE_FORMAT = 1
@@ -72,7 +73,7 @@ class ImageFolderMosaics(ImageMosaics):
         paths = [path for group in files for path in group]
         labels = np.repeat(np.arange(len(classes)), [len(group) for group in files])
         images = load_images(paths, folder, self.image_size, self.color, self.cache_dir)
-        return self.image_pool(images, labels, classes)
+        return self.image_pool(Images(images, labels, classes))
 
 
 def load_images(

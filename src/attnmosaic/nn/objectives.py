@@ -30,3 +30,16 @@ class CrossEntropy(nn.Module):
         if self.entropy:
             loss = (1 - self.entropy) * loss + self.entropy * attention_entropy(alpha).mean()
         return loss
+
+
+class SumOfCrossEntropies(nn.Module):
+    """Mean cross-entropy of the digit plus that of the result: document 004's total loss, Loss_1 + Loss_2."""
+
+    def forward(
+        self,
+        digit_logits: Float[Tensor, "B 10"],
+        result_logits: Float[Tensor, "B results"],
+        digit: Int[Tensor, " B"],
+        result: Int[Tensor, " B"],
+    ) -> Float[Tensor, ""]:
+        return F.cross_entropy(digit_logits, digit) + F.cross_entropy(result_logits, result)

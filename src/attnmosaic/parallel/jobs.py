@@ -25,8 +25,8 @@ from omegaconf import DictConfig
 from attnmosaic.cli import told
 from attnmosaic.errors import RunError, UserError
 from attnmosaic.parallel.plan import environment
-from attnmosaic.runs import AT_ONCE
 from attnmosaic.parallel.server import CONTEXT
+from attnmosaic.runs import AT_ONCE
 
 
 class JobError(Exception):

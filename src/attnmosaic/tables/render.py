@@ -146,7 +146,15 @@ def latex(table: Reproduced) -> str:
         head, *rest = (" & ".join(map(_escape, line)) + r" \\" for line in [heading, *lines])
         columns = "l" * len(heading)
         return "\n".join(
-            [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *rest, r"\bottomrule", r"\end{tabular}"]
+            [
+                rf"\begin{{tabular}}{{{columns}}}",
+                r"\toprule",
+                head,
+                r"\midrule",
+                *rest,
+                r"\bottomrule",
+                r"\end{tabular}",
+            ]
         )
 
     if table.published.matrix:

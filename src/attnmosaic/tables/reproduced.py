@@ -176,7 +176,15 @@ def _state(runs: Sequence[Run]) -> str:
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
     """Returns what makes a run comparable with another: all that decides its numbers, but seeds and machine."""
-    beside = ("seed.", "compute.", "trainer.", "data.seed", "data.order_seed", "data.steps_per_block", "data.eval_batch")
+    beside = (
+        "seed.",
+        "compute.",
+        "trainer.",
+        "data.seed",
+        "data.order_seed",
+        "data.steps_per_block",
+        "data.eval_batch",
+    )
     return {key: value for key, value in flat(decisive(config)).items() if not key.startswith(beside)}
 
 

@@ -1,8 +1,8 @@
 """From a checked config to the objects it describes."""
 
+import copy
 import inspect
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,12 +10,16 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from attnmosaic.config import PAIR
 from attnmosaic.data.datamodule import MosaicDataModule
+from attnmosaic.data.numbers import NumbersDataModule
 from attnmosaic.errors import UserError
 from attnmosaic.nn.attention import WhereWhat
+from attnmosaic.training.base import RunModule
 from attnmosaic.training.make import first_line, make
-from attnmosaic.training.module import NETWORKS, StagewiseModule
+from attnmosaic.training.module import StagewiseModule
 from attnmosaic.training.schedule import Schedule
+from attnmosaic.training.two_outputs import TwoOutputModule
 
 
 def build_network(config: DictConfig, name: str, in_shape: tuple[int, ...], outputs: int, seed: int) -> nn.Module:
@@ -33,36 +37,77 @@ def build_network(config: DictConfig, name: str, in_shape: tuple[int, ...], outp
     Raises:
         UserError: the target does not take such patches or gives another number of outputs.
     """
-    accepted = inspect.signature(get_object(config._target_)).parameters
-    derived = {"in_shape": in_shape, "outputs": outputs}
-    given = {key: value for key, value in derived.items() if key in accepted and key not in config}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(2 * seed + NETWORKS.index(name))
-        try:
-            network: nn.Module = instantiate(config, **given)
-            training = network.training
-            with torch.no_grad():
-                got = network.eval()(torch.zeros(2, *in_shape)).shape
-            network.train(training)
-        except Exception as error:
-            reason = first_line(error.__cause__ or error)
-            raise UserError(
-                f"model.{name}: {config._target_} does not take patches of shape {in_shape} ({reason}); "
-                "choose another model for these data"
-            ) from error
-    if tuple(got) != (2, outputs):
+    given = _derived(config, in_shape=in_shape, outputs=outputs)
+    network, got = _make_network(config, f"model.{name}", given, 2 * seed + PAIR.index(name), torch.zeros(2, *in_shape))
+    if tuple(got.shape) != (2, outputs):
         raise UserError(
-            f"model.{name}: {config._target_} gives {tuple(got[1:])} outputs for each patch, needs ({outputs},)"
+            f"model.{name}: {config._target_} gives {tuple(got.shape[1:])} outputs for each patch, needs ({outputs},)"
         )
     return network
 
 
-def build_module(config: DictConfig, data: MosaicDataModule) -> StagewiseModule:
+def build_two_outputs(config: DictConfig, in_shape: tuple[int, ...], results: int, seed: int) -> nn.Module:
+    """Makes a network that takes images and numbers, its first weights following from the seed alone.
+
+    ``in_shape`` and ``outputs``, the number of results, are passed to a target that takes them.
+
+    Args:
+        config: ``_target_`` and its arguments.
+        in_shape: ``(C, H, W)`` of an image.
+        results: number of classes that the second output must have; the first must have 10.
+        seed: init seed.
+
+    Raises:
+        UserError: the target does not take such images, or gives other outputs.
+    """
+    given = _derived(config, in_shape=in_shape, outputs=results)
+    tried = torch.zeros(2, *in_shape), torch.zeros(2, dtype=torch.int64)
+    network, got = _make_network(config, "model.network", given, 2 * seed, *tried)
+    if not isinstance(got, tuple) or [tuple(logits.shape) for logits in got] != [(2, 10), (2, results)]:
+        raise UserError(f"model.network: {config._target_} must give two outputs, of 10 and of {results} logits")
+    return network
+
+
+def _derived(config: DictConfig, **derived: Any) -> dict[str, Any]:
+    """Returns those of the derived arguments that a target takes and the config does not give."""
+    accepted = inspect.signature(get_object(config._target_)).parameters
+    return {key: value for key, value in derived.items() if key in accepted and key not in config}
+
+
+def _make_network(
+    config: DictConfig, key: str, given: dict[str, Any], seed: int, *tried: torch.Tensor
+) -> tuple[nn.Module, Any]:
+    """Makes a network and returns it with what it gives in eval mode for some zeros."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            network: nn.Module = instantiate(config, **given)
+            training = network.training
+            with torch.no_grad():
+                got = network.eval()(*tried)
+            network.train(training)
+        except Exception as error:
+            reason = first_line(error.__cause__ or error)
+            kind = "patches" if len(tried) == 1 else "images"
+            raise UserError(
+                f"{key}: {config._target_} does not take {kind} of shape {tuple(tried[0].shape[1:])} ({reason}); "
+                "choose another model for these data"
+            ) from error
+    return network, got
+
+
+def build_module(config: DictConfig, data: MosaicDataModule | NumbersDataModule) -> RunModule:
     """Makes the LightningModule of a run for data that are set up.
 
     Raises:
-        UserError: a network, optimizer, scheduler or objective does not take its arguments or the patches.
+        UserError: a network, optimizer, scheduler or objective does not take its arguments or the data.
     """
+    if isinstance(data, NumbersDataModule):
+        return _two_output_module(config, data)
+    return _stagewise_module(config, data)
+
+
+def _stagewise_module(config: DictConfig, data: MosaicDataModule) -> StagewiseModule:
     seed = config.seed.init
     pair = WhereWhat(
         where=None if data.weights else build_network(config.model.where, "where", data.patch_shape, 1, seed),
@@ -71,22 +116,12 @@ def build_module(config: DictConfig, data: MosaicDataModule) -> StagewiseModule:
     if config.precision == "float64":
         # Lightning would do so too, but only after a checkpoint's weights were rounded to float32.
         pair = pair.double()
-    networks = [n for n in NETWORKS if getattr(pair, n) is not None]
-    # `lr` has its place at the top of the config, whatever the optimizer.
-    optimizers = {
-        n: make(f"optimizer.{n}", config.optimizer[n], _partial_=True, lr=config.lr[n], **_fused(config.optimizer[n]))
-        for n in networks
-    }
-    scheduled = [n for n in networks if config.scheduler[n] is not None]
-    schedulers = {n: make(f"scheduler.{n}", config.scheduler[n], _partial_=True) for n in scheduled}
-    for name, optimizer in optimizers.items():
-        tried = _try(f"optimizer.{name}", optimizer, getattr(pair, name).parameters())
-        if name in schedulers:
-            _try(f"scheduler.{name}", schedulers[name], tried)
+    every = {name: getattr(pair, name) for name in PAIR}
+    optimizers, schedulers = _optimizers(config, {name: made for name, made in every.items() if made is not None})
     return StagewiseModule(
         pair,
         Schedule(**config.schedule),
-        make("objective", config.objective),
+        _objective(config, "logits", "alpha", "label"),
         optimizers,
         schedulers,
         batch_size=config.data.batch_size,
@@ -97,6 +132,73 @@ def build_module(config: DictConfig, data: MosaicDataModule) -> StagewiseModule:
         graphs=config.compute.engine == "auto",
         config=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
     )
+
+
+def _two_output_module(config: DictConfig, data: NumbersDataModule) -> TwoOutputModule:
+    network = build_two_outputs(config.model.network, data.image_shape, len(data.operation.values), config.seed.init)
+    if config.precision == "float64":  # see _stagewise_module
+        network = network.double()
+    _check_last_minibatch(network, data, config.model.network._target_)
+    optimizers, schedulers = _optimizers(config, {"network": network})
+    return TwoOutputModule(
+        network,
+        Schedule(**config.schedule),
+        _objective(config, "digit_logits", "result_logits", "digit", "result"),
+        optimizers["network"],
+        schedulers.get("network"),
+        operation=data.operation,
+        image_shape=data.image_shape,
+        seed=config.seed.order,
+        clip_norm=config.optimizer.clip_norm,
+        config=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
+    )
+
+
+def _check_last_minibatch(network: nn.Module, data: NumbersDataModule, target: str) -> None:
+    """Finds out before training whether a lone last image would stop it, as batch normalisation does."""
+    n, size = len(data.examples["train"]), data.batch_size
+    if n % size != 1 and size != 1:
+        return
+    dtype = next(network.parameters()).dtype
+    alone = data.examples["train"].take(torch.zeros(1, dtype=torch.int64), dtype)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            copy.deepcopy(network).train()(alone.image, alone.number)
+        except ValueError as error:
+            raise UserError(
+                f"data.batch_size: {n} training images leave a minibatch of one, which {target} does not take "
+                f"({first_line(error)}); type data.batch_size={size + 1}"
+            ) from error
+
+
+def _objective(config: DictConfig, *arguments: str) -> Any:
+    """Makes the objective and checks that it can be called with so many arguments."""
+    objective = make("objective", config.objective)
+    call = objective.forward if isinstance(objective, nn.Module) else objective
+    try:
+        inspect.signature(call).bind(*arguments)
+    except TypeError as error:
+        raise UserError(
+            f"objective: {config.objective._target_} does not take ({', '.join(arguments)}); "
+            "type objective=cross_entropy for a pair, objective=two_outputs for one network"
+        ) from error
+    return objective
+
+
+def _optimizers(config: DictConfig, networks: Mapping[str, nn.Module]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns for each network what makes its optimizer, and its scheduler if there is one."""
+    # `lr` has its place at the top of the config, whatever the optimizer.
+    optimizers = {
+        n: make(f"optimizer.{n}", config.optimizer[n], _partial_=True, lr=config.lr[n], **_fused(config.optimizer[n]))
+        for n in networks
+    }
+    scheduled = [n for n in networks if config.scheduler[n] is not None]
+    schedulers = {n: make(f"scheduler.{n}", config.scheduler[n], _partial_=True) for n in scheduled}
+    for name, optimizer in optimizers.items():
+        tried = _try(f"optimizer.{name}", optimizer, networks[name].parameters())
+        if name in schedulers:
+            _try(f"scheduler.{name}", schedulers[name], tried)
+    return optimizers, schedulers
 
 
 def _fused(config: Any) -> dict[str, bool]:
@@ -111,37 +213,3 @@ def _try(key: str, partial: Callable[..., Any], argument: Any) -> Any:
         return partial(argument)
     except (TypeError, ValueError) as error:
         raise UserError(f"{key}: {first_line(error)}") from error
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Loads a checkpoint with ``weights_only=True``.
-
-    Raises:
-        UserError: it is missing, or no checkpoint of this program.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"ckpt_path: '{path}' does not exist; checkpoints lie in a run's checkpoints folder")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        checkpoint["hyper_parameters"]["config"]["model"]
-        checkpoint["state_dict"]
-    except Exception as error:
-        raise UserError(f"ckpt_path: '{path}' is no readable attnmosaic checkpoint ({type(error).__name__})") from error
-    return checkpoint
-
-
-def check_weights_fit(checkpoint: dict[str, Any], module: nn.Module, path: str | Path) -> None:
-    """Checks that a checkpoint is of the module's architecture.
-
-    Raises:
-        UserError: a parameter is missing, unknown or of another shape.
-    """
-    saved = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    for name in sorted(saved.keys() | wanted.keys()):
-        if saved.get(name) != wanted.get(name):
-            raise UserError(
-                f"ckpt_path: '{path}' is of another architecture: {name} is {saved.get(name, 'absent')} in it and "
-                f"{wanted.get(name, 'absent')} in this config; give the model, patches and classes it was trained with"
-            )

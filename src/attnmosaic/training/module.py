@@ -4,20 +4,19 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 
+from attnmosaic.config import METRICS, PAIR
 from attnmosaic.data.datamodule import MosaicDataModule
 from attnmosaic.data.mosaics import Mosaics
-from attnmosaic.errors import RunError
 from attnmosaic.metrics.focus import FocusMetrics
 from attnmosaic.nn.attention import WhereWhat
+from attnmosaic.training.base import RunModule, step_scheduler
 from attnmosaic.training.frozen import FrozenWhere
 from attnmosaic.training.graphs import GraphedSteps
 from attnmosaic.training.schedule import Schedule, Stage
@@ -25,10 +24,9 @@ from attnmosaic.training.steps import Objective, Seen, Steps, mean_loss
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 MakeScheduler = Callable[[Optimizer], LRScheduler]
-NETWORKS = ("what", "where")
 
 
-class StagewiseModule(pl.LightningModule):
+class StagewiseModule(RunModule):
     """Trains Where and What in the stages of a schedule, by manual optimization.
 
     Each network has one optimizer, made once: its momentum survives the stages in which it rests. A resting
@@ -57,6 +55,11 @@ class StagewiseModule(pl.LightningModule):
         RunError: at the end of an epoch in which the loss or a weight became infinite or not a number.
     """
 
+    metric_names = METRICS
+    headline = ("accuracy", "focus")
+    table_columns = ("accuracy", "focus", "ftpt", "ffpt", "ftpf", "ffpf", "confident", "entropy", "loss")
+    table_caption = "test: mosaics over the training pool (published protocol); held_out: over unseen patches"
+
     def __init__(
         self,
         pair: WhereWhat,
@@ -73,30 +76,31 @@ class StagewiseModule(pl.LightningModule):
         graphs: bool = True,
         config: dict[str, Any],
     ) -> None:
-        super().__init__()
+        super().__init__(seed)
         self.automatic_optimization = False
         self.pair = pair.to(memory_format=torch.channels_last)
-        self.networks = tuple(name for name in NETWORKS if getattr(pair, name) is not None)
+        self.networks = tuple(name for name in PAIR if getattr(pair, name) is not None)
         self.schedule = schedule
         self.objective = objective
         self.make_optimizers = optimizers
         self.make_schedulers = schedulers or {}
         self.batch_size = batch_size
-        self.seed = seed
         self.microbatches = microbatches
         self.clip_norm = clip_norm
         self.cache_gb = cache_gb
         self.graphs = graphs
         self.running = FocusMetrics()
         self.evaluations: dict[str, FocusMetrics] = {}
-        self.epoch_metrics: dict[str, float] = {}
-        """What this epoch measured so far; callbacks write it down."""
         self._seen: list[Seen] = []
         self.save_hyperparameters({"config": config}, logger=False)
 
     @property
     def stage(self) -> Stage:
         return self.schedule.stage(self.current_epoch)
+
+    @property
+    def learners(self) -> tuple[str, ...]:
+        return self.stage.learners
 
     def _take_data(self) -> None:
         """Puts the data where the networks are; only now has the trainer given them device and precision."""
@@ -118,14 +122,11 @@ class StagewiseModule(pl.LightningModule):
         self.graphed_steps = GraphedSteps(self.steps) if self.graphs and self.device.type == "cuda" else None
 
     def on_train_epoch_start(self) -> None:
-        stage = self.stage
-        # Anew each epoch: a resumed run then draws what the uninterrupted one would have.
-        torch.manual_seed(int(np.random.SeedSequence([self.seed, self.current_epoch, 2]).generate_state(1)[0]))
+        super().on_train_epoch_start()
         for name in self.networks:
-            getattr(self.pair, name).train(name in stage.learners)
+            getattr(self.pair, name).train(name in self.learners)
         self.running.reset()
         self._seen.clear()
-        self.epoch_metrics = {}
 
     def training_step(self, rows: Tensor, batch_idx: int) -> None:
         stage = self.stage
@@ -159,30 +160,16 @@ class StagewiseModule(pl.LightningModule):
 
     def _finish_epoch(self, stage: Stage) -> None:
         """Runs in the epoch's last block, so that validation and checkpoints only see finite weights."""
-        losses = torch.stack([seen.loss for seen in self._seen])
-        # The last step's loss is from before that step: its weights are looked at themselves.
-        weights = torch.stack([value.isfinite().all() for value in self.pair.state_dict().values()]).all()
-        finite = torch.cat([losses.isfinite(), weights.view(1)]).tolist()
-        if not all(finite):
-            step = finite.index(False) + 1
-            what = f"the loss became {losses[step - 1].item()}" if step <= len(losses) else "a weight became infinite"
-            raise RunError(
-                f"{what} in epoch {self.current_epoch + 1}, step {min(step, len(losses))} of {len(losses)}, while "
-                f"{' and '.join(stage.learners)} learned; the last checkpoint is from before this epoch. "
-                f"Try a smaller lr.{stage.learners[0]}"
-            )
+        self.check_finite([seen.loss for seen in self._seen], self.pair)
         rows, logits, alpha = (
             torch.cat([getattr(seen, part) for seen in self._seen]) for part in ("rows", "logits", "alpha")
         )
         data = self.mosaics["train"]
         self.running.update(mean_loss(self._seen), logits, alpha, data.label[rows], data.foreground[rows])
-        self._record("running", self.running)
+        self.record("running", self.running, stage=float(stage))
         for scheduler, name in zip(self._schedulers(), self.make_schedulers, strict=True):
             if name in stage.learners:
-                if isinstance(scheduler, ReduceLROnPlateau):
-                    scheduler.step(self.epoch_metrics["running/loss"])
-                else:
-                    scheduler.step()
+                step_scheduler(scheduler, self.epoch_metrics["running/loss"])
 
     def _schedulers(self) -> list[Any]:
         found = self.lr_schedulers()
@@ -217,26 +204,4 @@ class StagewiseModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         for split in self.evaluations:
-            self._record(split, self.evaluation(split))
-
-    @property
-    def epochs_done(self) -> int:
-        """Epochs trained, counted from 1 while the first one is still being evaluated."""
-        return self.current_epoch + (self.trainer.state.fn == TrainerFn.FITTING)
-
-    def _record(self, prefix: str, metrics: FocusMetrics) -> None:
-        computed = metrics.compute()
-        # One wait for the device, not one a metric.
-        means = torch.stack(list(computed.values())).tolist()
-        values = {f"{prefix}/{name}": mean for name, mean in zip(computed, means, strict=True)}
-        self.epoch_metrics |= values
-        if prefix == "running":
-            values["stage"] = float(self.stage)
-        # Not by `self.log`, which takes a quarter of a millisecond for each. Callbacks find what they monitor here;
-        # checkpoints are named by "step", as Lightning's own counts every optimizer's steps.
-        now = {**values, "step": self.epochs_done}
-        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in now.items()})
-        # The full pass after training is logged with the hyperparameters (`finish_run`), not twice.
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            for logger in self.trainer.loggers:
-                logger.log_metrics(values, step=self.epochs_done)
+            self.record(split, self.evaluation(split))

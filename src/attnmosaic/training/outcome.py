@@ -17,14 +17,13 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 
-from attnmosaic.config import METRICS, config_hash
-from attnmosaic.data.datamodule import SPLITS
+from attnmosaic.config import config_hash, networks_of
 from attnmosaic.errors import RunError
 from attnmosaic.files import write_atomically
-from attnmosaic.training.module import StagewiseModule
+from attnmosaic.training.base import RunModule
 
 
-def finish_run(config: DictConfig, trainer: pl.Trainer, module: StagewiseModule) -> dict[str, float]:
+def finish_run(config: DictConfig, trainer: pl.Trainer, module: RunModule) -> dict[str, float]:
     """Takes the final metrics from the trainer's last validation and writes them down.
 
     ``result.json`` is written last: a run folder that has one is of a finished run.
@@ -47,9 +46,9 @@ def finish_run(config: DictConfig, trainer: pl.Trainer, module: StagewiseModule)
     return metrics
 
 
-def evaluation_of(module: StagewiseModule) -> dict[str, float]:
+def evaluation_of(module: RunModule) -> dict[str, float]:
     """Returns the module's last evaluation as ``{"<split>/<metric>": value}``."""
-    return {f"{s}/{m}": module.epoch_metrics[f"{s}/{m}"] for s in module.evaluations for m in METRICS}
+    return {name: value for name, value in module.epoch_metrics.items() if not name.startswith("running/")}
 
 
 def _result(config: dict[str, Any], metrics: dict[str, float], trainer: pl.Trainer) -> dict[str, Any]:
@@ -81,33 +80,32 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
+_OF_DATA = ("patches", "train_mosaics", "operation", "train_images", "redraw", "batch_size")
+
+
 def _hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
     """Returns what a sweep is likely to vary, under the names it is set by."""
     data, schedule = config["data"], config["schedule"]
     return {
         "experiment": config["name"],
         "data": data["_target_"].rsplit(".", 1)[-1],
-        "lr.what": config["lr"]["what"],
-        "lr.where": config["lr"]["where"],
+        **{f"lr.{name}": config["lr"][name] for name in networks_of(config)},
         **{f"schedule.{key}": value for key, value in schedule.items()},
-        **{f"data.{key}": data[key] for key in ("patches", "train_mosaics", "batch_size") if key in data},
+        **{f"data.{key}": data[key] for key in _OF_DATA if key in data},
         "precision": config["precision"],
         **{f"seed.{key}": config["seed"][key] for key in ("data", "init", "order")},
     }
 
 
-def final_table(metrics: Mapping[str, float], scale: str) -> str:
+def final_table(metrics: Mapping[str, float], module: RunModule) -> str:
     """Draws the final metrics as a table, one row a split or view; a smoke run's says that it is no result."""
-    shown = ("accuracy", "focus", "ftpt", "ffpt", "ftpf", "ffpf", "confident", "entropy", "loss")
-    table = Table(
-        title="SMOKE: few mosaics, few epochs, no result" if scale == "smoke" else None,
-        caption="test: mosaics over the training pool (published protocol); held_out: over unseen patches",
-    )
+    title = "SMOKE: few examples, few epochs, no result" if module.scale == "smoke" else None
+    table = Table(title=title, caption=module.table_caption)
     table.add_column("split")
-    for name in shown:
+    for name in module.table_columns:
         table.add_column(name.upper() if name[0] == "f" and len(name) == 4 else name, justify="right")
     for split in dict.fromkeys(name.split("/")[0] for name in metrics):
-        table.add_row(split, *(f"{metrics[f'{split}/{name}']:.4f}" for name in shown))
+        table.add_row(split, *(f"{metrics[f'{split}/{name}']:.4f}" for name in module.table_columns))
     console = Console(file=io.StringIO(), width=110)
     console.print(table)
     return "\n" + console.file.getvalue().rstrip()  # type: ignore[attr-defined]

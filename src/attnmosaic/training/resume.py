@@ -1,16 +1,17 @@
 """Checks made before a run goes on from a checkpoint."""
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from attnmosaic.config import config_hash
+from attnmosaic.config import config_hash, networks_of, other_networks
 from attnmosaic.errors import UserError
-from attnmosaic.training.build import check_weights_fit, read_checkpoint
 from attnmosaic.runs import flat
-from attnmosaic.training.module import StagewiseModule
+from attnmosaic.training.base import RunModule
+from attnmosaic.training.checkpoint import check_weights_fit, read_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +26,9 @@ _FREE = (
     "optimized_metric",
 )
 
-_KEPT = ("lr.", "optimizer.what.", "optimizer.where.", "scheduler.")
-"""Settings that live in an optimizer's or scheduler's state: restoring it would silently undo a change."""
+_KEPT = ("lr", "optimizer", "scheduler")
+"""For each network, settings that live in its optimizer's or scheduler's state: restoring it would silently undo a
+change."""
 
 
 def newest_checkpoint(config: DictConfig) -> str | None:
@@ -50,7 +52,7 @@ def newest_checkpoint(config: DictConfig) -> str | None:
     return str(begun[max(begun)]) if begun else None
 
 
-def check_resume(config: DictConfig, module: StagewiseModule) -> None:
+def check_resume(config: DictConfig, module: RunModule) -> None:
     """Checks that a run can go on from ``config.ckpt_path``, and says what differs from the run it is of.
 
     Raises:
@@ -67,10 +69,12 @@ def check_resume(config: DictConfig, module: StagewiseModule) -> None:
         )
     before = flat(checkpoint["hyper_parameters"]["config"])
     now = flat(OmegaConf.to_container(config, resolve=True))
+    untrained = _of(other_networks(config), (*_KEPT, "model"))
+    kept = _of(networks_of(config), _KEPT)
     for key in sorted(before.keys() | now.keys()):
-        if before.get(key) == now.get(key) or key.startswith(_FREE):
+        if before.get(key) == now.get(key) or key.startswith(_FREE) or f"{key}.".startswith(untrained):
             continue
-        if key.startswith(_KEPT):
+        if f"{key}.".startswith(kept):
             raise UserError(
                 f"{key}: got {now.get(key)}, but the optimizers in '{config.ckpt_path}' go on as they were saved, with "
                 f"{before.get(key)}; type {key}={before.get(key)}, or start a new run"
@@ -79,3 +83,5 @@ def check_resume(config: DictConfig, module: StagewiseModule) -> None:
     log.info("resuming after epoch %d of %d", done, config.schedule.epochs)
 
 
+def _of(networks: Iterable[str], sections: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{section}.{network}." for section in sections for network in networks)

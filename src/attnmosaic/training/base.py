@@ -1,0 +1,110 @@
+"""What the modules of all runs share: where chance comes from, how an epoch's metrics are kept and logged."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torchmetrics import Metric
+
+from attnmosaic.errors import RunError
+from attnmosaic.training.schedule import Schedule
+
+
+def step_scheduler(scheduler: LRScheduler, loss: float) -> None:
+    """Steps a learning-rate scheduler at the end of an epoch with such a mean training loss."""
+    if isinstance(scheduler, ReduceLROnPlateau):
+        scheduler.step(loss)
+    else:
+        scheduler.step()
+
+
+class RunModule(pl.LightningModule):
+    """The LightningModule of a run.
+
+    Args:
+        seed: with the epoch it decides what the networks draw while they train (dropout, say).
+
+    Attributes:
+        schedule: the epochs, and after how many of them a checkpoint is kept.
+        metric_names: what is measured on each split.
+        headline: the metrics that progress is told by.
+        table_columns: the metrics of the table at the end of a run.
+        table_caption: what the splits are, below that table.
+        epoch_metrics: what this epoch measured so far, ``{"<split>/<metric>": value}``; callbacks write it down.
+    """
+
+    schedule: Schedule
+    metric_names: tuple[str, ...]
+    headline: tuple[str, ...]
+    table_columns: tuple[str, ...]
+    table_caption: str
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.seed = seed
+        self.epoch_metrics: dict[str, float] = {}
+
+    @property
+    def learners(self) -> tuple[str, ...]:
+        """Names of the networks that learn in this epoch."""
+        raise NotImplementedError
+
+    @property
+    def scale(self) -> str:
+        """``full``, or ``smoke`` for a run that only shows that it works; whatever it writes says so."""
+        return str(self.hparams["config"].get("scale", "full"))
+
+    @property
+    def epochs_done(self) -> int:
+        """Epochs trained, counted from 1 while the first one is still being evaluated."""
+        return self.current_epoch + (self.trainer.state.fn == TrainerFn.FITTING)
+
+    def on_train_epoch_start(self) -> None:
+        # Anew each epoch: a resumed run then draws what the uninterrupted one would have.
+        torch.manual_seed(int(np.random.SeedSequence([self.seed, self.current_epoch, 2]).generate_state(1)[0]))
+        self.epoch_metrics = {}
+
+    def check_finite(self, losses: Sequence[Tensor], networks: nn.Module) -> None:
+        """Checks an epoch's losses, one a step, and what they led to.
+
+        Raises:
+            RunError: one of them, or a weight, is infinite or not a number.
+        """
+        # The last step's loss is from before that step: its weights are looked at themselves.
+        weights = torch.stack([value.isfinite().all() for value in networks.state_dict().values()]).all()
+        finite = torch.cat([torch.stack([*losses]).isfinite(), weights.view(1)]).tolist()
+        if not all(finite):
+            step = finite.index(False) + 1
+            what = f"the loss became {losses[step - 1].item()}" if step <= len(losses) else "a weight became infinite"
+            raise RunError(
+                f"{what} in epoch {self.current_epoch + 1}, step {min(step, len(losses))} of {len(losses)}, while "
+                f"{' and '.join(self.learners)} learned; the last checkpoint is from before this epoch. "
+                f"Try a smaller lr.{self.learners[0]}"
+            )
+
+    def record(self, prefix: str, metrics: Metric, **beside: float) -> None:
+        """Keeps and logs what was measured.
+
+        Args:
+            prefix: a split, or "running" for what training itself saw.
+            metrics: its `compute` gives scalars by name.
+            **beside: logged as they are.
+        """
+        computed = metrics.compute()
+        # One wait for the device, not one a metric.
+        means = torch.stack(list(computed.values())).tolist()
+        values = {f"{prefix}/{name}": mean for name, mean in zip(computed, means, strict=True)}
+        self.epoch_metrics |= values
+        values |= beside
+        # Not by `self.log`, which takes a quarter of a millisecond for each. Callbacks find what they monitor here;
+        # checkpoints are named by "step", as Lightning's own counts every optimizer's steps.
+        now = {**values, "step": self.epochs_done}
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in now.items()})
+        # The full pass after training is logged with the hyperparameters (`finish_run`), not twice.
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            for logger in self.trainer.loggers:
+                logger.log_metrics(values, step=self.epochs_done)

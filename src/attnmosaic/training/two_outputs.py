@@ -1,0 +1,177 @@
+"""The LightningModule of one network with two outputs."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from attnmosaic.config import two_output_metrics
+from attnmosaic.data.datamodule import SPLITS
+from attnmosaic.data.numbers import Batch, Examples, NumbersDataModule
+from attnmosaic.data.operations import Operation
+from attnmosaic.metrics.two_outputs import TwoOutputMetrics
+from attnmosaic.training.base import RunModule, step_scheduler
+from attnmosaic.training.schedule import Schedule
+
+
+class _Seen(NamedTuple):
+    """What a step saw before it changed the weights; no gradients.
+
+    Attributes:
+        loss: mean objective over its examples.
+        classes: predicted digits and results, then the true ones, ``[4, B]``.
+    """
+
+    loss: Tensor
+    classes: Tensor
+
+
+class TwoOutputModule(RunModule):
+    """Trains one network to tell a digit, and what it gives with a number, by Lightning's automatic optimization.
+
+    A batch is a minibatch of row numbers of the training examples. `NumbersDataModule` makes it and holds the data.
+
+    Args:
+        network: ``(image, number) -> (digit logits, result logits)``.
+        schedule: the epochs, and after how many of them a checkpoint is kept.
+        objective: ``(digit logits, result logits, digit, result) -> mean loss``.
+        optimizer: makes the optimizer from the network's parameters.
+        scheduler: makes a learning-rate scheduler from the optimizer; it steps after every epoch.
+        operation: what the second output tells.
+        image_shape: ``(C, H, W)`` of the images; saved in every checkpoint.
+        seed: with the epoch it decides what the network draws while it trains (dropout).
+        clip_norm: largest norm of the gradient, None for no clipping.
+        config: the run's resolved config as plain containers; saved in every checkpoint.
+
+    Raises:
+        RunError: at the end of an epoch in which the loss or a weight became infinite or not a number.
+    """
+
+    table_caption = "test: the training images, their numbers drawn anew; held_out: unseen images"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        objective: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+        optimizer: Callable[[Any], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        *,
+        operation: Operation,
+        image_shape: tuple[int, ...],
+        seed: int,
+        clip_norm: float | None = None,
+        config: dict[str, Any],
+    ) -> None:
+        super().__init__(seed)
+        self.network = network.to(memory_format=torch.channels_last)
+        self.schedule = schedule
+        self.objective = objective
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.operation = operation
+        self.clip_norm = clip_norm
+        self.metric_names = two_output_metrics(operation.name)
+        self.headline = self.metric_names[1:]
+        self.table_columns = (*self.headline, "loss")
+        self.running = TwoOutputMetrics(operation)
+        self.evaluations = nn.ModuleList(TwoOutputMetrics(operation) for _ in SPLITS)
+        self._seen: list[_Seen] = []
+        self.save_hyperparameters({"config": config, "image_shape": list(image_shape)}, logger=False)
+
+    @property
+    def learners(self) -> tuple[str, ...]:
+        return ("network",)
+
+    @property
+    def datamodule(self) -> NumbersDataModule:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def _take_data(self) -> None:
+        """Puts the data where the network is; only now has the trainer given it device and precision."""
+        self.dtype_of_images = next(self.parameters()).dtype
+        self.examples = self.datamodule.examples_on(self.device, self.dtype_of_images)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.make_optimizer(self.network.parameters())
+        if self.make_scheduler is None:
+            return optimizer
+        scheduler: LRSchedulerConfigType = {"scheduler": self.make_scheduler(optimizer), "monitor": "running/loss"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Does nothing: `_finish_epoch` steps it. Lightning would step some only after the checkpoint is written."""
+
+    def configure_gradient_clipping(self, optimizer: Optimizer, *trainers: Any, **named: Any) -> None:
+        super().configure_gradient_clipping(optimizer, *trainers, **named)  # what the trainer itself was asked for
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
+
+    # ---- training
+
+    def on_fit_start(self) -> None:
+        self._take_data()
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self.learnt: Examples = self.datamodule.trained_on(self.examples["train"], self.current_epoch)
+        self.running.reset()
+        self._seen.clear()
+
+    def training_step(self, rows: Tensor, batch_idx: int) -> Tensor:
+        loss, classes = self._look(self.learnt.take(rows, self.dtype_of_images))
+        self._seen.append(_Seen(loss.detach(), classes))
+        return loss
+
+    def _look(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns the mean loss of some examples, and the classes as `_Seen` has them."""
+        digit_logits, result_logits = self.network(batch.image, batch.number)
+        loss = self.objective(digit_logits, result_logits, batch.digit, batch.result)
+        predicted = digit_logits.detach().argmax(dim=1), result_logits.detach().argmax(dim=1)
+        return loss, torch.stack([*predicted, batch.digit, batch.result])
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.trainer.is_last_batch:
+            self._finish_epoch()
+
+    def _finish_epoch(self) -> None:
+        """Runs after the epoch's last step, so that validation and checkpoints only see finite weights."""
+        self.check_finite([seen.loss for seen in self._seen], self.network)
+        classes = torch.cat([seen.classes for seen in self._seen], dim=1)
+        losses = torch.stack([seen.loss for seen in self._seen]).double()
+        sizes = losses.new_tensor([seen.classes.shape[1] for seen in self._seen])
+        self.running.update((losses * sizes).sum() / sizes.sum(), *classes)
+        self.record("running", self.running)
+        scheduler: Any = self.lr_schedulers()
+        if scheduler is not None:
+            step_scheduler(scheduler, self.epoch_metrics["running/loss"])
+
+    # ---- evaluation
+
+    def evaluation(self, split: str) -> TwoOutputMetrics:
+        """Returns what the last evaluation measured on a split."""
+        metrics = self.evaluations[SPLITS.index(split)]
+        assert isinstance(metrics, TwoOutputMetrics)
+        return metrics
+
+    def on_validation_start(self) -> None:
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            self._take_data()
+
+    def on_validation_epoch_start(self) -> None:
+        for split in SPLITS:
+            self.evaluation(split).reset()
+
+    def validation_step(self, rows: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
+        split = SPLITS[dataloader_idx]
+        loss, classes = self._look(self.examples[split].take(rows, self.dtype_of_images))
+        self.evaluation(split).update(loss, *classes)
+
+    def on_validation_epoch_end(self) -> None:
+        for split in SPLITS:
+            self.record(split, self.evaluation(split))

@@ -1,0 +1,321 @@
+"""Training one network with two outputs: what it learns from, what it reports, and that a resumed run is the same."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from small import AfterEpoch, build, fit
+from torch import Tensor, nn
+
+from attnmosaic.data.datamodule import SPLITS
+from attnmosaic.data.operations import OPERATIONS
+from attnmosaic.errors import RunError, UserError
+from attnmosaic.training.two_outputs import TwoOutputModule
+
+Config = Callable[..., DictConfig]
+Train = Callable[..., dict[str, float]]
+SUM, PRODUCT = "experiment=mnist_sum", "experiment=mnist_product"
+QUIET = ("logger=none", *(f"callbacks.{name}=null" for name in ("last", "cycle", "tables", "pictures")))
+EVERY_EPOCH = "callbacks.cycle._target_=small.EveryEpoch"
+
+
+def weights(module: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+@pytest.mark.parametrize("experiment", [SUM, PRODUCT])
+def test_both_outputs_learn(config: Config, experiment: str) -> None:
+    """Every weight moves, the training loss falls, and digits are told far better than by chance."""
+    learn = ("schedule.epochs=8", "trainer.check_val_every_n_epoch=1", "lr.network=0.01", "data.train_images=200")
+    settings = config(experiment, *learn, *QUIET)
+    module, _ = build(settings)
+    before = {name: value.clone() for name, value in module.network.named_parameters()}
+    losses = []
+    fit(settings, AfterEpoch(lambda _, m: losses.append(m.epoch_metrics["train/loss"])), module=module)
+    for name, value in module.network.named_parameters():
+        assert not torch.equal(value, before[name]), name
+    assert losses[-1] < 0.8 * losses[0]
+    assert all(module.epoch_metrics[f"{split}/digit_accuracy"] > 0.5 for split in SPLITS)
+
+
+@pytest.mark.parametrize("experiment", [SUM, PRODUCT])
+def test_metrics_against_a_plain_recount(config: Config, experiment: str) -> None:
+    """After each epoch, by the network itself, image by image, and in numpy."""
+    operation = OPERATIONS[experiment.removeprefix("experiment=mnist_")]
+    compared = []
+
+    def look(epoch: int, module: TwoOutputModule) -> None:
+        network = module.network.eval()
+        for split in SPLITS:
+            examples = module.examples[split]
+            digit = examples.pool.labels.numpy()
+            number = examples.number.numpy()
+            value = digit + number if operation.name == "sum" else digit * number
+            pixels = torch.from_numpy(examples.pool.patches.numpy()).permute(0, 3, 1, 2).double() / 255 * 2 - 1
+            with torch.no_grad():
+                logits = [part.numpy() for part in network(pixels, examples.number)]
+            predicted = logits[1].argmax(axis=1)
+            assert module.epoch_metrics[f"{split}/digit_accuracy"] == (logits[0].argmax(axis=1) == digit).mean()
+            right = np.array([operation.values[i] for i in predicted]) == value
+            assert module.epoch_metrics[f"{split}/{operation.name}_accuracy"] == right.mean()
+            shares = [np.exp(part) / np.exp(part).sum(axis=1, keepdims=True) for part in logits]
+            classes = np.array([operation.values.index(v) for v in value])
+            rows = np.arange(len(digit))
+            loss = -np.log(shares[0][rows, digit]).mean() - np.log(shares[1][rows, classes]).mean()
+            assert module.epoch_metrics[f"{split}/loss"] == pytest.approx(loss, rel=1e-6)
+            compared.append(split)
+
+    fit(
+        config(experiment, "precision=float64", "schedule.epochs=2", "trainer.check_val_every_n_epoch=1", *QUIET),
+        AfterEpoch(look),
+    )
+    assert len(compared) == 6
+
+
+class Watched(nn.Module):
+    """A tiny network that writes down what it was trained on and what it said."""
+
+    def __init__(self, in_shape: tuple[int, ...], outputs: int) -> None:
+        super().__init__()
+        self.digit = nn.Linear(28 * 28, 10)
+        self.result = nn.Linear(28 * 28 + 10, outputs)
+        self.said: list[tuple[Tensor, ...]] = []
+
+    def forward(self, image: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = image.flatten(1)
+        digit = self.digit(pixels)
+        result = self.result(torch.cat([pixels, nn.functional.one_hot(number, 10).to(pixels)], dim=1))
+        if self.training:
+            self.said.append((digit.detach(), result.detach(), image, number))
+        return digit, result
+
+
+WATCHED = ("model.network._target_=test_two_output_module.Watched", "~model.network.dropout")
+
+
+def test_running_metrics_are_of_what_the_steps_saw(config: Config) -> None:
+    """Before each step's update, over uneven minibatches (25, 25 and 10)."""
+
+    def look(epoch: int, module: TwoOutputModule) -> None:
+        said, module.network.said = module.network.said, []
+        assert [len(digit) for digit, *_ in said] == [25, 25, 10]
+        digit, result, image, number = (torch.cat(part) for part in zip(*said, strict=True))
+        pool = module.examples["train"].pool
+        images = pool.gather(torch.arange(60), torch.float32)
+        row = (image.flatten(1)[:, None] == images.flatten(1)[None]).all(dim=2).int().argmax(dim=1)
+        true = pool.labels[row]
+        now = module.epoch_metrics
+        assert now["running/digit_accuracy"] == pytest.approx((digit.argmax(1) == true).double().mean().item())
+        assert now["running/sum_accuracy"] == pytest.approx((result.argmax(1) == true + number).double().mean().item())
+        entropy = nn.functional.cross_entropy
+        wanted = entropy(digit, true).item() + entropy(result, true + number).item()
+        assert now["running/loss"] == pytest.approx(wanted, rel=1e-5)
+
+    fit(config(SUM, *WATCHED, "schedule.epochs=3", *QUIET), AfterEpoch(look))
+
+
+@pytest.mark.parametrize("redraw", [False, True])
+def test_the_numbers_trained_on(config: Config, redraw: bool) -> None:
+    """The same in each epoch, or other ones; evaluation keeps to those drawn first."""
+    seen, evaluated = [], []
+
+    def look(epoch: int, module: TwoOutputModule) -> None:
+        order = np.random.default_rng([0, epoch, 1]).permutation(60)
+        numbers = torch.cat([number for *_, number in module.network.said])
+        module.network.said = []
+        seen.append(numbers[torch.from_numpy(np.argsort(order))].tolist())
+        evaluated.append(module.examples["train"].number.tolist())
+
+    fit(config(SUM, *WATCHED, f"data.redraw={redraw}", "schedule.epochs=3", *QUIET), AfterEpoch(look))
+    assert len({tuple(numbers) for numbers in seen}) == (3 if redraw else 1)
+    assert evaluated[0] == evaluated[1] == evaluated[2]
+    assert (seen[0] == evaluated[0]) is not redraw
+
+
+SHORT = ("schedule.epochs=2", *QUIET)
+
+
+@pytest.mark.parametrize(
+    "change", ["seed.data=1", "seed.init=1", "seed.order=1", "lr.network=0.1", "data.redraw=true", "optimizer=sgd"]
+)
+def test_what_must_change_the_weights(config: Config, change: str) -> None:
+    assert not torch.equal(weights(fit(config(SUM, *SHORT))), weights(fit(config(SUM, *SHORT, change))))
+
+
+@pytest.mark.parametrize(
+    "change", ["data.eval_batch_size=7", "lr.what=3", "trainer.check_val_every_n_epoch=1", "seed.all=0", "schedule.k=9"]
+)
+def test_what_must_not_change_the_weights(config: Config, change: str) -> None:
+    torch.manual_seed(5)
+    one = weights(fit(config(SUM, *SHORT)))
+    torch.manual_seed(6)
+    assert torch.equal(one, weights(fit(config(SUM, *SHORT, change))))
+
+
+def test_clipping(config: Config) -> None:
+    """With plain SGD at rate 1, a step is as long as the clipped gradient."""
+    settings = config(
+        SUM, "optimizer.network={_target_: torch.optim.SGD}", "lr.network=1", "optimizer.clip_norm=0.001",
+        "data.batch_size=60", "schedule.epochs=1", *QUIET,
+    )  # fmt: skip
+    for precision in ("float64", "bfloat16"):
+        settings.precision = precision
+        module, _ = build(settings)
+        before = weights(module)
+        fit(settings, module=module)
+        assert (weights(module) - before).norm() == pytest.approx(0.001, rel=1e-3)
+
+
+PLATEAU = "scheduler.network={_target_: torch.optim.lr_scheduler.ReduceLROnPlateau, patience: 0, threshold: 0.9}"
+HALVE = "scheduler.network={_target_: torch.optim.lr_scheduler.StepLR, step_size: 1, gamma: 0.5}"
+
+
+@pytest.mark.parametrize(("scheduler", "rates"), [(HALVE, [0.5, 0.25, 0.125]), (PLATEAU, [1, 0.1, 0.01])])
+def test_schedulers_step_once_after_each_epoch(config: Config, scheduler: str, rates: list[float]) -> None:
+    """The threshold asks for a tenth of the loss, so that every epoch but the first is a plateau."""
+    seen = []
+    look = AfterEpoch(lambda _, module: seen.append(module.optimizers().param_groups[0]["lr"]))
+    fit(config(SUM, scheduler, "schedule.epochs=3", *QUIET), look)
+    assert seen == pytest.approx([0.001 * rate for rate in rates])
+
+
+# ---- resuming
+
+
+def check_same(whole: Path, resumed: Path) -> None:
+    names = sorted(path.name for path in whole.glob("*.csv"))
+    assert len(names) == 7
+    for name in names:
+        assert (whole / name).read_text() == (resumed / name).read_text(), name
+    states = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (whole, resumed)]
+    one, other = (state["state_dict"] for state in states)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    results = [json.loads((folder / "result.json").read_text()) for folder in (whole, resumed)]
+    for key in ("metrics", "epochs", "config_hash", "seed"):
+        assert results[0][key] == results[1][key], key
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (SUM, "scheduler=cosine", "data.redraw=true"),
+        (SUM, PLATEAU, "precision=float64", "data.redraw=true"),
+        (PRODUCT, "precision=bfloat16", "optimizer=sgd"),
+    ],
+    ids=["float32", "float64", "bfloat16"],
+)
+def test_resuming_after_any_epoch(train: Train, tmp_path: Path, settings: tuple[str, ...]) -> None:
+    """Bit for bit, with dropout, running statistics and numbers that change from epoch to epoch."""
+    settings = (*settings, "schedule.epochs=4", "trainer.check_val_every_n_epoch=2", "logger=none", "lr.network=0.01")
+    metrics = train(*settings, EVERY_EPOCH, "callbacks.pictures=null", run_dir="whole")
+    for epoch in range(1, 4):
+        checkpoint = tmp_path / "whole" / "checkpoints" / f"epoch-{epoch:04}.ckpt"
+        resumed = (f"ckpt_path={checkpoint}", "callbacks.pictures=null")
+        assert train(*settings, *resumed, run_dir=f"from{epoch}") == metrics
+        check_same(tmp_path / "whole", tmp_path / f"from{epoch}")
+
+
+def test_what_cannot_be_resumed(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    short = ("schedule.epochs=2", "logger=none", "callbacks.pictures=null")
+    train(SUM, *short, run_dir="first")
+    last = f"ckpt_path={tmp_path / 'first' / 'checkpoints' / 'last.ckpt'}"
+    for change in ("lr.network=0.5", "optimizer=sgd", "scheduler=cosine"):
+        with pytest.raises(UserError, match=r"network.*go on as they were saved"):
+            train(SUM, *short, last, "schedule.epochs=3", change)
+    with pytest.raises(UserError, match="another architecture"):
+        train(PRODUCT, *short, last, "schedule.epochs=3")
+    with pytest.raises(UserError, match="another architecture"):
+        train(*short, last, "schedule.epochs=3")
+    # Settings of networks that this run does not have count for nothing.
+    caplog.clear()
+    train(SUM, *short, last, "schedule.epochs=3", "lr.what=7", "+optimizer.where.eps=1", "scheduler.what=1")
+    said = [record.message for record in caplog.records if "resuming with another" in record.message]
+    assert [line.split()[3].rstrip(":") for line in said] == ["schedule.epochs", "trainer.max_epochs"]
+
+
+# ---- what goes wrong
+
+
+class Spoil(pl.Callback):
+    """Makes a gradient not a number right before the optimizer's n-th step."""
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.left -= 1
+        if self.left == 0:
+            optimizer.param_groups[0]["params"][0].grad.fill_(float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("step", "told"),
+    [
+        (5, r"the loss became nan in epoch 2, step 3 of 3, while network learned.*Try a smaller lr\.network"),
+        (6, r"a weight became infinite in epoch 2, step 3 of 3, while network learned.*Try a smaller lr\.network"),
+    ],
+)
+def test_a_run_that_breaks_keeps_its_last_good_checkpoint(config: Config, step: int, told: str) -> None:
+    settings = config(SUM, "schedule.epochs=4", "logger=none", "trainer.check_val_every_n_epoch=1")
+    with pytest.raises(RunError, match=told):
+        fit(settings, Spoil(step))
+    checkpoint = torch.load(f"{settings.run_dir}/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == 0
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+
+
+class OneOutput(nn.Module):
+    def forward(self, image: Tensor, number: Tensor) -> Tensor:
+        return image.flatten(1)[:, :10]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (("data.image_size=20",), r"model\.network: .*SumNet does not take images of shape \(1, 20, 20\) \(SumNet"),
+        (("model.network.dropout=2.0",), r"model\.network: .*dropout"),
+        (("data.train_images=51",), r"data\.batch_size: 51 training images leave a minibatch of one.*=26"),
+        (("data.batch_size=1",), r"data\.batch_size: 60 training images leave a minibatch of one.*=2"),
+        (
+            ("model.network._target_=test_two_output_module.OneOutput", "~model.network.dropout"),
+            r"OneOutput must give two outputs, of 10 and of 19 logits",
+        ),
+        (("optimizer.network=null",), r"optimizer\.network: got None, needs a _target_"),
+        (("objective=cross_entropy",), r"objective: .*CrossEntropy does not take"),
+    ],
+)
+def test_what_does_not_fit_together(config: Config, overrides: tuple[str, ...], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        build(config(SUM, *overrides))
+
+
+def test_a_lone_last_image_is_no_harm_without_batch_normalisation(config: Config) -> None:
+    fit(config(PRODUCT, "data.train_images=51", "schedule.epochs=1", *QUIET))
+
+
+def test_confusion_tables_are_of_the_final_weights(train: Train, tmp_path: Path) -> None:
+    """Each sums to the split's images, its diagonal to the accuracy; true values in rows."""
+    metrics = train(PRODUCT, "schedule.epochs=3", "logger=none", "lr.network=0.01")
+    assert (tmp_path / "run" / "confusion.png").stat().st_size > 10_000
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    _, data = build(OmegaConf.create(checkpoint["hyper_parameters"]["config"]))
+    for split, n in zip(SPLITS, (60, 60, 30), strict=True):
+        examples = data.examples[split]
+        digit, product = examples.pool.labels.tolist(), (examples.pool.labels * examples.number).tolist()
+        for name, true, values in (("digit", digit, range(10)), ("product", product, OPERATIONS["product"].values)):
+            with (tmp_path / "run" / f"confusion_{name}_{split}.csv").open(newline="") as file:
+                (_, *header), *rows = csv.reader(file)
+            assert header == [row[0] for row in rows] == [str(value) for value in values]
+            counts = np.array([row[1:] for row in rows], dtype=int)
+            assert counts.sum() == n
+            assert counts.sum(axis=1).tolist() == [true.count(value) for value in values]
+            assert counts.trace() / n == metrics[f"{split}/{name}_accuracy"]
