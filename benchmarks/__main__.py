@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from attnmosaic.training.outcome import write_atomically
+from attnmosaic.files import write_atomically
 from benchmarks import cases, machine
 from benchmarks.cases import OURS, PLAIN, REFERENCE, Times
 

@@ -42,7 +42,8 @@ def where_step(
 ) -> Callable[[], None]:
     """Returns what takes the gradients of a where-step."""
     torch.manual_seed(0)
-    pair = WhereWhat(network((3, 32, 32), 1), network((3, 32, 32), 3))
+    where = network((3, 32, 32), 1)
+    pair = WhereWhat(where, network((3, 32, 32), 3))
     if channels_last:
         pair = pair.to(memory_format=torch.channels_last)
     pair.what.requires_grad_(False)
@@ -51,7 +52,7 @@ def where_step(
     def work() -> None:
         before = torch.get_num_threads()
         torch.set_num_threads(threads or before)
-        pair.where.zero_grad()
+        where.zero_grad()
         for piece in rows.chunk(pieces):
             patches = mosaics.patches(piece, torch.float32)
             if not channels_last:

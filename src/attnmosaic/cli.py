@@ -65,7 +65,7 @@ def guard(task: Callable[[DictConfig], Any], config: DictConfig) -> Any:
 
 
 def guard_sweep(task: Callable[[DictConfig], Any], config: DictConfig) -> None:
-    """Runs what comes before a sweep's jobs; a slip ends the sweep. (Hydra would make a warning of an error here.)"""
+    """Runs what comes before a sweep's jobs; a slip ends the sweep: Hydra would make a warning of it."""
     try:
         task(config)
     except Exception as error:

@@ -7,8 +7,9 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from attnmosaic.checks import check, check_ckpt_path
 from attnmosaic.cli import guard, run
-from attnmosaic.config import PRECISIONS, check, check_ckpt_path, conf_dir, register, resolve
+from attnmosaic.config import PRECISIONS, conf_dir, register, resolve
 from attnmosaic.errors import UserError
 from attnmosaic.files import write_atomically
 

@@ -7,8 +7,9 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from attnmosaic.checks import check_ckpt_path
 from attnmosaic.cli import guard, run
-from attnmosaic.config import PAIR, check_ckpt_path, conf_dir, networks_of, register
+from attnmosaic.config import PAIR, conf_dir, networks_of, register
 from attnmosaic.data.operations import OPERATIONS
 from attnmosaic.errors import UserError
 

@@ -7,8 +7,9 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from attnmosaic.checks import check
 from attnmosaic.cli import guard, run
-from attnmosaic.config import PRECISIONS, check, conf_dir, register, resolve, scaled
+from attnmosaic.config import PRECISIONS, conf_dir, register, resolve, scaled
 from attnmosaic.runs import CONFIG, claimed, earlier_result
 
 log = logging.getLogger(__name__)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ class Mosaics:
         Arrays: ``index``, ``foreground``, ``label``, ``foreground_classes``; and the pool's ``patches``
         (images as uint8 ``[U, H, W, C]``), ``patch_labels`` and ``classes``; ``weights`` if they are decreed.
         """
-        decreed = {} if self.weights is None else {"weights": self.weights.cpu().numpy()}
+        decreed: dict[str, Any] = {} if self.weights is None else {"weights": self.weights.cpu().numpy()}
         np.savez(
             path,
             index=self.index.cpu().numpy(),

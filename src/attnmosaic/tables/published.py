@@ -46,6 +46,6 @@ def published_tables() -> tuple[Published, ...]:
     tables = []
     for file in sorted(found, key=lambda file: file.name):
         held: dict[str, Any] = yaml.safe_load(file.read_text())
-        lists = {name: tuple(held.pop(name, ())) for name in ("shown", "headings")}
-        tables.append(Published(key=file.name.removesuffix(".yaml"), **held, **lists))
+        held |= {name: tuple(held.get(name, ())) for name in ("shown", "headings")}
+        tables.append(Published(key=file.name.removesuffix(".yaml"), **held))
     return tuple(tables)

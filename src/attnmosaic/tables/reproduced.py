@@ -192,7 +192,7 @@ _SOURCE = ("data._target_", "data.classes", "data.train_set.", "data.test_set.")
 
 
 def _departures(name: str, config: dict[str, Any]) -> list[str]:
-    """Returns the settings in which a run is not the experiment of its name; where its images come from is told apart."""
+    """Returns the settings in which a run is not the experiment of its name, but for where its images come from."""
     own = _experiment(name)
     if own is None:
         return []

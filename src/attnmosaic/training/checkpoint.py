@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from attnmosaic.config import check_ckpt_path
+from attnmosaic.checks import check_ckpt_path
 from attnmosaic.errors import UserError
 
 

@@ -20,7 +20,9 @@ def rows_per_piece(row_bytes: int, device: torch.device) -> int:
 
 
 class FrozenWhere:
-    """Scores each unique pool patch once and looks attention weights and aggregates up; decreed weights are taken as they are.
+    """Scores each unique pool patch once and looks attention weights and aggregates up.
+
+    Weights decreed by the data are taken as they are.
 
     Valid until the where network changes; whoever changes it calls `clear`. Nothing here carries gradients.
 

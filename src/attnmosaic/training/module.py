@@ -30,8 +30,8 @@ class StagewiseModule(RunModule):
     """Trains Where and What in the stages of a schedule, by manual optimization.
 
     Each network has one optimizer, made once: its momentum survives the stages in which it rests. A resting
-    network gets no gradient and is in eval mode. While Where rests (or is none, its weights decreed by the data), its weights are computed once and the
-    aggregates kept (`FrozenWhere`).
+    network gets no gradient and is in eval mode. While Where rests, its weights are computed once and the
+    aggregates kept (`FrozenWhere`); so they are where the data decree the weights, and there is no Where.
 
     A batch is a block of rows of the training mosaics; it holds several minibatches and one optimizer step
     is taken on each. `MosaicDataModule` makes them and holds the data.

@@ -1,0 +1,207 @@
+"""Checks of a config: everything the config alone can tell, before torch is imported."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from attnmosaic.config import PAIR, PRECISIONS, metrics_of, networks_of
+from attnmosaic.data.available import check_available
+from attnmosaic.data.classes import split_classes
+from attnmosaic.data.folder_layout import check_folder
+from attnmosaic.data.operations import OPERATIONS
+from attnmosaic.errors import UserError, not_among
+from attnmosaic.training.schedule import ORDERS
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_Rule = tuple[Callable[[Any], bool], str, object]
+_COUNT: _Rule = (lambda v: _integer(v) and v >= 1, "a whole number of at least 1", 1)
+_SEED: _Rule = (lambda v: _integer(v) and v >= 0, "a whole number of at least 0", 0)
+_POSITIVE: _Rule = (lambda v: _number(v) and v > 0, "a number above 0", 0.01)
+_NOT_NEGATIVE: _Rule = (lambda v: _number(v) and v >= 0, "a number of at least 0", 1.0)
+_SHARE: _Rule = (lambda v: _number(v) and 0 < v < 1, "a share above 0 and below 1", 0.2)
+_UNIT: _Rule = (lambda v: _number(v) and 0 <= v <= 1, "a number from 0 to 1", 0.0)
+_PATCHES: _Rule = (lambda v: _integer(v) and v >= 2, "a whole number of at least 2", 9)
+_CLASSES: _Rule = (lambda v: isinstance(v, list), "a list of class names or indices", "[0,1]")
+_MEAN: _Rule = (lambda v: all(map(_number, v if isinstance(v, list) else [v])), "a number, or one a channel", 0.5)
+_STD: _Rule = (
+    lambda v: all(_number(x) and x > 0 for x in (v if isinstance(v, list) else [v])),
+    "a number above 0, or one a channel",
+    0.5,
+)
+_ONE: _Rule = (lambda v: v == 1 and isinstance(v, float), "1.0: evaluations come at the end of an epoch", 1.0)
+_FLAG: _Rule = (lambda v: isinstance(v, bool), "true or false", "true")
+_MEANS: _Rule = (
+    lambda v: isinstance(v, list) and len(v) >= 3 and all(_is_mean(m) for m in v),
+    "a list of at least three classes, each a point [x, y] or a list of such points",
+    "[[0,0],[1,1],[2,2]]",
+)
+
+
+def _is_mean(value: Any) -> bool:
+    def point(v: Any) -> bool:
+        return isinstance(v, list) and len(v) == 2 and all(map(_number, v))
+
+    return point(value) or (isinstance(value, list) and len(value) > 0 and all(map(point, value)))
+
+
+# A key that is absent (a data module of one's own may have others) or null where null means "off" passes.
+_RULES: dict[str, _Rule] = {
+    "seed.all": _SEED,
+    "seed.data": _SEED,
+    "seed.init": _SEED,
+    "seed.order": _SEED,
+    "lr.what": _POSITIVE,
+    "lr.where": _POSITIVE,
+    "lr.network": _POSITIVE,
+    "schedule.k": _COUNT,
+    "schedule.epochs": _COUNT,
+    "optimizer.clip_norm": _POSITIVE,
+    "optimizer.microbatches": _COUNT,
+    "objective.entropy": _UNIT,
+    "compute.threads": _COUNT,
+    "compute.cache_gb": _NOT_NEGATIVE,
+    "trainer.check_val_every_n_epoch": _COUNT,
+    "trainer.max_epochs": _COUNT,
+    "trainer.val_check_interval": _ONE,
+    "data.seed": _SEED,
+    "data.order_seed": _SEED,
+    "data.mean": _MEAN,
+    "data.std": _STD,
+    "data.foreground": _CLASSES,
+    "data.background": _CLASSES,
+    "data.patches": _PATCHES,
+    "data.train_mosaics": _COUNT,
+    "data.test_mosaics": _COUNT,
+    "data.held_out_mosaics": _COUNT,
+    "data.batch_size": _COUNT,
+    "data.steps_per_block": _COUNT,
+    "data.eval_batch_size": _COUNT,
+    "data.means": _MEANS,
+    "data.variance": _POSITIVE,
+    "data.points": _COUNT,
+    "data.image_size": _COUNT,
+    "data.held_out_share": _SHARE,
+    "data.train_images": _COUNT,
+    "data.held_out_images": _COUNT,
+    "data.redraw": _FLAG,
+}
+_NULLABLE = {
+    "optimizer.clip_norm", "optimizer.microbatches", "compute.threads", "data.background", "data.image_size",
+    "data.steps_per_block", "data.eval_batch_size", "data.train_images", "data.held_out_images",
+}  # fmt: skip
+
+
+def check(config: DictConfig) -> None:
+    """Checks a run's config; imports nothing heavy and touches no data beyond listing a folder.
+
+    Raises:
+        UserError: naming the key, what was given, what is allowed and what to type instead.
+    """
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        key = missing[0]
+        raise UserError(f"{key}: has no value and needs one; type {key}={_EXAMPLES.get(key, 'VALUE')}")
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    for key, (allowed, wording, example) in _RULES.items():
+        found, value = _lookup(plain, key)
+        if found and not (value is None and key in _NULLABLE) and not allowed(value):
+            shown = "null" if value is None else value
+            raise UserError(f"{key}: got {shown}, needs {wording}; type for example {key}={example}")
+    _check_networks(plain)
+    for key, words in (
+        ("schedule.order", tuple(ORDERS)),
+        ("precision", tuple(PRECISIONS)),
+        ("compute.matmul_precision", ("highest", "high", "medium")),
+        ("compute.engine", ("auto", "eager")),
+        ("scale", ("full", "smoke")),
+        ("optimized_metric", tuple(f"{s}/{m}" for s in ("train", "test", "held_out") for m in metrics_of(plain))),
+    ):
+        value = OmegaConf.select(config, key, default=words[0])  # absent in checkpoints of before there was the key
+        if value not in words:
+            raise not_among(key, value, words)
+    if plain["data"].get("weights") is not None and plain["schedule"]["order"] != "what_only":
+        raise UserError(
+            "data.weights: decree the attention, so Where cannot learn; got "
+            f"schedule.order={plain['schedule']['order']}, type schedule=what_only (or data.weights=null)"
+        )
+    _check_classes(plain["data"])
+    check_available(plain["data"])
+    if config.ckpt_path is not None:
+        check_ckpt_path(config.ckpt_path)
+
+
+def check_ckpt_path(path: str | Path) -> None:
+    """Checks that a checkpoint is there.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"ckpt_path: '{path}' does not exist; checkpoints lie in a run's checkpoints folder")
+
+
+def _check_networks(plain: dict[str, Any]) -> None:
+    """Checks that model, data, schedule and optimizer are all of a pair's run, or all of one network's."""
+    model, data = plain["model"], plain["data"]
+    if networks_of(plain) == PAIR:
+        absent = [name for name in PAIR if not model.get(name)]
+        if absent:
+            raise UserError(f"model.{absent[0]}: has no value and needs one; type for example model=mlp")
+        if "operation" in data:
+            raise UserError(
+                "model: got a where/what pair, but these data are images with a number; "
+                "type experiment=mnist_sum or experiment=mnist_product"
+            )
+        return
+    given = [name for name in PAIR if model.get(name)]
+    if given:
+        raise UserError(f"model.{given[0]}: a run trains a pair or model.network, not both; leave out one of them")
+    if "operation" not in data:
+        raise UserError(
+            "model.network: takes images with a number, but these data are mosaics; type data=digits_and_number"
+        )
+    if data["operation"] not in OPERATIONS:
+        raise not_among("data.operation", data["operation"], OPERATIONS)
+    order, microbatches = plain["schedule"]["order"], plain["optimizer"]["microbatches"]
+    if order != "joint":
+        raise UserError(f"schedule.order: got {order}, but one network learns in every epoch; type schedule=joint")
+    if microbatches is not None:
+        raise UserError(
+            f"optimizer.microbatches: got {microbatches}, but model.network takes each minibatch whole; "
+            "type optimizer.microbatches=null"
+        )
+
+
+_EXAMPLES = {"data.root": "DIR (a folder that holds one folder of images a class)"}
+
+
+def _lookup(plain: Any, key: str) -> tuple[bool, Any]:
+    for part in key.split("."):
+        if not isinstance(plain, dict) or part not in plain:
+            return False, None
+        plain = plain[part]
+    return True, plain
+
+
+def _check_classes(data: dict[str, Any]) -> None:
+    """Checks foreground and background where the config (or a look at a folder) tells the classes."""
+    if "foreground" not in data:
+        return
+    classes: Sequence[str] | None = data.get("classes")
+    if "means" in data:
+        classes = [str(i) for i in range(len(data["means"]))]
+    elif "root" in data:
+        classes = check_folder(Path(data["root"]).expanduser())
+    if classes is not None:
+        split_classes(data["foreground"], data.get("background"), classes)
