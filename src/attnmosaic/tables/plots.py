@@ -92,8 +92,7 @@ def draw_losses(table: Reproduced, runs: Iterable[Run]) -> "Figure":
 
 
 def _headline(table: Reproduced) -> str:
-    smoke = any(note.startswith("smoke") for row in table.rows for note in row.notes)
-    return f"{'SMOKE, NO RESULT: ' if smoke else ''}{table.published.title}"
+    return f"{'SMOKE, NO RESULT: ' if any(row.smoke for row in table.rows) else ''}{table.published.title}"
 
 
 def _losses(file: Path) -> list[float]:

@@ -36,7 +36,7 @@ class Published:
 
     def label(self, row: str) -> str:
         """Returns a row's short name."""
-        return row.rpartition("/")[2].removeprefix("dataset").removeprefix("row")
+        return row.removeprefix(f"{self.key}/").removeprefix("dataset").removeprefix("row")
 
 
 @cache

@@ -8,7 +8,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from attnmosaic.tables.reproduced import Cell, Reproduced, Row
+from attnmosaic.tables.reproduced import Cell, Reproduced
 
 Lines = list[list[str]]
 HEADINGS = ["row", "runs", "metric", "published", "mean", "std", "n", "difference", "verdict"]
@@ -19,18 +19,15 @@ def _number(value: float | None, form: str) -> str:
 
 
 def long_lines(table: Reproduced, form: str = ".3f") -> Lines:
-    """Returns a line for each number, under `HEADINGS`; a row without numbers has one line of its own."""
+    """Returns a line for each number, under `HEADINGS`; a row without any has one line of its own."""
     lines = []
     for row in table.rows:
-        notes = "; ".join(row.notes)
-        for cell in row.cells or (Cell("", ()),):
-            if not cell.values and cell is not (row.cells or (cell,))[0] and cell.published is None:
-                continue
-            verdict = notes or cell.verdict
+        told = [cell for cell in row.cells if cell.values or cell.published is not None] or [Cell("", ())]
+        for cell in told:
             sign = form if form == "" else f"+{form}"
             lines.append([
                 row.name, row.state, cell.metric, _number(cell.published, ".4g"), _number(cell.mean, form),
-                _number(cell.std, form), str(len(cell.values)), _number(cell.difference, sign), verdict,
+                _number(cell.std, form), str(len(cell.values)), _number(cell.difference, sign), row.verdict(cell),
             ])  # fmt: skip
     return lines
 
@@ -44,7 +41,7 @@ def matrices(table: Reproduced) -> list[tuple[str, Lines]]:
         lines = [heading]
         for row in table.rows:
             cells = {cell.metric: cell for cell in row.cells}
-            smoke = " SMOKE" if _is_smoke(row) else ""
+            smoke = " SMOKE" if row.smoke else ""
             label = f"{table.published.label(row.name)}{smoke}"
             lines.append([label, *(_number(value(cells[m]), form) if m in cells else "" for m in shown)])
         return lines
@@ -61,12 +58,8 @@ def matrices(table: Reproduced) -> list[tuple[str, Lines]]:
     return blocks
 
 
-def _is_smoke(row: Row) -> bool:
-    return any(note.startswith("smoke") for note in row.notes)
-
-
 def _title(table: Reproduced) -> str:
-    return f"{'SMOKE RUNS, NO RESULT. ' if any(map(_is_smoke, table.rows)) else ''}{table.published.title}"
+    return f"{'SMOKE RUNS, NO RESULT. ' if any(row.smoke for row in table.rows) else ''}{table.published.title}"
 
 
 def _data(table: Reproduced) -> str:
@@ -80,7 +73,7 @@ def _short(table: Reproduced) -> Lines:
     lines = []
     for line in long_lines(table):
         same = before[:2] == line[:2]
-        lines.append(["", "", *line[2:]] if same else line)
+        lines.append(["", "", *line[2:]] if same else [table.published.label(line[0]), *line[1:]])
         before = line
     return lines
 
@@ -96,7 +89,7 @@ def terminal(table: Reproduced, width: int | None = None) -> str:
         console.print("\n".join(states))
     else:
         _draw(console, "", HEADINGS, _short(table))
-    notes = sorted({f"{row.name}: {note}" for row in table.rows for note in row.notes})
+    notes = sorted({f"{row.name}: {note}" for row in table.rows for note in row.notes if not row.smoke})
     console.print("\n".join([*notes, f"{_data(table)}{table.summary}. Source: {table.published.source}"]))
     return console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -105,7 +98,7 @@ def _draw(console: Console, title: str, heading: Sequence[str], lines: Lines) ->
     drawn = Table(title=title or None, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     for name in heading:
         numbers = name not in ("", "row", "runs", "metric", "verdict")
-        drawn.add_column(name, justify="right" if numbers else "left")
+        drawn.add_column(name, justify="right" if numbers else "left", no_wrap=name != "runs")
     for line in lines:
         drawn.add_row(*line)
     console.print(drawn)

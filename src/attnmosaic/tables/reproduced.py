@@ -14,6 +14,8 @@ from attnmosaic.config import conf_dir, decisive, register
 from attnmosaic.runs import Run, flat
 from attnmosaic.tables.published import Published, published_tables
 
+SMOKE = "smoke, no result"
+
 NEAR = 0.05
 """How far a mean may be from a published value to be called near it."""
 
@@ -73,6 +75,14 @@ class Row:
     state: str
     data: str = ""
     notes: tuple[str, ...] = ()
+
+    @property
+    def smoke(self) -> bool:
+        return SMOKE in self.notes
+
+    def verdict(self, cell: Cell) -> str:
+        """Returns a cell's verdict, or why it has none."""
+        return "smoke" if self.smoke else "other settings" if self.notes and cell.values else cell.verdict
 
 
 @dataclass(frozen=True)
@@ -143,7 +153,7 @@ def _row(name: str, runs: list[Run], shown: Sequence[str], published: dict[str, 
     results = [run.result["metrics"] for run in runs if run.result is not None]
     notes = []
     if config is not None and config.get("scale") == "smoke":
-        notes.append("smoke: no result")
+        notes.append(SMOKE)
     elif config is not None:
         notes += _departures(name, config)
     comparable = published if not notes else {}
