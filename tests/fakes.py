@@ -44,6 +44,9 @@ class TinyMnist(TinyCifar10):
         return image.convert("L").resize((28, 28)), label
 
 
+TINY_MNIST = ("data.train_set._target_=fakes.TinyMnist", "data.test_set._target_=fakes.TinyMnist")
+
+
 class NoDownload(TinyCifar10):
     """What torchvision does without files and without a network."""
 

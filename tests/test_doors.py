@@ -11,7 +11,7 @@ import torch
 import yaml
 from cli import Cli
 from conftest import ROOT, SMALL, SMALL_NUMBERS
-from fakes import TINY_CIFAR10
+from fakes import TINY_CIFAR10, TINY_MNIST
 from hydra import compose, initialize_config_dir
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -40,8 +40,8 @@ def test_what_a_run_leaves(cli: Cli, tmp_path: Path) -> None:
     assert code == 0
     folder = run_folder(tmp_path)
     assert {p.name for p in folder.iterdir()} == {
-        ".hydra", "config.yaml", "checkpoints", "tensorboard", "train.log", "metrics.csv", "result.json", "mosaics.png",
-        "focus_vs_pred.png", *(f"focus_vs_pred_{split}.csv" for split in SPLITS),
+        ".hydra", ".lock", "config.yaml", "checkpoints", "tensorboard", "train.log", "metrics.csv", "result.json",
+        "mosaics.png", "focus_vs_pred.png", *(f"focus_vs_pred_{split}.csv" for split in SPLITS),
     }  # fmt: skip
     final = result(folder)
     assert set(final["metrics"]) == {f"{split}/{metric}" for split in SPLITS for metric in METRICS}
@@ -129,7 +129,7 @@ def test_what_a_run_of_two_outputs_leaves(cli: Cli, tmp_path: Path) -> None:
     assert code == 0, err
     folder = run_folder(tmp_path, "mnist_sum")
     assert {p.name for p in folder.iterdir()} == {
-        ".hydra", "config.yaml", "checkpoints", "tensorboard", "train.log", "metrics.csv", "result.json",
+        ".hydra", ".lock", "config.yaml", "checkpoints", "tensorboard", "train.log", "metrics.csv", "result.json",
         "confusion.png", *(f"confusion_{output}_{split}.csv" for output in ("digit", "sum") for split in SPLITS),
     }  # fmt: skip
     metrics = ("loss", "digit_accuracy", "sum_accuracy")
@@ -250,6 +250,8 @@ def test_every_experiment(cli: Cli, tmp_path: Path, experiment: str) -> None:
         data = compose("train", [f"experiment={experiment}"]).data
     small = SMALL_NUMBERS if "operation" in data else SMALL
     stand_in = TINY_CIFAR10 if "train_set" in data else ()
+    if experiment.startswith("mnist/"):
+        stand_in = (*TINY_MNIST, "data.train_images=40")
     few = ("schedule.k=1", "schedule.epochs=2", "hydra.run.dir=run")
     code, _, err = cli("train", f"experiment={experiment}", *small, *stand_in, *few)
     assert code == 0, err
@@ -269,12 +271,12 @@ def test_every_debug_config(cli: Cli, tmp_path: Path, debug: str) -> None:
 
 def test_a_finished_run_is_told_by_its_result_alone(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that stops in its last step leaves no result, and no half of one."""
-    from attnmosaic.training import outcome
+    from attnmosaic import files
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(outcome.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         cli("train", *SMALL, *SHORT, "hydra.run.dir=run")
     assert not [p.name for p in (tmp_path / "run").iterdir() if "result" in p.name]

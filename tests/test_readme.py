@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cli import Cli
 from conftest import ROOT, SMALL, SMALL_NUMBERS
-from fakes import TINY_CIFAR10
+from fakes import TINY_CIFAR10, TINY_MNIST
 from PIL import Image
 
 README = (ROOT / "README.md").read_text()
@@ -53,7 +53,7 @@ def test_python_command(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         target = ["experiment=mnist_sum"] if numbers else ["experiment=stagewise", *TINY_CIFAR10]
         assert cli("train", *target, *first, "schedule.epochs=2", "hydra.run.dir=RUN")[0] == 0
     if "mnist_and_number" in text:
-        small += [f"data.{source}._target_=fakes.TinyMnist" for source in ("train_set", "test_set")]
+        small += TINY_MNIST
         small += ["data.train_images=40"]
     if "seven.png" in text:
         Image.new("L", (50, 40), 255).save(tmp_path / "seven.png")

@@ -143,6 +143,7 @@ HEAVY = {
     (
         "experiment=stagewise",
         "data.train_set._target_=fakes.NoDownload",
+        "data.test_set._target_=fakes.NoDownload",
     ): r"could not be downloaded \(Tempor",
 }
 

@@ -1,6 +1,7 @@
 """Gathers runs into tables, published numbers beside: ``python -m attnmosaic.collect outputs/table1``."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    print("\n".join(FORMATS[given.format](table) for table in tables))
+    try:
+        print("\n".join(FORMATS[given.format](table) for table in tables), flush=True)
+    except BrokenPipeError:  # whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if given.plots:
         from attnmosaic.tables.plots import draw_tables
 

@@ -213,10 +213,11 @@ def decisive(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _decides(callback: Any) -> bool:
-    """Whether a callback may change a run's numbers; ours only write down, and so do these of Lightning's."""
-    target = callback["_target_"] if isinstance(callback, dict) else "attnmosaic."
-    module, _, name = target.rpartition(".")
-    return not (module.startswith("attnmosaic.") or name in ("ModelCheckpoint", "Timer"))
+    """Whether a callback is one of Lightning's that change how a run goes; others only write down or look on."""
+    return isinstance(callback, dict) and callback["_target_"].rpartition(".")[2] in _DECIDING
+
+
+_DECIDING = ("EarlyStopping", "StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging")
 
 
 def _without(node: Any, names: set[str]) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from attnmosaic.config import config_hash, decisive
+from attnmosaic.config import decisive
 from attnmosaic.errors import UserError
 
 RESULT, CONFIG, ERROR, LOCK, SWEEP = "result.json", "config.yaml", "error.txt", ".lock", "sweep.json"
@@ -120,15 +120,21 @@ def earlier_result(folder: Path, config: dict[str, Any]) -> dict[str, Any] | Non
         UserError: the folder holds a run with other settings.
     """
     run = Run(folder)
-    if run.config is None or config_hash(run.config) == config_hash(config):
+    now = flat(decisive(config))
+    try:
+        before = {} if run.config is None else flat(decisive(run.config))
+    except (KeyError, TypeError, AttributeError):  # not the whole of a config
+        before = {}
+    if before == now:
         return run.result
     if run.result is None and not any((folder / "checkpoints").glob("*.ckpt")):
-        return None  # it left nothing to lose
-    before, now = flat(decisive(run.config)), flat(decisive(config))
-    key = next(key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key))
+        return None  # there is nothing to lose
+    absent = object()
+    keys = sorted(before.keys() | now.keys())
+    key = next(key for key in keys if before.get(key, absent) != now.get(key, absent))
+    how = f"{key} was {before.get(key)}, now {now.get(key)}" if before else f"its {CONFIG} cannot be read"
     raise UserError(
-        f"run_dir: '{folder}' holds a run with other settings ({key} was {before.get(key)}, now {now.get(key)}); "
-        "choose another folder, or remove this one"
+        f"run_dir: '{folder}' holds a run with other settings ({how}); choose another folder, or remove this one"
     )
 
 

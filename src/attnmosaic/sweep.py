@@ -15,43 +15,48 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from attnmosaic.cli import guard_sweep, told
-from attnmosaic.config import resolve, scaled
+from attnmosaic.config import scaled
 from attnmosaic.data.available import check_available
 from attnmosaic.files import write_atomically
 from attnmosaic.runs import SWEEP, read_plan
 
 
 class SweepPlan(Callback):
-    """Writes ``sweep.json``, which says what jobs there are to be, and ends a sweep whose data cannot be had.
+    """Ends a sweep whose data cannot be had, and writes ``sweep.json``, which says what jobs there are to be.
 
     Works with Hydra's own sweeper, which knows all jobs beforehand. A sweep started again in the same folder adds to
     its plan.
     """
 
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Composes every job."""
-        if not str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
-            return
-        guard_sweep(self._plan, config)
+    def __init__(self) -> None:
+        self._plan: dict[str, Any] | None = None
 
-    def _plan(self, config: DictConfig) -> None:
-        jobs = {}
-        for folder, job in planned_jobs(config):
-            check_available(job["data"])
-            jobs[folder] = {
-                "name": job["name"],
-                "seed": job["seed"],
-                "schedule": job["schedule"],
-                "scale": job["scale"],
-            }
-        sweep = Path(config.hydra.sweep.dir)
-        sweep.mkdir(parents=True, exist_ok=True)
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Composes every job and looks for its data."""
+        if str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
+            guard_sweep(self._look, config)
+
+    def _look(self, config: DictConfig) -> None:
         command = " ".join(["python -m attnmosaic.train", *map(_quoted, sys.argv[1:])])
+        self._plan = {"commands": [command], "jobs": {}}
+        for folder, job in planned_jobs(config):
+            check_available(job.pop("data"))
+            self._plan["jobs"][folder] = job
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        """Writes the plan: only now is it known that there are to be jobs at all."""
+        if self._plan is None:
+            return
+        sweep = Path(config.hydra.sweep.dir)
         with FileLock(sweep / ".sweep.lock"):
             plan = read_plan(sweep)
-            plan["jobs"] |= jobs
-            plan["commands"] = list(dict.fromkeys([*plan["commands"], command]))
-            write_atomically(sweep / SWEEP, json.dumps(plan, indent=1))
+            known = self._plan["jobs"].keys() <= plan["jobs"].keys() and {*self._plan["commands"]} <= {
+                *plan["commands"]
+            }
+            if not known:
+                plan["jobs"] |= self._plan["jobs"]
+                plan["commands"] = list(dict.fromkeys([*plan["commands"], *self._plan["commands"]]))
+                write_atomically(sweep / SWEEP, json.dumps(plan, indent=1))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Tells of each job that failed, when it does."""
@@ -64,7 +69,7 @@ class SweepPlan(Callback):
 
 
 def planned_jobs(config: DictConfig) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields each job's folder, relative to the sweep's, and its resolved config.
+    """Yields each job's folder, relative to the sweep's, and its name, scale, data, seed and schedule.
 
     Args:
         config: the sweep's config, with Hydra's own section.
@@ -77,12 +82,10 @@ def planned_jobs(config: DictConfig) -> Iterator[tuple[str, dict[str, Any]]]:
         job = loader.load_sweep_config(config, list(overrides))
         with open_dict(job):
             job.hydra.job.num = number
-            job.run_dir = ""
         folder = str(job.hydra.sweep.subdir)
-        with open_dict(job):
-            del job["hydra"]
-        plain: Any = OmegaConf.to_container(resolve(scaled(job)))
-        yield folder, plain
+        scale = scaled(job)
+        sections = {key: OmegaConf.to_container(scale[key], resolve=True) for key in ("data", "seed", "schedule")}
+        yield folder, {"name": job.name, "scale": job.scale, **sections}
 
 
 def _quoted(word: str) -> str:

@@ -8,7 +8,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from attnmosaic.tables.reproduced import Cell, Reproduced
+from attnmosaic.tables.reproduced import Cell, Reproduced, Row
 
 Lines = list[list[str]]
 HEADINGS = ["row", "runs", "metric", "published", "mean", "std", "n", "difference", "verdict"]
@@ -27,7 +27,7 @@ def long_lines(table: Reproduced, form: str = ".3f") -> Lines:
             sign = form if form == "" else f"+{form}"
             lines.append([
                 row.name, row.state, cell.metric, _number(cell.published, ".4g"), _number(cell.mean, form),
-                _number(cell.std, form), str(len(cell.values)), _number(cell.difference, sign), row.verdict(cell),
+                _number(cell.std, form), str(len(cell.values)), _number(row.difference(cell), sign), row.verdict(cell),
             ])  # fmt: skip
     return lines
 
@@ -37,24 +37,24 @@ def matrices(table: Reproduced) -> list[tuple[str, Lines]]:
     shown = table.published.shown
     heading = ["", *table.published.columns]
 
-    def block(value: Callable[[Cell], float | None], form: str) -> Lines:
+    def block(value: Callable[[Row, Cell], float | None], form: str) -> Lines:
         lines = [heading]
         for row in table.rows:
             cells = {cell.metric: cell for cell in row.cells}
             smoke = " SMOKE" if row.smoke else ""
             label = f"{table.published.label(row.name)}{smoke}"
-            lines.append([label, *(_number(value(cells[m]), form) if m in cells else "" for m in shown)])
+            lines.append([label, *(_number(value(row, cells[m]), form) if m in cells else "" for m in shown)])
         return lines
 
     rows = table.published.rows
     known = [[table.published.label(row), *(_number(rows[row].get(m), ".2f") for m in shown)] for row in rows]
     blocks = [
-        ("reproduced", block(lambda cell: cell.mean, ".2f")),
+        ("reproduced", block(lambda _, cell: cell.mean, ".2f")),
         ("published", [heading, *known]),
-        ("difference", block(lambda cell: cell.difference, "+.2f")),
+        ("difference", block(Row.difference, "+.2f")),
     ]
     if any(cell.std is not None for row in table.rows for cell in row.cells):
-        blocks.append(("standard deviation over seeds", block(lambda cell: cell.std, ".3f")))
+        blocks.append(("standard deviation over seeds", block(lambda _, cell: cell.std, ".3f")))
     return blocks
 
 

@@ -76,6 +76,10 @@ class Row:
     data: str = ""
     notes: tuple[str, ...] = ()
 
+    def difference(self, cell: Cell) -> float | None:
+        """Returns a cell's difference from what was published, None where the two are not to be compared."""
+        return None if self.notes else cell.difference
+
     @property
     def smoke(self) -> bool:
         return SMOKE in self.notes
@@ -156,9 +160,8 @@ def _row(name: str, runs: list[Run], shown: Sequence[str], published: dict[str, 
         notes.append(SMOKE)
     elif config is not None:
         notes += _departures(name, config)
-    comparable = published if not notes else {}
     cells = [
-        Cell(metric, tuple(result[metric] for result in results if metric in result), comparable.get(metric))
+        Cell(metric, tuple(result[metric] for result in results if metric in result), published.get(metric))
         for metric in shown
         if metric in published or not results or any(metric in result for result in results)
     ]
@@ -195,7 +198,8 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
         "data.steps_per_block",
         "data.eval_batch",
     )
-    return {key: value for key, value in flat(decisive(config)).items() if not key.startswith(beside)}
+    kept = {"scale": "full"} | flat(decisive(config))  # what a run is that does not say
+    return {key: value for key, value in kept.items() if not key.startswith(beside)}
 
 
 _SOURCE = ("data._target_", "data.classes", "data.train_set.", "data.test_set.")

@@ -1,0 +1,182 @@
+"""What a folder tells of its run, and that no run is lost or taken for another."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cli import Cli
+from conftest import SMALL
+from omegaconf import DictConfig
+
+from attnmosaic.errors import UserError
+from attnmosaic.runs import ERROR, LOCK, RESULT, Run, claimed, find_runs, sweep_of
+
+SHORT = (*SMALL, "schedule.k=2", "schedule.epochs=6")
+Train = Callable[..., dict[str, float]]
+
+
+def states(path: Path) -> dict[str, Any]:
+    return torch.load(path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_a_finished_run_is_not_run_again(train: Train, tmp_path: Path) -> None:
+    first = train(*SHORT)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert train(*SHORT) == first
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert {path: after[path] for path in before if path.name != LOCK} == {
+        path: time for path, time in before.items() if path.name != LOCK
+    }
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("epoch", [1, 3, 6])
+def test_a_stopped_run_goes_on(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
+    """Stopped at some epoch, or after the last one and before its result: the files equal an uninterrupted run's."""
+    whole = train(*SHORT, run_dir="whole")
+    from attnmosaic.callbacks.tables import RunTables
+    from attnmosaic.training import outcome
+
+    original = RunTables.on_train_epoch_start
+    if epoch < 6:
+        monkeypatch.setattr(RunTables, "on_train_epoch_start", _stopping(original, epoch))
+    else:
+        monkeypatch.setattr("attnmosaic.training.outcome.evaluation_of", _raise)
+    with pytest.raises(Stop):
+        train(*SHORT)
+    run = Run(tmp_path / "run")
+    assert (run.state, run.epochs_done) == ("stopped", epoch)
+    monkeypatch.undo()
+    assert outcome.evaluation_of is not _raise
+    monkeypatch.setenv("ATTNMOSAIC_CACHE", str(tmp_path / "cache"))
+    assert train(*SHORT) == whole
+    for name in ("metrics.csv", "focus_vs_pred_train.csv"):
+        assert (tmp_path / "run" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    one, other = states(tmp_path / "run"), states(tmp_path / "whole")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert Run(tmp_path / "run").state == "finished"
+
+
+def _raise(*_: Any) -> None:
+    raise Stop
+
+
+def _stopping(original: Callable[..., None], epoch: int) -> Callable[..., None]:
+    def hook(self: Any, trainer: Any, module: Any) -> None:
+        if trainer.current_epoch == epoch:
+            raise Stop
+        original(self, trainer, module)
+
+    return hook
+
+
+def test_another_runs_folder_is_refused(train: Train, tmp_path: Path) -> None:
+    train(*SHORT)
+    kept = (tmp_path / "run" / RESULT).read_text()
+    with pytest.raises(UserError, match=r"run_dir: .* other settings \(lr\.what was 0\.01, now 0\.1\)"):
+        train(*SHORT, "lr.what=0.1")
+    assert (tmp_path / "run" / RESULT).read_text() == kept
+    (tmp_path / "run" / RESULT).unlink()  # its checkpoints are worth as much
+    with pytest.raises(UserError, match="other settings"):
+        train(*SHORT, "lr.what=0.1")
+
+
+def test_what_does_not_decide_the_numbers_may_change(train: Train) -> None:
+    assert train(*SHORT) == train(*SHORT, "logger=none", "callbacks.pictures=null", "paths.data=elsewhere")
+
+
+def test_a_callback_that_ends_a_run_counts(config: Callable[..., DictConfig]) -> None:
+    from omegaconf import OmegaConf
+
+    from attnmosaic.config import config_hash
+
+    def hashed(*overrides: str, run_dir: str = "run") -> str:
+        plain: Any = OmegaConf.to_container(config(*overrides, run_dir=run_dir), resolve=True)
+        return config_hash(plain)
+
+    stop = "callbacks=stop_at_loss"
+    assert hashed() == hashed("callbacks=gradients") != hashed(stop)
+    assert hashed(stop) == hashed(stop, run_dir="other") != hashed(stop, "callbacks.stop.stopping_threshold=0.1")
+
+
+def test_an_unreadable_checkpoint_is_passed_over(
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    whole = train(*SHORT)
+    (tmp_path / "run" / RESULT).unlink()
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").write_bytes(b"torn")
+    assert train(*SHORT) == whole
+    assert "no readable attnmosaic checkpoint" in caplog.text
+    assert "resuming after epoch 4 of 6" in caplog.text
+
+
+def test_two_processes_do_not_run_in_one_folder(train: Train, tmp_path: Path) -> None:
+    held = "import sys; from pathlib import Path; from attnmosaic.runs import claimed\n"
+    held += "with claimed(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    folder = tmp_path / "run"
+    with subprocess.Popen(
+        [sys.executable, "-c", held, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        (folder / "config.yaml").write_text("schedule: {epochs: 6}")
+        assert Run(folder).state == "running"
+        with pytest.raises(UserError, match="another process is running in"):
+            train(*SHORT)
+        other.kill()
+    assert Run(folder).state == "stopped"
+    train(*SHORT)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to"), claimed(tmp_path / "file" / "run"):
+        pass
+
+
+def test_a_failed_run(cli: Cli, tmp_path: Path) -> None:
+    """It says what it failed with, until it is tried again."""
+    failing = (*SHORT, "lr.what=1e30", "hydra.run.dir=run")
+    code, _, err = cli("train", *failing)
+    assert code == 1
+    run = Run(tmp_path / "run")
+    assert run.state == "failed"
+    assert run.error is not None
+    assert run.error.strip() in err
+    with claimed(tmp_path / "run"):
+        assert not (tmp_path / "run" / ERROR).exists()
+
+
+def test_states_of_damaged_folders(tmp_path: Path) -> None:
+    assert Run(tmp_path / "nowhere").state == "missing"
+    (tmp_path / "config.yaml").write_text("name: [")
+    (tmp_path / "result.json").write_text('{"metrics": ')
+    assert Run(tmp_path).state == "missing"
+    (tmp_path / "config.yaml").write_text("name: a")
+    assert Run(tmp_path).state == "stopped"
+    assert Run(tmp_path).epochs_done == 0
+
+
+def test_find_runs(tmp_path: Path) -> None:
+    for folder in ("a", "sweep/b/seed0"):
+        (tmp_path / folder / "checkpoints").mkdir(parents=True)
+        (tmp_path / folder / "config.yaml").write_text("name: a")
+    (tmp_path / "a" / "inner").mkdir()
+    (tmp_path / "a" / "inner" / "config.yaml").write_text("")  # runs do not lie in runs
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "config.yaml").write_text("")
+    plan = {"commands": [], "jobs": {"b/seed0": {"name": "b"}, "b/seed1": {"name": "b"}}}
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps(plan))
+    found = {str(run.folder.relative_to(tmp_path)): run.state for run in find_runs(tmp_path)}
+    assert found == {"a": "stopped", "sweep/b/seed0": "stopped", "sweep/b/seed1": "missing"}
+    assert sweep_of(tmp_path / "sweep" / "b" / "seed0") == tmp_path / "sweep"
+    assert sweep_of(tmp_path / "a") is None

@@ -1,0 +1,227 @@
+"""Published tables as sweeps: planned, stopped, gone on with, collected."""
+
+import json
+import logging
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from cli import Cli
+from conftest import ROOT
+from fakes import TINY_CIFAR10, TINY_MNIST
+from hydra import compose, initialize_config_dir
+
+from attnmosaic.collect import main as collect
+from attnmosaic.config import conf_dir, register
+from attnmosaic.runs import RESULT, Run
+from attnmosaic.tables.published import published_tables
+
+TABLES = sorted(path.stem for path in (ROOT / "conf" / "reproduce").glob("*.yaml"))
+TWO_ROWS = (
+    "reproduce=gradients",
+    "experiment=gradients/joint,gradients/type2",
+    "scale=smoke",
+    "trainer.accelerator=cpu",
+)
+FOLDER = Path("outputs") / "smoke" / "gradients"
+
+
+def composed(*overrides: str) -> Any:
+    register()
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        return compose("train", [*overrides])
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_table_is_its_sweep(table: str) -> None:
+    """What is swept are the published rows, each an experiment of its own name, three seeds of each."""
+    swept = yaml.safe_load((ROOT / "conf" / "reproduce" / f"{table}.yaml").read_text())["hydra"]["sweeper"]["params"]
+    (published,) = (found for found in published_tables() if found.key == table)
+    assert swept["experiment"].split(",") == list(published.rows)
+    assert swept["seed.all"] == "0,1,2"
+    for row in published.rows:
+        assert composed(f"experiment={row}").name == row
+
+
+@pytest.mark.parametrize(
+    ("row", "epochs", "k", "what", "where"),
+    [
+        (1, 180, 5, 0.01, 0.01), (2, 200, 10, 0.01, 0.01), (3, 280, 20, 0.01, 0.001), (4, 320, 20, 0.01, 0.01),
+        (5, 360, 30, 0.01, 0.01), (6, 500, 50, 0.01, 0.01), (7, 600, 50, 0.001, 0.01), (8, 800, 100, 0.001, 0.01),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(("table", "order"), [("table1", "what_then_where"), ("table2", "where_then_what")])
+def test_rows_of_document_002(table: str, order: str, row: int, epochs: int, k: int, what: float, where: float) -> None:
+    config = composed(f"experiment={table}/row{row}")
+    assert (config.schedule.epochs, config.schedule.k, config.schedule.order) == (epochs, k, order)
+    assert (config.lr.what, config.lr.where, config.data.batch_size) == (what, where, 250)
+    assert (config.data.train_mosaics, config.data.test_mosaics) == (30_000, 10_000)
+    assert config.data.foreground == ["horse", "ship", "truck"]
+
+
+@pytest.mark.parametrize("i", range(1, 10))
+def test_rows_of_document_001(i: int) -> None:
+    config = composed(f"experiment=averages/dataset{i}")
+    assert config.data.weights.foreground == f"{i}/9"
+    assert (config.schedule.order, config.schedule.epochs, config.data.batch_size) == ("what_only", 100, 256)
+    assert (config.lr.what, config.optimizer.what.momentum, config.data.train_mosaics) == (0.01, 0.9, 10_000)
+    views = config.data.views
+    assert [views[f"dataset_{j}"].weights.foreground for j in range(1, 11)] == [f"{min(j, 9)}/9" for j in range(1, 11)]
+    assert [views[f"dataset_{j}"].split for j in (1, 9, 10)] == ["train", "train", "test"]
+    assert config.data.foreground == ["airplane", "automobile", "bird"]
+
+
+def test_a_sweep_stopped_and_started_again(
+    cli: Cli, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What had finished is left, what had begun goes on, what had not is run; collect tells at any time."""
+    from attnmosaic.callbacks.tables import RunTables
+
+    original = RunTables.on_train_epoch_start
+
+    def interrupted(self: Any, trainer: Any, module: Any) -> None:
+        if "type2" in str(self.folder) and trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+        original(self, trainer, module)
+
+    monkeypatch.setattr(RunTables, "on_train_epoch_start", interrupted)
+    assert cli("train", *TWO_ROWS, "seed.all=0,1", "-m")[0] != 0
+    monkeypatch.setattr(RunTables, "on_train_epoch_start", original)
+    logging.getLogger().handlers.clear()  # an interrupted process would have ended; this one's terminal is another now
+    states = {run: Run(FOLDER / run).state for run in ("joint/seed0", "type2/seed0", "joint/seed1", "type2/seed1")}
+    assert list(states.values()) == ["finished", "stopped", "missing", "missing"]
+    collect([str(FOLDER), "--format", "markdown"])
+    told = capfd.readouterr().out
+    assert "| joint | 1 finished, 1 missing | train/accuracy |" in told
+    assert "| type2 | 1 stopped after epoch 1 of 2, 1 missing |" in told
+    assert "| type3 | missing |" in told
+
+    first = (FOLDER / "joint/seed0" / RESULT).stat().st_mtime_ns
+    code, out, _ = cli("train", *TWO_ROWS, "seed.all=0,1", "-m")
+    assert code == 0
+    assert (FOLDER / "joint/seed0" / RESULT).stat().st_mtime_ns == first
+    assert out.count("finished before: ") == 1
+    assert out.count("resuming after epoch 1 of 2") == 1
+    assert {Run(FOLDER / run).state for run in states} == {"finished"}
+    assert (
+        cli("train", "experiment=gradients/type2", "scale=smoke", "trainer.accelerator=cpu", "hydra.run.dir=whole")[0]
+        == 0
+    )
+    results = [json.loads((path / RESULT).read_text())["metrics"] for path in (FOLDER / "type2/seed0", Path("whole"))]
+    assert results[0] == results[1]
+    plan = json.loads((FOLDER / "sweep.json").read_text())
+    assert list(plan["jobs"]) == ["joint/seed0", "type2/seed0", "joint/seed1", "type2/seed1"]
+    assert plan["commands"] == [f"python -m attnmosaic.train {' '.join(TWO_ROWS)} seed.all=0,1 -m"]
+
+
+def test_smoke_is_written_on_everything(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = cli("train", *TWO_ROWS, "seed.all=0", "-m")
+    assert code == 0
+    assert out.count("SMOKE") == 2
+    folder = FOLDER / "joint" / "seed0"
+    assert json.loads((folder / RESULT).read_text())["scale"] == "smoke"
+    assert yaml.safe_load((folder / "config.yaml").read_text())["scale"] == "smoke"
+    tables, pictures = sorted(folder.glob("*.csv")), sorted(folder.glob("*.png"))
+    assert {path.stem for path in tables} >= {"metrics", "gradients", "focus_vs_pred_held_out"}
+    assert {path.stem for path in pictures} >= {"mosaics", "regions", "gradients"}
+    for table in tables:
+        heading, *rows = (line.split(",") for line in table.read_text().splitlines())
+        assert heading[-1] == "scale"
+        assert all(row[-1] == "smoke" and len(row) == len(heading) for row in rows)
+    from PIL import Image
+
+    for picture in pictures:
+        assert Image.open(picture).getpixel((0, 0)) == (0xD5, 0x5E, 0x00)
+    collect([str(FOLDER)])
+    told = capfd.readouterr().out
+    assert told.startswith("SMOKE RUNS, NO RESULT")
+    assert "within" not in told
+
+
+@pytest.mark.parametrize("table", ["averages", "table1", "table2", "mnist"])
+def test_tables_of_images_smoke(cli: Cli, table: str) -> None:
+    """Every row, on stand-in images."""
+    forty = ("at_most.data.train_images=40", "at_most.data.held_out_images=40")
+    images = (*TINY_MNIST, *forty) if table == "mnist" else TINY_CIFAR10
+    few = "at_most.schedule.epochs=1" if table.startswith("table") else "at_most.schedule.epochs=2"
+    code, _, err = cli("train", f"reproduce={table}", "scale=smoke", "seed.all=0", *images, few, "-m")
+    assert code == 0, err
+    (published,) = (found for found in published_tables() if found.key == table)
+    done = sorted((Path("outputs") / "smoke" / table).glob("*/seed0/result.json"))
+    assert [json.loads(path.read_text())["name"] for path in done] == sorted(published.rows)
+    metrics = {name for path in done for name in json.loads(path.read_text())["metrics"]}
+    assert set(published.shown) <= metrics
+
+
+def test_absent_data_end_a_sweep_before_it_begins(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from attnmosaic.data import available
+
+    monkeypatch.setattr(available, "_answers", lambda address: False)
+    code, _, err = cli("train", "reproduce=table1", "-m")
+    assert code == 2
+    (line,) = err.strip().splitlines()
+    assert line.startswith("error: data: CIFAR10 is not in ")
+    assert "paths.data=DIR" in line
+    assert not Path("outputs").exists()
+
+
+def test_each_failed_job_is_told(cli: Cli) -> None:
+    code, _, err = cli(
+        "train", *TWO_ROWS, "seed.all=0", "lr.what=1e30,0.01", "hydra.sweep.subdir=${hydra.job.num}", "-m"
+    )
+    assert code == 1
+    assert len(re.findall(r"^failed: .*lr\.what=1e\+?30.*loss became", err, flags=re.M)) == 2
+
+
+@pytest.mark.parametrize("target", ["table1", "table2", "averages", "gradients", "mnist"])
+def test_make_prints_the_command(target: str) -> None:
+    def made(*arguments: str) -> list[str]:
+        make = ["make", "--dry-run", f"reproduce-{target}", *arguments]
+        done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True)
+        lines = done.stdout.replace("\\\n", " ").splitlines()
+        return [" ".join(line.split()) for line in lines if "-m attnmosaic." in line]
+
+    sweep, gathered = made()
+    assert sweep.endswith(f"python -m attnmosaic.train -m reproduce={target}")
+    assert gathered.endswith(f"python -m attnmosaic.collect outputs/{target} --plots")
+    prefix = {"table1": "row", "table2": "row", "averages": "dataset"}.get(target, "")
+    images = " data=image_folder data.root=cifar" if prefix else ""
+    sweep, gathered = made("ROWS=1,3", "SEEDS=0,1", "SCALE=smoke", "CIFAR=cifar", "ARGS=hydra/launcher=joblib")
+    rows = f"experiment={target}/{prefix}1,{target}/{prefix}3"
+    assert sweep.endswith(f" -m reproduce={target} {rows} seed.all=0,1 scale=smoke{images} hydra/launcher=joblib")
+    assert gathered.endswith(f"outputs/smoke/{target} --plots")
+
+
+def test_make_reproduce_is_all_of_them() -> None:
+    done = subprocess.run(
+        ["make", "--dry-run", "reproduce", "SEEDS=0"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert set(re.findall(r"-m reproduce=(\w+)", done.stdout)) == set(TABLES)
+
+
+def test_pace(tmp_path: Path, train: Callable[..., dict[str, float]], caplog: pytest.LogCaptureFixture) -> None:
+    """Told from the second epoch of each kind of stage; what has not been seen yet is not counted, and said so."""
+    from attnmosaic.callbacks import pace
+
+    caplog.set_level("INFO")
+    seconds = iter(range(0, 10**6, 50))  # an epoch takes 50 s
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+        (tmp_path / "run" / "jobs" / "b").mkdir(parents=True)
+        plan = {"schedule": {"order": "what_then_where", "k": 3, "epochs": 12}}
+        text = json.dumps({"commands": [], "jobs": {"a": plan, "b": plan}})
+        (tmp_path / "run" / "jobs" / "sweep.json").write_text(text)
+        patch.setenv("ATTNMOSAIC_JOBS_AT_ONCE", "2")
+        train("schedule.k=3", "schedule.epochs=12", "callbacks.timer=null", run_dir="run/jobs/a")
+    told = [record.message for record in caplog.records if record.name.endswith("pace")]
+    # After epoch 2 four What epochs are left here and six there; after epoch 5 seven epochs, and all twelve there.
+    assert told == [
+        "3 min left for this run, about 4 min for the sweep (2 jobs to finish); "
+        "not counted: epochs in which where learns, none was seen yet",
+        "6 min left for this run, about 8 min for the sweep (2 jobs to finish)",
+    ]
