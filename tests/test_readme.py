@@ -57,11 +57,13 @@ def test_python_command(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         small += ["data.train_images=40"]
     if "seven.png" in text:
         Image.new("L", (50, 40), 255).save(tmp_path / "seven.png")
+    if door == "collect":
+        assert cli("train", "experiment=gradients/joint", *small, "hydra.run.dir=outputs/gradients/joint/seed0")[0] == 0
     words = [word.replace("my_package.", "fakes.") for word in words]
     # First, as Hydra takes no override after -m.
     code, out, err = cli(door, *(small if door == "train" else ()), *words[3:])
     assert code == 0, err
-    assert ("digit: " if door == "predict" else "held_out") in out
+    assert {"predict": "digit: ", "collect": "accuracy"}.get(door, "held_out") in out
 
 
 @pytest.mark.parametrize("words", MAKE, ids=" ".join)

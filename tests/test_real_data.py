@@ -36,6 +36,11 @@ def test_cifar10_as_image_folder(cli: Cli, tmp_path: Path, real_data: Path) -> N
     # The pixel mean of CIFAR-10's training images is about 0.473 (0.491, 0.482, 0.447 by channel).
     assert max(cached, key=len).double().mean() / 255 == pytest.approx(0.473, abs=0.005)
     assert sorted(p.name for p in (tmp_path / "cifar" / "train").iterdir()) == CLASSES
+    # A row of document 001's table, on the same images.
+    code, _, err = cli("train", "experiment=averages/dataset9", *source[:2], *few, "hydra.run.dir=average")
+    assert code == 0, err
+    metrics = json.loads((tmp_path / "average" / "result.json").read_text())["metrics"]
+    assert metrics["dataset_9/loss"] == metrics["train/loss"] != metrics["dataset_8/loss"]
 
 
 @pytest.mark.real_data

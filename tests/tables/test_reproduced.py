@@ -1,0 +1,233 @@
+"""Rows of runs beside published ones, from folders written by hand."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from attnmosaic.collect import collect
+from attnmosaic.errors import UserError
+from attnmosaic.tables.published import Published
+from attnmosaic.tables.render import HEADINGS, as_csv, latex, markdown, terminal
+from attnmosaic.tables.reproduced import Cell, Reproduced, Row
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path, config: Callable[..., DictConfig]) -> Write:
+    """Writes a run's folder as a run would, without running it."""
+    composed: dict[tuple[str, ...], dict[str, Any]] = {}
+
+    def run(experiment: str, seed: int, metrics: dict[str, float] | None, *overrides: str, **files: str) -> Path:
+        key = (experiment, *overrides)
+        if key not in composed:
+            plain: Any = OmegaConf.to_container(
+                config(f"experiment={experiment}", *overrides, small=False), resolve=True
+            )
+            composed[key] = plain
+        plain = json.loads(json.dumps(composed[key]))
+        plain["seed"] = dict.fromkeys(("all", "data", "init", "order"), seed)
+        plain["data"]["seed"] = plain["data"]["order_seed"] = seed
+        folder = tmp_path / "runs" / "-".join([*key, str(seed)]).replace("/", "-")
+        folder.mkdir(parents=True)
+        OmegaConf.save(OmegaConf.create(plain), folder / "config.yaml")
+        if metrics is not None:
+            (folder / "result.json").write_text(json.dumps({"metrics": metrics, "name": plain["name"]}))
+        for name, text in files.items():
+            (folder / name.replace("_", ".")).write_text(text)
+        return folder
+
+    return run
+
+
+def row1(train: float, test: float) -> dict[str, float]:
+    return {"train/accuracy": train, "test/accuracy": test, "held_out/accuracy": 0.5, "train/ftpt": 0.4}
+
+
+def cells(row: Row) -> dict[str, Cell]:
+    return {cell.metric: cell for cell in row.cells}
+
+
+def test_mean_std_and_difference() -> None:
+    cell = Cell("test/accuracy", (0.7, 0.8, 0.9), 0.81)
+    assert cell.mean == pytest.approx(0.8)
+    assert cell.std == pytest.approx(0.1)
+    assert cell.difference == pytest.approx(-0.01)
+    assert Cell("a", (0.7,)).std is None
+    assert Cell("a", ()).mean is None
+
+
+@pytest.mark.parametrize(
+    ("values", "published", "verdict"),
+    [
+        ((0.7, 0.9), 0.81, "within the seeds' range"),
+        ((0.7, 0.9), 0.7, "within the seeds' range"),
+        ((0.70, 0.72), 0.73, "within 0.05"),
+        ((0.81,), 0.81, "within 0.05"),  # one seed has no range
+        ((0.76,), 0.81, "within 0.05"),
+        ((0.759,), 0.81, "outside"),
+        ((0.86, 0.9), 0.81, "outside"),
+        ((0.8,), None, ""),
+        ((), 0.8, ""),
+    ],
+)
+def test_verdict(values: tuple[float, ...], published: float | None, verdict: str) -> None:
+    assert Cell("a", values, published).verdict == verdict
+
+
+def test_seeds_of_a_row(write: Write, tmp_path: Path) -> None:
+    for seed, accuracy in enumerate((0.80, 0.82, 0.84)):
+        write("table1/row1", seed, row1(0.9, accuracy))
+    write("table1/row2", 0, None)
+    (table,) = collect(tmp_path / "runs")
+    assert table.published.key == "table1"
+    assert [row.name for row in table.rows] == [f"table1/row{i}" for i in range(1, 9)]
+    first, second, third = table.rows[:3]
+    assert (first.state, first.notes, first.data) == ("3 finished", (), "CIFAR10")
+    assert cells(first)["test/accuracy"].values == (0.80, 0.82, 0.84)
+    assert cells(first)["test/accuracy"].published == 0.81
+    assert cells(first)["test/accuracy"].verdict == "within the seeds' range"
+    assert cells(first)["train/accuracy"].verdict == "outside"
+    assert cells(first)["held_out/accuracy"].published is None
+    assert second.state == "1 stopped after epoch 0 of 200"
+    assert (third.state, cells(third)["test/accuracy"].values) == ("missing", ())
+    assert table.summary == "16 published cells: 1 within the seeds' range, 1 outside, 14 without a finished run"
+
+
+def test_other_settings_are_another_row_without_a_verdict(write: Write, tmp_path: Path) -> None:
+    write("table1/row1", 0, row1(0.96, 0.81))
+    write("table1/row1", 1, row1(0.5, 0.5), "lr.what=0.02")
+    (table,) = collect(tmp_path / "runs")
+    rows = [row for row in table.rows if row.name == "table1/row1"]
+    own, other = sorted(rows, key=lambda row: row.notes)
+    assert cells(own)["test/accuracy"].values == (0.81,)
+    assert other.notes == ("lr.what=0.02, not 0.01",)
+    assert other.verdict(cells(other)["test/accuracy"]) == "other settings"
+    assert other.difference(cells(other)["test/accuracy"]) is None
+    assert "lr.what=0.02, not 0.01" in terminal(table)
+    assert "2 within 0.05" in table.summary
+
+
+def test_other_images_are_the_same_experiment(write: Write, tmp_path: Path) -> None:
+    """Where they lie is told; they are not averaged with others."""
+    (tmp_path / "copy").mkdir()
+    for name in ("horse", "ship", "truck", "cat"):
+        (tmp_path / "copy" / name).mkdir()
+        (tmp_path / "copy" / name / "1.png").touch()
+    write("table1/row1", 0, row1(0.96, 0.81))
+    write("table1/row1", 1, row1(0.90, 0.75), "data=image_folder", f"data.root={tmp_path / 'copy'}")
+    (table,) = collect(tmp_path / "runs")
+    rows = [row for row in table.rows if row.name == "table1/row1"]
+    assert {row.data for row in rows} == {"CIFAR10", f"images in {tmp_path / 'copy'}"}
+    assert all(row.notes == () for row in rows)
+    assert all(len(cells(row)["test/accuracy"].values) == 1 for row in rows)
+
+
+def test_smoke_and_failed_runs_are_shown_as_such(write: Write, tmp_path: Path) -> None:
+    write("table1/row1", 0, row1(0.96, 0.81), "scale=smoke")
+    write("table1/row2", 0, None, error_txt="the loss became nan\n")
+    (table,) = collect(tmp_path / "runs")
+    smoke, failed = table.rows[:2]
+    assert smoke.smoke
+    assert smoke.verdict(smoke.cells[0]) == "smoke"
+    assert failed.state == "1 failed (the loss became nan)"
+    assert table.summary == "16 published cells: 16 without a finished run"
+    for text in (terminal(table), markdown(table), latex(table)):
+        assert "SMOKE RUNS, NO RESULT" in text
+    assert ",smoke\n" in as_csv(table)
+
+
+def test_runs_of_no_table(write: Write, tmp_path: Path) -> None:
+    write("gaussian", 0, row1(0.9, 0.9))
+    (table,) = collect(tmp_path / "runs")
+    assert table.published.title == "Other runs"
+    assert [row.name for row in table.rows] == ["gaussian"]
+    assert cells(table.rows[0])["train/accuracy"].values == (0.9,)
+    assert table.summary == "no published cells"
+
+
+def test_nothing_to_collect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="holds no runs"):
+        collect(tmp_path)
+    with pytest.raises(UserError, match="is no folder"):
+        collect(tmp_path / "nowhere")
+    from attnmosaic.collect import main
+
+    with pytest.raises(SystemExit) as end:
+        main([str(tmp_path / "nowhere")])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+# ---- what is printed
+
+
+@pytest.fixture
+def averages() -> Reproduced:
+    published = Published(
+        "averages", "A & B", "nowhere", ("dataset_1/accuracy", "dataset_2/accuracy"),
+        {"averages/dataset1": {"dataset_1/accuracy": 0.5, "dataset_2/accuracy": 0.9}, "averages/dataset2": {}},
+        True, ("1", "2"),
+    )  # fmt: skip
+    own = (Cell("dataset_1/accuracy", (0.52, 0.54), 0.5), Cell("dataset_2/accuracy", (0.9, 0.8), 0.9))
+    return Reproduced(published, (Row("averages/dataset1", own, "2 finished"), Row("averages/dataset2", (), "missing")))
+
+
+def test_markdown_matrices(averages: Reproduced) -> None:
+    text = markdown(averages)
+    assert "|  | 1 | 2 |\n| --- | --- | --- |\n| 1 | 0.53 | 0.85 |\n| 2 |  |  |" in text
+    assert "published:\n\n|  | 1 | 2 |\n| --- | --- | --- |\n| 1 | 0.50 | 0.90 |" in text
+    assert "| 1 | +0.03 | -0.05 |" in text
+    assert "| 1 | 0.014 | 0.071 |" in text
+    assert "2 published cells: 1 within the seeds' range, 1 within 0.05" in text
+
+
+def test_csv_has_every_digit(averages: Reproduced) -> None:
+    first, second, missing = csv.DictReader(io.StringIO(as_csv(averages)))
+    assert list(first) == ["table", *HEADINGS]
+    assert (float(first["mean"]), float(first["published"]), first["n"]) == (0.53, 0.5, "2")
+    assert float(first["std"]) == Cell("", (0.52, 0.54)).std
+    assert second["verdict"] == "within the seeds' range"
+    assert (missing["row"], missing["runs"], missing["mean"]) == ("averages/dataset2", "missing", "")
+
+
+def test_latex_is_escaped_and_balanced(averages: Reproduced) -> None:
+    text = latex(averages)
+    assert r"A \& B" in text
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 4
+    assert r"1 & 0.53 & 0.85 \\" in text
+
+
+def test_terminal_fits_a_hundred_columns(averages: Reproduced) -> None:
+    assert max(map(len, terminal(averages).splitlines())) <= 100
+
+
+def test_plots(averages: Reproduced, tmp_path: Path) -> None:
+    """The heat maps' cells are the table's, and a row without runs is blank."""
+    import numpy as np
+
+    from attnmosaic.runs import Run
+    from attnmosaic.tables.plots import draw_losses, draw_matrix, draw_tables
+
+    figure = draw_matrix(averages)
+    drawn = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    assert np.ma.getmaskarray(drawn[1])[1].all()
+    values = np.ma.filled(np.ma.stack(drawn), np.nan)
+    assert values[0][0].tolist() == [0.5, 0.9]
+    assert values[1][0] == pytest.approx([0.53, 0.85])
+    assert values[2][0] == pytest.approx([0.03, -0.05])
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("name: averages/dataset1")
+    (folder / "metrics.csv").write_text("epoch,running/loss\n1,0.9\n2,0.5\n")
+    (line,) = draw_losses(averages, [Run(folder)]).axes[0].lines
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2], [0.9, 0.5])
+    paths = draw_tables([averages], [Run(folder)], tmp_path)
+    assert [path.name for path in paths] == ["averages_heat_map.png", "averages_training_loss.png"]
+    assert all(path.stat().st_size > 10_000 for path in paths)
