@@ -24,6 +24,7 @@ def test_an_experiment_overrides_every_key_and_the_command_line_all(tmp_path: Pa
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(EXPERIMENT)
     search = f"hydra.searchpath=[file://{tmp_path}]"
+    register()
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         config = compose("train", ["experiment=mine", search])
         changed = compose("train", ["experiment=mine", search, "lr.what=0.5", "seed.data=3"])

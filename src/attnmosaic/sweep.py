@@ -76,7 +76,8 @@ def planned_jobs(config: DictConfig) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     loader = GlobalHydra.instance().config_loader()
     given = [f"{key}={values}" for key, values in (config.hydra.sweeper.params or {}).items()]
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides([*given, *config.hydra.overrides.task])
+    typed: Any = OmegaConf.to_container(config.hydra.overrides.task)  # as it was typed, ${...} and all
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides([*given, *typed])
     (batch,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     for number, overrides in enumerate(batch):
         job = loader.load_sweep_config(config, list(overrides))

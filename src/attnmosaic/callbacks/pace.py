@@ -14,6 +14,9 @@ from attnmosaic.training.schedule import Schedule, Stage
 
 log = logging.getLogger(__name__)
 
+SHORT = 60
+"""Seconds under which nobody needs to be told."""
+
 
 class Pace(pl.Callback):
     """Tells how long the whole will take, from the second epoch of each kind of stage.
@@ -43,7 +46,8 @@ class Pace(pl.Callback):
         if stage in self.seconds:
             return
         self.seconds[stage] = time.monotonic() - self._begun
-        log.info("%s", self._told(schedule, trainer.current_epoch + 1))
+        if told := self._told(schedule, trainer.current_epoch + 1):
+            log.info("%s", told)
 
     def _told(self, schedule: Schedule, done: int) -> str:
         seconds, unknown = self._estimate([(schedule, done)])
@@ -52,11 +56,12 @@ class Pace(pl.Callback):
         if others:
             more, _ = self._estimate(others)
             at_once = int(os.environ.get(AT_ONCE, "1"))
-            text += f", about {_words((seconds + more) / at_once)} for the sweep ({len(others) + 1} jobs to finish)"
+            seconds = (seconds + more) / at_once
+            text += f", about {_words(seconds)} for the sweep ({len(others) + 1} jobs to finish)"
         if unknown:
             kinds = " and ".join("+".join(stage.learners) for stage in unknown)
             text += f"; not counted: epochs in which {kinds} learns, none was seen yet"
-        return text
+        return text if seconds >= SHORT else ""
 
     def _estimate(self, jobs: list[tuple[Schedule, int]]) -> tuple[float, list[Stage]]:
         """Returns the seconds that jobs still take at this run's pace, and the stages whose pace is not known."""

@@ -80,7 +80,7 @@ def _short(table: Reproduced) -> Lines:
 
 def terminal(table: Reproduced, width: int | None = None) -> str:
     """Draws a table for a terminal."""
-    console = Console(file=io.StringIO(), width=width or max(100, Console().width))
+    console = Console(file=io.StringIO(), width=width or max(110, Console().width))
     console.print(_title(table), style="bold")
     if table.published.matrix:
         for title, (heading, *lines) in matrices(table):
@@ -98,7 +98,8 @@ def _draw(console: Console, title: str, heading: Sequence[str], lines: Lines) ->
     drawn = Table(title=title or None, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     for name in heading:
         numbers = name not in ("", "row", "runs", "metric", "verdict")
-        drawn.add_column(name, justify="right" if numbers else "left", no_wrap=name != "runs")
+        wraps = name == "runs"  # may be a sentence
+        drawn.add_column(name, justify="right" if numbers else "left", no_wrap=not wraps, min_width=10 if wraps else 1)
     for line in lines:
         drawn.add_row(*line)
     console.print(drawn)
