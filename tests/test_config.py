@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from attnmosaic.config import METRICS, conf_dir, config_hash, metrics_of, networks_of
+from attnmosaic.config import METRICS, conf_dir, config_hash, metrics_of, networks_of, register
 
 EXPERIMENT = """# @package _global_
 name: mine

@@ -125,6 +125,13 @@ def test_other_settings_are_another_row_without_a_verdict(write: Write, tmp_path
     assert "2 within 0.05" in table.summary
 
 
+def test_a_seed_counts_once(write: Write, tmp_path: Path) -> None:
+    write("table1/row1", 0, row1(0.96, 0.81)).rename(tmp_path / "runs" / "again")
+    write("table1/row1", 0, row1(0.96, 0.81))
+    (table,) = collect(tmp_path / "runs")
+    assert cells(table.rows[0])["test/accuracy"].values == (0.81,)
+
+
 def test_other_images_are_the_same_experiment(write: Write, tmp_path: Path) -> None:
     """Where they lie is told; they are not averaged with others."""
     (tmp_path / "copy").mkdir()

@@ -154,7 +154,9 @@ def _rows(name: str, runs: Sequence[Run], table: Published) -> list[Row]:
 
 def _row(name: str, runs: list[Run], shown: Sequence[str], published: dict[str, float]) -> Row:
     config = next((run.config for run in runs if run.config is not None), None)
-    results = [run.result["metrics"] for run in runs if run.result is not None]
+    # A seed that was run twice, in two folders, is one value all the same.
+    finished = {str(run.config["seed"]): run.result for run in runs if run.config and run.result}
+    results = [result["metrics"] for result in finished.values()]
     notes = []
     if config is not None and config.get("scale") == "smoke":
         notes.append(SMOKE)
