@@ -170,6 +170,13 @@ def test_absent_data_end_a_sweep_before_it_begins(cli: Cli, monkeypatch: pytest.
     assert not Path("outputs").exists()
 
 
+def test_an_absent_folder_does_so_too(cli: Cli) -> None:
+    code, _, err = cli("train", "reproduce=averages", "data=image_folder", "data.root=nowhere", "-m")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("error: data.root: 'nowhere' does not exist")
+    assert not Path("outputs").exists()
+
+
 def test_each_failed_job_is_told(cli: Cli) -> None:
     code, _, err = cli(
         "train", *TWO_ROWS, "seed.all=0", "lr.what=1e30,0.01", "hydra.sweep.subdir=${hydra.job.num}", "-m"

@@ -49,13 +49,12 @@ class SweepPlan(Callback):
             return
         sweep = Path(config.hydra.sweep.dir)
         with FileLock(sweep / ".sweep.lock"):
-            plan = read_plan(sweep)
-            known = self._plan["jobs"].keys() <= plan["jobs"].keys() and {*self._plan["commands"]} <= {
-                *plan["commands"]
+            before = read_plan(sweep)
+            plan = {
+                "commands": list(dict.fromkeys([*before["commands"], *self._plan["commands"]])),
+                "jobs": before["jobs"] | self._plan["jobs"],
             }
-            if not known:
-                plan["jobs"] |= self._plan["jobs"]
-                plan["commands"] = list(dict.fromkeys([*plan["commands"], *self._plan["commands"]]))
+            if plan != before:
                 write_atomically(sweep / SWEEP, json.dumps(plan, indent=1))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:

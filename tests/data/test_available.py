@@ -83,5 +83,6 @@ def test_no_answer_is_no_error() -> None:
 
 
 def test_other_data_are_not_looked_at() -> None:
-    check_available({"root": "nowhere"})
+    check_available({"root": "nowhere"})  # a data module of somebody's own
+    check_available({"root": "???", "foreground": []})  # told as a key without a value
     check_available({"train_set": {"_target_": "my.Set"}, "test_set": None})

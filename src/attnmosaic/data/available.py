@@ -7,6 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from omegaconf import MISSING
+
+from attnmosaic.data.folder_layout import check_folder
 from attnmosaic.errors import UserError
 
 SECONDS = 5
@@ -47,14 +50,16 @@ _SOURCES = {
 
 
 def check_available(data: dict[str, Any]) -> None:
-    """Checks that CIFAR-10 or MNIST lie where the config says, or that a server answers for them.
+    """Checks that images are where the config says; of CIFAR-10 and MNIST, or that a server answers for them.
 
     Args:
-        data: the resolved ``data`` section. Data sets other than those two are not looked at.
+        data: the resolved ``data`` section. Of named data sets, others than those two are not looked at.
 
     Raises:
-        UserError: neither, with what to do.
+        UserError: they are not, with what to do.
     """
+    if "foreground" in data and data.get("root", MISSING) != MISSING:
+        _check_folder(data["root"])
     for part in ("train_set", "test_set"):
         node = data.get(part)
         if not isinstance(node, dict) or node.get("_target_") not in _SOURCES:
@@ -77,6 +82,11 @@ def check_available(data: dict[str, Any]) -> None:
 
 def _all_there(root: Path, names: Sequence[str]) -> bool:
     return all((root / name).exists() for name in names)
+
+
+@cache
+def _check_folder(root: str) -> None:
+    check_folder(Path(root).expanduser())
 
 
 @cache
