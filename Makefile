@@ -11,7 +11,7 @@ ARGS ?=
 .PHONY: reproduce reproduce-table1 reproduce-table2 reproduce-averages reproduce-gradients reproduce-mnist
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 22
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 28
 
 demo: $(VENV)/installed ## train stage-wise on 2-D mosaics: under a minute once installed, no data needed
 	$(BIN)/python -m attnmosaic.train $(ARGS)
@@ -39,13 +39,14 @@ CIFAR ?=
 comma := ,
 cifar = $(if $(CIFAR),data=image_folder data.root=$(CIFAR))
 
-# $(1): the table; $(2): what its rows' names begin with; $(3): further overrides
+# $(1): the table; $(2): what its rows' names begin with; $(3): further overrides. The table is shown also if a job failed.
 define sweep
 	$(BIN)/python -m attnmosaic.train -m reproduce=$(1)$(if $(ROWS), \
 		experiment=$(1)/$(2)$(subst $(comma),$(comma)$(1)/$(2),$(ROWS)))$(if $(SEEDS), \
-		seed.all=$(SEEDS))$(if $(SCALE), scale=$(SCALE))$(if $(strip $(3) $(ARGS)), $(strip $(3) $(ARGS)))
-	$(BIN)/python -m attnmosaic.collect outputs/$(if $(filter smoke,$(SCALE)),smoke/)$(1) --plots
+		seed.all=$(SEEDS))$(if $(SCALE), scale=$(SCALE))$(if $(strip $(3) $(ARGS)), $(strip $(3) $(ARGS))); \
+	status=$$?; test ! -d $(folder)/$(1) || $(BIN)/python -m attnmosaic.collect $(folder)/$(1) --plots; exit $$status
 endef
+folder = outputs$(if $(filter smoke,$(SCALE)),/smoke)
 
 reproduce-table1: $(VENV)/installed ## Table 1 beside its published numbers; ROWS=1,3 SEEDS=0,1,2 SCALE=smoke CIFAR=DIR
 	$(call sweep,table1,row,$(cifar))
@@ -63,7 +64,8 @@ reproduce-mnist: $(VENV)/installed ## digit and sum, digit and product on MNIST;
 	$(call sweep,mnist,)
 
 reproduce: ## all of these; SEEDS, SCALE and CIFAR as above
-	$(foreach table,gradients mnist averages table1 table2,$(MAKE) reproduce-$(table) ROWS= &&) true
+	@status=0; for table in gradients mnist averages table1 table2; do \
+		$(MAKE) reproduce-$$table ROWS= || status=1; done; exit $$status
 
 tensorboard: $(VENV)/installed ## show every run under outputs/
 	$(BIN)/tensorboard --logdir outputs $(ARGS)

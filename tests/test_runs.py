@@ -1,5 +1,6 @@
 """What a folder tells of its run, and that no run is lost or taken for another."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -34,8 +35,8 @@ def test_a_finished_run_is_not_run_again(train: Train, tmp_path: Path) -> None:
     }
 
 
-class Stop(Exception):
-    pass
+class Stop(BaseException):
+    """As a kill does it: nothing is left to say why."""
 
 
 @pytest.mark.parametrize("epoch", [1, 3, 6])
@@ -156,13 +157,57 @@ def test_a_failed_run(cli: Cli, tmp_path: Path) -> None:
         assert not (tmp_path / "run" / ERROR).exists()
 
 
+def test_an_error_is_its_own_runs(cli: Cli, train: Train, tmp_path: Path) -> None:
+    """A start that is refused is not the failure of the run it was refused for; other commands write none."""
+    train(*SHORT)
+    assert cli("train", *SHORT, "lr.what=0.1", "hydra.run.dir=run")[0] == 2
+    assert not (tmp_path / "run" / ERROR).exists()
+    assert cli("predict", "ckpt_path=nowhere", "image=a.png", "number=1")[0] == 2
+    assert cli("evaluate", "ckpt_path=nowhere", "hydra.run.dir=evaluation")[0] == 2
+    assert not [*tmp_path.rglob(ERROR)]
+    assert cli("train", *SHORT, "lr.what=-1", "hydra.run.dir=slip")[0] == 2
+    assert "lr.what" in (tmp_path / "slip" / ERROR).read_text()
+    (tmp_path / ERROR).touch()
+    assert {run.folder.name for run in find_runs(tmp_path)} >= {"run", "slip"}
+
+
+def test_a_run_begun_with_other_settings_is_not_this_one(train: Train, tmp_path: Path) -> None:
+    first = ("seed.order=1", *SHORT[:-1], "schedule.epochs=4")
+    train(*first, run_dir="first")
+    begun = f"ckpt_path={tmp_path / 'first' / 'checkpoints' / 'last.ckpt'}"
+    train(*SHORT, begun, run_dir="second")
+    train(*SHORT, "seed.order=1", begun, run_dir="longer")
+    hashes = {name: json.loads((tmp_path / name / RESULT).read_text())["config_hash"] for name in ("second", "longer")}
+    train(*SHORT, run_dir="plain")
+    train(*SHORT, "seed.order=1", run_dir="same")
+    plain, same = (json.loads((tmp_path / name / RESULT).read_text()) for name in ("plain", "same"))
+    assert hashes["second"] != plain["config_hash"]
+    assert hashes["longer"] == same["config_hash"]
+    assert (tmp_path / "second" / "config.yaml").read_text().count("began_otherwise") == 1
+
+
+def test_a_run_that_ended_early_ends_there_again(train: Train, tmp_path: Path) -> None:
+    """Killed after `callbacks=stop_at_loss` had ended it, and before its result."""
+    train(*SHORT, run_dir="long")
+    first, second, *_ = csv.DictReader((tmp_path / "long" / "metrics.csv").open())
+    assert float(second["running/loss"]) < float(first["running/loss"])
+    threshold = float(second["running/loss"]) + 1e-9
+    early = (*SHORT, "callbacks=stop_at_loss", f"callbacks.stop.stopping_threshold={threshold}")
+    whole = train(*early)
+    assert Run(tmp_path / "run").epochs_done == 2
+    (tmp_path / "run" / RESULT).unlink()
+    assert train(*early) == whole
+    assert Run(tmp_path / "run").epochs_done == 2
+
+
 def test_states_of_damaged_folders(tmp_path: Path) -> None:
     assert Run(tmp_path / "nowhere").state == "missing"
     (tmp_path / "config.yaml").write_text("name: [")
     (tmp_path / "result.json").write_text('{"metrics": ')
-    assert Run(tmp_path).state == "missing"
+    assert Run(tmp_path).state == "stopped"
     (tmp_path / "config.yaml").write_text("name: a")
     assert Run(tmp_path).state == "stopped"
+    assert Run(tmp_path).config is None
     assert Run(tmp_path).epochs_done == 0
 
 

@@ -57,6 +57,7 @@ LIGHT = {
     ("model.where=null",): r"model\.where: has no value and needs one; type for example model=mlp",
     ("experiment=mnist_sum", "data.patches=4"): r"data\.patches: there is no such config key",
     ("optimized_metric=test/acuracy",): r"optimized_metric: .*did you mean optimized_metric=test/accuracy",
+    ("scale=smoke", "data.train_mosaics=abc"): r"data\.train_mosaics: got abc, needs a whole number",
     ("seed.all=-1",): r"seed\.all: got -1, needs",
     ("seed=1",): r"seed: is a section of keys; type seed\.all=1",
     ("lr.what=0.1,0.2",): r"lr\.what.*add -m to run one job for each value",

@@ -190,8 +190,10 @@ def test_make_prints_the_command(target: str) -> None:
     def made(*arguments: str) -> list[str]:
         make = ["make", "--dry-run", f"reproduce-{target}", *arguments]
         done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True)
-        lines = done.stdout.replace("\\\n", " ").splitlines()
-        return [" ".join(line.split()) for line in lines if "-m attnmosaic." in line]
+        (line,) = done.stdout.replace("\\\n", " ").splitlines()
+        trained, gathered = " ".join(line.split()).split("; status=$?; ")
+        assert gathered.endswith("; exit $status")  # the table is shown also if a job failed
+        return [trained, gathered.removesuffix("; exit $status")]
 
     sweep, gathered = made()
     assert sweep.endswith(f"python -m attnmosaic.train -m reproduce={target}")
@@ -204,11 +206,38 @@ def test_make_prints_the_command(target: str) -> None:
     assert gathered.endswith(f"outputs/smoke/{target} --plots")
 
 
+def test_make_lists_every_target() -> None:
+    shown = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    documented = set(re.findall(r"^([\w-]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.M))
+    assert set(re.findall(r"^  make ([\w-]+)  ", shown, flags=re.M)) == documented
+    assert {f"reproduce-{table}" for table in TABLES} < documented
+
+
 def test_make_reproduce_is_all_of_them() -> None:
     done = subprocess.run(
         ["make", "--dry-run", "reproduce", "SEEDS=0"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert set(re.findall(r"-m reproduce=(\w+)", done.stdout)) == set(TABLES)
+
+
+def test_pace_tells_what_it_does_not_know(tmp_path: Path) -> None:
+    """Of other jobs, too; and no sweep takes less than one of its jobs."""
+    from attnmosaic.callbacks.pace import Pace
+    from attnmosaic.training.schedule import Schedule, Stage
+
+    jobs = {
+        name: {"schedule": {"order": order, "k": 5, "epochs": 100}} for name, order in (("a", "joint"), ("b", "joint"))
+    }
+    (tmp_path / "sweep.json").write_text(json.dumps({"commands": [], "jobs": jobs}))
+    pace = Pace(tmp_path / "a")
+    pace.seconds[Stage.JOINT] = 60
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ATTNMOSAIC_JOBS_AT_ONCE", "8")
+        told = pace._told(Schedule("joint", 5, 100), 2)
+        assert told == "1 h 38 min left for this run, about 1 h 39 min for the sweep (2 jobs to finish)"
+        jobs["b"]["schedule"]["order"] = "what_then_where"
+        (tmp_path / "sweep.json").write_text(json.dumps({"commands": [], "jobs": jobs}))
+        assert "not counted: epochs in which what and where learns" in pace._told(Schedule("joint", 5, 100), 2)
 
 
 def test_pace(tmp_path: Path, train: Callable[..., dict[str, float]], caplog: pytest.LogCaptureFixture) -> None:

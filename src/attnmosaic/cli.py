@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from attnmosaic.config import conf_dir
 from attnmosaic.errors import RunError, UserError, nearest, not_among
-from attnmosaic.runs import ERROR
+from attnmosaic.runs import CONFIG, ERROR
 
 _TRACES = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
 """Whether the user wants stack traces; read before `run` sets the variable for Hydra."""
@@ -57,9 +57,8 @@ def guard(task: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     try:
         return task(config)
     except Exception as error:
-        line = told(error)
-        _write_down(line[0] if line is not None else traceback.format_exc())
-        if _TRACES or HydraConfig.get().mode == RunMode.MULTIRUN or line is None:
+        _write_down(describe(error))
+        if _TRACES or HydraConfig.get().mode == RunMode.MULTIRUN or told(error) is None:
             raise
         _fail(error)
 
@@ -76,13 +75,24 @@ def guard_sweep(task: Callable[[DictConfig], Any], config: DictConfig) -> None:
 
 
 def _write_down(message: str) -> None:
-    """Writes an error into the job's folder and log, and not also on the terminal, where it is told anyway."""
-    with contextlib.suppress(OSError):
-        Path(HydraConfig.get().runtime.output_dir, ERROR).write_text(message + "\n")
+    """Writes an error into the job's log, and not also on the terminal, where it is told anyway.
+
+    A run that never began has it in its folder, too; in a folder with a run the error is not that run's.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if HydraConfig.get().job.config_name == "train" and not (folder / CONFIG).exists():
+        with contextlib.suppress(OSError):
+            (folder / ERROR).write_text(message + "\n")
     record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, message, None, None)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(record)
+
+
+def describe(error: BaseException) -> str:
+    """Returns what to write down of an error: its line, or its trace if it needs one."""
+    line = told(error)
+    return line[0] if line is not None else "".join(traceback.format_exception(error)).rstrip()
 
 
 def told(error: BaseException) -> tuple[str, int] | None:

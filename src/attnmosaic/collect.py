@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.plots:
         from attnmosaic.tables.plots import draw_tables
 
-        for path in draw_tables(tables, find_runs(given.folder), given.folder):
+        for path in draw_tables(tables, given.folder):
             print(f"drawn: {path}", file=sys.stderr)
 
 

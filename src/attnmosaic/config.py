@@ -179,8 +179,9 @@ def scaled(config: DictConfig) -> DictConfig:
         cut.at_most = {}
         for section, counts in limits.items():
             for key, most in counts.items():
-                if key in cut[section]:
-                    cut[section][key] = most if cut[section][key] is None else min(most, cut[section][key])
+                given = cut[section].get(key, "absent")
+                if given is None or (isinstance(given, int) and given > most):  # what is no number, `check` will tell
+                    cut[section][key] = most
     return cut
 
 
@@ -214,10 +215,15 @@ def decisive(config: dict[str, Any]) -> dict[str, Any]:
 
 def _decides(callback: Any) -> bool:
     """Whether a callback is one of Lightning's that change how a run goes; others only write down or look on."""
-    return isinstance(callback, dict) and callback["_target_"].rpartition(".")[2] in _DECIDING
+    if not isinstance(callback, dict):
+        return False
+    return callback["_target_"].rpartition(".")[2] in _DECIDING or callback.get("duration") is not None  # a Timer's
 
 
-_DECIDING = ("EarlyStopping", "StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging")
+_DECIDING = (
+    "EarlyStopping", "StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging",
+    "GradientAccumulationScheduler",
+)  # fmt: skip
 
 
 def _without(node: Any, names: set[str]) -> Any:

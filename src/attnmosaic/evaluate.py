@@ -60,7 +60,8 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         module.load_state_dict(checkpoint["state_dict"])
         trainer.validate(module, datamodule=data, verbose=False)
         metrics = evaluation_of(module)
-    write_atomically(Path(config.run_dir) / "evaluation.json", json.dumps(metrics, indent=2))
+    stamp = {"scale": "smoke"} if module.scale == "smoke" else {}
+    write_atomically(Path(config.run_dir) / "evaluation.json", json.dumps({**metrics, **stamp}, indent=2))
     log.info("%s", final_table(metrics, module))
     log.info("written to %s", Path(config.run_dir) / "evaluation.json")
     return metrics

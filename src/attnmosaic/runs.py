@@ -36,12 +36,15 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any] | None:
-        """The resolved config; None before the run has begun."""
+        """The resolved config; None before the run has begun, or if it cannot be read."""
         try:
             loaded = yaml.load(self._read(CONFIG) or "", Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        except yaml.YAMLError:
+            decisive(loaded)
+            return (
+                loaded if isinstance(loaded["name"], str) and loaded["seed"] and loaded["schedule"]["epochs"] else None
+            )
+        except (yaml.YAMLError, KeyError, TypeError, AttributeError):  # not the whole of a config
             return None
-        return loaded if isinstance(loaded, dict) else None
 
     @cached_property
     def result(self) -> dict[str, Any] | None:
@@ -67,7 +70,7 @@ class Run:
         """``finished``, ``running``, ``failed``, ``stopped`` (begun and not at work) or ``missing``."""
         if self.result is not None:
             return "finished"
-        if self.config is None and self.error is None:
+        if not (self.folder / CONFIG).exists() and self.error is None:
             return "missing"
         if self._at_work():
             return "running"
@@ -120,11 +123,7 @@ def earlier_result(folder: Path, config: dict[str, Any]) -> dict[str, Any] | Non
         UserError: the folder holds a run with other settings.
     """
     run = Run(folder)
-    now = flat(decisive(config))
-    try:
-        before = {} if run.config is None else flat(decisive(run.config))
-    except (KeyError, TypeError, AttributeError):  # not the whole of a config
-        before = {}
+    before, now = {} if run.config is None else flat(decisive(run.config)), flat(decisive(config))
     if before == now:
         return run.result
     if run.result is None and not any((folder / "checkpoints").glob("*.ckpt")):
@@ -154,6 +153,7 @@ def find_runs(root: Path) -> list[Run]:
             folders |= {here / job: planned for job, planned in read_plan(here)["jobs"].items()}
         if CONFIG in files or RESULT in files or ERROR in files:
             folders.setdefault(here, None)
+        if CONFIG in files or RESULT in files:
             names.clear()  # runs do not lie in runs
         names[:] = [name for name in names if not name.startswith(".")]
     return [Run(folder, planned) for folder, planned in sorted(folders.items(), key=lambda item: item[0])]

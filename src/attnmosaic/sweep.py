@@ -38,10 +38,11 @@ class SweepPlan(Callback):
 
     def _look(self, config: DictConfig) -> None:
         command = " ".join(["python -m attnmosaic.train", *map(_quoted, sys.argv[1:])])
-        self._plan = {"commands": [command], "jobs": {}}
+        jobs = {}
         for folder, job in planned_jobs(config):
             check_available(job.pop("data"))
-            self._plan["jobs"][folder] = job
+            jobs[folder] = job
+        self._plan = {"commands": [command], "jobs": jobs}
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Writes the plan: only now is it known that there are to be jobs at all."""
@@ -68,7 +69,7 @@ class SweepPlan(Callback):
 
 
 def planned_jobs(config: DictConfig) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields each job's folder, relative to the sweep's, and its name, scale, data, seed and schedule.
+    """Yields each job's folder, relative to the sweep's, and its name, scale, data and schedule.
 
     Args:
         config: the sweep's config, with Hydra's own section.
@@ -84,7 +85,7 @@ def planned_jobs(config: DictConfig) -> Iterator[tuple[str, dict[str, Any]]]:
             job.hydra.job.num = number
         folder = str(job.hydra.sweep.subdir)
         scale = scaled(job)
-        sections = {key: OmegaConf.to_container(scale[key], resolve=True) for key in ("data", "seed", "schedule")}
+        sections = {key: OmegaConf.to_container(scale[key], resolve=True) for key in ("data", "schedule")}
         yield folder, {"name": job.name, "scale": job.scale, **sections}
 
 

@@ -8,9 +8,10 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.checks import check
-from attnmosaic.cli import guard, run
+from attnmosaic.cli import describe, guard, run
 from attnmosaic.config import PRECISIONS, conf_dir, register, resolve, scaled
-from attnmosaic.runs import CONFIG, claimed, earlier_result
+from attnmosaic.files import write_atomically
+from attnmosaic.runs import CONFIG, ERROR, claimed, earlier_result
 
 log = logging.getLogger(__name__)
 register()
@@ -42,7 +43,11 @@ def train(config: DictConfig) -> dict[str, float]:
         if (result := earlier_result(folder, settings)) is not None:
             log.info("finished before: %s", folder)
             return result["metrics"]
-        return _train(config)
+        try:
+            return _train(config)
+        except Exception as error:
+            (folder / ERROR).write_text(describe(error) + "\n")
+            raise
 
 
 def _train(config: DictConfig) -> dict[str, float]:
@@ -51,13 +56,15 @@ def _train(config: DictConfig) -> dict[str, float]:
     from attnmosaic.training.globals import job_globals
     from attnmosaic.training.make import check_targets, make
     from attnmosaic.training.outcome import final_table, finish_run
-    from attnmosaic.training.resume import check_resume, newest_checkpoint
+    from attnmosaic.training.resume import began_otherwise, check_resume, newest_checkpoint
     from attnmosaic.training.trainer import build_trainer
 
     check_targets(config)
     if config.ckpt_path is None:
         config.ckpt_path = newest_checkpoint(config)
-    OmegaConf.save(config, Path(config.run_dir) / CONFIG)
+    elif departed := began_otherwise(config):
+        config.began_otherwise = departed
+    write_atomically(Path(config.run_dir) / CONFIG, OmegaConf.to_yaml(config))
     with job_globals(config.seed.init, config.compute.threads, config.compute.matmul_precision):
         trainer = build_trainer(config, PRECISIONS[config.precision])
         data = make("data", config.data)

@@ -34,6 +34,12 @@ def test_absent(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.usefixtures("offline")
+def test_the_remedy_suits_the_experiment(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"or use other images with data=digits_and_number$"):
+        check_available(section("MNIST", tmp_path) | {"operation": "sum"})
+
+
+@pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("download", [True, False])
 def test_unpacked(tmp_path: Path, download: bool) -> None:
     (tmp_path / "cifar-10-batches-py").mkdir()

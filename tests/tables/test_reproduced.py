@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,12 +140,71 @@ def test_other_images_are_the_same_experiment(write: Write, tmp_path: Path) -> N
         (tmp_path / "copy" / name).mkdir()
         (tmp_path / "copy" / name / "1.png").touch()
     write("table1/row1", 0, row1(0.96, 0.81))
-    write("table1/row1", 1, row1(0.90, 0.75), "data=image_folder", f"data.root={tmp_path / 'copy'}")
+    copy = ("data=image_folder", f"data.root={tmp_path / 'copy'}")
+    write("table1/row1", 1, row1(0.90, 0.75), *copy)
     (table,) = collect(tmp_path / "runs")
+    assert table.summary == "16 published cells: 2 within 0.05, 14 without a finished run"
     rows = [row for row in table.rows if row.name == "table1/row1"]
     assert {row.data for row in rows} == {"CIFAR10", f"images in {tmp_path / 'copy'}"}
     assert all(row.notes == () for row in rows)
     assert all(len(cells(row)["test/accuracy"].values) == 1 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("row", "overrides", "note"),
+    [
+        ("table1/row1", ("+trainer.limit_train_batches=0.1",), "trainer.limit_train_batches=0.1, not None"),
+        ("table1/row1", ("trainer.max_epochs=3",), "trainer.max_epochs=3, not 180"),
+        ("table1/row1", ("callbacks=stop_at_loss",), "callbacks.stop._target_="),
+        ("table1/row1", ("+callbacks.timer.duration=00:00:00:10",), "callbacks.timer._target_="),
+        ("table1/row1", ("+began_otherwise={schedule.k: 3}",), "began_otherwise."),
+        ("averages/dataset5", ("data.weights=null",), "data.weights"),
+        ("averages/dataset5", ("data.weights.foreground=4/9",), "data.weights.foreground=4/9, not 5/9"),
+        ("table1/row1", ("+data.image_size=8",), "data.image_size=8, not None"),
+        ("table1/row1", ("+data.color=false",), "data.color=False, not None"),
+        ("table1/row1", ("+data.image_size=null", "+data.color=true", "+data.held_out_share=0.3"), None),
+        ("table1/row1", ("trainer.accelerator=cpu", "compute.threads=1", "data.steps_per_block=1"), None),
+    ],
+)
+def test_whatever_decides_numbers_is_noted(
+    write: Write, tmp_path: Path, row: str, overrides: tuple[str, ...], note: str | None
+) -> None:
+    metrics = row1(0.96, 0.81) | {f"dataset_{i}/accuracy": 0.5 for i in range(1, 11)}
+    write(row, 0, metrics, *overrides)
+    (table,) = collect(tmp_path / "runs")
+    (found,) = (candidate for candidate in table.rows if candidate.name == row)
+    assert bool(found.notes) == (note is not None)
+    assert note is None or found.notes[0].startswith(note)
+
+
+def test_runs_that_wait_belong_to_their_scale(write: Write, tmp_path: Path) -> None:
+    write("table1/row1", 0, row1(0.3, 0.3), "scale=smoke")
+    plan = {name: {"name": "table1/row1", "scale": scale} for name, scale in (("a", "full"), ("b", "smoke"))}
+    (tmp_path / "runs" / "sweep.json").write_text(json.dumps({"commands": [], "jobs": plan}))
+    (table,) = collect(tmp_path / "runs")
+    rows = [row for row in table.rows if row.name == "table1/row1"]
+    assert {(row.smoke, row.state) for row in rows} == {(True, "1 finished, 1 missing"), (False, "1 missing")}
+    assert table.title.startswith("SMOKE RUNS")
+    write("table1/row1", 0, row1(0.96, 0.81))
+    (table,) = collect(tmp_path / "runs")
+    assert table.title.startswith("Table 1")  # there are results, too
+    assert "1 (SMOKE)" in [table.label(row) for row in table.rows]
+
+
+def test_one_odd_folder_spoils_no_table(write: Write, tmp_path: Path) -> None:
+    write("table1/row1", 0, row1(0.96, 0.81))
+    for name, file, text in (
+        ("torn", "config.yaml", "foo: 1"), ("empty", "error.txt", ""), ("odd", "error.txt", "in [/tmp/x]: type [a,b]"),
+    ):  # fmt: skip
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / file).write_text(text)
+    write("gaussian", 0, row1(0.9, 0.9), "name='k=5'")
+    first, other = collect(tmp_path / "runs")
+    assert first.published.key == "table1"
+    assert {row.name: row.state for row in other.rows} == {
+        "torn": "1 stopped", "empty": "1 failed", "odd": "1 failed (in [/tmp/x]: type [a,b])", "k=5": "1 finished",
+    }  # fmt: skip
+    assert "in [/tmp/x]: type [a,b]" in " ".join(terminal(other, width=200).split())
 
 
 def test_smoke_and_failed_runs_are_shown_as_such(write: Write, tmp_path: Path) -> None:
@@ -240,12 +300,19 @@ def test_plots(averages: Reproduced, tmp_path: Path) -> None:
     assert values[0][0].tolist() == [0.5, 0.9]
     assert values[1][0] == pytest.approx([0.53, 0.85])
     assert values[2][0] == pytest.approx([0.03, -0.05])
+    other = replace(averages, rows=(replace(averages.rows[0], notes=("lr.what=1, not 0.01",)),))
+    differences = [axes for axes in draw_matrix(other).axes if axes.images][2]
+    assert np.ma.getmaskarray(differences.images[0].get_array()).all() or not differences.texts
+    assert differences.get_yticklabels()[0].get_text() == "1 (other settings)"
+    assert "| 1 (other settings) |  |  |" in markdown(other)
+    assert r"lr.what=1, not 0.01" in latex(other)
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "config.yaml").write_text("name: averages/dataset1")
     (folder / "metrics.csv").write_text("epoch,running/loss\n1,0.9\n2,0.5\n")
-    (line,) = draw_losses(averages, [Run(folder)]).axes[0].lines
+    trained = replace(averages, rows=(replace(averages.rows[0], runs=(Run(folder),)), averages.rows[1]))
+    (line,) = draw_losses(trained).axes[0].lines
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2], [0.9, 0.5])
-    paths = draw_tables([averages], [Run(folder)], tmp_path)
+    paths = draw_tables([trained], tmp_path)
     assert [path.name for path in paths] == ["averages_heat_map.png", "averages_training_loss.png"]
     assert all(path.stat().st_size > 10_000 for path in paths)

@@ -20,13 +20,14 @@ def _matrices(metrics: TwoOutputMetrics) -> dict[str, tuple[np.ndarray, tuple[in
     return {name: (counts[name].cpu().numpy(), values[name]) for name in counts}
 
 
-def write_confusion(folder: Path, split: str, metrics: TwoOutputMetrics) -> None:
+def write_confusion(folder: Path, split: str, metrics: TwoOutputMetrics, scale: str = "full") -> None:
     """Writes ``confusion_<output>_<split>.csv``: raw counts, a row for each true value, a column for each predicted."""
     for name, (counts, values) in _matrices(metrics).items():
         with (folder / f"confusion_{name}_{split}.csv").open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow([f"true {name}", *values])
-            writer.writerows([value, *row] for value, row in zip(values, counts.tolist(), strict=True))
+            stamp = [scale] if scale == "smoke" else []
+            writer.writerow([f"true {name}", *values, *(["scale"] if stamp else [])])
+            writer.writerows([value, *row, *stamp] for value, row in zip(values, counts.tolist(), strict=True))
 
 
 def draw_confusion(metrics: TwoOutputMetrics) -> "Figure":

@@ -31,21 +31,26 @@ class AlphaGradients(pl.Callback):
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder) / "gradients.csv"
         self.rows: list[dict[str, Any]] = []
+        self.columns: tuple[str, ...] = COLUMNS
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, StagewiseModule)
+        self.columns = (*COLUMNS, "scale") if pl_module.scale == "smoke" else COLUMNS
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the rows column by column."""
-        return {key: [row[key] for row in self.rows] for key in COLUMNS}
+        return {key: [row[key] for row in self.rows] for key in self.columns}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        values = zip(*(state_dict[key] for key in COLUMNS), strict=True)
-        self.rows = [dict(zip(COLUMNS, row, strict=True)) for row in values]
+        values = zip(*state_dict.values(), strict=True)
+        self.rows = [dict(zip(state_dict, row, strict=True)) for row in values]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, StagewiseModule)
         if trainer.is_global_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS)
+                writer = csv.DictWriter(file, self.columns)
                 writer.writeheader()
                 writer.writerows(self.rows)
         if not self.rows:
@@ -60,11 +65,13 @@ class AlphaGradients(pl.Callback):
         with trainer.precision_plugin.val_step_context():
             foreground, background = mean_alpha_gradients(module).tolist()
         stage = module.schedule.stage(epochs - 1).name.lower() if epochs else ""
-        row = dict(zip(COLUMNS, (epochs, stage, foreground, background), strict=True))
+        row: dict[str, Any] = dict(zip(COLUMNS, (epochs, stage, foreground, background), strict=True))
+        if module.scale == "smoke":
+            row["scale"] = "smoke"
         self.rows.append(row)
         if trainer.is_global_zero:
             with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, COLUMNS).writerow(row)
+                csv.DictWriter(file, self.columns).writerow(row)
         for logger in trainer.loggers:
             logger.log_metrics({f"gradient/{side}": row[side] for side in COLUMNS[2:]}, step=epochs)
 

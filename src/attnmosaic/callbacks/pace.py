@@ -54,9 +54,10 @@ class Pace(pl.Callback):
         text = f"{_words(seconds)} left for this run"
         others = self._others()
         if others:
-            more, _ = self._estimate(others)
-            at_once = int(os.environ.get(AT_ONCE, "1"))
-            seconds = (seconds + more) / at_once
+            more, also = self._estimate(others)
+            unknown = sorted({*unknown, *also})
+            at_once = min(int(os.environ.get(AT_ONCE, "1")), len(others) + 1)
+            seconds = max(seconds, (seconds + more) / at_once)
             text += f", about {_words(seconds)} for the sweep ({len(others) + 1} jobs to finish)"
         if unknown:
             kinds = " and ".join("+".join(stage.learners) for stage in unknown)

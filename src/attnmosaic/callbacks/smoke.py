@@ -1,6 +1,5 @@
-"""Marks what a smoke run wrote, so that it can never be taken for a result."""
+"""Marks what a smoke run drew, so that it can never be taken for a result; its tables say so themselves."""
 
-import csv
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -9,12 +8,11 @@ from pytorch_lightning.trainer.states import TrainerFn
 from attnmosaic.training.base import RunModule
 
 TEXT = "SMOKE RUN: no result"
+PICTURES = ("focus_vs_pred", "mosaics", "confusion", "gradients", "loss", "regions")
 
 
 class StampSmoke(pl.Callback):
-    """After the last pass of a smoke run, adds a column to each of its tables and a banner to each of its pictures.
-
-    Must come after the callbacks that write them. Other runs it leaves alone.
+    """After the last pass of a smoke run, puts a banner over each of its pictures. Other runs it leaves alone.
 
     Args:
         folder: the run's folder.
@@ -26,18 +24,9 @@ class StampSmoke(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, RunModule)
         if pl_module.scale == "smoke" and trainer.state.fn != TrainerFn.FITTING and trainer.is_global_zero:
-            for table in self.folder.glob("*.csv"):
-                stamp_table(table)
-            for picture in self.folder.glob("*.png"):
-                stamp_picture(picture)
-
-
-def stamp_table(path: Path) -> None:
-    """Adds the column ``scale`` to a CSV file, smoke in every row."""
-    with path.open(newline="") as file:
-        heading, *rows = csv.reader(file)
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([[*heading, "scale"], *([*row, "smoke"] for row in rows)])
+            for name in PICTURES:
+                if (picture := self.folder / f"{name}.png").exists():
+                    stamp_picture(picture)
 
 
 def stamp_picture(path: Path) -> None:

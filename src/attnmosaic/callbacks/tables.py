@@ -57,6 +57,8 @@ class RunTables(pl.Callback):
             self.columns |= {f"focus_vs_pred_{s}": list(FOCUS_COLUMNS) for s in SPLITS}
         else:
             self.columns = {"metrics": ["epoch", *measured]}
+        if pl_module.scale == "smoke":
+            self.columns = {name: [*columns, "scale"] for name, columns in self.columns.items()}
         self.rows = {name: [] for name in self.columns}
 
     def state_dict(self) -> dict[str, Any]:
@@ -92,7 +94,7 @@ class RunTables(pl.Callback):
                 self._rewrite("metrics")
                 if isinstance(pl_module, TwoOutputModule):
                     for split in SPLITS:
-                        write_confusion(self.folder, split, pl_module.evaluation(split))
+                        write_confusion(self.folder, split, pl_module.evaluation(split), pl_module.scale)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, RunModule)
@@ -104,6 +106,8 @@ class RunTables(pl.Callback):
             self._add(trainer, f"focus_vs_pred_{split}", row)
 
     def _add(self, trainer: pl.Trainer, name: str, row: Row) -> None:
+        if "scale" in self.columns[name]:
+            row = {**row, "scale": "smoke"}
         self.rows[name].append(row)
         if trainer.is_global_zero:
             with self._path(name).open("a", newline="") as file:

@@ -73,10 +73,11 @@ def check_available(data: dict[str, Any]) -> None:
         if downloads and any(map(_answers, source.servers)):
             continue
         why = "no server that has it answers" if downloads else f"data.{part}.download is false"
+        other = "digits_and_number" if "operation" in data else "image_folder data.root=DIR"
         raise UserError(
             f"data: {name} is not in '{root}' and cannot be downloaded ({why}); put {' and '.join(source.archives)} "
-            f"into '{root}', or name the folder that has them with paths.data=DIR, or use images of your own with "
-            "data=image_folder data.root=DIR"
+            f"into '{root}', or name the folder that has them with paths.data=DIR, or use other images with "
+            f"data={other}"
         )
 
 

@@ -26,7 +26,7 @@ from attnmosaic.cli import told
 from attnmosaic.errors import RunError, UserError
 from attnmosaic.parallel.plan import environment
 from attnmosaic.parallel.server import CONTEXT
-from attnmosaic.runs import AT_ONCE
+from attnmosaic.runs import AT_ONCE, ERROR
 
 
 class JobError(Exception):
@@ -90,6 +90,7 @@ class Jobs:
         for file in log_files:
             with contextlib.suppress(OSError), Path(file).open("a") as log:
                 log.write(f"{message}\n")
+                Path(file).with_name(ERROR).write_text(f"{message}\n")
         return _failed(overrides, RunError(message))
 
     def _start(self, process: BaseProcess) -> None:

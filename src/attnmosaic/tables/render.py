@@ -41,9 +41,9 @@ def matrices(table: Reproduced) -> list[tuple[str, Lines]]:
         lines = [heading]
         for row in table.rows:
             cells = {cell.metric: cell for cell in row.cells}
-            smoke = " SMOKE" if row.smoke else ""
-            label = f"{table.published.label(row.name)}{smoke}"
-            lines.append([label, *(_number(value(row, cells[m]), form) if m in cells else "" for m in shown)])
+            lines.append(
+                [table.label(row), *(_number(value(row, cells[m]), form) if m in cells else "" for m in shown)]
+            )
         return lines
 
     rows = table.published.rows
@@ -56,10 +56,6 @@ def matrices(table: Reproduced) -> list[tuple[str, Lines]]:
     if any(cell.std is not None for row in table.rows for cell in row.cells):
         blocks.append(("standard deviation over seeds", block(lambda _, cell: cell.std, ".3f")))
     return blocks
-
-
-def _title(table: Reproduced) -> str:
-    return f"{'SMOKE RUNS, NO RESULT. ' if any(row.smoke for row in table.rows) else ''}{table.published.title}"
 
 
 def _data(table: Reproduced) -> str:
@@ -78,19 +74,29 @@ def _short(table: Reproduced) -> Lines:
     return lines
 
 
+def _told(table: Reproduced) -> list[str]:
+    """Returns what is told of rows beside their numbers: other settings, and in a matrix what became of the runs."""
+    told = []
+    for row in table.rows:
+        notes = [note for note in row.notes if not row.smoke]
+        if table.published.matrix or notes:
+            state = [row.state] if table.published.matrix else []
+            told.append(f"{table.label(row)}: {'; '.join([*state, *notes])}")
+    return told
+
+
 def terminal(table: Reproduced, width: int | None = None) -> str:
     """Draws a table for a terminal."""
-    console = Console(file=io.StringIO(), width=width or max(110, Console().width))
-    console.print(_title(table), style="bold")
+    # What runs are called, and failed with, is no markup.
+    width = width or max(110, Console().width)
+    console = Console(file=io.StringIO(), width=width, markup=False, emoji=False, highlight=False)
+    console.print(table.title, style="bold")
     if table.published.matrix:
         for title, (heading, *lines) in matrices(table):
             _draw(console, title, heading, lines)
-        states = sorted({f"{row.name}: {row.state}" for row in table.rows})
-        console.print("\n".join(states))
     else:
         _draw(console, "", HEADINGS, _short(table))
-    notes = sorted({f"{row.name}: {note}" for row in table.rows for note in row.notes if not row.smoke})
-    console.print("\n".join([*notes, f"{_data(table)}{table.summary}. Source: {table.published.source}"]))
+    console.print("\n".join([*_told(table), f"{_data(table)}{table.summary}. Source: {table.published.source}"]))
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -113,13 +119,14 @@ def markdown(table: Reproduced) -> str:
         head, *rest = (f"| {' | '.join(line)} |" for line in cells)
         return "\n".join([head, f"|{' --- |' * len(heading)}", *rest])
 
-    parts = [f"**{_title(table)}**"]
+    parts = [f"**{table.title}**"]
     if table.published.matrix:
         for title, (heading, *lines) in matrices(table):
             parts += [f"{title}:", block(heading, lines)]
-        parts.append("\n".join(f"- {row.name}: {'; '.join([row.state, *row.notes])}" for row in table.rows))
     else:
         parts.append(block(HEADINGS, _short(table)))
+    if told := _told(table):
+        parts.append("\n".join(f"- {line}" for line in told))
     parts.append(f"{_data(table)}{table.summary}. Source: {table.published.source}")
     return "\n\n".join(parts) + "\n"
 
@@ -155,8 +162,8 @@ def latex(table: Reproduced) -> str:
         blocks = [f"{_escape(title)}\n\n{block(heading, lines)}" for title, (heading, *lines) in matrices(table)]
     else:
         blocks = [block(HEADINGS, _short(table))]
-    caption = _escape(f"{_title(table)}. {_data(table)}{table.summary}.")
-    body = "\n\n".join(blocks)
+    caption = _escape(f"{table.title}. {_data(table)}{table.summary}.")
+    body = "\n\n".join([*blocks, *(_escape(line) for line in _told(table))])
     return "\n".join([r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", body, r"\end{table}"]) + "\n"
 
 

@@ -7,8 +7,9 @@ from functools import cache
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.errors import MissingConfigException
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from attnmosaic.config import conf_dir, decisive, register
 from attnmosaic.runs import Run, flat
@@ -68,6 +69,7 @@ class Row:
         state: what has become of the runs, in words.
         data: what the mosaics were made of, in words.
         notes: what keeps it from being the published row: other settings, or a smoke run.
+        runs: its runs, in whatever state.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Row:
     state: str
     data: str = ""
     notes: tuple[str, ...] = ()
+    runs: tuple[Run, ...] = ()
 
     def difference(self, cell: Cell) -> float | None:
         """Returns a cell's difference from what was published, None where the two are not to be compared."""
@@ -84,9 +87,14 @@ class Row:
     def smoke(self) -> bool:
         return SMOKE in self.notes
 
+    @property
+    def kind(self) -> str:
+        """What its numbers are if they are not the published row's: ``smoke`` or ``other settings``, else empty."""
+        return "smoke" if self.smoke else "other settings" if self.notes else ""
+
     def verdict(self, cell: Cell) -> str:
         """Returns a cell's verdict, or why it has none."""
-        return "smoke" if self.smoke else "other settings" if self.notes and cell.values else cell.verdict
+        return (self.kind or cell.verdict) if cell.values else ""
 
 
 @dataclass(frozen=True)
@@ -97,15 +105,30 @@ class Reproduced:
     rows: tuple[Row, ...]
 
     @property
+    def title(self) -> str:
+        """The published title; that it is all smoke, if it is."""
+        measured = [row for row in self.rows if any(cell.values for cell in row.cells)]
+        smoke = bool(measured) and all(row.smoke for row in measured)
+        return f"{'SMOKE RUNS, NO RESULT. ' if smoke else ''}{self.published.title}"
+
+    def label(self, row: Row) -> str:
+        """Returns a row's short name, and what it is if it is not the published row."""
+        short = self.published.label(row.name)
+        return f"{short} ({row.kind.replace('smoke', 'SMOKE')})" if row.kind else short
+
+    @property
     def summary(self) -> str:
-        """How many published cells came how near."""
-        cells = [cell for row in self.rows for cell in row.cells if cell.published is not None and not row.notes]
-        rows = {row.name for row in self.rows if not row.notes}
-        absent = [values for name, values in self.published.rows.items() if name not in rows]
-        counts = {word: sum(cell.verdict == word for cell in cells) for word in _VERDICTS}
-        counts["without a finished run"] = sum(not cell.values for cell in cells) + sum(map(len, absent))
+        """How many published cells came how near; of a row in several copies of the data, the first counts."""
+        verdicts: dict[tuple[str, str], str] = {}
+        for row in self.rows:
+            for cell in row.cells:
+                if not row.notes and cell.verdict:
+                    verdicts.setdefault((row.name, cell.metric), cell.verdict)
+        counts = {word: sum(verdict == word for verdict in verdicts.values()) for word in _VERDICTS}
+        total = sum(map(len, self.published.rows.values()))
+        counts["without a finished run"] = total - len(verdicts)
         told = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
-        return f"{sum(counts.values())} published cells: {told}" if told else "no published cells"
+        return f"{total} published cells: {told}" if total else "no published cells"
 
 
 _VERDICTS = ("within the seeds' range", f"within {NEAR}", "outside")
@@ -144,12 +167,16 @@ def _rows(name: str, runs: Sequence[Run], table: Published) -> list[Row]:
     for run in runs:
         if run.config is not None:
             groups.setdefault(str(_settings(run.config)), []).append(run)
-    waiting = [run for run in runs if run.config is None]
-    if len(groups) == 1:  # those that have not begun are of the same settings, as far as anybody knows
-        next(iter(groups.values())).extend(waiting)
-    elif waiting or not groups:
-        groups[""] = waiting
-    return [_row(name, group, table.shown, published) for group in groups.values()]
+    rows = {key: _row(name, group, table.shown, published) for key, group in groups.items()}
+    # Those that have not begun are told apart by their scale alone, as far as anybody knows.
+    for smoke in (False, True):
+        waiting = [run for run in runs if run.config is None and ((run.planned or {}).get("scale") == "smoke") == smoke]
+        like = [key for key, row in rows.items() if row.smoke == smoke]
+        if waiting and len(like) == 1:
+            rows[like[0]] = _row(name, [*groups[like[0]], *waiting], table.shown, published)
+        elif waiting:
+            rows[f"waiting {smoke}"] = _row(name, waiting, table.shown, published)
+    return list(rows.values()) or [_row(name, [], table.shown, published)]
 
 
 def _row(name: str, runs: list[Run], shown: Sequence[str], published: dict[str, float]) -> Row:
@@ -158,7 +185,8 @@ def _row(name: str, runs: list[Run], shown: Sequence[str], published: dict[str, 
     finished = {str(run.config["seed"]): run.result for run in runs if run.config and run.result}
     results = [result["metrics"] for result in finished.values()]
     notes = []
-    if config is not None and config.get("scale") == "smoke":
+    planned = next((run.planned for run in runs if run.planned is not None), None)
+    if (config or planned or {}).get("scale") == "smoke":
         notes.append(SMOKE)
     elif config is not None:
         notes += _departures(name, config)
@@ -168,7 +196,7 @@ def _row(name: str, runs: list[Run], shown: Sequence[str], published: dict[str, 
         if metric in published or not results or any(metric in result for result in results)
     ]
     data = _data(config["data"]) if config is not None else ""
-    return Row(name, tuple(cells), _state(runs), data, tuple(notes))
+    return Row(name, tuple(cells), _state(runs), data, tuple(notes), tuple(runs))
 
 
 def _state(runs: Sequence[Run]) -> str:
@@ -182,29 +210,25 @@ def _state(runs: Sequence[Run]) -> str:
         detail = ""
         if state in ("running", "stopped"):
             epochs = [f"{run.epochs_done} of {run.config['schedule']['epochs']}" for run in having if run.config]
-            detail = f" after epoch {', '.join(epochs)}"
+            detail = f" after epoch {', '.join(epochs)}" if epochs else ""
         if state == "failed":
-            detail = f" ({(having[0].error or '').strip().splitlines()[-1][:120]})"
+            lines = (having[0].error or "").strip().splitlines()
+            detail = f" ({lines[-1][:120]})" if lines else ""
         told.append(f"{len(having)} {state}{detail}")
     return ", ".join(told)
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
     """Returns what makes a run comparable with another: all that decides its numbers, but seeds and machine."""
-    beside = (
-        "seed.",
-        "compute.",
-        "trainer.",
-        "data.seed",
-        "data.order_seed",
-        "data.steps_per_block",
-        "data.eval_batch",
-    )
     kept = {"scale": "full"} | flat(decisive(config))  # what a run is that does not say
-    return {key: value for key, value in kept.items() if not key.startswith(beside)}
+    return {key: value for key, value in kept.items() if not key.startswith(_BESIDE)}
 
 
-_SOURCE = ("data._target_", "data.classes", "data.train_set.", "data.test_set.")
+_BESIDE = (
+    "seed.", "compute.", "data.seed", "data.order_seed", "data.steps_per_block", "data.eval_batch_size",
+    "trainer.accelerator", "trainer.devices", "trainer.check_val_every_n_epoch", "trainer.enable_",
+    "trainer.num_sanity_val_steps", "trainer.use_distributed_sampler",
+)  # fmt: skip
 
 
 def _departures(name: str, config: dict[str, Any]) -> list[str]:
@@ -217,9 +241,19 @@ def _departures(name: str, config: dict[str, Any]) -> list[str]:
     return [
         f"{key}={given.get(key)}, not {own.get(key)}"
         for key in keys
-        # One data set has settings that another does not know.
-        if own.get(key) != given.get(key) and (not key.startswith("data.") or (key in own and key in given))
+        if own.get(key) != given.get(key) and not _is_default(key, given)
     ]
+
+
+_SOURCE = (
+    "data._target_", "data.classes", "data.train_set.", "data.test_set.", "data.root", "data.held_out_share",
+)  # fmt: skip
+
+
+def _is_default(key: str, given: dict[str, Any]) -> bool:
+    """Whether a setting that only some data sets have is as if it were not there."""
+    defaults: dict[str, Any] = {"data.image_size": None, "data.color": True, "data.views": {}}
+    return key in defaults and given.get(key, defaults[key]) == defaults[key]
 
 
 @cache
@@ -228,7 +262,7 @@ def _experiment(name: str) -> dict[str, Any] | None:
     try:
         with initialize_config_dir(conf_dir(), version_base="1.3"):
             config = compose("train", [f"experiment={name}", "run_dir=RUN_DIR"])
-    except MissingConfigException:
+    except (HydraException, OmegaConfBaseException):  # no experiment of ours
         return None
     plain: Any = OmegaConf.to_container(config, resolve=True)
     return _settings(plain)

@@ -88,6 +88,7 @@ def _hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
     data, schedule = config["data"], config["schedule"]
     return {
         "experiment": config["name"],
+        "scale": config["scale"],
         "data": data["_target_"].rsplit(".", 1)[-1],
         **{f"lr.{name}": config["lr"][name] for name in networks_of(config)},
         **{f"schedule.{key}": value for key, value in schedule.items()},

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from attnmosaic.config import config_hash, networks_of, other_networks
+from attnmosaic.config import config_hash, decisive, networks_of, other_networks
 from attnmosaic.errors import UserError
 from attnmosaic.runs import flat
 from attnmosaic.training.base import RunModule
@@ -47,9 +47,23 @@ def newest_checkpoint(config: DictConfig) -> str | None:
             continue
         done = checkpoint["epoch"] + 1
         same = config_hash(checkpoint["hyper_parameters"]["config"]) == config_hash(settings)
-        if same and done < config.schedule.epochs:
+        states = checkpoint["callbacks"].items()
+        ended = any(name.startswith("EarlyStopping") and state["stopped_epoch"] for name, state in states)
+        if same and done < config.schedule.epochs and not ended:
             begun[done] = path
     return str(begun[max(begun)]) if begun else None
+
+
+def began_otherwise(config: DictConfig) -> dict[str, Any]:
+    """Returns the settings of ``config.ckpt_path``'s run that are not this one's and decide numbers.
+
+    Kept in the config: such a run is not what its other settings say. How long a run goes on does not count.
+    """
+    before = flat(decisive(read_checkpoint(config.ckpt_path)["hyper_parameters"]["config"]))
+    settings: Any = OmegaConf.to_container(config, resolve=True)
+    now = flat(decisive(settings))
+    keys = (before.keys() | now.keys()) - {"schedule.epochs", "trainer.max_epochs"}
+    return {key: before.get(key) for key in sorted(keys) if before.get(key) != now.get(key)}
 
 
 def check_resume(config: DictConfig, module: RunModule) -> None:
