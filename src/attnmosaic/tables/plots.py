@@ -1,6 +1,7 @@
 """What a table shows at a glance: heat maps of a matrix, training losses of its rows. Read from the disk alone."""
 
 import csv
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +82,7 @@ def draw_losses(table: Reproduced) -> "Figure":
                 label=label,
             )
             label = None  # one entry of the legend a row
-    axes.set(xlabel="epoch", ylabel="mean training loss", yscale="log", title=table.title)
+    axes.set(xlabel="epoch", ylabel="mean training loss", yscale="log", title=textwrap.fill(table.title, 64))
     axes.legend(title="trained on", ncols=2, fontsize=8)
     axes.grid(alpha=0.3)
     return figure
