@@ -1,5 +1,6 @@
 """Trains a where/what pair, or a network with two outputs: ``python -m attnmosaic.train experiment=stagewise``."""
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ def train(config: DictConfig) -> dict[str, float]:
         try:
             return _train(config)
         except Exception as error:
-            (folder / ERROR).write_text(describe(error) + "\n")
+            with contextlib.suppress(OSError):  # what went wrong may be the disk
+                (folder / ERROR).write_text(describe(error) + "\n")
             raise
 
 
