@@ -191,7 +191,8 @@ class StagewiseModule(RunModule):
         for split in self.evaluations:
             self.evaluation(split).reset()
 
-    def validation_step(self, rows: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, rows: Tensor, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Measures mosaics; returns their ``logits`` and ``alpha`` for callbacks."""
         split = list(self.evaluations)[dataloader_idx]
         data = self.mosaics[split]
         # Piece by piece, so that aggregates stay in a CPU's caches until What has seen them.
@@ -201,6 +202,7 @@ class StagewiseModule(RunModule):
         label = data.label[rows]
         loss = self.objective(logits, alpha, label)
         self.evaluation(split).update(loss, logits, alpha, label, data.foreground[rows])
+        return {"logits": logits, "alpha": alpha}
 
     def on_validation_epoch_end(self) -> None:
         for split in self.evaluations:
