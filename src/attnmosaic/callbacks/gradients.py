@@ -12,30 +12,33 @@ from torch import Tensor
 from attnmosaic.metrics.gradients import alpha_gradients, foreground_and_background
 from attnmosaic.training.module import StagewiseModule
 
-COLUMNS = ("epoch", "stage", "foreground", "background")
+COLUMNS = ("epoch", "stage", "mosaics", "foreground", "background")
+SIDES = COLUMNS[3:]
 
 
 class AlphaGradients(pl.Callback):
     """Measures the loss's gradient with respect to the attention weights before training and after every epoch.
 
-    Each time it is a full pass over the training mosaics with the weights as they are then, both networks in eval
-    mode; see `mean_alpha_gradients`. It goes to ``gradients.csv`` as a row (epochs done, the stage that ended, empty
-    before the first epoch; ``foreground``, ``background``) and to every logger as ``gradient/foreground`` and
+    It is measured with the weights as they are then, both networks in eval mode; see `mean_alpha_gradients`. It goes
+    to ``gradients.csv`` as a row (epochs done; the stage that ended, empty before the first epoch; over how many
+    mosaics; ``foreground``, ``background``) and to every logger as ``gradient/foreground`` and
     ``gradient/background``. The rows travel in the checkpoint, as those of `RunTables`. Training stays as it is
-    without this callback, bit for bit.
+    without this callback, bit for bit. Runs without a pair it leaves alone.
 
     Args:
         folder: where the file goes.
+        mosaics: how many training mosaics, the first ones, to measure; None for all, which is a pass over them.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, mosaics: int | None = None) -> None:
         self.path = Path(folder) / "gradients.csv"
+        self.mosaics = mosaics
         self.rows: list[dict[str, Any]] = []
         self.columns: tuple[str, ...] = COLUMNS
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        assert isinstance(pl_module, StagewiseModule)
-        self.columns = (*COLUMNS, "scale") if pl_module.scale == "smoke" else COLUMNS
+        if isinstance(pl_module, StagewiseModule) and pl_module.scale == "smoke":
+            self.columns = (*COLUMNS, "scale")
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the rows column by column."""
@@ -46,7 +49,8 @@ class AlphaGradients(pl.Callback):
         self.rows = [dict(zip(state_dict, row, strict=True)) for row in values]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, StagewiseModule)
+        if not isinstance(pl_module, StagewiseModule):
+            return
         if trainer.is_global_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("w", newline="") as file:
@@ -57,15 +61,16 @@ class AlphaGradients(pl.Callback):
             self._measure(trainer, pl_module, pl_module.current_epoch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, StagewiseModule)
-        self._measure(trainer, pl_module, pl_module.epochs_done)
+        if isinstance(pl_module, StagewiseModule):
+            self._measure(trainer, pl_module, pl_module.epochs_done)
 
     def _measure(self, trainer: pl.Trainer, module: StagewiseModule, epochs: int) -> None:
         # Under the run's precision: the scores that this leaves in `FrozenWhere` are what a What stage trains with.
         with trainer.precision_plugin.val_step_context():
-            foreground, background = mean_alpha_gradients(module).tolist()
+            foreground, background = mean_alpha_gradients(module, self.mosaics).tolist()
         stage = module.schedule.stage(epochs - 1).name.lower() if epochs else ""
-        row: dict[str, Any] = dict(zip(COLUMNS, (epochs, stage, foreground, background), strict=True))
+        n = min(self.mosaics or len(module.mosaics["train"]), len(module.mosaics["train"]))
+        row: dict[str, Any] = dict(zip(COLUMNS, (epochs, stage, n, foreground, background), strict=True))
         if module.scale == "smoke":
             row["scale"] = "smoke"
         self.rows.append(row)
@@ -73,32 +78,35 @@ class AlphaGradients(pl.Callback):
             with self.path.open("a", newline="") as file:
                 csv.DictWriter(file, self.columns).writerow(row)
         for logger in trainer.loggers:
-            logger.log_metrics({f"gradient/{side}": row[side] for side in COLUMNS[2:]}, step=epochs)
+            logger.log_metrics({f"gradient/{side}": row[side] for side in SIDES}, step=epochs)
 
 
-def mean_alpha_gradients(module: StagewiseModule) -> Float[Tensor, "2"]:
-    """Averages the gradient over the training mosaics, for the foreground and for the background (document 000).
+def mean_alpha_gradients(module: StagewiseModule, mosaics: int | None = None) -> Float[Tensor, "2"]:
+    """Averages the gradient over training mosaics, for the foreground and for the background (document 000).
 
     ``grad_alpha_fg`` is the sum over the N training mosaics of d(loss of that mosaic) / d(alpha of its foreground
     patch), divided by N; ``grad_alpha_bg`` the same, summed over its P - 1 background patches. The loss is the run's
     whole objective. Mosaics are taken in pieces, as their patches together may not fit the memory.
 
     Args:
-        module: while it is fitted; nothing it has computed and kept (`FrozenWhere`) may be from before the where
-            network last changed.
+        module: while it is fitted; with all mosaics, nothing it has computed and kept (`FrozenWhere`) may be from
+            before the where network last changed.
+        mosaics: take the first ones only; None takes all.
 
     Returns:
         ``grad_alpha_fg`` and ``grad_alpha_bg``, in float64.
     """
     data, frozen, what = module.mosaics["train"], module.frozen_where, module.pair.what
+    n = min(mosaics or len(data), len(data))
     sums = torch.zeros(2, dtype=torch.float64, device=data.index.device)
     training = what.training
     what.eval()
-    for rows in torch.arange(len(data), device=data.index.device).split(frozen.mosaics_per_piece("train")):
-        alpha = frozen.weights(data, rows)
+    for rows in torch.arange(n, device=data.index.device).split(frozen.mosaics_per_piece("train")):
         patches = data.patches(rows, frozen.dtype)
+        # Over all mosaics it pays to score each unique patch of the pool once.
+        alpha = frozen.weights(data, rows) if mosaics is None else frozen.fresh_weights(data, patches, rows)
         gradient = alpha_gradients(what, module.objective, alpha, patches, data.label[rows])
         sides = foreground_and_background(gradient, data.foreground[rows])
         sums += torch.stack([side.double().sum() for side in sides])
     what.train(training)
-    return sums / len(data)
+    return sums / n

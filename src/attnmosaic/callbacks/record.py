@@ -144,19 +144,13 @@ def look(module: StagewiseModule, mosaics: Mosaics, rows: Tensor) -> tuple[Tenso
     Returns:
         The attention weights ``[M, P]`` and What's probabilities ``[M, F]``.
     """
-    pair = module.pair
-    training = {name: getattr(pair, name).training for name in module.networks}
-    for name in module.networks:
-        getattr(pair, name).eval()
-    dtype = module.frozen_where.dtype
-    patches = mosaics.patches(rows, dtype)
-    if mosaics.weights is not None:
-        alpha = mosaics.weights[rows].to(dtype)
-    else:
-        alpha = pair.weigh(pair.score(patches.flatten(0, 1)).view(patches.shape[:2]))
-    probabilities = pair.what(aggregate(alpha, patches)).float().softmax(dim=1)
-    for name, mode in training.items():
-        getattr(pair, name).train(mode)
+    what = module.pair.what
+    training = what.training
+    what.eval()
+    patches = mosaics.patches(rows, module.frozen_where.dtype)
+    alpha = module.frozen_where.fresh_weights(mosaics, patches, rows)
+    probabilities = what(aggregate(alpha, patches)).float().softmax(dim=1)
+    what.train(training)
     return alpha, probabilities
 
 

@@ -84,6 +84,19 @@ class FrozenWhere:
             return mosaics.weights[rows].to(self.dtype)
         return self.pair.weigh(self.scores(mosaics.pool)[mosaics.index[rows]])
 
+    @torch.no_grad()
+    def fresh_weights(self, mosaics: Mosaics, patches: Float[Tensor, "B P *patch"], rows: Int[Tensor, " B"]) -> Tensor:
+        """Returns the weights ``[B, P]`` of a few mosaics, scoring their own patches; keeps and uses nothing kept."""
+        if mosaics.weights is not None:
+            return mosaics.weights[rows].to(self.dtype)
+        where = self.pair.where
+        assert where is not None
+        training = where.training
+        where.eval()
+        scores = self.pair.score(patches.flatten(0, 1)).view(patches.shape[:2])
+        where.train(training)
+        return self.pair.weigh(scores)
+
     def mosaics_per_piece(self, split: str) -> int:
         """Returns how many mosaics of a split, with all their patches, to compute on at a time."""
         mosaics = self.mosaics[split]

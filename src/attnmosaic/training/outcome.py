@@ -17,10 +17,11 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 
-from attnmosaic.config import config_hash, networks_of
+from attnmosaic.config import config_hash
 from attnmosaic.errors import RunError
 from attnmosaic.files import write_atomically
 from attnmosaic.training.base import RunModule
+from attnmosaic.training.hparams import given_keys, hparams_summaries, hyperparameters
 
 
 def finish_run(config: DictConfig, trainer: pl.Trainer, module: RunModule) -> dict[str, float]:
@@ -38,8 +39,11 @@ def finish_run(config: DictConfig, trainer: pl.Trainer, module: RunModule) -> di
     plain: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            # Under the curves' names, at their last epoch: the HParams tab needs no cards of its own then.
-            logger.log_hyperparams(_hyperparameters(plain), metrics, step=module.epochs_done)
+            # Under the curves' names, at their last epoch: the HParams page needs no cards of its own then.
+            logger.log_metrics(metrics, step=module.epochs_done)
+            line = hparams_summaries(hyperparameters(plain), metrics, given_keys(Path(config.run_dir)))
+            for summary in line if trainer.is_global_zero else ():
+                logger.experiment.file_writer.add_summary(summary)
             logger.finalize("success")
     if trainer.is_global_zero:
         write_atomically(Path(config.run_dir) / "result.json", json.dumps(_result(plain, metrics, trainer), indent=2))
@@ -78,24 +82,6 @@ def cpu_name() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-_OF_DATA = ("patches", "train_mosaics", "operation", "train_images", "redraw", "batch_size")
-
-
-def _hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns what a sweep is likely to vary, under the names it is set by."""
-    data, schedule = config["data"], config["schedule"]
-    return {
-        "experiment": config["name"],
-        "scale": config["scale"],
-        "data": data["_target_"].rsplit(".", 1)[-1],
-        **{f"lr.{name}": config["lr"][name] for name in networks_of(config)},
-        **{f"schedule.{key}": value for key, value in schedule.items()},
-        **{f"data.{key}": data[key] for key in _OF_DATA if key in data},
-        "precision": config["precision"],
-        **{f"seed.{key}": config["seed"][key] for key in ("data", "init", "order")},
-    }
 
 
 def final_table(metrics: Mapping[str, float], module: RunModule) -> str:
