@@ -12,6 +12,7 @@ from attnmosaic.cli import guard, run
 from attnmosaic.config import PRECISIONS, conf_dir, register, resolve
 from attnmosaic.errors import UserError
 from attnmosaic.files import write_atomically
+from attnmosaic.lean import import_lightning
 
 log = logging.getLogger(__name__)
 register()
@@ -33,6 +34,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     if OmegaConf.is_missing(config, "ckpt_path"):
         raise UserError("ckpt_path: has no value and needs one; type ckpt_path=outputs/.../checkpoints/last.ckpt")
     check_ckpt_path(config.ckpt_path)
+    import_lightning()
     from attnmosaic.training.build import build_module
     from attnmosaic.training.checkpoint import check_weights_fit, read_checkpoint
     from attnmosaic.training.globals import job_globals

@@ -12,6 +12,7 @@ from attnmosaic.cli import guard, run
 from attnmosaic.config import PAIR, conf_dir, networks_of, register
 from attnmosaic.data.operations import OPERATIONS
 from attnmosaic.errors import UserError
+from attnmosaic.lean import import_lightning
 
 register()
 
@@ -36,6 +37,7 @@ def predict(ckpt_path: str | Path, image: Any, number: int, *, invert: bool = Fa
     check_ckpt_path(ckpt_path)
     picture = _open(image)
     # Heavy imports (seconds) only once that much is known to be good.
+    import_lightning()
     import torch
 
     from attnmosaic.data.numbers import resize

@@ -12,6 +12,7 @@ from attnmosaic.checks import check
 from attnmosaic.cli import describe, guard, run
 from attnmosaic.config import PRECISIONS, conf_dir, register, resolve, scaled
 from attnmosaic.files import write_atomically
+from attnmosaic.lean import import_lightning
 from attnmosaic.runs import CONFIG, ERROR, claimed, earlier_result
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ def train(config: DictConfig) -> dict[str, float]:
 
 def _train(config: DictConfig) -> dict[str, float]:
     # Heavy imports (seconds) only once the config is known to be good.
+    import_lightning()
     from attnmosaic.training.build import build_module
     from attnmosaic.training.globals import job_globals
     from attnmosaic.training.make import check_targets, make

@@ -37,7 +37,7 @@ def table(folder: Path) -> list[list[str]]:
 
 
 def numbers(folder: Path) -> Tensor:
-    return torch.tensor([[float(value) for value in row[2:]] for row in table(folder)], dtype=torch.float64)
+    return torch.tensor([[float(value) for value in row[3:]] for row in table(folder)], dtype=torch.float64)
 
 
 def by_definition(module: StagewiseModule) -> Tensor:
@@ -186,8 +186,8 @@ def test_resuming_a_run_that_had_no_such_callback(config: Config, train: Train, 
 
 def test_tensorboard(train: Train, tmp_path: Path) -> None:
     train(*FIVE, *QUIET, "logger=tensorboard")
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    for column, side in enumerate(("foreground", "background"), start=2):
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    for column, side in enumerate(("foreground", "background"), start=3):
         scalars = events.Scalars(f"gradient/{side}")
         rows = table(tmp_path / "run")
         assert [event.step for event in scalars] == [int(row[0]) for row in rows] == list(range(6))
