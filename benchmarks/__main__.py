@@ -20,7 +20,7 @@ from attnmosaic.files import write_atomically
 from benchmarks import cases, machine
 from benchmarks.cases import OURS, PLAIN, REFERENCE, Times
 
-GROUPS = ("images", "points", "commands", "memory", "sweep")
+GROUPS = ("images", "points", "commands", "memory", "sweep", "logging")
 
 TARGETS: dict[str, dict[str, float]] = {
     "where-step": {REFERENCE: 10, PLAIN: 1},
@@ -37,6 +37,9 @@ TARGETS: dict[str, dict[str, float]] = {
 ABOVE_IMPORTS = {"start-up to the first step": 2.0, "peak memory": 0.8e9}
 """What it may take beyond importing torch, torchvision and Lightning: seconds, bytes."""
 
+SHARES = {"logging of a CIFAR run": 0.03}
+"""Share of a whole that a part of it may take."""
+
 AT_MOST = {"--help": 2.0, "--cfg job": 2.0, "a slip answered": 2.0}
 """Seconds that an answer may take."""
 
@@ -49,6 +52,7 @@ def measure(groups: list[str], repeats: int, device: torch.device) -> Times:
         "commands": cases.command_cases(repeats),
         "memory": cases.memory_cases(),
         "sweep": cases.sweep_cases(repeats),
+        "logging": cases.logging_cases(1),
     }
     times: Times = {}
     for group in groups:
@@ -75,6 +79,10 @@ def verdicts(case: str, times: dict[str, list[float]]) -> Iterator[tuple[str, bo
     medians = {contender: statistics.median(values) for contender, values in times.items()}
     for contender, median in medians.items():
         if contender == OURS or OURS not in medians:
+            continue
+        if case in SHARES:
+            share = medians[OURS] / median
+            yield f"{share:.2%} of {contender} (<= {SHARES[case]:.0%})", share <= SHARES[case]
             continue
         if case in ABOVE_IMPORTS:
             if contender == "imports alone":

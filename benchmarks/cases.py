@@ -262,6 +262,14 @@ def sweep_cases(repeats: int) -> Iterator[tuple[str, str, float]]:
             yield "sweep of ten 2-D runs", contender, seconds
 
 
+def logging_cases(repeats: int) -> Iterator[tuple[str, str, float]]:
+    """Yields ("logging of a CIFAR run", contender, seconds)."""
+    for _ in range(repeats):
+        whole, logging = project.logging_of_a_run()
+        yield "logging of a CIFAR run", "the whole run", whole
+        yield "logging of a CIFAR run", OURS, logging
+
+
 def gather(measured: Iterator[tuple[str, str, float]], into: Times) -> None:
     """Adds measurements to a table, telling each on standard error as it comes."""
     for case, contender, value in measured:

@@ -1,10 +1,12 @@
 """Runs of the package itself, timed epoch by epoch."""
 
+import functools
 import logging
 import tempfile
 import time
 import warnings
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,17 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from attnmosaic.callbacks.dashboards import Dashboards
+from attnmosaic.callbacks.gradients import AlphaGradients
+from attnmosaic.callbacks.pictures import RunPictures
+from attnmosaic.callbacks.record import MosaicRecord
+from attnmosaic.callbacks.tables import RunTables
 from attnmosaic.config import PRECISIONS, conf_dir, register
 from attnmosaic.data.datamodule import MosaicDataModule
 from attnmosaic.data.pool import Pool
 from attnmosaic.training.build import build_module
+from attnmosaic.training.logger import EventLogger
+from attnmosaic.training.outcome import finish_run
 from attnmosaic.training.trainer import build_trainer
 
 
@@ -82,10 +91,12 @@ def finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def configure(*overrides: str) -> DictConfig:
-    """Composes a run's config without files, logger and evaluations."""
+def configure(*overrides: str, log: bool = False) -> DictConfig:
+    """Composes a run's config; if it is not to log, without logger, evaluations and what draws."""
     register()
-    quiet = ("logger=none", "callbacks=default", "trainer.check_val_every_n_epoch=100000")
+    drawn = ("record", "gradients", "dashboards", "pictures")
+    quiet = ("logger=none", "trainer.check_val_every_n_epoch=100000", *(f"callbacks.{name}=null" for name in drawn))
+    quiet = () if log else quiet
     folder = tempfile.mkdtemp()
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         return compose("train", [*overrides, *quiet, f"run_dir={folder}"])
@@ -100,7 +111,7 @@ def train(*overrides: str, data: MosaicDataModule | None = None) -> tuple[EpochT
     """
     config = configure(*overrides)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    config.callbacks.progress = config.callbacks.pictures = None
+    config.callbacks.progress = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if data is None:
@@ -111,6 +122,88 @@ def train(*overrides: str, data: MosaicDataModule | None = None) -> tuple[EpochT
         trainer.callbacks.append(times)  # type: ignore[attr-defined]
         trainer.fit(module, datamodule=data)
     return times, trainer
+
+
+class Stopwatch:
+    """Adds up the seconds spent in methods of some classes; calls of one from within another count once.
+
+    Args:
+        methods: by class, names of methods, or the beginnings of names.
+    """
+
+    def __init__(self, methods: Mapping[type, tuple[str, ...]]) -> None:
+        self.seconds = 0.0
+        self._depth = 0
+        self._originals = {
+            (kind, name): getattr(kind, name)
+            for kind, starts in methods.items()
+            for name in dir(kind)
+            if name.startswith(starts)
+        }
+
+    def __enter__(self) -> "Stopwatch":
+        for (kind, name), method in self._originals.items():
+            setattr(kind, name, self._timed(method))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for (kind, name), method in self._originals.items():
+            if name in vars(kind):
+                setattr(kind, name, method)
+
+    def _timed(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def timed(*arguments: Any, **named: Any) -> Any:
+            self._depth += 1
+            begin = time.perf_counter()
+            try:
+                return method(*arguments, **named)
+            finally:
+                self._depth -= 1
+                if self._depth == 0:
+                    self.seconds += time.perf_counter() - begin
+
+        return timed
+
+
+LOGGING: dict[type, tuple[str, ...]] = {
+    AlphaGradients: ("on_train", "on_validation"),
+    Dashboards: ("on_train", "on_validation"),
+    MosaicRecord: ("on_train", "on_validation"),
+    RunPictures: ("on_train", "on_validation"),
+    RunTables: ("on_train", "on_validation"),
+    EventLogger: ("log_metrics", "finalize"),
+}
+"""Everything that a default run writes and draws besides checkpoints, by the methods it is called by."""
+
+
+TESTED = ("data.test_mosaics=10000", "data.held_out_mosaics=10000")
+"""As many test mosaics as the published run has."""
+
+
+def logging_of_a_run() -> tuple[float, float]:
+    """Returns the seconds of a default CIFAR run, and those of its logging and drawing among them.
+
+    One of the run's cycles of stages is run, with its evaluations, and taken times their number.
+    """
+    cycles = 18
+    config = configure(*IMAGES, *TESTED, "schedule.epochs=10", log=True)
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    config.callbacks.progress = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data = instantiate(config.data, _convert_="all")
+        data.setup()
+        module = build_module(config, data)
+        trainer = build_trainer(config, PRECISIONS[config.precision])
+        with Stopwatch(LOGGING) as training:
+            begin = time.perf_counter()
+            trainer.fit(module, datamodule=data)
+            cycle = time.perf_counter() - begin
+        with Stopwatch(LOGGING) as end:
+            trainer.validate(module, datamodule=data, verbose=False)
+            finish_run(config, trainer, module)
+    return cycles * cycle + end.seconds, cycles * training.seconds + end.seconds
 
 
 def make_data(*overrides: str) -> MosaicDataModule:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,35 @@ def test_images_and_points(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert "x reference (>= 80)" in out
 
 
+def test_logging(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(project, "TESTED", ("data.test_mosaics=50", "data.held_out_mosaics=50"))
+    untouched = {(kind, name): getattr(kind, name) for kind in project.LOGGING for name in dir(kind)}
+    times = {contender: seconds for _, contender, seconds in cases.logging_cases(1)}
+    assert 0 < times[OURS] < times["the whole run"]
+    assert {key: getattr(*key) for key in untouched} == untouched
+
+
+def test_a_stopwatch_counts_nested_calls_once() -> None:
+    class Work:
+        def outer(self) -> None:
+            time.sleep(0.01)
+            self.inner()
+
+        def inner(self) -> None:
+            time.sleep(0.01)
+
+        def other(self) -> None:
+            time.sleep(0.2)
+
+    with project.Stopwatch({Work: ("outer", "inner")}) as watch:
+        Work().outer()
+        Work().other()
+    assert 0.02 <= watch.seconds < 0.2
+    before = watch.seconds
+    Work().outer()
+    assert watch.seconds == before
+
+
 def test_verdicts() -> None:
     def judged(case: str, **times: float) -> list[tuple[str, bool | None]]:
         return list(benchmarks.verdicts(case, {name.replace("_", " "): [value] for name, value in times.items()}))
@@ -52,6 +82,9 @@ def test_verdicts() -> None:
     (start,) = judged("start-up to the first step", imports_alone=7.0, attnmosaic=9.5)
     assert start == ("2.5 s beyond imports (<= 2 s)", False)
     assert judged("peak memory", imports_alone=0.8e9, attnmosaic=1.5e9) == [("0.7 GB beyond imports (<= 0.8 GB)", True)]
+    assert judged("logging of a CIFAR run", the_whole_run=100.0, attnmosaic=4.0) == [
+        ("4.00% of the whole run (<= 3%)", False)
+    ]
     assert judged("--help", attnmosaic=2.1) == [("<= 2 s", False)]
     sweep = {"one after another": [16.0], "hydra/launcher=joblib": [10.0]}
     assert list(benchmarks.verdicts("sweep of ten 2-D runs", sweep)) == [("1.6 x one after another (>= 1.6)", True)]
