@@ -97,7 +97,7 @@ def _grid(grid: int | None, pair: "RestoredPair", sources: Sequence[Source]) -> 
     root = math.isqrt(pair.patches)
     if grid is None and root**2 != pair.patches and not all(source.files for source in sources):
         raise UserError(
-            f"grid: has no value and needs one, as {pair.patches} patches, as in training, make no square; "
+            f"grid: has no value and needs one, as the {pair.patches} patches of training make no square; "
             f"type for example grid={max(2, root)}"
         )
     return grid or root

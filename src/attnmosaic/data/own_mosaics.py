@@ -18,7 +18,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 LONGEST = 768
 """Pixels of the longer side that a picture is kept with, to be drawn."""
 
-MOST_CELLS = 64
+MOST_CELLS = 32
 """Along each side of a picture."""
 
 

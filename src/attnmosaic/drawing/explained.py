@@ -84,10 +84,11 @@ def draw_lit(mosaic: OwnMosaic, weights: np.ndarray, numbers: bool = True) -> Im
         patch = image.crop(box)
         image.paste(Image.blend(patch, Image.new("RGB", patch.size, "#000000"), SHADE * (1 - light)), box)
     left, top, right, bottom = boxes[int(weights.argmax())]
-    width = max(2, min(right - left, bottom - top) // (48 if numbers else 24))
+    width = max(2, min(6, min(right - left, bottom - top) // (48 if numbers else 24)))
     draw.rectangle((left, top, right - 1, bottom - 1), outline=LOOKED_AT, width=width)
-    for box, weight in zip(boxes, weights, strict=True):
-        if numbers:
+    # Smaller ones they would hide.
+    if numbers and min(min((box[2] - box[0]) / 2, box[3] - box[1]) for box in boxes) >= 24:
+        for box, weight in zip(boxes, weights, strict=True):
             _number(draw, box, f"{weight:.2f}", width)
     return image
 
@@ -101,7 +102,7 @@ def _cells(mosaic: OwnMosaic) -> tuple[Image.Image, list[Box]]:
     pixels = np.asarray(whole)
     drawn = picture(pixels if pixels.ndim == 3 else pixels[..., None], side)
     boxes = list(cut(drawn.size, mosaic.grid))
-    gap = GAP if side // mosaic.grid >= 24 else 1
+    gap = max(1, min(GAP, side // mosaic.grid // 16))
     gaps = gap * (mosaic.grid - 1)
     image = Image.new("RGB", (drawn.width + gaps, drawn.height + gaps), PAPER)
     moved = []
@@ -128,13 +129,11 @@ def _tiles(patches: np.ndarray) -> tuple[Image.Image, list[Box]]:
 
 
 def _number(draw: ImageDraw.ImageDraw, box: Box, text: str, frame: int) -> None:
-    """Writes a weight into the corner of its patch, clear of the frame, if there is room."""
+    """Writes a weight into the corner of its patch, clear of the frame."""
     left, top, right, bottom = box
     size = max(11, min(22, min(right - left, bottom - top) // 6))
     corner = (right - frame - 4, bottom - frame - 3)
     x0, y0, x1, y1 = draw.textbbox(corner, text, font=font(size), anchor="rb")
-    if x0 - 4 < left + frame or y0 - 3 < top + frame:
-        return
     draw.rectangle((x0 - 4, y0 - 3, x1 + 3, y1 + 2), fill="#000000")
     draw.text(corner, text, fill="#FFFFFF", font=font(size), anchor="rb")
 
