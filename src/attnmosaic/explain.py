@@ -112,26 +112,24 @@ def _look(
     from attnmosaic.training.globals import job_globals
 
     device = next(pair.pair.parameters()).device
-    read = 0
+    unread: list[str] = []
     with job_globals(seed=0, threads=None, matmul_precision=pair.matmul_precision):
         for source in sources:
             try:
                 mosaic = read_mosaic(source, grid, pair.patch_shape)
             except UnreadableError as error:
-                log.warning("'%s' %s; left out", printable(source.name), error)
+                unread.append(f"'{printable(source.name)}' {error}")
+                log.warning("%s; left out", unread[-1])
                 continue
             for line in mosaic.unread:
                 log.warning("%s; left out", line)
             weights, probabilities = (
                 part.double().cpu().numpy() for part in pair.look(torch.from_numpy(mosaic.patches).to(device))
             )
-            read += 1
             yield mosaic, Explained(source.name, pair.classes, probabilities, weights)
-    if not read:
-        many = f"none of {len(sources)} mosaics" if len(sources) > 1 else f"'{printable(sources[0].name)}'"
-        raise UserError(
-            f"images: {many} can be read, the lines above say why; give other images, PNG or JPEG files say"
-        )
+    if len(unread) == len(sources):
+        what = unread[0] if len(unread) == 1 else f"none of {len(unread)} mosaics can be read, the first: {unread[0]}"
+        raise UserError(f"images: {what}; give other images, PNG or JPEG files say")
 
 
 def _explain(config: DictConfig) -> None:

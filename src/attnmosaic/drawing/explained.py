@@ -101,6 +101,8 @@ def _cells(mosaic: OwnMosaic) -> tuple[Image.Image, list[Box]]:
     side = max(whole.size) * max(1, ENLARGED // max(whole.size))
     pixels = np.asarray(whole)
     drawn = picture(pixels if pixels.ndim == 3 else pixels[..., None], side)
+    # A picture that is hardly more than a line gets wider, so that each of its cells is to be seen.
+    drawn = drawn.resize((max(drawn.width, 4 * mosaic.grid), max(drawn.height, 4 * mosaic.grid)))
     boxes = list(cut(drawn.size, mosaic.grid))
     gap = max(1, min(GAP, side // mosaic.grid // 16))
     gaps = gap * (mosaic.grid - 1)
