@@ -57,6 +57,9 @@ def test_python_command(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         small += ["data.train_images=40"]
     if "seven.png" in text:
         Image.new("L", (50, 40), 255).save(tmp_path / "seven.png")
+    if "images=album" in text:
+        (tmp_path / "album").mkdir()
+        Image.new("RGB", (300, 200), "orange").save(tmp_path / "album" / "beach.jpg")
     if door == "collect":
         assert cli("train", "experiment=gradients/joint", *small, "hydra.run.dir=outputs/gradients/joint/seed0")[0] == 0
     words = [word.replace("my_package.", "fakes.") for word in words]
@@ -65,7 +68,7 @@ def test_python_command(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         given = [*given, *small] if given[:1] == ["-m"] else [*small, *given]
     code, out, err = cli(door, *given)
     assert code == 0, err
-    assert {"predict": "digit: ", "collect": "accuracy"}.get(door, "held_out") in out
+    assert {"predict": "digit: ", "collect": "accuracy", "explain": "looks at"}.get(door, "held_out") in out
 
 
 @pytest.mark.parametrize("words", MAKE, ids=" ".join)

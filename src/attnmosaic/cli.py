@@ -105,7 +105,7 @@ def told(error: BaseException) -> tuple[str, int] | None:
             return str(link), 1
         link = link.__cause__
     if isinstance(error, (ConfigCompositionException, OverrideParseException, OmegaConfBaseException)):
-        return explain(error, sys.argv[1:]), 2
+        return advice(error, sys.argv[1:]), 2
     if isinstance(error, ValueError) and "Config group override" in str(error):
         given = [override for override in sys.argv[1:] if override.endswith("=null")]
         return f"{' '.join(given)}: a group takes the name of a file in conf/; logger=none leaves the logger out", 2
@@ -120,7 +120,7 @@ def _fail(error: Exception) -> NoReturn:
     sys.exit(line[1])
 
 
-def explain(error: Exception, overrides: list[str]) -> str:
+def advice(error: Exception, overrides: list[str]) -> str:
     """Says in one line what Hydra or OmegaConf found wrong, and what to type instead.
 
     Args:
@@ -173,7 +173,7 @@ def _unknown_key(key: str, overrides: list[str]) -> str:
 def _door() -> str:
     """Returns the name of the command's config, which is that of its module."""
     command = Path(sys.argv[0]).stem
-    return next((door for door in ("evaluate", "predict") if command.endswith(door)), "train")
+    return next((door for door in ("evaluate", "explain", "predict") if command.endswith(door)), "train")
 
 
 def _known_keys(bad: str, overrides: list[str]) -> Iterable[str]:

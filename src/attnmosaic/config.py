@@ -152,6 +152,19 @@ class EvaluateConfig:
 
 
 @dataclass
+class ExplainConfig:
+    """A look at images of one's own. ``conf/explain.yaml`` says what each key means."""
+
+    name: str = MISSING
+    ckpt_path: str = MISSING
+    images: str = MISSING
+    grid: int | None = None
+    device: str = "auto"
+    paths: dict[str, str] = field(default_factory=dict)
+    run_dir: str = MISSING
+
+
+@dataclass
 class PredictConfig:
     """A prediction. ``conf/predict.yaml`` says what each key means."""
 
@@ -168,6 +181,7 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(group="schema", name="train", node=TrainConfig)
     store.store(group="schema", name="evaluate", node=EvaluateConfig)
+    store.store(group="schema", name="explain", node=ExplainConfig)
     store.store(group="schema", name="predict", node=PredictConfig)
 
 

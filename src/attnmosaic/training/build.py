@@ -107,15 +107,29 @@ def build_module(config: DictConfig, data: MosaicDataModule | NumbersDataModule)
     return _stagewise_module(config, data)
 
 
-def _stagewise_module(config: DictConfig, data: MosaicDataModule) -> StagewiseModule:
+def build_pair(config: DictConfig, patch_shape: tuple[int, ...], n_labels: int, *, decreed: bool = False) -> WhereWhat:
+    """Makes the networks of a run on mosaics, their first weights following from its init seed.
+
+    Args:
+        config: the run's.
+        patch_shape: ``(C, H, W)`` or ``(D,)``.
+        n_labels: number of foreground classes, F.
+        decreed: the data give the attention weights; there is no where network then.
+
+    Raises:
+        UserError: see `build_network`.
+    """
     seed = config.seed.init
     pair = WhereWhat(
-        where=None if data.weights else build_network(config.model.where, "where", data.patch_shape, 1, seed),
-        what=build_network(config.model.what, "what", data.patch_shape, data.n_labels, seed),
+        where=None if decreed else build_network(config.model.where, "where", patch_shape, 1, seed),
+        what=build_network(config.model.what, "what", patch_shape, n_labels, seed),
     )
-    if config.precision == "float64":
-        # Lightning would do so too, but only after a checkpoint's weights were rounded to float32.
-        pair = pair.double()
+    # Lightning would do so too, but only after a checkpoint's weights were rounded to float32.
+    return pair.double() if config.precision == "float64" else pair
+
+
+def _stagewise_module(config: DictConfig, data: MosaicDataModule) -> StagewiseModule:
+    pair = build_pair(config, data.patch_shape, data.n_labels, decreed=data.weights is not None)
     every = {name: getattr(pair, name) for name in PAIR}
     optimizers, schedulers = _optimizers(config, {name: made for name, made in every.items() if made is not None})
     return StagewiseModule(
@@ -130,13 +144,15 @@ def _stagewise_module(config: DictConfig, data: MosaicDataModule) -> StagewiseMo
         clip_norm=config.optimizer.clip_norm,
         cache_gb=config.compute.cache_gb,
         graphs=config.compute.engine == "auto",
+        patch_shape=data.patch_shape,
+        foreground_classes=data.mosaics["train"].foreground_classes,
         config=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
     )
 
 
 def _two_output_module(config: DictConfig, data: NumbersDataModule) -> TwoOutputModule:
     network = build_two_outputs(config.model.network, data.image_shape, len(data.operation.values), config.seed.init)
-    if config.precision == "float64":  # see _stagewise_module
+    if config.precision == "float64":  # see build_pair
         network = network.double()
     _check_last_minibatch(network, data, config.model.network._target_)
     optimizers, schedulers = _optimizers(config, {"network": network})

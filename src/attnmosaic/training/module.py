@@ -1,7 +1,7 @@
 """The stage-wise LightningModule."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,7 +49,10 @@ class StagewiseModule(RunModule):
         clip_norm: largest norm of a network's gradient, None for no clipping.
         cache_gb: memory that kept aggregates may take, in GB (1e9 bytes).
         graphs: take steps as CUDA graphs where there is a GPU (see `GraphedSteps`).
-        config: the run's resolved config as plain containers; saved in every checkpoint.
+        patch_shape: ``(C, H, W)`` or ``(D,)``; with the next two saved in every checkpoint, so that the pair can be
+            made again without its data.
+        foreground_classes: names of the classes What tells apart, in label order.
+        config: the run's resolved config as plain containers.
 
     Raises:
         RunError: at the end of an epoch in which the loss or a weight became infinite or not a number.
@@ -74,6 +77,8 @@ class StagewiseModule(RunModule):
         clip_norm: float | None = None,
         cache_gb: float = 1.0,
         graphs: bool = True,
+        patch_shape: Sequence[int],
+        foreground_classes: Sequence[str],
         config: dict[str, Any],
     ) -> None:
         super().__init__(seed)
@@ -92,7 +97,9 @@ class StagewiseModule(RunModule):
         self.running = FocusMetrics()
         self.evaluations: dict[str, FocusMetrics] = {}
         self._seen: list[Seen] = []
-        self.save_hyperparameters({"config": config}, logger=False)
+        # Plain containers of plain values: checkpoints are loaded with weights_only=True.
+        shape, classes = [*map(int, patch_shape)], [*map(str, foreground_classes)]
+        self.save_hyperparameters({"config": config, "patch_shape": shape, "foreground_classes": classes}, logger=False)
 
     @property
     def stage(self) -> Stage:

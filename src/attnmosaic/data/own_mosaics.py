@@ -1,0 +1,178 @@
+"""Mosaics of one's own images: a picture cut into cells, or a folder of patches. Light: imports no torch."""
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from attnmosaic.data.folder_layout import IMAGE_SUFFIXES
+from attnmosaic.errors import UserError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""What is read, whatever a file's name says: Pillow knows formats that start other programs."""
+
+LONGEST = 768
+"""Pixels of the longer side that a picture is kept with, to be drawn."""
+
+MOST_CELLS = 32
+"""Along each side of a picture."""
+
+
+class UnreadableError(Exception):
+    """An image that makes no patches; its text says why."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a mosaic comes from.
+
+    Attributes:
+        name: the path of image or folder relative to the folder that was given, as text.
+        path: the image to cut; or the folder.
+        files: the folder's images, one a patch; empty for an image to cut.
+    """
+
+    name: str
+    path: Path
+    files: tuple[Path, ...] = ()
+
+    def patches(self, grid: int) -> int:
+        """Returns how many patches it has if all of it can be read."""
+        return len(self.files) or grid**2
+
+
+@dataclass(frozen=True, eq=False)
+class OwnMosaic:
+    """A mosaic, read.
+
+    Attributes:
+        source: where it comes from.
+        patches: as networks see them but for the scale of their pixels, uint8 ``[P, H, W, C]``, C 1 or 3.
+        picture: what was cut, no side longer than `LONGEST`; None of a folder of patches.
+        grid: cells along each side of it; None likewise.
+        unread: what could not be read of a folder, a line each.
+    """
+
+    source: Source
+    patches: np.ndarray
+    picture: Image.Image | None = None
+    grid: int | None = None
+    unread: tuple[str, ...] = ()
+
+
+def find_sources(images: Path) -> list[Source]:
+    """Returns the mosaics that an image, or a folder of images and of folders of images, holds, by name.
+
+    Hidden files, and what is neither an image by its suffix nor a folder with one, are passed over.
+
+    Raises:
+        UserError: there are none.
+    """
+    if images.is_file():
+        return [Source(_text(images.name), images)]
+    if not images.is_dir():
+        raise UserError(f"images: '{images}' does not exist; type images=DIR, a folder of images, or images=FILE")
+    sources = []
+    for path in _listed(images):
+        if _is_image(path):
+            sources.append(Source(_text(path.name), path))
+        elif path.is_dir() and (files := tuple(filter(_is_image, _listed(path)))):
+            sources.append(Source(_text(path.name), path, files))
+    if not sources:
+        raise UserError(
+            f"images: '{images}' holds no images, nor folders of images (looked for "
+            f"{', '.join(sorted(IMAGE_SUFFIXES))}); type images=DIR"
+        )
+    return sources
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"images: cannot list '{folder}' ({error.strerror}); type images=DIR") from error
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+
+def _text(name: str) -> str:
+    """Returns a file's name as text that can be written; bytes that are none become replacement characters."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def printable(name: str) -> str:
+    """Returns a name on one line, without what would move a terminal's cursor."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in _text(name))
+
+
+def read_mosaic(source: Source, grid: int, patch_shape: Sequence[int]) -> OwnMosaic:
+    """Reads a mosaic's patches.
+
+    A picture is cut into grid x grid cells, equal to a pixel, row by row, and each is resized to a patch: nothing of
+    the picture is left out, nothing of a cell leaks into the next. The images of a folder are cropped at their centre
+    to a patch's proportions and resized, as ``data.image_size`` does it in training.
+
+    Args:
+        source: what `find_sources` found.
+        grid: cells along each side of a picture.
+        patch_shape: ``(C, H, W)``, C 1 for grey or 3 for RGB.
+
+    Raises:
+        UnreadableError: the picture, or every image of the folder, cannot be read, or it has fewer pixels than cells.
+    """
+    channels, height, width = patch_shape
+    if not source.files:
+        picture = _open(source.path, channels)
+        if min(picture.size) < grid:
+            across, down = picture.size
+            raise UnreadableError(f"has {across} x {down} pixels, too few for {grid} x {grid} cells")
+        cells = [picture.crop(box).resize((width, height), Image.Resampling.BICUBIC) for box in cut(picture.size, grid)]
+        picture.thumbnail((LONGEST, LONGEST))
+        return OwnMosaic(source, _stacked(cells), picture, grid)
+    patches, unread = [], []
+    for file in source.files:
+        try:
+            patches.append(ImageOps.fit(_open(file, channels), (width, height), Image.Resampling.BICUBIC))
+        except UnreadableError as error:
+            unread.append(f"'{printable(source.name)}/{printable(file.name)}' {error}")
+    if not patches:
+        raise UnreadableError(f"holds no image that can be read; the first: {unread[0]}")
+    return OwnMosaic(source, _stacked(patches), unread=tuple(unread))
+
+
+def cut(size: tuple[int, int], grid: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yields left, top, right and bottom of the cells of a picture of so many pixels (width, height), row by row."""
+    x, y = ([round(i * side / grid) for i in range(grid + 1)] for side in size)
+    for row in range(grid):
+        for column in range(grid):
+            yield x[column], y[row], x[column + 1], y[row + 1]
+
+
+def _stacked(images: Sequence[Image.Image]) -> np.ndarray:
+    pixels = np.stack([np.asarray(image) for image in images])
+    return pixels if pixels.ndim == 4 else pixels[..., None]
+
+
+def _open(path: Path, channels: int) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as opened:
+                if opened.mode.startswith(("I", "F")):  # Pillow would clip them to white
+                    raise UnreadableError(f"has pixels of mode {opened.mode}, only 8-bit images are read")
+                return ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
+    except UnreadableError:
+        raise
+    except UnidentifiedImageError as error:
+        raise UnreadableError("is no image in a format that is read (PNG, JPEG, WebP, BMP, GIF, TIFF)") from error
+    # Pillow raises many kinds on hostile files: OSError, SyntaxError, ValueError, DecompressionBombError ...
+    except Exception as error:
+        why = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+        raise UnreadableError(f"cannot be read ({printable(why.splitlines()[0])})") from error
