@@ -27,6 +27,7 @@ from attnmosaic.data.own_mosaics import (
 )
 from attnmosaic.errors import UserError, not_among
 from attnmosaic.explained import INDEX, TABLE, Explained, picture_names, table_columns
+from attnmosaic.lean import import_lightning
 from attnmosaic.runs import CONFIG
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def _check(ckpt_path: str | Path, images: str | Path, grid: Any, device: str) ->
 
 def _restored(ckpt_path: str | Path, device: str) -> "RestoredPair":
     """Returns the pair on its device."""
+    import_lightning()
     import torch
 
     from attnmosaic.training.restored import restore_pair
