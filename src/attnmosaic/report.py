@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attnmosaic.errors import UserError
+from attnmosaic.reporting.page import write_report
 from attnmosaic.runs import newest
 
 
@@ -22,22 +23,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         folder = newest(Path("outputs")) if given.folder is None else given.folder
-        out = given.out or folder / "report.html"
-        from attnmosaic.reporting.page import write_report
-
-        write_report(folder, out)
+        out = folder / "report.html" if given.out is None else given.out
+        try:
+            write_report(folder, out)
+        except OSError as error:
+            raise UserError(f"--out: cannot write '{out}' ({error.strerror}); name another file") from error
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:
-        print(f"error: --out: cannot write '{out}' ({error.strerror}); name another file", file=sys.stderr)
-        sys.exit(2)
     size = out.stat().st_size / 1e6
-    print(f"report: {out} ({size:.1f} MB), one file with everything in it; open it in a browser:\n{_address(out)}")
-
-
-def _address(file: Path) -> str:
-    return file.absolute().as_uri()
+    print(f"report: {out} ({size:.1f} MB, one file); open it in a browser: {out.absolute().as_uri()}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from attnmosaic.reporting.reading import Points
+from attnmosaic.reporting.words import measured, tick
 
 WIDTH, HEIGHT = 400, 232
 LEFT, RIGHT, TOP, BOTTOM = 46, 390, 24, 200
@@ -98,23 +99,6 @@ def _powers(low: float, high: float) -> list[float]:
     return [tick for tick in found if low <= tick * (1 + 1e-9) and tick <= high * (1 + 1e-9)]
 
 
-def tick_text(value: float) -> str:
-    """Returns a number as an axis has it: with a real minus sign, and no more digits than it needs."""
-    if value and not 1e-4 <= abs(value) < 1e6:
-        exponent = math.floor(math.log10(abs(value)) + 1e-9)
-        digits = f"{value / 10.0**exponent:g}"
-        return f"{'' if digits == '1' else digits + ' · '}10{str(exponent).translate(_RAISED)}"
-    return f"{value:.6g}".replace("-", "−")
-
-
-def value_text(value: float, share: bool) -> str:
-    """Returns a value as the legend and the pointer have it."""
-    return f"{value:.3f}" if share else f"{value:.4g}".replace("-", "−")
-
-
-_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
 def stage_spans(stages: Sequence[tuple[float, str]]) -> list[tuple[float, float, str]]:
     """Joins (epoch, stage) to (from, to, stage); an epoch reaches from the one before it to itself."""
     spans: list[tuple[float, float, str]] = []
@@ -180,7 +164,7 @@ def chart(
         places = [(across(x), up(y)) for x, y in line.points]
         path = "M" + "L".join(f"{x:g} {y:g}" for x, y in places)
         dots = places if len(places) <= 12 else []
-        drawn.append(Drawn(line.name, line.color, DASHES[line.style], path, dots, value_text(line.points[-1][1], shares)))
+        drawn.append(Drawn(line.name, line.color, DASHES[line.style], path, dots, measured(line.points[-1][1], shares)))
     bands = []
     for start, end, name in stage_spans(stages):
         width = across(min(end, right)) - across(start)
@@ -193,8 +177,8 @@ def chart(
         title=title,
         note="; ".join(part for part in (note, "logarithmic" if logarithmic else "") if part),
         summary=f"{title}. At the end: {told}.",
-        x_ticks=[(across(x), tick_text(x)) for x in round_ticks(0, right) if x == int(x)],
-        y_ticks=[(up(y), tick_text(y)) for y in ticks],
+        x_ticks=[(across(x), tick(x)) for x in round_ticks(0, right) if x == int(x)],
+        y_ticks=[(up(y), tick(y)) for y in ticks],
         bands=bands,
         lines=drawn,
         zero=up(0) if not logarithmic and low < 0 < high else None,

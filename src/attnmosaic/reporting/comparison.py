@@ -1,9 +1,11 @@
 """Published numbers against reproduced ones, laid out: lines of a table, matrices, and strips of seeds."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from attnmosaic.reporting.charts import Ticks, round_ticks, tick_text
+from attnmosaic.reporting.charts import Ticks, round_ticks
 from attnmosaic.reporting.reading import dig, number
+from attnmosaic.reporting.words import tick
 from attnmosaic.tables.reproduced import Cell, Reproduced, Row
 
 FAR = 0.2
@@ -11,6 +13,8 @@ FAR = 0.2
 
 MARKS = {"within the seeds' range": "in", "within 0.05": "near", "outside": "out"}
 """Short names of the verdicts."""
+
+MatrixRows = list[tuple[str, list[tuple[float | None, str]]]]
 
 
 @dataclass(frozen=True)
@@ -37,17 +41,20 @@ class ComparedLine:
 
 @dataclass(frozen=True)
 class Matrix:
-    """One view of a table whose rows and columns are of one kind; ``signed`` if its values are differences."""
+    """One view of a table whose rows and columns are of one kind; ``signed`` if its values are differences.
+
+    Each row has its label, and of each cell the value and its verdict's short name.
+    """
 
     title: str
-    rows: list[tuple[str, list[float | None]]]
+    rows: MatrixRows
     signed: bool = False
     digits: int = 2
 
 
 @dataclass(frozen=True)
 class Strip:
-    """A row's seeds for one metric: (place, seed, value) of each, and the places of their mean and what was published."""
+    """A row's seeds for one metric: (place, seed, value) of each; (place, value) of their mean and of the published."""
 
     label: str
     y: float
@@ -86,6 +93,29 @@ class Comparison:
     def has_published(self) -> bool:
         return any(self.table.published.rows.values())
 
+    @property
+    def alike(self) -> bool:
+        """Whether the same is to be told of the runs of every row."""
+        return len({(row.state, row.smoke or row.notes) for row in self.table.rows}) == 1 and (
+            self.table.rows[0].smoke or not self.table.rows[0].notes
+        )
+
+    @property
+    def metrics(self) -> list[str]:
+        """What any run has measured of what the table shows."""
+        measured = {cell.metric for row in self.table.rows for cell in row.cells if cell.values}
+        return [metric for metric in self.table.published.shown if metric in measured]
+
+    def cells(self, row: Row) -> list[Cell]:
+        """Returns a row's cell for each of `metrics`, empty ones where it has none."""
+        own = {cell.metric: cell for cell in row.cells}
+        return [own.get(metric, Cell(metric, ())) for metric in self.metrics]
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether there is anything to see in strips: several seeds, or one beside what was published."""
+        return any(strip.published or len(strip.dots) > 1 for panel in self.strips for strip in panel.strips)
+
 
 def compare(table: Reproduced) -> Comparison:
     """Lays a table out."""
@@ -109,25 +139,24 @@ def compare(table: Reproduced) -> Comparison:
 def _matrices(table: Reproduced) -> list[Matrix]:
     published = table.published
 
-    def rows(value: str) -> list[tuple[str, list[float | None]]]:
+    def rows(value: Callable[[Row, Cell], float | None]) -> MatrixRows:
         found = []
         for row in table.rows:
-            by_metric = {cell.metric: row.difference(cell) if value == "difference" else getattr(cell, value)
-                         for cell in row.cells}  # fmt: skip
-            found.append((table.label(row), [by_metric.get(metric) for metric in published.shown]))
+            own = {cell.metric: (value(row, cell), MARKS.get(row.verdict(cell), "")) for cell in row.cells}
+            found.append((table.label(row), [own.get(metric, (None, "")) for metric in published.shown]))
         return found
 
     known = [
-        (published.label(row), [values.get(metric) for metric in published.shown])
+        (published.label(row), [(values.get(metric), "") for metric in published.shown])
         for row, values in published.rows.items()
     ]
     matrices = [
-        Matrix("reproduced", rows("mean")),
+        Matrix("reproduced", rows(lambda _, cell: cell.mean)),
         Matrix("published", known),
-        Matrix("difference", rows("difference"), signed=True),
+        Matrix("difference", rows(Row.difference), signed=True),
     ]
     if any(cell.std is not None for row in table.rows for cell in row.cells):
-        matrices.append(Matrix("standard deviation over seeds", rows("std"), digits=3))
+        matrices.append(Matrix("standard deviation over seeds", rows(lambda _, cell: cell.std), digits=3))
     return matrices
 
 
@@ -189,7 +218,7 @@ def _strips_of(table: Reproduced, metric: str) -> Strips | None:
                 told=told,
             )
         )
-    ticks = [(across(tick), tick_text(tick)) for tick in round_ticks(low, high, 5)]
+    ticks = [(across(value), tick(value)) for value in round_ticks(low, high, 5)]
     return Strips(metric, 400, 12 + step * len(seeds) + 16, left, ticks, strips)
 
 

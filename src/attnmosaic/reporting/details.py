@@ -8,13 +8,21 @@ from typing import Any
 
 from attnmosaic.config import networks_of
 from attnmosaic.drawing.palette import CELLS
-from attnmosaic.record import RECORD
 from attnmosaic.reporting.charts import Chart, Line, chart
 from attnmosaic.reporting.comparison import seed_name
 from attnmosaic.reporting.gallery import Gallery
 from attnmosaic.reporting.reading import (
-    TableRows, Troubles, command_of, dig, number, points, read_rows, read_text, relative_link,
-)  # fmt: skip
+    Points,
+    TableRows,
+    Troubles,
+    command_of,
+    dig,
+    number,
+    points,
+    read_rows,
+    read_text,
+    relative_link,
+)
 from attnmosaic.runs import CONFIG, ERROR, RESULT, Run
 
 SPLITS = ("train", "test", "held_out")
@@ -58,7 +66,7 @@ class Details:
         run: the run itself.
         anchor: the name of its section.
         label: its folder, relative to the report's subject.
-        link: the address of its folder, relative to the page.
+        link: the address of its folder, relative to the page; empty if it is not there.
         texts: (name, address) of its settings, log and numbers.
         plots: the same of its pictures.
         charts: groups of curves, by their heading.
@@ -159,20 +167,23 @@ def details(run: Run, place: int, root: Path, page_folder: Path, troubles: Troub
         run=run,
         anchor=f"run-{place}",
         label=label,
-        link=relative_link(run.folder, page_folder),
+        link=relative_link(run.folder, page_folder) + "/" if run.folder.is_dir() else "",
         texts=links(texts),
         plots=links(sorted(run.folder.glob("*.png"))),
     )
-    here = troubles.attempt(run.folder, lambda: _charts(shown, troubles), {})
-    shown.charts = {heading: charts for heading, charts in here.items() if charts}
+    if run.result is None and (run.folder / RESULT).exists():
+        troubles.append(f"{run.folder / RESULT}: is not the whole of a result, so the run counts as unfinished")
+    if run.config is None and (run.folder / CONFIG).exists():
+        troubles.append(f"{run.folder / CONFIG}: is not the whole of a config")
+    nothing: dict[str, list[Chart]] = {}
+    groups = troubles.attempt(run.folder, nothing, _charts, shown, troubles)
+    shown.charts = {heading: charts for heading, charts in groups.items() if charts}
     if shown.outputs:
         splits = SPLITS[::-1] if all_confusions else SPLITS[-1:]
         for output in shown.outputs:
             for split in splits:
                 if found := _confusion(run.folder, output, split, troubles):
                     shown.confusions.append(found)
-    if run.state == "finished" and not shown.outputs and not (run.folder / RECORD).exists():
-        troubles.append(f"{run.folder / RECORD}: is not there, so there are no mosaics to show")
     return shown
 
 
@@ -186,27 +197,33 @@ def _charts(shown: Details, troubles: Troubles) -> dict[str, list[Chart]]:
     def by_split(metric: str, splits: Sequence[str] = SPLITS) -> list[Line]:
         return [Line(split, *SPLIT_STYLES[split], points(rows, f"{split}/{metric}")) for split in splits]
 
-    loss = chart("Loss", by_split("loss", ("running", *SPLITS)), log=True, note="running: mean during the epoch", **every)
+    loss = chart(
+        "Loss", by_split("loss", ("running", *SPLITS)), log=True, note="running: mean during the epoch", **every
+    )
     if shown.outputs:
         accuracies = [
-            chart(f"Accuracy of the {output}", by_split(f"{output}_accuracy", ("running", *SPLITS)), share=True, **every)
+            chart(
+                f"Accuracy of the {output}", by_split(f"{output}_accuracy", ("running", *SPLITS)), share=True, **every
+            )
             for output in shown.outputs
         ]
         return {"Curves": _there(*accuracies, loss)}
     counts = {split: read_rows(folder / f"focus_vs_pred_{split}.csv", troubles) for split in SPLITS}
-    focus = [chart(f"Focus and prediction, {split}", _kinds(counts[split]), share=True, note="share of mosaics", **every)
-             for split in SPLITS]  # fmt: skip
     above = [Line(split, *SPLIT_STYLES[split], _above(counts[split])) for split in SPLITS]
-    learnt = _there(
-        chart("Accuracy", by_split("accuracy"), share=True, **every),
-        chart("Focus", by_split("focus"), share=True, note="largest weight on the foreground", **every),
-        chart("Largest weight above one half", above, share=True, note="share of mosaics; all others are below", **every),
-    )
-    gradients = _gradients(read_rows(folder / "gradients.csv", troubles), every)
+    kinds: dict[str, Any] = {"share": True, "note": "share of mosaics", **every}
     return {
-        "Focus against prediction": _there(*focus),
-        "Accuracy, focus, confidence": learnt,
-        "Loss and gradients" if gradients else "Loss": [*_there(loss), *gradients],
+        "Focus against prediction": _there(
+            *(chart(f"Focus and prediction, {split}", _kinds(counts[split]), **kinds) for split in SPLITS)
+        ),
+        "Accuracy, focus, loss": _there(
+            chart("Accuracy", by_split("accuracy"), share=True, **every),
+            chart("Focus", by_split("focus"), share=True, note="largest weight on the foreground", **every),
+            loss,
+        ),
+        "Weights": _there(
+            chart("Largest weight above one half", above, share=True, note="the rest: below", **every),
+            *_gradients(read_rows(folder / "gradients.csv", troubles), every),
+        ),
     }
 
 
@@ -222,11 +239,11 @@ def _kinds(rows: TableRows) -> list[Line]:
     return lines
 
 
-def _above(rows: TableRows) -> list[tuple[float, float]]:
+def _above(rows: TableRows) -> Points:
     return _over(points(rows, "argmax > 0.5", "epochs"), [_total(row) for row in rows])
 
 
-def _over(counts: list[tuple[float, float]], totals: list[float]) -> list[tuple[float, float]]:
+def _over(counts: Points, totals: list[float]) -> Points:
     if len(counts) != len(totals):  # a column that holds no numbers
         return []
     return [(epoch, count / total) for (epoch, count), total in zip(counts, totals, strict=True) if total > 0]
@@ -241,10 +258,9 @@ def _gradients(rows: TableRows, every: dict[str, Any]) -> list[Chart]:
     lines = [Line(f"{side}{' (sum)' * (side == 'background')}", color, style, points(rows, side))
              for side, color, style in sides]  # fmt: skip
     sizes = [Line(line.name, line.color, line.style, [(x, abs(y)) for x, y in line.points if y]) for line in lines]
-    note = "mean over the training mosaics"
     return _there(
-        chart("Gradient of the loss by the weights", lines, zero=True, note=note, **every),
-        chart("Its size, without the sign", sizes, log=True, note=note, **every),
+        chart("Gradient of the loss by the weights", lines, zero=True, note="mean of train", **every),
+        chart("The gradient's size", sizes, log=True, **every),
     )
 
 
@@ -262,4 +278,4 @@ def _confusion(folder: Path, output: str, split: str, troubles: Troubles) -> Con
             raise ValueError("is not square; cut short?")
         return Confusion(output, split, values, counts)
 
-    return troubles.attempt(file, read, None)
+    return troubles.attempt(file, None, read)

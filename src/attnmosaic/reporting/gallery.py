@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from attnmosaic.drawing.palette import CELLS
-from attnmosaic.drawing.raster import SHADE, Transform, columns
+from attnmosaic.drawing.raster import Transform, columns
 from attnmosaic.record import KINDS, Looked, Record
 from attnmosaic.reporting.pictures import Picture, aggregate_picture, mosaic_picture, plane_picture
 
@@ -20,14 +20,16 @@ SIDE = 200
 
 MOST_CLASSES = 5
 
+SHADE = 0.72
+"""How dark a patch without weight is drawn; not so dark that it cannot be made out."""
+
 
 @dataclass(frozen=True)
 class Weight:
-    """A patch's weight: its share, whether it is the true foreground, whether it is the largest, how dark it is drawn."""
+    """A patch's weight, whether it is the true foreground, and how dark it is drawn."""
 
     value: float
     foreground: bool
-    largest: bool
     dark: float
 
 
@@ -130,8 +132,8 @@ def _card(record: Record, split: str, i: int, aggregates: np.ndarray) -> Card:
     alpha, probabilities = looked.alpha[i], looked.probabilities[i]
     true, guess, truth = int(looked.foreground[i]), int(looked.predicted[i]), int(looked.label[i])
     weights = [
-        Weight(float(a), j == true, j == int(alpha.argmax()), round(SHADE * (1 - math.sqrt(max(0.0, min(1.0, a)))), 3))
-        for j, a in enumerate(map(float, alpha))
+        Weight(value, j == true, round(SHADE * (1 - math.sqrt(max(0.0, min(1.0, value)))), 3))
+        for j, value in enumerate(map(float, alpha))
     ]
     likely = sorted(range(len(probabilities)), key=lambda c: -probabilities[c])[:MOST_CLASSES]
     shown = likely if truth in likely or len(probabilities) <= MOST_CLASSES else [*likely[:-1], truth]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -18,6 +17,7 @@ from attnmosaic.reporting.comparison import MARKS, Comparison, compare
 from attnmosaic.reporting.details import Details, details
 from attnmosaic.reporting.gallery import gallery, share_out
 from attnmosaic.reporting.reading import Troubles, dig, span
+from attnmosaic.reporting.words import FILTERS
 from attnmosaic.runs import Run, read_plan, some_runs, sweep_of
 from attnmosaic.tables.reproduced import Reproduced, reproduce
 
@@ -69,13 +69,12 @@ def render(folder: Path, out: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"fixed": _fixed, "signed": _signed, "short": _short, "when": _when, "lasted": _lasted}
-    environment.filters |= {"clamped": lambda share: min(100.0, max(0.0, share)), "zipped": zip}
+    environment.filters |= FILTERS
     template = environment.get_template("page.html.j2")
-    lone = folder.absolute() == runs[0].folder.absolute()
+    lone = len(runs) == 1
     return template.render(
         title=_title(folder, tables, shown, lone),
-        folder=str(folder),
+        folder=str(runs[0].folder if lone else folder),
         lone=lone,
         commands=_commands(runs, shown),
         span=span(runs),
@@ -86,6 +85,7 @@ def render(folder: Path, out: Path) -> str:
         marks=MARKS,
         smoke=sum(run.smoke for run in shown),
         tables=tables,
+        spread=[table for table in tables if table.is_spread],
         runs=shown,
         environments=_environments(shown),
         troubles=list(dict.fromkeys(troubles)),
@@ -107,22 +107,20 @@ def _tables(runs: list[Run], troubles: Troubles) -> list[Reproduced]:
     try:
         return reproduce(runs)
     except Exception:
-        sound = [run for run in runs if troubles.attempt(run.folder, lambda run=run: reproduce([run]), [])]  # type: ignore[misc]
-        return troubles.attempt("tables", lambda: reproduce(sound), [])
+        sound = [run for run in runs if troubles.attempt(run.folder, [], reproduce, [run])]
+        return troubles.attempt("tables", [], reproduce, sound)
 
 
 def _add_galleries(shown: list[Details], troubles: Troubles) -> None:
     records: dict[int, Record] = {}
     for i, run in enumerate(shown):
         if (file := run.run.folder / RECORD).exists():
-            record = troubles.attempt(file, lambda file=file: read_record(file), None)  # type: ignore[misc]
+            record = troubles.attempt(file, None, read_record, file)
             if record is not None:
                 records[i] = record
     given = share_out({i: sum(map(len, record.final.values())) for i, record in records.items()}, MOSAICS)
     for i, record in records.items():
-        what = shown[i].run.folder / RECORD
-        made = troubles.attempt(what, lambda record=record, i=i: gallery(record, given[i]), None)  # type: ignore[misc]
-        shown[i].gallery = made
+        shown[i].gallery = troubles.attempt(shown[i].run.folder / RECORD, None, gallery, record, given[i])
 
 
 def _title(folder: Path, tables: list[Comparison], shown: list[Details], lone: bool) -> str:
@@ -168,34 +166,3 @@ def _environments(shown: list[Details]) -> Environments:
 def _palette() -> dict[str, str]:
     names = ("green", "blue", "orange", "red", "grey", "pink", "sky")
     return {name: getattr(palette, name.upper()) for name in names}
-
-
-# ---- how numbers are written
-
-
-def _fixed(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
-
-
-def _signed(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
-
-
-def _short(text: Any, most: int = 80) -> str:
-    """Cuts a name in its middle, which is where long ones say least."""
-    text = str(text)
-    return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 2 + 1 :]}"
-
-
-def _when(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
-
-
-def _lasted(seconds: float | None) -> str:
-    """Writes a duration: 2.8 s, 4 min 05 s, 3 h 20 min."""
-    if seconds is None:
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -25,10 +25,10 @@ LONGEST = 60_000
 class Troubles(list[str]):
     """What could not be read, a line each."""
 
-    def attempt(self, what: object, make: Callable[[], T], instead: T) -> T:
+    def attempt(self, what: object, instead: T, make: Callable[..., T], *given: Any) -> T:
         """Returns what is made, or something else if that fails: one odd file is not worth a report."""
         try:
-            return make()
+            return make(*given)
         except Exception as error:
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             self.append(f"{what}: {' '.join(reason.split())[:300]}")
@@ -60,7 +60,8 @@ def read_rows(file: Path, troubles: Troubles) -> TableRows:
         with file.open(newline="") as opened:
             return list(csv.DictReader(opened))
 
-    rows = troubles.attempt(file, read, [])
+    nothing: TableRows = []
+    rows = troubles.attempt(file, nothing, read)
     whole = [row for row in rows if None not in row.values() and None not in row]
     if len(whole) < len(rows):
         troubles.append(f"{file}: {len(rows) - len(whole)} of {len(rows)} rows are cut short or too long, left out")

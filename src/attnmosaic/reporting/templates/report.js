@@ -103,6 +103,7 @@
       for (const panel of panels) panel.hidden = panel.dataset.view !== value;
     });
     views.prepend(row);
+    views.classList.add("switched");
     choose();
   }
 
@@ -200,7 +201,10 @@
     node.addEventListener("blur", hide);
   }
 
-  const written = (value, share) => (share ? value.toFixed(3) : String(value).replace("-", "−"));
+  const written = (value, share) => {
+    const digits = share ? value.toFixed(3) : Math.abs(value) >= 1000 || !value ? value.toFixed(0) : value.toPrecision(4);
+    return digits.replace("-", "−");
+  };
   for (const figure of all(".chart:not(.strips)")) {
     const plot = figure.querySelector(".plot");
     const drawing = plot.querySelector("svg");
