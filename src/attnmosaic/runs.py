@@ -96,7 +96,7 @@ class Run:
     def _read(self, name: str) -> str | None:
         try:
             return (self.folder / name).read_text()
-        except (OSError, UnicodeDecodeError):
+        except (OSError, ValueError):  # what is no text, a name that no file can have
             return None
 
 

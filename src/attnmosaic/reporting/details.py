@@ -1,12 +1,12 @@
 """One run, laid out: its line among the others, its curves, its mosaics or confusions, its files."""
 
 import csv
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from attnmosaic.config import networks_of
 from attnmosaic.drawing.palette import CELLS
 from attnmosaic.reporting.charts import Chart, Line, chart
 from attnmosaic.reporting.comparison import seed_name
@@ -119,9 +119,7 @@ class Details:
     @property
     def outputs(self) -> tuple[str, str] | None:
         """Names of a run's two outputs; None of a pair."""
-        if (config := self.run.config) is None or networks_of(config) != ("network",):
-            return None
-        return "digit", str(dig(config, "data", "operation") or "sum")
+        return outputs_of(self.run)
 
     def metric(self, name: str) -> float | None:
         """Returns a final metric, None if it was not measured."""
@@ -146,6 +144,13 @@ class Details:
         return read_text(self.run.folder / CONFIG)
 
 
+def outputs_of(run: Run) -> tuple[str, str] | None:
+    """Returns the names of a run's two outputs; None of a pair."""
+    if not dig(run.config, "model", "network"):
+        return None
+    return "digit", str(dig(run.config, "data", "operation") or "sum")
+
+
 def details(run: Run, place: int, root: Path, page_folder: Path, troubles: Troubles, all_confusions: bool) -> Details:
     """Lays a run out, all but its gallery.
 
@@ -157,7 +162,7 @@ def details(run: Run, place: int, root: Path, page_folder: Path, troubles: Troub
         troubles: gets what cannot be read.
         all_confusions: whether to show what is taken for what of each split; else of held-out images alone.
     """
-    label = "" if run.folder == root else str(run.folder.relative_to(root))
+    label = "" if run.folder == root else os.path.relpath(run.folder, root)
 
     def links(files: Iterable[Path]) -> list[tuple[str, str]]:
         return [(file.name, relative_link(file, page_folder)) for file in files if file.exists()]

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from attnmosaic.drawing import palette
 from attnmosaic.record import RECORD, Record, read_record
 from attnmosaic.reporting.comparison import MARKS, Comparison, compare
-from attnmosaic.reporting.details import Details, details
+from attnmosaic.reporting.details import Details, details, outputs_of
 from attnmosaic.reporting.gallery import gallery, share_out
 from attnmosaic.reporting.reading import Troubles, dig, span
 from attnmosaic.reporting.words import FILTERS
@@ -23,6 +23,9 @@ from attnmosaic.tables.reproduced import Reproduced, reproduce
 
 MOSAICS = 240
 """How many mosaics a page shows, all runs together: they are most of its size."""
+
+MOST_WITH_ALL_CONFUSIONS = 6
+"""With more runs of two outputs than these, only what held-out images are taken for is shown."""
 
 STATES = ("finished", "running", "stopped", "failed", "missing")
 
@@ -58,8 +61,12 @@ def render(folder: Path, out: Path) -> str:
     runs = some_runs(folder)
     troubles = Troubles()
     tables = [compare(table) for table in _tables(runs, troubles)]
-    two_outputs = sum(dig(run.config, "model", "network") not in (None, {}) for run in runs)
-    shown = [details(run, i, folder, out.parent, troubles, two_outputs <= 6) for i, run in enumerate(runs, 1)]
+    few = sum(outputs_of(run) is not None for run in runs) <= MOST_WITH_ALL_CONFUSIONS
+    shown = []
+    for i, run in enumerate(runs, 1):
+        laid_out = troubles.attempt(run.folder, None, details, run, i, folder, out.parent, troubles, few)
+        if laid_out is not None:
+            shown.append(laid_out)
     _add_galleries(shown, troubles)
     script = _text("report.js")
     environment = Environment(
@@ -71,13 +78,13 @@ def render(folder: Path, out: Path) -> str:
     )
     environment.filters |= FILTERS
     template = environment.get_template("page.html.j2")
-    lone = len(runs) == 1
+    lone = len(shown) == 1
     return template.render(
         title=_title(folder, tables, shown, lone),
-        folder=str(runs[0].folder if lone else folder),
+        folder=str(shown[0].run.folder if lone else folder),
         lone=lone,
-        commands=_commands(runs, shown),
-        span=span(runs),
+        commands=_commands(shown),
+        span=span(run.run for run in shown),
         made=time.time(),
         version=version("attnmosaic"),
         states={state: count for state in STATES if (count := sum(run.state == state for run in shown))},
@@ -107,8 +114,9 @@ def _tables(runs: list[Run], troubles: Troubles) -> list[Reproduced]:
     try:
         return reproduce(runs)
     except Exception:
-        sound = [run for run in runs if troubles.attempt(run.folder, [], reproduce, [run])]
-        return troubles.attempt("tables", [], reproduce, sound)
+        nothing: list[Reproduced] = []
+        sound = [run for run in runs if troubles.attempt(run.folder, nothing, reproduce, [run])]
+        return troubles.attempt("tables", nothing, reproduce, sound)
 
 
 def _add_galleries(shown: list[Details], troubles: Troubles) -> None:
@@ -132,9 +140,10 @@ def _title(folder: Path, tables: list[Comparison], shown: list[Details], lone: b
     return folder.absolute().name
 
 
-def _commands(runs: list[Run], shown: list[Details]) -> list[str]:
+def _commands(shown: list[Details]) -> list[str]:
     """Returns the commands of all sweeps, and of runs that are jobs of none."""
-    sweeps = dict.fromkeys(sweep for run in runs if run.planned is not None and (sweep := sweep_of(run.folder)))
+    jobs = [run.run.folder for run in shown if run.run.planned is not None]
+    sweeps = dict.fromkeys(sweep for folder in jobs if (sweep := sweep_of(folder)))
     commands = [str(command) for sweep in sweeps for command in read_plan(sweep)["commands"]]
     commands += [run.command for run in shown if run.run.planned is None and run.command is not None]
     return list(dict.fromkeys(commands))

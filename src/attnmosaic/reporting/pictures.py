@@ -41,7 +41,7 @@ def _encoded(image: Image.Image, **how: object) -> bytes:
 
 def _small(pixels: np.ndarray) -> Image.Image:
     """Returns pixels ``[H, W, C]`` one to one, unless they are more than `LONGEST`; grey if they have one channel."""
-    image = picture(pixels, min(LONGEST, max(pixels.shape[:2])))
+    image = picture(np.nan_to_num(pixels), min(LONGEST, max(pixels.shape[:2])))
     return image.convert("L") if pixels.shape[-1] == 1 else image
 
 
