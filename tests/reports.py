@@ -30,11 +30,10 @@ def composed(experiment: str, *overrides: str) -> str:
     return OmegaConf.to_yaml(config, resolve=True)
 
 
-def pair_metrics(**given: float) -> dict[str, float]:
-    """Returns final metrics of a pair; ``test_accuracy=0.8`` sets one."""
+def pair_metrics(**accuracies: float) -> dict[str, float]:
+    """Returns final metrics of a pair, with these accuracies by split, and one half for all the rest."""
     metrics = {f"{split}/{metric}": 0.5 for split in SPLITS for metric in METRICS}
-    return metrics | {name.replace("_", "/", 1) if name[:4] != "held" else name.replace("t_", "t/", 1): value
-                      for name, value in given.items()}  # fmt: skip
+    return metrics | {f"{split}/accuracy": value for split, value in accuracies.items()}
 
 
 def write_run(
@@ -130,8 +129,11 @@ def point_record() -> Record:
     return Record(images.classes, images.all_classes, images.epochs, {}, final, images.counts, plane)
 
 
+PLAIN = {ord("\N{MINUS SIGN}"): "-", ord("\N{EN DASH}"): "-"}
+
+
 class Page(HTMLParser):
-    """A page taken apart.
+    """A page taken apart; minus signs and dashes are plain ones.
 
     Attributes:
         tags: every tag with its attributes, in order.
@@ -152,7 +154,7 @@ class Page(HTMLParser):
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        self.tags.append((tag, {name: (value or "").translate(PLAIN) for name, value in attrs}))
         if tag in ("script", "style"):
             self._inside.append(tag)
             self.data.append((dict(attrs).get("type") or tag, ""))
@@ -173,6 +175,7 @@ class Page(HTMLParser):
             kind, text = self.data[-1]
             self.data[-1] = (kind, text + data)
             return
+        data = data.translate(PLAIN)
         self.texts.append(data)
         if self._in_cell:
             self.rows[-1][-1] = " ".join(f"{self.rows[-1][-1]} {data}".split())

@@ -36,10 +36,10 @@ def page(folder: Path, out: Path | None = None) -> Page:
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two seeds of a row, the first with mosaics, and one run of another row."""
     folder = tmp_path_factory.mktemp("reports") / "table1"
-    write_run(folder / "row1" / "seed0", metrics=pair_metrics(train_accuracy=0.93, test_accuracy=0.8), seed=0,
+    write_run(folder / "row1" / "seed0", metrics=pair_metrics(train=0.93, test=0.8), seed=0,
               record=image_record())  # fmt: skip
-    write_run(folder / "row1" / "seed1", metrics=pair_metrics(train_accuracy=0.95, test_accuracy=0.84), seed=1)
-    write_run(folder / "row2" / "seed0", "table1/row2", metrics=pair_metrics(train_accuracy=0.5, test_accuracy=0.83))
+    write_run(folder / "row1" / "seed1", metrics=pair_metrics(train=0.95, test=0.84), seed=1)
+    write_run(folder / "row2" / "seed0", "table1/row2", metrics=pair_metrics(train=0.5, test=0.83))
     jobs = {f"row{row}/seed{seed}": {"name": f"table1/row{row}", "scale": "full", "schedule": {"epochs": 200}}
             for row in (1, 2) for seed in (0, 1)}  # fmt: skip
     plan = {"commands": ["python -m attnmosaic.train -m reproduce=table1 'seed.all=0,1'"], "jobs": jobs}
@@ -59,11 +59,11 @@ def test_published_beside_reproduced(swept: Page) -> None:
     assert swept.row("1", "test/accuracy") == [
         "1", "test/accuracy", "0.81", "0.820", "0.028", "2", "+0.010", "within the seeds' range", "2 finished",
     ]  # fmt: skip
-    assert swept.row("1", "train/accuracy")[2:8] == ["0.96", "0.940", "0.014", "2", "−0.020", "within 0.05"]
-    assert swept.row("2", "train/accuracy")[2:8] == ["0.94", "0.500", "–", "1", "−0.440", "outside"]
+    assert swept.row("1", "train/accuracy")[2:8] == ["0.96", "0.940", "0.014", "2", "-0.020", "within 0.05"]
+    assert swept.row("2", "train/accuracy")[2:8] == ["0.94", "0.500", "-", "1", "-0.440", "outside"]
     assert swept.row("2", "test/accuracy")[7:] == ["within 0.05", "1 finished, 1 missing"]
-    assert swept.row("3", "test/accuracy")[2:] == ["0.43", "–", "–", "0", "–", "–", "missing"]
-    assert swept.row("1", "held_out/accuracy")[2:8] == ["–", "0.500", "0.000", "2", "–", "–"]
+    assert swept.row("3", "test/accuracy")[2:] == ["0.43", "-", "-", "0", "-", "-", "missing"]
+    assert swept.row("1", "held_out/accuracy")[2:8] == ["-", "0.500", "0.000", "2", "-", "-"]
 
 
 def test_the_difference_has_a_bar_from_the_middle(sweep: Path) -> None:
@@ -86,7 +86,7 @@ def test_every_run_has_a_line(swept: Page) -> None:
     line = swept.row("table1/row1 row1/seed0")
     assert line[1:8] == ["0", "finished", "180", "0.930", "0.800", "0.500", "0.500"]
     assert line[9:11] == ["2 min 05 s", "cpu (a fine one)"]
-    assert swept.row("table1/row2 row2/seed1")[1:5] == ["", "missing", "0 of 200", "–"]
+    assert swept.row("table1/row2 row2/seed1")[1:5] == ["", "missing", "0 of 200", "-"]
 
 
 def test_the_spread_of_seeds(swept: Page) -> None:
@@ -110,13 +110,13 @@ def test_a_matrix_has_four_views(tmp_path: Path) -> None:
         "reproduced", "published", "difference", "standard deviation over seeds",
     ]  # fmt: skip
     ones = [row[1:4] for row in found.rows if row[0] == "1"]
-    assert ones == [["0.53", "0.53", "0.53"], ["0.52", "0.64", "0.68"], ["+0.01", "−0.11 ○", "−0.15 ○"],
+    assert ones == [["0.53", "0.53", "0.53"], ["0.52", "0.64", "0.68"], ["+0.01", "-0.11 ○", "-0.15 ○"],
                     ["0.042", "0.042", "0.042"]]  # fmt: skip
     assert "dataset_1/accuracy" in found.text
 
 
 def test_runs_of_no_table_and_smoke(tmp_path: Path) -> None:
-    write_run(tmp_path / "a", "gaussian", metrics=pair_metrics(held_out_accuracy=0.75), overrides=("scale=smoke",))
+    write_run(tmp_path / "a", "gaussian", metrics=pair_metrics(held_out=0.75), overrides=("scale=smoke",))
     found = page(tmp_path)
     assert found.row("row")[1:4] == ["train/accuracy", "test/accuracy", "held_out/accuracy"]
     assert found.row("gaussian (SMOKE)")[3] == "0.750"
@@ -149,7 +149,7 @@ def test_gradients_are_drawn_where_they_were_measured(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a", "gaussian", epochs=10)
     (folder / "gradients.csv").write_text("epoch,stage,foreground,background\n0,,-0.5,2\n1,what,-0.25,0.001\n")
     titles = [tag["aria-label"] for tag in page(tmp_path).having("svg", role="img")]
-    assert "Gradient of the loss by the weights. At the end: foreground −0.2500, background (sum) 0.001000." in titles
+    assert "Gradient of the loss by the weights. At the end: foreground -0.2500, background (sum) 0.001000." in titles
     assert "The gradient's size. At the end: foreground 0.2500, background (sum) 0.001000." in titles
 
 
@@ -280,9 +280,9 @@ def test_states(tmp_path: Path) -> None:
     (root / "sweep.json").write_text(json.dumps(plan))
     with FileLock(running / ".lock"):
         found = page(root)
-    assert {row[0].split()[-1]: row[2].split()[0] for row in found.rows if len(row) == 12 and row[0] != "name"} == {
-        state: state.replace("not_begun", "missing") for state in ("failed", "finished", "not_begun", "running", "stopped")
-    }  # fmt: skip
+    lines = {row[0].split()[-1]: row[2].split()[0] for row in found.rows if len(row) == 12 and row[0] != "name"}
+    assert lines.pop("not_begun") == "missing"
+    assert lines == {state: state for state in ("failed", "finished", "running", "stopped")}
     assert "1 of 5 runs finished" in found.text
     assert found.row("table1/row1 stopped")[3] == "7 of 180"
     line = found.row("table1/row2 failed")
@@ -308,7 +308,7 @@ def test_states(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_told(tmp_path: Path, name: str, content: bytes | None, said: str) -> None:
     folder = write_run(tmp_path / "odd", metrics=pair_metrics(), record=image_record())
     (folder / name).write_bytes((folder / name).read_bytes()[:2000] if content is None else content)
-    write_run(tmp_path / "whole", seed=1, metrics=pair_metrics(test_accuracy=0.77))
+    write_run(tmp_path / "whole", seed=1, metrics=pair_metrics(test=0.77))
     found = page(tmp_path)
     (told,) = [text for text in found.texts if said in text]
     assert name in told
@@ -320,7 +320,7 @@ def test_what_cannot_be_read_is_told(tmp_path: Path, name: str, content: bytes |
     [{"odd": {}}, {"odd": [1]}, {"odd": None}, {"../../up": {"name": "x"}}, {"nul\0": {"name": "x", "schedule": 3}}],
 )
 def test_an_odd_plan_spoils_nothing(tmp_path: Path, plan: dict[str, Any]) -> None:
-    write_run(tmp_path / "a" / "whole", metrics=pair_metrics(test_accuracy=0.77))
+    write_run(tmp_path / "a" / "whole", metrics=pair_metrics(test=0.77))
     (tmp_path / "a" / "sweep.json").write_text(json.dumps({"commands": [3, None], "jobs": plan}))
     found = page(tmp_path / "a")
     assert found.row("table1/row1 whole")[5] == "0.770"
@@ -328,7 +328,7 @@ def test_an_odd_plan_spoils_nothing(tmp_path: Path, plan: dict[str, Any]) -> Non
 
 
 def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
-    write_run(tmp_path / "whole", metrics=pair_metrics(test_accuracy=0.77))
+    write_run(tmp_path / "whole", metrics=pair_metrics(test=0.77))
     (tmp_path / "sweep.json").write_text(json.dumps({"commands": [], "jobs": {"x" * 5000: {"name": "y" * 5000}}}))
     found = page(tmp_path)
     assert found.row("table1/row1 whole")[5] == "0.770"
@@ -343,7 +343,7 @@ def test_odd_values_in_a_config(tmp_path: Path) -> None:
     (folder / "config.yaml").write_text(
         re.sub(r"(?m)^model:\n(  .*\n)*", "model: 3\n", text) + "\nschedule: {epochs: [1]}\n"
     )
-    write_run(tmp_path / "whole", seed=1, metrics=pair_metrics(test_accuracy=0.77))
+    write_run(tmp_path / "whole", seed=1, metrics=pair_metrics(test=0.77))
     assert page(tmp_path).row("table1/row1 whole")[5] == "0.770"
 
 
@@ -402,7 +402,8 @@ def test_links_lead_from_the_page_to_the_files(tmp_path: Path) -> None:
     found = Page(out.read_text())
     links = [tag["href"] for tag in found.having("a") if not tag["href"].startswith("#")]
     targets = {(out.parent / unquote(link)).resolve() for link in links}
-    assert targets == {folder, *(folder / name for name in ("config.yaml", "train.log", "metrics.csv", "result.json", "loss.png"))}  # fmt: skip
+    names = ("config.yaml", "train.log", "metrics.csv", "result.json", "loss.png")
+    assert targets == {folder, *(folder / name for name in names)}
     assert all(re.fullmatch(r"[\w.%~/-]+", link) for link in links)
 
 
@@ -410,7 +411,8 @@ def test_links_lead_from_the_page_to_the_files(tmp_path: Path) -> None:
 
 
 def test_a_lone_run_s_command_is_rebuilt(tmp_path: Path) -> None:
-    write_run(tmp_path / "run", "gaussian", metrics=pair_metrics(test_accuracy=0.875), overrides=("data.foreground=[0, 1]",))  # fmt: skip
+    overrides = ("data.foreground=[0, 1]",)
+    write_run(tmp_path / "run", "gaussian", metrics=pair_metrics(test=0.875), overrides=overrides)
     found = page(tmp_path / "run")
     assert "python -m attnmosaic.train experiment=gaussian 'data.foreground=[0, 1]'" in found.text
     assert "0.875 test accuracy" in found.text
@@ -458,18 +460,19 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
 def test_it_needs_no_torch(tmp_path: Path) -> None:
     write_run(tmp_path / "run", "gaussian", metrics=pair_metrics(), record=point_record(), epochs=5)
-    code = "import sys; from attnmosaic.report import main; main(sys.argv[1:]); print('torch' in sys.modules, 'matplotlib' in sys.modules)"  # fmt: skip
+    code = "import sys; from attnmosaic.report import main; main(sys.argv[1:]);"
+    code += "print('torch' in sys.modules, 'matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
     assert done.stdout.endswith("False False\n"), done.stderr
 
 
 def test_numbers_that_are_none_are_left_out(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "a", metrics=pair_metrics(test_accuracy=float("nan")), epochs=10)
+    folder = write_run(tmp_path / "a", metrics=pair_metrics(test=float("nan")), epochs=10)
     text = (folder / "metrics.csv").read_text().replace("2.0", "nan").replace("1.0", "inf")
     (folder / "metrics.csv").write_text(text)
     record = image_record()
     record.final["test"].alpha[:] = np.nan
     record.save(folder / "mosaics.npz")
     found = page(tmp_path)
-    assert found.row("table1/row1 a")[5] == "–"
+    assert found.row("table1/row1 a")[5] == "-"
     assert "Loss" in {tag["aria-label"].split(".")[0] for tag in found.having("svg", role="img")}

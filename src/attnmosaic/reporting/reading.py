@@ -30,7 +30,8 @@ class Troubles(list[str]):
         try:
             return make(*given)
         except Exception as error:
-            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            said = error.strerror if isinstance(error, OSError) else error
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {said}"
             self.append(f"{what}: {' '.join(reason.split())[:300]}")
             return instead
 
