@@ -183,8 +183,8 @@
     tip.hidden = false;
     const [wide, high] = [tip.offsetWidth, tip.offsetHeight];
     const left = x + 14 + wide > innerWidth ? x - 14 - wide : x + 14;
-    tip.style.left = `${Math.max(4, left)}px`;
-    tip.style.top = `${Math.max(4, Math.min(innerHeight - high - 4, box.top + 8))}px`;
+    tip.style.left = `${scrollX + Math.max(4, left)}px`;  // in the page, so that it stays where it belongs
+    tip.style.top = `${scrollY + Math.max(4, Math.min(innerHeight - high - 4, box.top + 8))}px`;
   };
   const hide = () => { tip.hidden = true; };
 
@@ -263,7 +263,6 @@
     });
   }
   addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
-  addEventListener("scroll", hide, { passive: true });
 
   // ---- links to a run open it
 
