@@ -7,7 +7,7 @@ UV_VERSION := 0.13.8
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench train tensorboard lock clean
+.PHONY: help demo test lint bench train report tensorboard lock clean
 .PHONY: reproduce reproduce-table1 reproduce-table2 reproduce-averages reproduce-gradients reproduce-mnist
 
 help: ## list the targets
@@ -66,6 +66,10 @@ reproduce-mnist: $(VENV)/installed ## digit and sum, digit and product on MNIST;
 reproduce: ## all of these; SEEDS, SCALE and CIFAR as above
 	@status=0; for table in gradients mnist averages table1 table2; do \
 		$(MAKE) reproduce-$$table ROWS= || status=1; done; exit $$status
+
+RUN ?=
+report: $(VENV)/installed ## one HTML file of the newest sweep or run, or of RUN=outputs/table1
+	$(BIN)/python -m attnmosaic.report $(if $(RUN),"$(RUN)") $(ARGS)
 
 tensorboard: $(VENV)/installed ## show every run under outputs/
 	$(BIN)/tensorboard --logdir outputs $(ARGS)

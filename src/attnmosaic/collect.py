@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attnmosaic.errors import UserError
-from attnmosaic.runs import find_runs
+from attnmosaic.runs import some_runs
 from attnmosaic.tables.render import FORMATS
 from attnmosaic.tables.reproduced import Reproduced, reproduce
 
@@ -21,12 +21,7 @@ def collect(folder: Path) -> list[Reproduced]:
     Raises:
         UserError: there is no such folder, or no run in it.
     """
-    if not folder.is_dir():
-        raise UserError(f"'{folder}' is no folder; name one with runs in it, outputs say")
-    runs = find_runs(folder)
-    if not runs:
-        raise UserError(f"'{folder}' holds no runs; name a folder that python -m attnmosaic.train has written to")
-    return reproduce(runs)
+    return reproduce(some_runs(folder))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

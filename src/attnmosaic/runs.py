@@ -48,17 +48,23 @@ class Run:
 
     @cached_property
     def result(self) -> dict[str, Any] | None:
-        """``result.json``; None unless the run has finished."""
+        """``result.json``; None unless the run has finished, or if it cannot be read."""
         try:
             loaded = json.loads(self._read(RESULT) or "null")
-        except json.JSONDecodeError:
+            whole = all(isinstance(value, (int, float)) for value in loaded["metrics"].values())
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # not the whole of a result
             return None
-        return loaded if isinstance(loaded, dict) else None
+        return loaded if whole else None
 
     @cached_property
     def error(self) -> str | None:
         """What the run failed with; None unless it failed."""
         return self._read(ERROR)
+
+    @property
+    def own_files(self) -> list[Path]:
+        """What it writes from its beginning to its end; not what others may add to its folder later."""
+        return [self.folder / name for name in (CONFIG, "train.log", "metrics.csv", RESULT, ERROR)]
 
     @cached_property
     def epochs_done(self) -> int:
@@ -90,7 +96,7 @@ class Run:
     def _read(self, name: str) -> str | None:
         try:
             return (self.folder / name).read_text()
-        except (OSError, UnicodeDecodeError):
+        except (OSError, ValueError):  # what is no text, a name that no file can have
             return None
 
 
@@ -159,6 +165,20 @@ def find_runs(root: Path) -> list[Run]:
     return [Run(folder, planned) for folder, planned in sorted(folders.items(), key=lambda item: item[0])]
 
 
+def some_runs(root: Path) -> list[Run]:
+    """Returns the same, for a user who asked for them.
+
+    Raises:
+        UserError: there is no such folder, or no run in it.
+    """
+    if not root.is_dir():
+        raise UserError(f"'{root}' is no folder; name one with runs in it, outputs say")
+    runs = find_runs(root)
+    if not runs:
+        raise UserError(f"'{root}' holds no runs; name a folder that python -m attnmosaic.train has written to")
+    return runs
+
+
 def read_plan(sweep: Path) -> dict[str, Any]:
     """Returns what a sweep's folder tells of its jobs: ``{"commands": [...], "jobs": {folder: {...}}}``."""
     try:
@@ -166,6 +186,26 @@ def read_plan(sweep: Path) -> dict[str, Any]:
         return {"commands": list(plan["commands"]), "jobs": dict(plan["jobs"])}
     except (OSError, ValueError, KeyError, TypeError):
         return {"commands": [], "jobs": {}}
+
+
+def newest(root: Path) -> Path:
+    """Returns the folder, in or below one, of the sweep or lone run that was last at work.
+
+    Raises:
+        UserError: there is no such folder, or no run in it.
+    """
+    active: dict[Path, float] = {}
+    for run in some_runs(root):
+        home = (run.planned is not None and sweep_of(run.folder)) or run.folder
+        active[home] = max(active.get(home, 0), _last_written(home / SWEEP), *map(_last_written, run.own_files))
+    return max(active, key=lambda home: active[home])
+
+
+def _last_written(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except (OSError, ValueError):
+        return 0
 
 
 def sweep_of(folder: Path) -> Path | None:

@@ -117,7 +117,7 @@ class Reproduced:
         return f"{short} ({row.kind.replace('smoke', 'SMOKE')})" if row.kind else short
 
     @property
-    def summary(self) -> str:
+    def verdicts(self) -> dict[str, int]:
         """How many published cells came how near; of a row in several copies of the data, the first counts."""
         verdicts: dict[tuple[str, str], str] = {}
         for row in self.rows:
@@ -126,8 +126,13 @@ class Reproduced:
                     verdicts.setdefault((row.name, cell.metric), cell.verdict)
         counts = {word: sum(verdict == word for verdict in verdicts.values()) for word in _VERDICTS}
         total = sum(map(len, self.published.rows.values()))
-        counts["without a finished run"] = total - len(verdicts)
-        told = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
+        return counts | {"without a finished run": total - len(verdicts)}
+
+    @property
+    def summary(self) -> str:
+        """The same in words."""
+        total = sum(self.verdicts.values())
+        told = ", ".join(f"{n} {word}" for word, n in self.verdicts.items() if n)
         return f"{total} published cells: {told}" if total else "no published cells"
 
 

@@ -1,0 +1,39 @@
+"""Makes one HTML file of a run or a sweep: ``python -m attnmosaic.report outputs/table1``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from attnmosaic.errors import UserError
+from attnmosaic.reporting.page import write_report
+from attnmosaic.runs import newest
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(prog="python -m attnmosaic.report", description=__doc__)
+    parser.add_argument(
+        "folder",
+        type=Path,
+        nargs="?",
+        help="of a run, a sweep, or several; they may be at work (the newest sweep or run under outputs)",
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the file to write (report.html in the folder)")
+    given = parser.parse_args(arguments)
+    try:
+        folder = newest(Path("outputs")) if given.folder is None else given.folder
+        out = folder / "report.html" if given.out is None else given.out
+        try:
+            write_report(folder, out)
+        except OSError as error:
+            raise UserError(f"--out: cannot write '{out}' ({error.strerror}); name another file") from error
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    size = out.stat().st_size / 1e6
+    print(f"report: {out} ({size:.1f} MB, one file); open it in a browser: {out.absolute().as_uri()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Everything a page shows is gathered here, and written as one HTML file that needs nothing beside it."""
+
+import base64
+import hashlib
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from attnmosaic.drawing import palette
+from attnmosaic.record import RECORD, Record, read_record
+from attnmosaic.reporting.comparison import MARKS, Comparison, compare
+from attnmosaic.reporting.details import Details, details, outputs_of
+from attnmosaic.reporting.gallery import gallery, share_out
+from attnmosaic.reporting.reading import Troubles, dig, span
+from attnmosaic.reporting.words import FILTERS
+from attnmosaic.runs import Run, read_plan, some_runs, sweep_of
+from attnmosaic.tables.reproduced import Reproduced, reproduce
+
+MOSAICS = 240
+"""How many mosaics a page shows, all runs together: they are most of its size."""
+
+MOST_WITH_ALL_CONFUSIONS = 6
+"""With more runs of two outputs than these, only what held-out images are taken for is shown."""
+
+STATES = ("finished", "running", "stopped", "failed", "missing")
+
+
+@dataclass(frozen=True)
+class Environments:
+    """On what runs ran: what all share, and by run what they do not."""
+
+    shared: dict[str, str]
+    differing: list[str]
+    by_run: list[tuple[Details, dict[str, str]]]
+
+
+def write_report(folder: Path, out: Path) -> None:
+    """Writes a page about every run in a folder or below it.
+
+    Args:
+        folder: of a run, of a sweep, or of several.
+        out: the file to write.
+
+    Raises:
+        UserError: there is no such folder, or no run in it.
+        OSError: the file cannot be written.
+    """
+    page = render(folder, out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Names of folders may hold what is no text.
+    out.write_bytes(page.encode("utf-8", "replace"))
+
+
+def render(folder: Path, out: Path) -> str:
+    """Returns the page; links in it lead from where ``out`` lies."""
+    runs = some_runs(folder)
+    troubles = Troubles()
+    tables = [compare(table) for table in _tables(runs, troubles)]
+    few = sum(outputs_of(run) is not None for run in runs) <= MOST_WITH_ALL_CONFUSIONS
+    shown = []
+    for i, run in enumerate(runs, 1):
+        laid_out = troubles.attempt(run.folder, None, details, run, i, folder, out.parent, troubles, few)
+        if laid_out is not None:
+            shown.append(laid_out)
+    _add_galleries(shown, troubles)
+    script = _text("report.js")
+    environment = Environment(
+        loader=PackageLoader("attnmosaic.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= FILTERS
+    template = environment.get_template("page.html.j2")
+    lone = len(shown) == 1
+    return template.render(
+        title=_title(folder, tables, shown, lone),
+        folder=str(shown[0].run.folder if lone else folder),
+        lone=lone,
+        commands=_commands(shown),
+        span=span(run.run for run in shown),
+        made=time.time(),
+        version=version("attnmosaic"),
+        states={state: count for state in STATES if (count := sum(run.state == state for run in shown))},
+        verdicts=_verdicts(tables),
+        marks=MARKS,
+        smoke=sum(run.smoke for run in shown),
+        tables=tables,
+        spread=[table for table in tables if table.is_spread],
+        runs=shown,
+        environments=_environments(shown),
+        troubles=list(dict.fromkeys(troubles)),
+        palette=_palette(),
+        classes=palette.CLASS_STYLES,
+        # Our own files, and nothing of the user's: the only text that is not escaped.
+        style=Markup(_text("report.css")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def _text(name: str) -> str:
+    return (files("attnmosaic.reporting") / "templates" / name).read_text()
+
+
+def _tables(runs: list[Run], troubles: Troubles) -> list[Reproduced]:
+    """Returns the tables of all runs; of those that can be placed in one, if some are too odd."""
+    try:
+        return reproduce(runs)
+    except Exception:
+        nothing: list[Reproduced] = []
+        sound = [run for run in runs if troubles.attempt(run.folder, nothing, reproduce, [run])]
+        return troubles.attempt("tables", nothing, reproduce, sound)
+
+
+def _add_galleries(shown: list[Details], troubles: Troubles) -> None:
+    records: dict[int, Record] = {}
+    for i, run in enumerate(shown):
+        if (file := run.run.folder / RECORD).exists():
+            record = troubles.attempt(file, None, read_record, file)
+            if record is not None:
+                records[i] = record
+    given = share_out({i: sum(map(len, record.final.values())) for i, record in records.items()}, MOSAICS)
+    for i, record in records.items():
+        shown[i].gallery = troubles.attempt(shown[i].run.folder / RECORD, None, gallery, record, given[i])
+
+
+def _title(folder: Path, tables: list[Comparison], shown: list[Details], lone: bool) -> str:
+    if lone:
+        return shown[0].name
+    published = [table for table in tables if table.key != "runs"]
+    if len(tables) == len(published) == 1:
+        return tables[0].table.published.title
+    return folder.absolute().name
+
+
+def _commands(shown: list[Details]) -> list[str]:
+    """Returns the commands of all sweeps, and of runs that are jobs of none."""
+    jobs = [run.run.folder for run in shown if run.run.planned is not None]
+    sweeps = dict.fromkeys(sweep for folder in jobs if (sweep := sweep_of(folder)))
+    commands = [str(command) for sweep in sweeps for command in read_plan(sweep)["commands"]]
+    commands += [run.command for run in shown if run.run.planned is None and run.command is not None]
+    return list(dict.fromkeys(commands))
+
+
+def _verdicts(tables: list[Comparison]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for table in tables:
+        for word, n in table.table.verdicts.items():
+            counts[word] = counts.get(word, 0) + n
+    return counts
+
+
+def _environments(shown: list[Details]) -> Environments:
+    by_run = []
+    for run in shown:
+        result = run.run.result
+        if result is None:
+            continue
+        told = {key: str(dig(result, key))[:200] for key in ("device", "threads", "config_hash")}
+        told |= {f"seed.{key}": str(value)[:40] for key, value in (dig(result, "seed") or {}).items()}
+        told |= {str(key)[:60]: str(value)[:60] for key, value in (dig(result, "versions") or {}).items()}
+        by_run.append((run, told))
+    keys = list(dict.fromkeys(key for _, told in by_run for key in told))
+    shared = {key: values.pop() for key in keys if len(values := {told.get(key, "") for _, told in by_run}) == 1}
+    return Environments(shared, [key for key in keys if key not in shared], by_run)
+
+
+def _palette() -> dict[str, str]:
+    names = ("green", "blue", "orange", "red", "grey", "pink", "sky")
+    return {name: getattr(palette, name.upper()) for name in names}

@@ -1,0 +1,77 @@
+"""Mosaics and planes as small pictures inside the page."""
+
+import base64
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageColor, ImageDraw
+
+from attnmosaic.drawing.palette import CLASS_STYLES
+from attnmosaic.drawing.raster import Transform, columns, picture
+from attnmosaic.record import Looked, Record
+
+LONGEST = 48
+"""Pixels of the longer side of a patch, as it is kept in the page; larger ones are reduced."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as an address that holds it, and its size in pixels."""
+
+    uri: str
+    width: int
+    height: int
+
+
+def inlined(image: Image.Image) -> Picture:
+    """Returns a picture for the page: PNG, or JPEG where that is smaller."""
+    files = {"png": _encoded(image, format="PNG", optimize=True)}
+    if image.mode in ("L", "RGB"):
+        files["jpeg"] = _encoded(image, format="JPEG", quality=86, subsampling=0, optimize=True)
+    kind = min(files, key=lambda kind: len(files[kind]))
+    return Picture(f"data:image/{kind};base64,{base64.b64encode(files[kind]).decode()}", *image.size)
+
+
+def _encoded(image: Image.Image, **how: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, **how)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+def _small(pixels: np.ndarray) -> Image.Image:
+    """Returns pixels ``[H, W, C]`` one to one, unless they are more than `LONGEST`; grey if they have one channel."""
+    image = picture(np.nan_to_num(pixels), min(LONGEST, max(pixels.shape[:2])))
+    return image.convert("L") if pixels.shape[-1] == 1 else image
+
+
+def mosaic_picture(looked: Looked, i: int) -> Picture:
+    """Returns the patches of a mosaic of images, row by row and without gaps."""
+    patches = [_small(patch) for patch in looked.patches[i]]
+    width, height = patches[0].size
+    across = columns(len(patches))
+    whole = Image.new(patches[0].mode, (across * width, -(-len(patches) // across) * height))
+    for j, patch in enumerate(patches):
+        whole.paste(patch, (j % across * width, j // across * height))
+    return inlined(whole)
+
+
+def aggregate_picture(pixels: np.ndarray) -> Picture:
+    """Returns an aggregate ``[H, W, C]``."""
+    return inlined(_small(pixels))
+
+
+def plane_picture(record: Record, side: int = 320) -> Picture:
+    """Returns the plane tinted by what What sees there, the pool's base points in it; the rest lets the page shine."""
+    plane = record.plane
+    assert plane is not None
+    colors = [ImageColor.getrgb(color) for color, _ in CLASS_STYLES]
+    tints = np.array([(*colors[i % len(colors)], 70) for i in range(int(plane.regions.max()) + 1)], dtype=np.uint8)
+    image = Image.fromarray(np.ascontiguousarray(tints[plane.regions][::-1])).resize((side, side), 0)
+    draw = ImageDraw.Draw(image)
+    label_of = {name: label for label, name in enumerate(record.classes)}
+    for (x, y), of in zip(Transform(plane.extent, side)(plane.points), plane.point_classes, strict=True):
+        label = label_of.get(record.all_classes[int(of)])
+        color = (128, 128, 128, 150) if label is None else (*colors[label % len(colors)], 170)
+        draw.ellipse((x - 1.4, y - 1.4, x + 1.4, y + 1.4), fill=color)
+    return inlined(image.quantize(64, method=Image.Quantize.FASTOCTREE))

@@ -1,0 +1,278 @@
+"use strict";
+// The page is whole without this: it adds sorting, filters, values under the pointer, and the other colours.
+(() => {
+  const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+  const make = (tag, text = "", attributes = {}) => {
+    const node = document.createElement(tag);
+    node.textContent = text;
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    return node;
+  };
+  const SVG = "http://www.w3.org/2000/svg";
+
+  // ---- light or dark
+
+  const theme = document.getElementById("theme");
+  const remembered = (value) => {
+    try {
+      if (value) localStorage.setItem("attnmosaic-theme", value);
+      return localStorage.getItem("attnmosaic-theme");
+    } catch { return null; }  // a browser that keeps nothing for files
+  };
+  const system = () => (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+  const show_theme = (chosen) => {
+    if (chosen) document.documentElement.dataset.theme = chosen;
+    const other = (chosen || system()) === "dark" ? "light" : "dark";
+    theme.textContent = other === "dark" ? "Dark" : "Light";
+    theme.setAttribute("aria-label", `Switch to ${other} colours`);
+    theme.onclick = () => { remembered(other); show_theme(other); };
+  };
+  theme.hidden = false;
+  show_theme(["light", "dark"].includes(remembered()) ? remembered() : null);
+
+  // ---- copying
+
+  for (const button of all(".copy-it")) {
+    button.hidden = false;
+    button.addEventListener("click", async () => {
+      const source = button.previousElementSibling;
+      let done = false;
+      try {
+        await navigator.clipboard.writeText(source.textContent);
+        done = true;
+      } catch {  // not allowed for a file: select it, and copy as of old
+        getSelection().selectAllChildren(source);
+        done = document.execCommand("copy");
+      }
+      button.textContent = done ? "Copied" : "Selected";
+      setTimeout(() => { button.textContent = "Copy"; }, 1500);
+    });
+  }
+
+  // ---- sorting
+
+  const key = (row, column) => {
+    const cell = row.cells[column];
+    const told = cell.dataset.value ?? cell.textContent.trim();
+    if (told === "" || told === "–") return null;
+    return Number.isNaN(Number(told)) ? told : Number(told);
+  };
+  const compared = (a, b) =>
+    typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });
+  for (const table of all("table.sortable")) {
+    const headings = all("thead th", table);
+    headings.forEach((heading, column) => {
+      const button = make("button", heading.textContent.trim(), { type: "button" });
+      heading.replaceChildren(button);
+      button.addEventListener("click", () => {
+        const down = heading.getAttribute("aria-sort") === "ascending";
+        headings.forEach((other) => other.removeAttribute("aria-sort"));
+        heading.setAttribute("aria-sort", down ? "descending" : "ascending");
+        const body = table.tBodies[0];
+        const rows = [...body.rows].map((row) => [key(row, column), row]);
+        rows.sort(([a], [b]) => {
+          if (a === null || b === null) return (a === null) - (b === null);  // what is not there comes last
+          return down ? compared(b, a) : compared(a, b);
+        });
+        body.append(...rows.map(([, row]) => row));
+      });
+    });
+  }
+
+  // ---- one of several: buttons in a row
+
+  const choices = (label, options, chosen, act) => {
+    const row = make("div", "", { class: "buttons", role: "group", "aria-label": label });
+    const buttons = options.map(([value, text]) => {
+      const button = make("button", text, { type: "button", "data-choice": value });
+      button.addEventListener("click", () => choose(value));
+      row.append(button);
+      return button;
+    });
+    const choose = (value) => {
+      for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.choice === value));
+      act(value);
+    };
+    return { row, buttons, choose: () => choose(chosen) };
+  };
+
+  for (const views of all(".views")) {
+    const panels = all(".view", views);
+    const options = panels.map((panel) => [panel.dataset.view, panel.dataset.view]);
+    const { row, choose } = choices("view of the table", options, options[0][0], (value) => {
+      for (const panel of panels) panel.hidden = panel.dataset.view !== value;
+    });
+    views.prepend(row);
+    views.classList.add("switched");
+    choose();
+  }
+
+  // ---- mosaics
+
+  for (const gallery of all(".gallery")) {
+    const { counts, kinds, splits } = JSON.parse(gallery.querySelector("script").textContent);
+    const names = Object.fromEntries(kinds);
+    const cards = all(".card", gallery);
+    const told = make("p", "", { class: "note", role: "status" });
+    const now = { split: splits[0], kind: "all" };
+    const many = (kind) => (counts[now.split] ?? {})[kind] ?? 0;
+    const visible = () => cards.filter((card) => !card.hidden);
+    const pick = (card, focus) => {
+      for (const other of cards) {
+        other.tabIndex = other === card ? 0 : -1;
+        other.classList.toggle("picked", other === card && focus);
+      }
+      if (focus && card) {
+        card.focus();
+        card.scrollIntoView({ block: "nearest" });
+      }
+    };
+    const update = () => {
+      for (const card of cards) {
+        card.hidden = card.dataset.split !== now.split || (now.kind !== "all" && card.dataset.kind !== now.kind);
+      }
+      const total = now.kind === "all" ? kinds.reduce((sum, [kind]) => sum + many(kind), 0) : many(now.kind);
+      const name = now.kind === "all" ? "" : `“${names[now.kind]}” `;
+      told.textContent = `${visible().length} of ${total.toLocaleString("en")} ${name}mosaics shown, worst first`;
+      pick(visible()[0], false);
+    };
+    const by_kind = choices("kind", [["all", "all kinds"], ...kinds], "all", (value) => {
+      now.kind = value;
+      update();
+    });
+    const by_split = choices("split", splits.map((split) => [split, split]), splits[0], (value) => {
+      now.split = value;
+      for (const button of by_kind.buttons.slice(1)) {
+        button.textContent = `${names[button.dataset.choice]} ${many(button.dataset.choice).toLocaleString("en")}`;
+      }
+      update();
+    });
+    const dim = make("button", "dim by weight", { type: "button", "aria-pressed": "true" });
+    dim.addEventListener("click", () => {
+      const plain = gallery.classList.toggle("undimmed");
+      dim.setAttribute("aria-pressed", String(!plain));
+    });
+    for (const written of all(".counts", gallery)) written.hidden = true;  // the buttons have them
+    const list = gallery.querySelector(".cards");
+    list.before(by_split.row, by_kind.row, told);
+    if (gallery.querySelector(".mosaic")) by_kind.row.append(dim);
+    by_kind.choose();
+    by_split.choose();
+    list.addEventListener("keydown", (event) => {
+      const shown = visible();
+      const at = shown.indexOf(event.target.closest(".card"));
+      const across = getComputedStyle(list).gridTemplateColumns.split(" ").length;
+      const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: across, ArrowUp: -across, Home: -at, End: shown.length - 1 - at };
+      if (!(event.key in steps) || at < 0) return;
+      event.preventDefault();
+      pick(shown[Math.max(0, Math.min(shown.length - 1, at + steps[event.key]))], true);
+    });
+    list.addEventListener("click", (event) => {
+      const card = event.target.closest(".card");
+      if (card) pick(card, true);
+    });
+    list.addEventListener("focusin", (event) => {
+      for (const card of cards) card.classList.toggle("picked", card === event.target.closest(".card"));
+    });
+  }
+
+  // ---- values under the pointer
+
+  const tip = document.getElementById("tip");
+  const place = (box, x) => {
+    tip.hidden = false;
+    const [wide, high] = [tip.offsetWidth, tip.offsetHeight];
+    const left = x + 14 + wide > innerWidth ? x - 14 - wide : x + 14;
+    tip.style.left = `${scrollX + Math.max(4, left)}px`;  // in the page, so that it stays where it belongs
+    tip.style.top = `${scrollY + Math.max(4, Math.min(innerHeight - high - 4, box.top + 8))}px`;
+  };
+  const hide = () => { tip.hidden = true; };
+
+  for (const node of all("[data-tip]")) {
+    node.setAttribute("tabindex", "0");
+    const tell = () => {
+      tip.replaceChildren(node.dataset.tip);
+      const box = node.getBoundingClientRect();
+      place({ top: box.bottom }, box.left + box.width / 3);
+    };
+    node.addEventListener("pointerenter", tell);
+    node.addEventListener("focus", tell);
+    node.addEventListener("pointerleave", hide);
+    node.addEventListener("blur", hide);
+  }
+
+  const written = (value, share) => {
+    const digits = share ? value.toFixed(3) : Math.abs(value) >= 1000 || !value ? value.toFixed(0) : value.toPrecision(4);
+    return digits.replace("-", "−");
+  };
+  for (const figure of all(".chart:not(.strips)")) {
+    const plot = figure.querySelector(".plot");
+    const drawing = plot.querySelector("svg");
+    let values = null;
+    let at = -1;
+    const read = () => { values ??= JSON.parse(figure.querySelector("script").textContent); };  // when somebody asks
+    const cross = document.createElementNS(SVG, "line");
+    cross.setAttribute("class", "cross");
+    plot.tabIndex = 0;
+    plot.setAttribute("role", "group");
+    plot.setAttribute("aria-label", `${figure.querySelector("figcaption").textContent}; left and right arrow keys tell the values of each epoch`);
+
+    const tell = (index) => {
+      read();
+      const [left, right, top, bottom, width] = values.box;
+      at = Math.max(0, Math.min(values.epochs.length - 1, index));
+      const epoch = values.epochs[at];
+      const x = left + ((right - left) * epoch) / values.right;
+      for (const [name, value] of [["x1", x], ["x2", x], ["y1", top], ["y2", bottom]]) cross.setAttribute(name, value);
+      drawing.append(cross);
+      const stage = values.stages.find(([from, to]) => from < epoch && epoch <= to);
+      const table = make("table");
+      all(".legend li", figure).slice(0, values.lines.length).forEach((item, i) => {
+        if (values.lines[i][at] === null) return;
+        const row = make("tr");
+        const name = make("td");
+        name.append(item.querySelector(".swatch").cloneNode(true), item.childNodes[1].textContent.trim());
+        row.append(name, make("td", written(values.lines[i][at], values.share)));
+        table.append(row);
+      });
+      tip.replaceChildren(make("b", `epoch ${epoch}${stage ? ` (${stage[2]})` : ""}`), table);
+      const box = drawing.getBoundingClientRect();
+      place(box, box.left + (x / width) * box.width);
+    };
+    const leave = () => { cross.remove(); hide(); };
+    const nearest = (event) => {
+      read();
+      const [left, right, , , width] = values.box;
+      const box = drawing.getBoundingClientRect();
+      const epoch = ((((event.clientX - box.left) / box.width) * width - left) / (right - left)) * values.right;
+      let best = 0;
+      values.epochs.forEach((one, i) => { if (Math.abs(one - epoch) < Math.abs(values.epochs[best] - epoch)) best = i; });
+      return best;
+    };
+    plot.addEventListener("pointermove", (event) => tell(nearest(event)));
+    plot.addEventListener("pointerdown", (event) => tell(nearest(event)));
+    plot.addEventListener("pointerleave", leave);
+    plot.addEventListener("blur", leave);
+    plot.addEventListener("focus", () => { if (plot.matches(":focus-visible")) tell(at < 0 ? Infinity : at); });
+    plot.addEventListener("keydown", (event) => {
+      const steps = { ArrowRight: 1, ArrowLeft: -1, Home: -Infinity, End: Infinity };
+      if (event.key === "Escape") leave();
+      if (!(event.key in steps)) return;
+      event.preventDefault();
+      tell((at < 0 ? 0 : at) + steps[event.key]);
+    });
+  }
+  addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
+
+  // ---- links to a run open it
+
+  const open_target = () => {
+    const target = location.hash && document.getElementById(location.hash.slice(1));
+    if (target && target.matches("details")) target.open = true;
+  };
+  addEventListener("hashchange", () => { open_target(); document.getElementById(location.hash.slice(1))?.scrollIntoView(); });
+  for (const link of all("a[href^='#run-']")) {
+    link.addEventListener("click", () => { document.getElementById(link.hash.slice(1)).open = true; });
+  }
+  open_target();
+})();

@@ -1,0 +1,69 @@
+"""How the page writes numbers, times and long names."""
+
+import math
+import time
+from typing import Any
+
+MINUS, NOTHING = "\N{MINUS SIGN}", "\N{EN DASH}"
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def fixed(value: float | None, digits: int = 3) -> str:
+    """Writes a number with so many digits behind the point."""
+    return NOTHING if value is None else f"{value:.{digits}f}".replace("-", MINUS)
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    """Writes a difference with its sign, which 0 has none of."""
+    if value is None:
+        return NOTHING
+    text = f"{value:+.{digits}f}"
+    return text.replace("-", MINUS) if float(text) else text[1:]
+
+
+def measured(value: float, share: bool) -> str:
+    """Writes a curve's value; the page's script does as much under the pointer."""
+    digits = ".3f" if share else ".0f" if abs(value) >= 1000 else "#.4g" if value else ".0f"
+    return format(value, digits).replace("-", MINUS)
+
+
+def tick(value: float) -> str:
+    """Writes a number as an axis has it: with no more digits than it needs."""
+    if value and not 1e-4 <= abs(value) < 1e6:
+        exponent = math.floor(math.log10(abs(value)) + 1e-9)
+        digits = f"{value / 10.0**exponent:g}"
+        text = f"{'' if digits == '1' else digits + ' · '}10{str(exponent).translate(_RAISED)}"
+    else:
+        text = f"{value:.6g}"
+    return text.replace("-", MINUS)
+
+
+def short(text: Any, most: int = 80) -> str:
+    """Cuts a name in its middle, which is where long ones say least."""
+    text = str(text)
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 2 + 1 :]}"
+
+
+def when(seconds: float) -> str:
+    """Writes a time since 1970 as this machine's clock has it."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def lasted(seconds: float | None) -> str:
+    """Writes a duration: 2.8 s, 4 min 05 s, 3 h 20 min."""
+    if seconds is None:
+        return NOTHING
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def clamped(per_cent: float) -> float:
+    """Returns a percentage of a bar, from 0 to 100."""
+    return min(100.0, max(0.0, per_cent))
+
+
+FILTERS = {word.__name__: word for word in (fixed, signed, short, when, lasted, clamped)}
+"""What the templates write with."""
