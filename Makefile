@@ -68,11 +68,12 @@ reproduce: ## all of these; SEEDS, SCALE and CIFAR as above
 		$(MAKE) reproduce-$$table ROWS= || status=1; done; exit $$status
 
 RUN ?=
-report: $(VENV)/installed ## one HTML file of the newest sweep or run, or of RUN=outputs/table1
+report: $(VENV)/installed ## one HTML file about the newest sweep or run, or RUN=outputs/table1
 	$(BIN)/python -m attnmosaic.report $(if $(RUN),"$(RUN)") $(ARGS)
 
-tensorboard: $(VENV)/installed ## show every run under outputs/
-	$(BIN)/tensorboard --logdir outputs $(ARGS)
+tensorboard: $(VENV)/installed ## dashboards of the newest sweep or run, or of RUN=outputs (all there are)
+	@runs="$(RUN)"; runs=$${runs:-$$($(BIN)/python -m attnmosaic.runs)} && set -x && \
+		exec $(BIN)/tensorboard --logdir "$$runs" $(ARGS)
 
 lock: $(VENV)/installed ## pin the newest versions that pyproject.toml allows
 	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --no-header --no-annotate \

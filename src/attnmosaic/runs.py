@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -214,3 +215,10 @@ def sweep_of(folder: Path) -> Path | None:
         if str(folder.relative_to(above)) in read_plan(above)["jobs"]:
             return above
     return None
+
+
+if __name__ == "__main__":  # python -m attnmosaic.runs: the newest sweep or run, for make tensorboard
+    try:
+        print(newest(Path("outputs")))
+    except UserError as slip:
+        sys.exit(f"error: {slip}")
