@@ -192,8 +192,10 @@
     node.setAttribute("tabindex", "0");
     const tell = () => {
       tip.replaceChildren(node.dataset.tip);
+      tip.hidden = false;
       const box = node.getBoundingClientRect();
-      place({ top: box.bottom }, box.left + box.width / 3);
+      const fits = box.bottom + 12 + tip.offsetHeight < innerHeight;  // else above, so that the row stays in sight
+      place({ top: fits ? box.bottom : box.top - 16 - tip.offsetHeight }, box.left + box.width / 3);
     };
     node.addEventListener("pointerenter", tell);
     node.addEventListener("focus", tell);
