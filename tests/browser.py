@@ -27,7 +27,10 @@ class Browser:
         self.requests: list[str] = []
 
     def open(self, address: str | Path) -> None:
-        self.driver.get(Path(address).as_uri() if isinstance(address, Path) else address)
+        """Loads a page, also one that is open already."""
+        self.driver.get("about:blank")
+        self.driver.get(address.as_uri() if isinstance(address, Path) else address)
+        self.wait("document.readyState === 'complete'")
 
     def run(self, script: str, *arguments: Any) -> Any:
         """Runs JavaScript in the page and returns what it returns."""

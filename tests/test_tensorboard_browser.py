@@ -103,7 +103,6 @@ def wait_for(browser: Browser, *wanted: str) -> list[str]:
 
 def show(page: tuple[Browser, str], name: str) -> Browser:
     browser, address = page
-    browser.open("about:blank")
     browser.open(f"{address}#{name}")
     return browser
 
