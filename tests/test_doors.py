@@ -19,6 +19,7 @@ from attnmosaic.config import METRICS, conf_dir
 
 SHORT = ("schedule.k=2", "schedule.epochs=8")
 SPLITS = ("train", "test", "held_out")
+PICTURES = ("focus_vs_pred", "accuracy_vs_focus", "loss", "mosaics", "regions")
 
 
 def result(folder: Path) -> dict[str, Any]:
@@ -41,7 +42,8 @@ def test_what_a_run_leaves(cli: Cli, tmp_path: Path) -> None:
     folder = run_folder(tmp_path)
     assert {p.name for p in folder.iterdir()} == {
         ".hydra", ".lock", "config.yaml", "checkpoints", "tensorboard", "train.log", "metrics.csv", "result.json",
-        "mosaics.png", "focus_vs_pred.png", *(f"focus_vs_pred_{split}.csv" for split in SPLITS),
+        "mosaics.npz", "animation.gif", *(f"focus_vs_pred_{split}.csv" for split in SPLITS),
+        *(f"{name}.{form}" for name in PICTURES for form in ("png", "pdf")),
     }  # fmt: skip
     final = result(folder)
     assert set(final["metrics"]) == {f"{split}/{metric}" for split in SPLITS for metric in METRICS}
@@ -130,7 +132,8 @@ def test_what_a_run_of_two_outputs_leaves(cli: Cli, tmp_path: Path) -> None:
     folder = run_folder(tmp_path, "mnist_sum")
     assert {p.name for p in folder.iterdir()} == {
         ".hydra", ".lock", "config.yaml", "checkpoints", "tensorboard", "train.log", "metrics.csv", "result.json",
-        "confusion.png", *(f"confusion_{output}_{split}.csv" for output in ("digit", "sum") for split in SPLITS),
+        *(f"{name}.{form}" for name in ("accuracy", "confusion", "loss") for form in ("png", "pdf")),
+        *(f"confusion_{output}_{split}.csv" for output in ("digit", "sum") for split in SPLITS),
     }  # fmt: skip
     metrics = ("loss", "digit_accuracy", "sum_accuracy")
     final = result(folder)
