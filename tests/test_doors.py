@@ -36,6 +36,7 @@ def run_folder(tmp_path: Path, name: str = "gaussian") -> Path:
     return folder
 
 
+@pytest.mark.pictures
 def test_what_a_run_leaves(cli: Cli, tmp_path: Path) -> None:
     code, out, _ = cli("train", *SMALL, *SHORT, "lr.what=0.1")
     assert code == 0
@@ -124,6 +125,7 @@ def test_evaluate_gives_the_runs_numbers(cli: Cli, tmp_path: Path) -> None:
     assert more != measured
 
 
+@pytest.mark.pictures
 def test_what_a_run_of_two_outputs_leaves(cli: Cli, tmp_path: Path) -> None:
     """And that evaluating its checkpoints gives its numbers."""
     chosen = ("experiment=mnist_sum", "precision=float64", "lr.network=0.01", "trainer.check_val_every_n_epoch=2")

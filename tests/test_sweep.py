@@ -119,6 +119,7 @@ def test_a_sweep_stopped_and_started_again(
     assert plan["commands"] == [f"python -m attnmosaic.train {' '.join(TWO_ROWS)} seed.all=0,1 -m"]
 
 
+@pytest.mark.pictures
 def test_smoke_is_written_on_everything(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
     code, out, _ = cli("train", *TWO_ROWS, "seed.all=0", "-m")
     assert code == 0

@@ -27,6 +27,8 @@ from attnmosaic.drawing.run import draw_run
 from attnmosaic.drawing.source import Source, spans
 from attnmosaic.train import train as train_run
 
+pytestmark = pytest.mark.pictures
+
 SPLITS = ("train", "test", "held_out")
 FIGURES = {"focus_vs_pred", "accuracy_vs_focus", "loss", "gradients", "mosaics", "regions"}
 ORANGE = (0xD5, 0x5E, 0x00)
@@ -84,6 +86,33 @@ def test_a_run_draws_them_all(finished: Path) -> None:
         assert pdf.startswith(b"%PDF")
         assert b"/FontFile2" in pdf  # TrueType, embedded: text stays text
         assert b"/Type3" not in pdf
+
+
+MOSAICS = {"accuracy_vs_focus", "focus_vs_pred", "loss", "mosaics", "classes"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "figures", "animated"),
+    [
+        (("experiment=where_then_what", "data=digits"), MOSAICS, True),
+        (("experiment=weighted_average", "data=digits", "data.foreground=[0,1,2]"), MOSAICS, False),
+        (("experiment=mnist_product",), {"accuracy", "confusion", "loss"}, False),
+    ],
+    ids=["images", "decreed", "two outputs"],
+)
+def test_each_kind_of_run(
+    train: Callable[..., dict[str, float]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    overrides: tuple[str, ...],
+    figures: set[str],
+    animated: bool,
+) -> None:
+    often = ("schedule.k=1", "schedule.epochs=2", "trainer.check_val_every_n_epoch=1", "logger=none")
+    train(*overrides, *often, "callbacks.pictures.formats=[png]")
+    assert {path.stem for path in (tmp_path / "run").glob("*.png")} == figures
+    assert (tmp_path / "run" / "animation.gif").exists() == animated
+    assert "could not be drawn" not in caplog.text
 
 
 def test_focus_is_the_published_counts(finished: Path) -> None:
