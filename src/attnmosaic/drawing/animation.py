@@ -27,7 +27,9 @@ INKS = (INK, BLUE, ORANGE, GREEN, RED)
 
 def moves(record: Record, split: str = "held_out") -> bool:
     """Whether there is anything to animate: weights that are decreed, or were looked at once, stand still."""
-    return split in record.followed and bool(np.ptp(record.followed[split].alpha, axis=0).max(initial=0) > 0)
+    if split not in record.followed or not (record.followed[split].is_image or record.plane is not None):
+        return False
+    return bool(np.ptp(record.followed[split].alpha, axis=0).max(initial=0) > 0)
 
 
 def times_of(record: Record, most: int = MOST) -> list[int]:

@@ -139,13 +139,8 @@ def _name_epochs(axes: "Axes", epochs: list[int], x: list[float], y: list[float]
     named: list[tuple[float, float]] = []
     for place in dict.fromkeys([0, len(epochs) - 1, *range(len(epochs))]):
         if all(max(abs(x[place] - a), abs(y[place] - b)) >= apart for a, b in named):
+            side: Any = {"xytext": (6, 2), "ha": "left"} if x[place] < 0.1 else {"xytext": (-5, 4), "ha": "right"}
             axes.annotate(
-                f"{epochs[place]}",
-                (x[place], y[place]),
-                (-5, 4),
-                textcoords="offset points",
-                fontsize=6,
-                ha="right",
-                zorder=5,
+                f"{epochs[place]}", (x[place], y[place]), textcoords="offset points", fontsize=6, zorder=5, **side
             )
             named.append((x[place], y[place]))

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
+BASE_POINTS = 300
+"""Base points in a panel, at most: they lie in heaps."""
+
 TINT = 0.25
 """How much of its class's colour a region has, the rest is white."""
 
@@ -31,7 +34,8 @@ def draw_points(record: Record, split: str = "held_out", n: int = SHOWN) -> "Fig
     """
     plane = plane_of(record)
     picks = pick(record, split, n)
-    figure, panels = panels_in_inches(-(-len(picks) // 3), 3, 2.2, margins=(0.05, 0.05, 0.45, 0.2), gaps=(0.1, 0.22))
+    below = 0.15 + 0.15 * -(-(len(record.classes) + 4) // 4)  # the legend's
+    figure, panels = panels_in_inches(-(-len(picks) // 3), 3, 2.2, margins=(0.05, 0.05, below, 0.2), gaps=(0.1, 0.22))
     framed = {"marker": "s", "color": "none", "markeredgecolor": FRAME, "markeredgewidth": 1.4}
     star = {"marker": "*", "color": RED, "markeredgecolor": "white", "markeredgewidth": 0.6}
     for axes in panels.flat:
@@ -106,7 +110,7 @@ def draw_regions(record: Record) -> "Figure":
         name = f"aggregates, true class {record.classes[label]}"
         handles.append(entry(name, color=color, marker=marker, markersize=4.5, **outline))
         handles.append(base_entry(record, label))
-    key(figure, [*handles, base_entry(record, None)], columns=len(record.classes) + 1)
+    key(figure, [*handles, base_entry(record, None)], columns=min(len(record.classes) + 1, 4))
     return figure
 
 
@@ -137,12 +141,13 @@ def base_points(axes: "Axes", record: Record, plane: Plane, edge: float = 0) -> 
         plane: has the points.
         edge: width of the white line around each.
     """
-    names = np.array(record.all_classes)[plane.point_classes]
+    every_nth = -(-len(plane.points) // BASE_POINTS)
+    points, names = plane.points[::every_nth], np.array(record.all_classes)[plane.point_classes[::every_nth]]
     style: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 2, "alpha": 0.6, "zorder": 2}
     style |= {"markeredgecolor": "white" if edge else "none", "markeredgewidth": edge}
-    axes.plot(*plane.points[~np.isin(names, record.classes)].T, color="0.5", **style)
+    axes.plot(*points[~np.isin(names, record.classes)].T, color="0.5", **style)
     for label, name in enumerate(record.classes):
-        axes.plot(*plane.points[names == name].T, color=style_of(label)[0], **style)
+        axes.plot(*points[names == name].T, color=style_of(label)[0], **style)
 
 
 def base_entry(record: Record, label: int | None) -> "Line2D":
