@@ -49,6 +49,13 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTNMOSAIC_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take longer than most runs of the tests: only tests that are marked ``pictures`` have them drawn."""
+    if request.node.get_closest_marker("pictures") is None:
+        monkeypatch.setattr("attnmosaic.drawing.run.draw_run", lambda folder, formats: None)
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Callable[..., DictConfig]:
     """Composes a config as the command line would, for few mosaics or images, writing under tmp_path."""

@@ -19,6 +19,7 @@ from attnmosaic.config import METRICS, conf_dir
 
 SHORT = ("schedule.k=2", "schedule.epochs=8")
 SPLITS = ("train", "test", "held_out")
+PICTURES = ("focus_vs_pred", "accuracy_vs_focus", "loss", "gradients", "mosaics", "regions")
 
 
 def result(folder: Path) -> dict[str, Any]:
@@ -35,13 +36,15 @@ def run_folder(tmp_path: Path, name: str = "gaussian") -> Path:
     return folder
 
 
+@pytest.mark.pictures
 def test_what_a_run_leaves(cli: Cli, tmp_path: Path) -> None:
     code, out, _ = cli("train", *SMALL, *SHORT, "lr.what=0.1")
     assert code == 0
     folder = run_folder(tmp_path)
     assert {p.name for p in folder.iterdir() if not p.name.startswith("events.out.tfevents.")} == {
-        ".hydra", ".lock", "config.yaml", "checkpoints", "train.log", "metrics.csv", "result.json", "mosaics.npz",
-        "gradients.csv", "mosaics.png", "focus_vs_pred.png", *(f"focus_vs_pred_{split}.csv" for split in SPLITS),
+        ".hydra", ".lock", "config.yaml", "checkpoints", "train.log", "metrics.csv", "result.json",
+        "mosaics.npz", "gradients.csv", "animation.gif", *(f"focus_vs_pred_{split}.csv" for split in SPLITS),
+        *(f"{name}.{form}" for name in PICTURES for form in ("png", "pdf")),
     }  # fmt: skip
     final = result(folder)
     assert set(final["metrics"]) == {f"{split}/{metric}" for split in SPLITS for metric in METRICS}
@@ -121,6 +124,7 @@ def test_evaluate_gives_the_runs_numbers(cli: Cli, tmp_path: Path) -> None:
     assert more != measured
 
 
+@pytest.mark.pictures
 def test_what_a_run_of_two_outputs_leaves(cli: Cli, tmp_path: Path) -> None:
     """And that evaluating its checkpoints gives its numbers."""
     chosen = ("experiment=mnist_sum", "precision=float64", "lr.network=0.01", "trainer.check_val_every_n_epoch=2")
@@ -129,7 +133,8 @@ def test_what_a_run_of_two_outputs_leaves(cli: Cli, tmp_path: Path) -> None:
     folder = run_folder(tmp_path, "mnist_sum")
     assert {p.name for p in folder.iterdir() if not p.name.startswith("events.out.tfevents.")} == {
         ".hydra", ".lock", "config.yaml", "checkpoints", "train.log", "metrics.csv", "result.json",
-        "confusion.png", *(f"confusion_{output}_{split}.csv" for output in ("digit", "sum") for split in SPLITS),
+        *(f"{name}.{form}" for name in ("accuracy", "confusion", "loss") for form in ("png", "pdf")),
+        *(f"confusion_{output}_{split}.csv" for output in ("digit", "sum") for split in SPLITS),
     }  # fmt: skip
     metrics = ("loss", "digit_accuracy", "sum_accuracy")
     final = result(folder)

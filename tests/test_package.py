@@ -20,6 +20,7 @@ def test_wheel_in_an_empty_folder(tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(site)
     inside = {str(p.relative_to(site / "attnmosaic" / "conf")) for p in (site / "attnmosaic" / "conf").rglob("*.yaml")}
     assert inside == {str(p.relative_to(ROOT / "conf")) for p in (ROOT / "conf").rglob("*.yaml")}
+    assert (site / "attnmosaic" / "drawing" / "attnmosaic.mplstyle").is_file()
     launcher = site / "hydra_plugins" / "attnmosaic_launcher"
     assert [p.name for p in launcher.parent.iterdir()] == [launcher.name]  # others add theirs beside it
     assert (launcher / "__init__.py").is_file()

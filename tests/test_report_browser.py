@@ -27,7 +27,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("browsed")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        joint = ["experiment=gradients/joint", "seed.all=0,1", "callbacks.gradient_pictures=null"]
+        joint = ["experiment=gradients/joint", "seed.all=0,1"]
         sweep = ["-m", "reproduce=gradients", *joint, *QUICK]
         images = ["experiment=stagewise", "data=digits", *QUICK, "schedule.k=2", "hydra.run.dir=outputs/digits"]
         for arguments in (sweep, images):

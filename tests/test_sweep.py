@@ -119,6 +119,7 @@ def test_a_sweep_stopped_and_started_again(
     assert plan["commands"] == [f"python -m attnmosaic.train {' '.join(TWO_ROWS)} seed.all=0,1 -m"]
 
 
+@pytest.mark.pictures
 def test_smoke_is_written_on_everything(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
     code, out, _ = cli("train", *TWO_ROWS, "seed.all=0", "-m")
     assert code == 0
@@ -135,8 +136,8 @@ def test_smoke_is_written_on_everything(cli: Cli, capfd: pytest.CaptureFixture[s
         assert all(row[-1] == "smoke" and len(row) == len(heading) for row in rows)
     from PIL import Image
 
-    for picture in pictures:
-        assert Image.open(picture).getpixel((0, 0)) == (0xD5, 0x5E, 0x00)
+    for picture in [*pictures, folder / "animation.gif"]:
+        assert Image.open(picture).convert("RGB").getpixel((0, 0)) == (0xD5, 0x5E, 0x00)
     collect([str(FOLDER)])
     told = capfd.readouterr().out
     assert told.startswith("SMOKE RUNS, NO RESULT")

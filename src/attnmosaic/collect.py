@@ -43,9 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if given.plots:
-        from attnmosaic.tables.plots import draw_tables
+        from attnmosaic.drawing.matrices import draw_tables
 
-        for path in draw_tables(tables, given.folder):
+        for path in draw_tables(tables, given.folder).paths:
             print(f"drawn: {path}", file=sys.stderr)
 
 

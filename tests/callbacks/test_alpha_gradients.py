@@ -24,7 +24,7 @@ Train = Callable[..., dict[str, float]]
 
 FIVE = ("schedule.k=2", "schedule.epochs=5", "lr.what=0.1", "lr.where=0.1")
 PLAIN = ("callbacks.progress=null", "callbacks.pictures=null")
-QUIET = (*PLAIN, "callbacks=gradients", "callbacks.gradient_pictures=null", "logger=none")
+QUIET = (*PLAIN, "callbacks=gradients", "logger=none")
 EVERY_EPOCH = "callbacks.cycle._target_=small.EveryEpoch"
 DIGITS = ("experiment=stagewise", "data=digits")
 

@@ -290,8 +290,8 @@ def test_plots(averages: Reproduced, tmp_path: Path) -> None:
     """The heat maps' cells are the table's, and a row without runs is blank."""
     import numpy as np
 
+    from attnmosaic.drawing.matrices import draw_losses, draw_matrix, draw_tables
     from attnmosaic.runs import Run
-    from attnmosaic.tables.plots import draw_losses, draw_matrix, draw_tables
 
     figure = draw_matrix(averages)
     drawn = [axes.images[0].get_array() for axes in figure.axes if axes.images]
@@ -301,9 +301,10 @@ def test_plots(averages: Reproduced, tmp_path: Path) -> None:
     assert values[1][0] == pytest.approx([0.53, 0.85])
     assert values[2][0] == pytest.approx([0.03, -0.05])
     other = replace(averages, rows=(replace(averages.rows[0], notes=("lr.what=1, not 0.01",)),))
-    differences = [axes for axes in draw_matrix(other).axes if axes.images][2]
-    assert np.ma.getmaskarray(differences.images[0].get_array()).all() or not differences.texts
-    assert differences.get_yticklabels()[0].get_text() == "1 (other settings)"
+    first, _, differences, *_ = draw_matrix(other).axes
+    assert np.ma.getmaskarray(differences.images[0].get_array()).all()
+    assert [text.get_text() for text in differences.texts] == ["nothing to compare"]
+    assert first.get_yticklabels()[0].get_text() == "1 (other settings)"
     assert "| 1 (other settings) |  |  |" in markdown(other)
     assert r"lr.what=1, not 0.01" in latex(other)
     folder = tmp_path / "run"
@@ -313,6 +314,11 @@ def test_plots(averages: Reproduced, tmp_path: Path) -> None:
     trained = replace(averages, rows=(replace(averages.rows[0], runs=(Run(folder),)), averages.rows[1]))
     (line,) = draw_losses(trained).axes[0].lines
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2], [0.9, 0.5])
-    paths = draw_tables([trained], tmp_path)
-    assert [path.name for path in paths] == ["averages_heat_map.png", "averages_training_loss.png"]
-    assert all(path.stat().st_size > 10_000 for path in paths)
+    cells = [(text.get_text(), text.get_position()) for text in figure.axes[2].texts]
+    assert cells == [("+3", (0, 0)), ("-5", (1, 0))]
+    drawn = draw_tables([trained], tmp_path)
+    assert not drawn.failed
+    assert [path.name for path in drawn.paths] == [
+        f"averages_{name}.{form}" for name in ("heat_map", "training_loss") for form in ("png", "pdf")
+    ]
+    assert all(path.stat().st_size > 5_000 for path in drawn.paths)

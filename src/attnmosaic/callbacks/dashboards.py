@@ -18,7 +18,7 @@ from torch import Tensor
 
 from attnmosaic.callbacks.record import look, looked, plane_of
 from attnmosaic.data.datamodule import SPLITS
-from attnmosaic.drawing import points, raster
+from attnmosaic.drawing import raster, raster_points
 from attnmosaic.training.base import RunModule
 from attnmosaic.training.module import StagewiseModule
 from attnmosaic.training.schedule import Stage
@@ -153,11 +153,14 @@ def _pictures(module: StagewiseModule, n: int) -> Iterator[tuple[str, Any]]:
         alpha, probabilities = look(module, data, rows)
         seen = looked(data, rows, alpha.float().cpu(), probabilities.float().cpu())
         if plane is not None:
-            yield f"mosaics/{split}", raster.sheet([points.card(seen, i, plane, classes) for i in range(len(seen))], 2)
+            yield (
+                f"mosaics/{split}",
+                raster.sheet([raster_points.card(seen, i, plane, classes) for i in range(len(seen))], 2),
+            )
         else:
             yield f"mosaics/{split}", raster.sheet([raster.card(seen, i, classes) for i in range(len(seen))], 1)
     if plane is not None:
-        yield "networks", points.networks(plane, classes, train.pool.classes)
+        yield "networks", raster_points.networks(plane, classes, train.pool.classes)
 
 
 def chosen_epochs(epochs: int, cycle: int, every: int | None = None) -> set[int]:

@@ -1,78 +1,157 @@
-"""2-D mosaics and networks as pixels, by Pillow alone: fast enough to be drawn while a run trains."""
+"""Mosaics of 2-D points, and what the networks make of the plane."""
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw
 
-from attnmosaic.drawing import raster
-from attnmosaic.drawing.palette import CLASS_STYLES, FRAME
-from attnmosaic.record import Looked, Plane
+from attnmosaic.drawing.figures import PAGE, entry, key, panels_in_inches
+from attnmosaic.drawing.mosaics import SHOWN, pick, told
+from attnmosaic.drawing.palette import CELLS, CLASS_STYLES, FRAME, RED
+from attnmosaic.record import Plane, Record
 
-FAINT, DARK = "#B0B0B0", "#222222"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+BASE_POINTS = 300
+"""Base points in a panel, at most: they lie in heaps."""
+
+TINT = 0.25
+"""How much of its class's colour a region has, the rest is white."""
 
 
-def class_color(name: str, classes: Sequence[str], other: str = FAINT) -> str:
-    """Returns the colour of a foreground class; background classes share one."""
-    return CLASS_STYLES[classes.index(name) % len(CLASS_STYLES)][0] if name in classes else other
+def style_of(label: int) -> tuple[str, str]:
+    """Returns colour and marker of a foreground class."""
+    return CLASS_STYLES[label % len(CLASS_STYLES)]
 
 
-def networks(plane: Plane, classes: Sequence[str], all_classes: Sequence[str], side: int = 380) -> Image.Image:
-    """Draws What's decision regions with the aggregates in them, and Where's scores with the base points on them.
+def draw_points(record: Record, split: str = "held_out", n: int = SHOWN) -> "Figure":
+    """Draws some mosaics of points, a panel each, of every kind there is.
+
+    Circles are patches, their area is the weight; a square frames the true foreground; the star is the aggregate.
+    The plane is tinted by What's answer, so the star lies on the tint of the class it is taken for.
+    """
+    plane = plane_of(record)
+    picks = pick(record, split, n)
+    below = 0.15 + 0.15 * -(-(len(record.classes) + 4) // 4)  # the legend's
+    figure, panels = panels_in_inches(-(-len(picks) // 3), 3, 2.2, margins=(0.05, 0.05, below, 0.2), gaps=(0.1, 0.22))
+    framed = {"marker": "s", "color": "none", "markeredgecolor": FRAME, "markeredgewidth": 1.4}
+    star = {"marker": "*", "color": RED, "markeredgecolor": "white", "markeredgewidth": 0.6}
+    for axes in panels.flat:
+        axes.set_axis_off()
+    for axes, (looked, i) in zip(panels.flat, picks, strict=False):
+        axes.set_axis_on()
+        axes.set(xticks=[], yticks=[])
+        regions(axes, plane, len(record.classes))
+        base_points(axes, record, plane)
+        points, alpha, true = looked.patches[i], looked.alpha[i], int(looked.foreground[i])
+        axes.scatter(*points.T, s=10 + 220 * alpha, facecolors="none", edgecolors="black", linewidths=0.9, zorder=3)
+        axes.plot(*points[true], markersize=18, zorder=3, **framed)
+        axes.plot(*looked.aggregates[i], markersize=9, zorder=4, **star)
+        kind, share, answer, truth = told(record, looked, i, split)
+        axes.set_title(f"{kind} ({share})" if share else kind, color=CELLS[looked.kinds[i]][1], fontsize=7)
+        axes.text(
+            0.02, 0.02, f"says {answer}, true: {truth}", transform=axes.transAxes, fontsize=6.5, zorder=5,
+            bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.5},
+        )  # fmt: skip
+
+    alone = {"linestyle": "none"}
+    handles = [
+        entry("patches, area: weight", marker="o", color="none", markeredgecolor="black", markersize=6, **alone),
+        entry("true foreground", **framed, markersize=7, **alone),
+        entry("aggregate", **star, markersize=9, **alone),
+        *(base_entry(record, label) for label in [*range(len(record.classes)), None]),
+    ]
+    key(figure, handles, columns=4)
+    return figure
+
+
+def draw_regions(record: Record) -> "Figure":
+    """Draws What's decision regions with the aggregates of mosaics in them, and Where's score of each place.
+
+    Aggregates have the colour and marker of their true class, so one on another's tint is predicted wrongly. The
+    last panel is left out where weights are decreed.
+    """
+    from matplotlib.figure import Figure
+
+    plane, labels = plane_of(record), range(len(record.classes))
+    scored = bool(np.ptp(plane.scores) > 0)
+    figure = Figure(figsize=(PAGE, 3.0 if scored else 3.9), layout="constrained")
+    panels: Any = figure.subplots(1, 2 + scored, sharex=True, sharey=True)
+    outline: dict[str, Any] = {"linestyle": "none", "markeredgecolor": "black", "markeredgewidth": 0.3}
+    for axes, split, aggregates, truth in (
+        (panels[0], "training", plane.aggregates, plane.label),
+        (panels[1], "held-out", plane.held_out_aggregates, plane.held_out_label),
+    ):
+        regions(axes, plane, len(record.classes))
+        base_points(axes, record, plane)
+        for some in np.array_split(np.arange(len(truth)), 5):  # in turns, so that no class hides the others
+            for label in labels:
+                color, marker = style_of(label)
+                ours = aggregates[some][truth[some] == label]
+                axes.plot(*ours.T, color=color, marker=marker, markersize=3.2, label=f"{label}", **outline)
+        axes.set(title=f"What, {len(truth):,} {split} mosaics", xlabel="x")
+    if scored:
+        axes = panels[2]
+        left, right, bottom, top = plane.extent
+        image = axes.imshow(
+            plane.scores, extent=(left, right, bottom, top), origin="lower", aspect="auto", interpolation="bilinear"
+        )
+        base_points(axes, record, plane, edge=0.3)
+        axes.set(title="Where", xlabel="x")
+        axes.grid(False)
+        bar = figure.colorbar(image, ax=axes, aspect=30, pad=0.02, label="score: more of it, more weight")
+        bar.outline.set_visible(False)
+    panels[0].set_ylabel("y")
+    handles = []
+    for label in labels:
+        color, marker = style_of(label)
+        name = f"aggregates, true class {record.classes[label]}"
+        handles.append(entry(name, color=color, marker=marker, markersize=4.5, **outline))
+        handles.append(base_entry(record, label))
+    key(figure, [*handles, base_entry(record, None)], columns=min(len(record.classes) + 1, 4))
+    return figure
+
+
+def plane_of(record: Record) -> Plane:
+    """Returns what 2-D networks make of the plane."""
+    assert record.plane is not None, "only runs on points have a plane"
+    return record.plane
+
+
+def regions(axes: "Axes", plane: Plane, classes: int) -> None:
+    """Tints a panel by What's answer."""
+    from matplotlib.colors import to_rgb
+
+    colors = np.array([to_rgb(style_of(label)[0]) for label in range(classes)])
+    tints = np.rint(255 * (1 - TINT * (1 - colors))).astype(np.uint8)
+    left, right, bottom, top = plane.extent
+    axes.imshow(tints[plane.regions], extent=(left, right, bottom, top), origin="lower", aspect="auto")
+    axes.set(xlim=(left, right), ylim=(bottom, top))
+    axes.grid(False)
+
+
+def base_points(axes: "Axes", record: Record, plane: Plane, edge: float = 0) -> None:
+    """Puts the pool's points into a panel, those of the background grey.
 
     Args:
-        plane: what the networks make of the plane.
-        classes: foreground classes, in label order.
-        all_classes: of the pool.
-        side: pixels of either panel's sides.
+        axes: the panel.
+        record: names the classes.
+        plane: has the points.
+        edge: width of the white line around each.
     """
-    regions, to_pixels = raster.plane(plane.extent, raster.region_colors(plane.regions), np.zeros((0, 2)), [], side)
-    draw = ImageDraw.Draw(regions)
-    for (x, y), label in zip(to_pixels(plane.held_out_aggregates), plane.held_out_label, strict=True):
-        color = CLASS_STYLES[label % len(CLASS_STYLES)][0]
-        draw.ellipse((x - 2.5, y - 2.5, x + 2.5, y + 2.5), fill=color, outline=DARK)
-    colors = [class_color(all_classes[i], classes, "#444444") for i in plane.point_classes]
-    scores, _ = raster.plane(plane.extent, raster.score_colors(plane.scores), plane.points, colors, side)
-    heading, gap = 24, 12
-    image = Image.new("RGB", (2 * side + 3 * gap, side + heading + 28), raster.PAPER)
-    draw = ImageDraw.Draw(image)
-    for column, (panel, title) in enumerate((
-        (regions, "What sees: regions by class; weighted sums by true class"),
-        (scores, "Where's score, from dark to light; base points by class"),
-    )):  # fmt: skip
-        left = gap + column * (side + gap)
-        image.paste(panel, (left, heading))
-        draw.text((left, 5), title, fill=raster.INK, font=raster.font(13))
-    legend(draw, gap, side + heading + 8, classes)
-    return image
+    every_nth = -(-len(plane.points) // BASE_POINTS)
+    points, names = plane.points[::every_nth], np.array(record.all_classes)[plane.point_classes[::every_nth]]
+    style: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 2, "alpha": 0.6, "zorder": 2}
+    style |= {"markeredgecolor": "white" if edge else "none", "markeredgewidth": edge}
+    axes.plot(*points[~np.isin(names, record.classes)].T, color="0.5", **style)
+    for label, name in enumerate(record.classes):
+        axes.plot(*points[names == name].T, color=style_of(label)[0], **style)
 
 
-def legend(draw: ImageDraw.ImageDraw, x: float, y: float, classes: Sequence[str]) -> None:
-    """Names the colours of the foreground classes, and of the rest."""
-    for i, name in enumerate([*classes, "background"]):
-        color = CLASS_STYLES[i % len(CLASS_STYLES)][0] if i < len(classes) else "#444444"
-        draw.ellipse((x, y + 1, x + 9, y + 10), fill=color)
-        draw.text((x + 13, y - 2), name, fill=raster.INK, font=raster.font(12))
-        x += 26 + draw.textlength(name, font=raster.font(12))
-
-
-def card(looked: Looked, i: int, plane: Plane, classes: Sequence[str], side: int = 230) -> Image.Image:
-    """Draws a mosaic of points over What's regions: patches by weight, the foreground framed, the aggregate a cross."""
-    panel, to_pixels = raster.plane(plane.extent, raster.region_colors(plane.regions), np.zeros((0, 2)), [], side)
-    draw = ImageDraw.Draw(panel)
-    for p, (x, y) in enumerate(to_pixels(looked.patches[i])):
-        radius = 3 + 14 * float(looked.alpha[i, p]) ** 0.5
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=DARK, width=2)
-        draw.ellipse((x - 1.5, y - 1.5, x + 1.5, y + 1.5), fill=DARK)
-        if p == looked.foreground[i]:
-            reach = radius + 4
-            draw.rectangle((x - reach, y - reach, x + reach, y + reach), outline=FRAME, width=3)
-    (x, y) = to_pixels(looked.aggregates[i])
-    for width, color in ((6, "#FFFFFF"), (3, "#D55E00")):
-        draw.line((x - 7, y - 7, x + 7, y + 7), fill=color, width=width)
-        draw.line((x - 7, y + 7, x + 7, y - 7), fill=color, width=width)
-    image = Image.new("RGB", (side + 2 * raster.MARGIN, side + 2 * raster.MARGIN + 18), raster.PAPER)
-    image.paste(panel, (raster.MARGIN, raster.MARGIN))
-    text, color = raster.verdict(looked, i, classes)
-    ImageDraw.Draw(image).text((raster.MARGIN, side + raster.MARGIN + 3), text, fill=color, font=raster.font(12))
-    return image
+def base_entry(record: Record, label: int | None) -> "Line2D":
+    """Returns the legend's entry for the base points of a class, None for those of the background."""
+    name, color = ("background", "0.5") if label is None else (f"class {record.classes[label]}", style_of(label)[0])
+    style: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 3, "markeredgewidth": 0}
+    return entry(f"base points, {name}", color=color, **style)

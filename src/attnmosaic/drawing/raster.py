@@ -15,7 +15,7 @@ CELL, GAP, MARGIN = 44, 3, 8
 
 INK, PAPER = "#222222", "#FFFFFF"
 SHADE = 0.82
-"""How dark a patch without weight is drawn."""
+"""How dark a patch without weight is drawn; the one with the most weight is drawn as it is."""
 
 
 @cache
@@ -65,8 +65,8 @@ def _grid(patches: np.ndarray, alpha: np.ndarray | None, foreground: int | None,
         x, y = GAP + i % across * (cell + GAP), GAP + i // across * (cell + GAP)
         patch = picture(pixels, cell)
         if alpha is not None:
-            # A weight of one half is nearly as light as 1: what matters is which patches are lit at all.
-            dark = SHADE * (1 - math.sqrt(float(alpha[i])))
+            # By the root: what matters is which patches are lit at all, half the most weight is nearly as light.
+            dark = SHADE * (1 - math.sqrt(float(alpha[i] / max(alpha.max(), 1e-6))))
             patch = Image.blend(patch, Image.new("RGB", patch.size, "#000000"), dark)
         image.paste(patch, (x, y))
         if alpha is not None and cell >= 30:

@@ -25,6 +25,7 @@ PRELOAD = (
     "attnmosaic.callbacks.tables",
     "attnmosaic.data.gaussian",
     "attnmosaic.data.images",
+    "attnmosaic.drawing.run",
     "attnmosaic.nn.networks",
     "attnmosaic.parallel.jobs",
     "attnmosaic.training.build",
@@ -33,6 +34,8 @@ PRELOAD = (
     "attnmosaic.training.resume",
     "attnmosaic.training.trainer",
     "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_pdf",
+    "matplotlib.figure",
     "torch.utils.tensorboard",
 )
 """What most jobs import. None of it starts a thread, runs an operation of torch or touches a GPU: forks could not."""

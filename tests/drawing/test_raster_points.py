@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import ImageColor
 
-from attnmosaic.drawing import points, raster
+from attnmosaic.drawing import raster, raster_points
 from attnmosaic.drawing.palette import CLASS_STYLES, FRAME
 from attnmosaic.record import Looked, Plane
 
@@ -31,7 +31,7 @@ def test_the_plane_lies_the_right_way_up() -> None:
     to_pixels = raster.Transform(np.array([0.0, 4.0, 0.0, 2.0]), 100)
     assert to_pixels(np.array([[0, 0], [4, 2], [1, 2]])).tolist() == [[0, 100], [100, 0], [25, 0]]
     side = 200
-    image = np.array(points.networks(plane(), CLASSES, ALL, side))
+    image = np.array(raster_points.networks(plane(), CLASSES, ALL, side))
     gap, heading = 12, 24
     regions, scores = (image[heading : heading + side, x : x + side].astype(int) for x in (gap, 2 * gap + side))
     tints = raster.region_colors(np.array([[0, 1]]))[0].astype(int)
@@ -53,7 +53,7 @@ def test_a_mosaic_shows_weights_foreground_and_aggregate() -> None:
         probabilities=np.array([[0.1, 0.9]], dtype=np.float32),
     )
     side = 200
-    image = np.array(points.card(looked, 0, plane(), CLASSES, side))[raster.MARGIN :, raster.MARGIN :]
+    image = np.array(raster_points.card(looked, 0, plane(), CLASSES, side))[raster.MARGIN :, raster.MARGIN :]
 
     def dark(x: int, y: int, within: int) -> int:
         """Columns, from a patch outwards, that its circle's ink reaches."""
@@ -72,7 +72,7 @@ def test_a_mosaic_shows_weights_foreground_and_aggregate() -> None:
 
 
 def test_class_colors() -> None:
-    assert points.class_color("b", CLASSES) == CLASS_STYLES[1][0]
-    assert points.class_color("c", CLASSES) == points.FAINT
+    assert raster_points.class_color("b", CLASSES) == CLASS_STYLES[1][0]
+    assert raster_points.class_color("c", CLASSES) == raster_points.FAINT
     many = tuple("abcdefgh")
-    assert points.class_color("g", many) == CLASS_STYLES[0][0]
+    assert raster_points.class_color("g", many) == CLASS_STYLES[0][0]

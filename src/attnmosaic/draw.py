@@ -1,0 +1,52 @@
+"""Draws the figures of runs again, from what lies in their folders: ``python -m attnmosaic.draw outputs``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from attnmosaic.drawing.figures import DEFAULT_FORMATS, FORMATS
+from attnmosaic.drawing.run import draw_run
+from attnmosaic.errors import UserError
+from attnmosaic.runs import some_runs
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """Returns the folders of all runs in a folder or below it that have begun.
+
+    Raises:
+        UserError: there is no such folder, or no run in it.
+    """
+    begun = [run.folder for run in some_runs(folder) if run.config is not None]
+    if not begun:
+        raise UserError(f"'{folder}' holds no runs; name a folder that python -m attnmosaic.train has written to")
+    return begun
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(prog="python -m attnmosaic.draw", description=__doc__)
+    parser.add_argument("folder", type=Path, help="a run's folder, or one with runs below it")
+    parser.add_argument(
+        "--formats", nargs="+", choices=FORMATS, default=DEFAULT_FORMATS, metavar="FORMAT",
+        help=f"of the figures: {', '.join(FORMATS)} (default: {' '.join(DEFAULT_FORMATS)})",
+    )  # fmt: skip
+    given = parser.parse_args(arguments)
+    try:
+        folders = run_folders(given.folder)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    failed = False
+    for folder in folders:
+        drawn = draw_run(folder, given.formats)
+        names = ", ".join(path.name for path in drawn.paths) or "nothing to draw yet"
+        print(f"{folder}: {names}", flush=True)
+        if drawn.failed:
+            print(f"{folder}: could not draw {', '.join(drawn.failed)}", file=sys.stderr)
+            failed = True
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
