@@ -305,7 +305,6 @@ def test_a_lone_last_image_is_no_harm_without_batch_normalisation(config: Config
 def test_confusion_tables_are_of_the_final_weights(train: Train, tmp_path: Path) -> None:
     """Each sums to the split's images, its diagonal to the accuracy; true values in rows."""
     metrics = train(PRODUCT, "schedule.epochs=3", "logger=none", "lr.network=0.01")
-    assert (tmp_path / "run" / "confusion.png").stat().st_size > 10_000
     checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     _, data = build(OmegaConf.create(checkpoint["hyper_parameters"]["config"]))
     for split, n in zip(SPLITS, (60, 60, 30), strict=True):
