@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
@@ -20,8 +22,13 @@ SHADE = 0.82
 
 @cache
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Returns Pillow's own font."""
-    return ImageFont.load_default(size)
+    """Returns DejaVu Sans, which has the letters of most languages; Pillow's own font has English ones alone."""
+    found = find_spec("matplotlib")  # imports nothing: the font's file is all that is wanted
+    if found is None or found.origin is None:
+        return ImageFont.load_default(size)
+    file = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+    # Its letters are large for their size.
+    return ImageFont.truetype(str(file), round(0.92 * size)) if file.exists() else ImageFont.load_default(size)
 
 
 def picture(pixels: np.ndarray, side: int) -> Image.Image:
@@ -103,12 +110,12 @@ def card(looked: Looked, i: int, classes: Sequence[str], cell: int = CELL, headi
 
 
 def verdict(looked: Looked, i: int, classes: Sequence[str]) -> tuple[str, str]:
-    """Returns what is said of a mosaic, and its colour: "ship .93, true: ship"."""
+    """Returns what is said of a mosaic, and its colour: "ship (0.93), right; focus"."""
     guess, truth = int(looked.predicted[i]), int(looked.label[i])
-    share = float(looked.probabilities[i, guess])
-    mark = "right" if guess == truth else f"wrong: {classes[truth]}"
+    mark = "right" if guess == truth else f"true: {classes[truth]}"
     focus = "focus" if looked.focus[i] else "no focus"
-    return f"{classes[guess]} {share:.2f}, {mark}; {focus}", GREEN if guess == truth else RED
+    share = float(looked.probabilities[i, guess])
+    return f"{classes[guess]} ({share:.2f}), {mark}; {focus}", GREEN if guess == truth else RED
 
 
 def sheet(images: Sequence[Image.Image], across: int) -> Image.Image:
