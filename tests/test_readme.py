@@ -60,15 +60,18 @@ def test_python_command(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     if "images=album" in text:
         (tmp_path / "album").mkdir()
         Image.new("RGB", (300, 200), "orange").save(tmp_path / "album" / "beach.jpg")
-    if door == "collect":
-        assert cli("train", "experiment=gradients/joint", *small, "hydra.run.dir=outputs/gradients/joint/seed0")[0] == 0
+    if door in ("collect", "draw", "report"):
+        table = "table1" if door == "report" else "gradients"
+        run = f"hydra.run.dir=outputs/{table}/joint/seed0"
+        assert cli("train", "experiment=gradients/joint", *small, run)[0] == 0
     words = [word.replace("my_package.", "fakes.") for word in words]
     given = words[3:]
     if door == "train":  # Hydra takes its overrides on one side of -m alone
         given = [*given, *small] if given[:1] == ["-m"] else [*small, *given]
     code, out, err = cli(door, *given)
     assert code == 0, err
-    assert {"predict": "digit: ", "collect": "accuracy", "explain": "looks at"}.get(door, "held_out") in out
+    told = {"predict": "digit: ", "collect": "accuracy", "explain": "looks at", "draw": "loss.png", "report": "report: "}
+    assert told.get(door, "held_out") in out
 
 
 @pytest.mark.parametrize("words", MAKE, ids=" ".join)
