@@ -79,22 +79,17 @@ class Display:
         self._print(Text.from_ansi(line), soft_wrap=True)  # as its writer broke it
 
     def close(self) -> None:
-        """Takes the bars away, tells which jobs were stopped, and gives the terminal back."""
+        """Tells which jobs were stopped, takes the bars away and gives the terminal back."""
         self._over.set()
-        self._thread.join()
-        self.watch.close()
-        with self._screen:
-            if self._live is None:
-                return
-            for stream in self._streams:
-                stream.close_line()
-            self._live.stop()
-            self._live = None
-            sys.stdout, sys.stderr = self._before
-            assert self._console is not None
-            self._console.print(Text(f"{_counts(self.watch)} in {in_words(self.watch.elapsed)}"), soft_wrap=True)
-            if self._console is rich.get_console():
-                rich.reconfigure()
+        try:
+            self._thread.join()
+            self.watch.close()
+            if self.live:
+                for stream in self._streams:
+                    stream.close_line()
+                self._print(Text(f"{_counts(self.watch)} in {in_words(self.watch.elapsed)}"))
+        finally:  # of a second Ctrl-C, too
+            self._stop()
 
     def draw(self) -> None:
         """Draws the bars anew."""
@@ -118,6 +113,15 @@ class Display:
         sys.stderr = self._streams[1]
         self._live.start()
 
+    def _stop(self) -> None:
+        with self._screen:
+            if self._live is not None and self._console is not None:
+                self._live.stop()
+                self._live = None
+                sys.stdout, sys.stderr = self._before
+                if self._console is rich.get_console():
+                    rich.reconfigure()
+
     def _follow(self) -> None:
         while not self._over.wait(SECONDS):
             try:
@@ -132,7 +136,7 @@ class Display:
         self._print(line)
 
     def _print(self, line: Text, soft_wrap: bool = False) -> None:
-        with self._screen:
+        with self._screen, contextlib.suppress(OSError):  # a sweep outlives its terminal
             if self.live and self._console is not None:
                 self._console.print(line, soft_wrap=soft_wrap)
             else:
@@ -209,20 +213,22 @@ def _running(jobs: Sequence[Job], labels: Sequence[str], width: int) -> Table:
     gap = 2 if width >= WIDEST else 1
     doing, measured = len("what+where"), len("test accuracy .834 focus .771")
     epochs = max(len(f"{job.schedule.epochs}/{job.schedule.epochs}") for job in jobs)
-    room = width - doing - measured - epochs - 4 * gap - INDENT
-    bar = room - max(map(len, labels))
-    if bar < SHORTEST:  # what can be done without
-        bar, room = 0, room + gap
+    longest = max(map(len, labels))
+    # What there is no room for goes: first the bar, then the middle of the labels, then what was measured.
+    bar = width - INDENT - longest - doing - epochs - measured - 4 * gap
+    named = longest if bar >= SHORTEST else min(longest, bar + longest + gap)
+    if named < min(longest, doing):
+        named, measured = min(longest, named + measured + gap), 0
     lines = Table.grid(padding=(0, gap))
     for job, label in zip(jobs, labels, strict=True):
         if job.state == RUNNING:
             evaluated = " ".join(f"{short(name)} {share(value)}" for name, value in job.evaluated.items())
             lines.add_row(
-                f"{'':{INDENT}}{_cut(label, room - bar):{min(room - bar, max(map(len, labels)))}}",
+                f"{'':{INDENT}}{_cut(label, named):{named}}",
                 f"{job.doing:{doing}}",
-                *([ProgressBar(job.schedule.epochs, job.behind, width=bar)] if bar else []),
+                *([ProgressBar(job.schedule.epochs, job.behind, width=bar)] if bar >= SHORTEST else []),
                 f"{f'{job.epochs}/{job.schedule.epochs}':>{epochs}}",
-                f"{f'test {evaluated}' if evaluated else '':{measured}}",
+                *([f"{f'test {evaluated}' if evaluated else '':{measured}}"] if measured else []),
             )
     return lines
 

@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from attnmosaic.config import PAIR, metrics_of, networks_of, scaled
-from attnmosaic.training.schedule import Schedule
+from attnmosaic.training.schedule import ORDERS, Schedule
 from attnmosaic.watch import Job
 
 
@@ -82,7 +82,8 @@ def _measures(job: Planned) -> dict[str, Any]:
     """Returns a job's schedule and what is told of it; something harmless if its config will not do."""
     try:
         schedule = Schedule(**job.plan["schedule"])
-        schedule.stage(0)
+        if schedule.order not in ORDERS or min(schedule.k, schedule.epochs) < 1:
+            raise ValueError("no run takes such a schedule")
         network = networks_of(job.config) != PAIR
         return {
             "schedule": schedule,

@@ -49,7 +49,11 @@ class SweepPlan(Callback):
         for job in planned:
             check_available(job.data)
         self._plan = {"commands": [command], "jobs": {job.folder: job.plan for job in planned}}
-        _begin(Path(config.hydra.sweep.dir), shown(config.progress), watched(planned, Path(config.hydra.sweep.dir)))
+        _begin(
+            Path(config.hydra.sweep.dir),
+            shown(config.progress),
+            watched(planned, Path(config.hydra.sweep.dir).absolute()),
+        )
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Writes the plan: only now is it known that there are to be jobs at all."""
