@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
-    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -21,6 +20,7 @@ from rich.progress import (
 from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.progress import OF_SWEEP, shown
 from attnmosaic.training.base import RunModule
+from attnmosaic.watch import share, short
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +48,8 @@ class RunProgress(ProgressBar):
         if not (shown(self.mode) == "live" and alone and trainer.is_global_zero):
             return
         self._progress = Progress(
-            TextColumn("{task.fields[stage]:>11} | epoch {task.fields[epoch]:>4}/{task.fields[epochs]}"),
+            TextColumn("{task.fields[stage]:>10} | {task.fields[epoch]:>4}/{task.fields[epochs]}"),
             BarColumn(),
-            TaskProgressColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
@@ -72,7 +71,7 @@ class RunProgress(ProgressBar):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, RunModule)
         if self._progress is not None:
-            learners = " + ".join(pl_module.learners)
+            learners = "+".join(pl_module.learners)
             self._progress.update(self._progress.task_ids[0], stage=learners, epoch=pl_module.epochs_done)
 
     def on_train_batch_end(
@@ -85,7 +84,7 @@ class RunProgress(ProgressBar):
         assert isinstance(pl_module, RunModule)
         if self._progress is not None:
             now = pl_module.epoch_metrics
-            measured = "  ".join(f"{name} {now[f'running/{name}']:.3f}" for name in pl_module.headline)
+            measured = " ".join(f"{short(name)} {share(now[f'running/{name}'])}" for name in pl_module.headline)
             self._progress.update(self._progress.task_ids[0], measured=measured)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

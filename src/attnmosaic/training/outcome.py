@@ -102,7 +102,9 @@ def _hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
 def final_table(metrics: Mapping[str, float], module: RunModule) -> str:
     """Draws the final metrics as a table, one row a split or view; a smoke run's says that it is no result."""
     title = "SMOKE: few examples, few epochs, no result" if module.scale == "smoke" else None
-    table = Table(title=title, caption=module.table_caption, box=SIMPLE, padding=(0, 1, 0, 0))  # 80 columns
+    table = Table(
+        title=title, caption=module.table_caption, caption_justify="left", box=SIMPLE, padding=0
+    )  # 80 columns
     table.add_column("split")
     for name in module.table_columns:
         table.add_column(name.upper() if name[0] == "f" and len(name) == 4 else name, justify="right")
@@ -110,4 +112,5 @@ def final_table(metrics: Mapping[str, float], module: RunModule) -> str:
         table.add_row(split, *(f"{metrics[f'{split}/{name}']:.4f}" for name in module.table_columns))
     console = Console(file=io.StringIO(), width=110)
     console.print(table)
-    return "\n" + console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+    drawn: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return "\n" + "\n".join(line.rstrip() for line in drawn.splitlines()).strip("\n")
