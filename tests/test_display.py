@@ -67,6 +67,8 @@ def test_bars(shown_jobs: Any, width: int) -> None:
     shown = shown_jobs(width=width)
     shown.runs(0, 45)
     shown.display.watch.began(2)
+    shown.lines()
+    shown.file.write("^C")  # as a terminal answers the key
     everything, first, second = shown.lines()
     assert everything.startswith("━")
     assert everything.endswith("  0/3 done, 2 running  0:00  left ?")

@@ -62,7 +62,9 @@ def test_what_folders_tell(sweep: Callable[..., Sweep]) -> None:
     assert jobs.told == ["done before a seed 0: accuracy train .960 test .834 held_out 1.00"]
     assert [job.state for job in jobs.jobs] == ["done before", *["waiting"] * 4]
     assert [job.behind for job in jobs.jobs] == [20, 0, 7, 0, 0]
+    watch.look()
     assert not watch.begun
+    assert len(jobs.told) == 1
     with claimed(jobs.folder / "b"), claimed(jobs.folder / "d"):
         watch.look()
         assert watch.counts == {"done before": 1, "running": 2, "waiting": 2}
