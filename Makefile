@@ -39,12 +39,14 @@ CIFAR ?=
 comma := ,
 cifar = $(if $(CIFAR),data=image_folder data.root=$(CIFAR))
 
-# $(1): the table; $(2): what its rows' names begin with; $(3): further overrides. The table is shown also if a job failed.
+# $(1): the table; $(2): what its rows' names begin with; $(3): further overrides. The sweep itself ends with the table;
+# plots and report are made also if a job failed.
 define sweep
 	$(BIN)/python -m attnmosaic.train -m reproduce=$(1)$(if $(ROWS), \
 		experiment=$(1)/$(2)$(subst $(comma),$(comma)$(1)/$(2),$(ROWS)))$(if $(SEEDS), \
 		seed.all=$(SEEDS))$(if $(SCALE), scale=$(SCALE))$(if $(strip $(3) $(ARGS)), $(strip $(3) $(ARGS))); \
-	status=$$?; test ! -d $(folder)/$(1) || $(BIN)/python -m attnmosaic.collect $(folder)/$(1) --plots; exit $$status
+	status=$$?; test ! -d $(folder)/$(1) || { $(BIN)/python -m attnmosaic.collect $(folder)/$(1) --plots >/dev/null; \
+		$(BIN)/python -m attnmosaic.report $(folder)/$(1); }; exit $$status
 endef
 folder = outputs$(if $(filter smoke,$(SCALE)),/smoke)
 

@@ -1,5 +1,7 @@
-"""A job of a sweep that imports nothing heavy."""
+"""Jobs of a sweep that import nothing heavy."""
 
+import logging
+import os
 import sys
 
 from omegaconf import DictConfig
@@ -10,3 +12,12 @@ def answer(config: DictConfig) -> float:
     if config.seed.all == 2:
         sys.exit(3)
     return 10.0 * config.seed.all
+
+
+def speak(config: DictConfig) -> float:
+    """Answers, and prints in every way there is."""
+    seed = config.seed.all
+    print(f"printed by {seed}")
+    os.write(2, f"  0%\r100% of {seed}\n".encode())
+    logging.getLogger("a.users").warning("warned by %d,\nin two lines", seed)
+    return answer(config)

@@ -1,11 +1,13 @@
 """The commands, run in this process: starting a new one costs ten seconds of imports."""
 
 import importlib
+import logging
 import sys
 from collections.abc import Callable
 
 import pytest
 
+HYDRAS = (logging.StreamHandler, logging.FileHandler)
 Cli = Callable[..., tuple[int, str, str]]
 
 
@@ -23,6 +25,8 @@ def make_cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str])
         finally:
             if server := sys.modules.get("attnmosaic.parallel.server"):
                 server.stop_server()  # as at the end of a process; the next one's terminal is another
+            root = logging.getLogger()
+            root.handlers = [handler for handler in root.handlers if type(handler) not in HYDRAS]
         out, err = capfd.readouterr()
         return code, out, err
 

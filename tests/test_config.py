@@ -39,7 +39,7 @@ def hashed(config: DictConfig) -> str:
 
 @pytest.mark.parametrize(
     "same",
-    ["paths.data=elsewhere", "paths.cache=elsewhere", "logger=none", "callbacks.progress=null"],
+    ["paths.data=elsewhere", "paths.cache=elsewhere", "logger=none", "callbacks.progress=null", "progress=quiet"],
 )
 def test_hash_ignores_where_and_how_it_is_written(config: Callable[..., DictConfig], same: str) -> None:
     other = config("experiment=stagewise", same, run_dir="elsewhere")

@@ -16,6 +16,7 @@ from cli import Cli
 from conftest import ROOT, SMALL
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
+from screen import Screen
 from test_doors import result
 
 import hydra_plugins.attnmosaic_launcher as attnmosaic_launcher
@@ -201,10 +202,38 @@ def test_what_comes_back(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [job.return_value for job in returned if job.status.name == "COMPLETED"] == [50, 30, 40]
 
 
+def test_live(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever jobs print goes above the bars, whole; how each ended, when it does."""
+    monkeypatch.setattr(server, "PRELOAD", ())
+    monkeypatch.setattr(attnmosaic_launcher.AttnmosaicLauncher, "_task", lambda self: ("answers", "speak"))
+    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "progress=live")
+    code, out, err = cli("train", "seed.all=5,2,4", *launcher, "-m")
+    assert code == 1
+    screen = Screen()
+    screen.write(err)
+    lines = screen.lines()
+    for seed in (5, 2, 4):
+        assert lines.count(f"100% of {seed}") == 1
+        # What a process printed that ends itself may never have left it.
+        assert lines.count(f"printed by {seed}") == 1
+        (first,) = (number for number, line in enumerate(lines) if line == f"gaussian seed {seed} | warned by {seed},")
+        assert lines[first + 1] == f"gaussian seed {seed} | in two lines"
+    assert [line for line in lines if line.startswith(("done  ", "failed  ", "stopped  "))] == [
+        "done  gaussian seed 5",
+        "failed  gaussian seed 2: its process ended with exit code 3 before the job was",
+        "done  gaussian seed 4",
+    ]
+    assert any(re.fullmatch(r"2/3 done, 1 failed in \d+ s", line) for line in lines)
+    assert screen.wrapped == 1  # Hydra's own line on the job that failed
+    assert out.startswith("\nOther runs")
+    assert "printed" not in out
+
+
 def test_a_sweep(cli: Cli, tmp_path: Path) -> None:
     """Two of six jobs hit a bug and two are killed; the others give what they give one after another."""
     environ = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    environ |= {"PYTHONPATH": str(ROOT / "tests"), "CUDA_VISIBLE_DEVICES": "70,71"}
+    path = os.pathsep.join([str(ROOT / "tests"), *filter(None, [environ.get("PYTHONPATH")])])
+    environ |= {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "70,71"}
     overrides = [*SMALL, "schedule.k=1", "schedule.epochs=2", "seed.all=0,1", *FATE]
     own = ["+callbacks.fate.fate=bug,works,killed", "trainer.accelerator=auto", "hydra.sweep.dir=six"]
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
@@ -228,6 +257,15 @@ def test_a_sweep(cli: Cli, tmp_path: Path) -> None:
         assert line.startswith(f"job {job.name} (")
         assert "its process was killed by SIGKILL: out of memory?" in line
     assert [job for job in jobs if (job / "result.json").exists()] == works
+
+    told = [line for line in done.stderr.splitlines() if line.startswith(("done", "failed", "stopped"))]
+    assert sorted(re.sub(r"(: )?\(?(accuracy|its process|ZeroDiv).*", "", line) for line in told) == [
+        "done  gaussian seed 0 callbacks.fate.fate=works", "done  gaussian seed 1 callbacks.fate.fate=works",
+        "failed  gaussian seed 0 callbacks.fate.fate=bug", "failed  gaussian seed 0 callbacks.fate.fate=killed",
+        "failed  gaussian seed 1 callbacks.fate.fate=bug", "failed  gaussian seed 1 callbacks.fate.fate=killed",
+    ]  # fmt: skip
+    assert all(("killed by SIGKILL" in line) == ("fate=killed" in line) for line in told)
+    assert "TensorBoard: tensorboard --logdir six" in done.stdout
 
     # The terminal is shared, the log is not.
     for job in works:

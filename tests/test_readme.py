@@ -23,6 +23,7 @@ def commands() -> list[list[str]]:
 
 
 PYTHON = [words for words in commands() if words[0] == "python"]
+DRAWING = {True: [pytest.mark.pictures], False: []}
 MAKE = [words for words in commands() if words[0] == "make"]
 
 
@@ -33,7 +34,9 @@ def test_there_are_commands() -> None:
     assert {tuple(words[:1]) for words in commands()} == {("python",), ("make",), ("tensorboard",)}
 
 
-@pytest.mark.parametrize("words", PYTHON, ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [pytest.param(w, id=" ".join(w), marks=DRAWING["attnmosaic.draw" in w]) for w in PYTHON]
+)
 def test_python_command(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
     """Runs it on few mosaics or images; what it takes from the user's machine is stood in for."""
     door = words[2].removeprefix("attnmosaic.")
@@ -70,7 +73,13 @@ def test_python_command(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         given = [*given, *small] if given[:1] == ["-m"] else [*small, *given]
     code, out, err = cli(door, *given)
     assert code == 0, err
-    told = {"predict": "digit: ", "collect": "accuracy", "explain": "looks at", "draw": "loss.png", "report": "report: "}
+    told = {
+        "predict": "digit: ",
+        "collect": "accuracy",
+        "explain": "looks at",
+        "draw": "loss.png",
+        "report": "report: ",
+    }
     assert told.get(door, "held_out") in out
 
 

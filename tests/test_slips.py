@@ -58,6 +58,8 @@ LIGHT = {
     ("experiment=mnist_sum", "data.patches=4"): r"data\.patches: there is no such config key",
     ("optimized_metric=test/acuracy",): r"optimized_metric: .*did you mean optimized_metric=test/accuracy",
     ("scale=smoke", "data.train_mosaics=abc"): r"data\.train_mosaics: got abc, needs a whole number",
+    ("progress=quite",): r"progress: got 'quite', allowed: auto, live, lines, quiet; did you mean progress=quiet\?",
+    ("progress=loud", "seed.all=0,1", "-m"): r"progress: got 'loud', allowed: auto, live, lines, quiet",
     ("seed.all=-1",): r"seed\.all: got -1, needs",
     ("seed=1",): r"seed: is a section of keys; type seed\.all=1",
     ("lr.what=0.1,0.2",): r"lr\.what.*add -m to run one job for each value",

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ from cli import Cli
 from conftest import ROOT
 from fakes import TINY_CIFAR10, TINY_MNIST
 from hydra import compose, initialize_config_dir
+from screen import Screen
 
 from attnmosaic.collect import main as collect
 from attnmosaic.config import conf_dir, register
@@ -90,9 +93,14 @@ def test_a_sweep_stopped_and_started_again(
         original(self, trainer, module)
 
     monkeypatch.setattr(RunTables, "on_train_epoch_start", interrupted)
-    assert cli("train", *TWO_ROWS, "seed.all=0,1", "-m")[0] != 0
+    code, out, err = cli("train", *TWO_ROWS, "seed.all=0,1", "progress=quiet", "-m")
+    assert code == 130
+    done, stopped, interrupted = err.splitlines()
+    assert re.fullmatch(r"done  gradients/joint seed 0: accuracy train [.\d]+ test [.\d]+ held_out [.\d]+, \d+ s", done)
+    assert stopped == "stopped  gradients/type2 seed 0: after epoch 1 of 2"
+    assert interrupted == "error: interrupted"
+    assert re.search(r"^ type2 +1 stopped", out, flags=re.M)
     monkeypatch.setattr(RunTables, "on_train_epoch_start", original)
-    logging.getLogger().handlers.clear()  # an interrupted process would have ended; this one's terminal is another now
     states = {run: Run(FOLDER / run).state for run in ("joint/seed0", "type2/seed0", "joint/seed1", "type2/seed1")}
     assert list(states.values()) == ["finished", "stopped", "missing", "missing"]
     collect([str(FOLDER), "--format", "markdown"])
@@ -102,8 +110,13 @@ def test_a_sweep_stopped_and_started_again(
     assert "| type3 | missing |" in told
 
     first = (FOLDER / "joint/seed0" / RESULT).stat().st_mtime_ns
-    code, out, _ = cli("train", *TWO_ROWS, "seed.all=0,1", "-m")
+    code, out, err = cli("train", *TWO_ROWS, "seed.all=0,1", "-m")
     assert code == 0
+    told = [line.split(":")[0] for line in err.splitlines()]
+    assert told == [
+        "done before  gradients/joint seed 0", "done  gradients/type2 seed 0", "done  gradients/joint seed 1",
+        "done  gradients/type2 seed 1",
+    ]  # fmt: skip
     assert (FOLDER / "joint/seed0" / RESULT).stat().st_mtime_ns == first
     assert out.count("finished before: ") == 1
     assert out.count("resuming after epoch 1 of 2") == 1
@@ -116,14 +129,16 @@ def test_a_sweep_stopped_and_started_again(
     assert results[0] == results[1]
     plan = json.loads((FOLDER / "sweep.json").read_text())
     assert list(plan["jobs"]) == ["joint/seed0", "type2/seed0", "joint/seed1", "type2/seed1"]
-    assert plan["commands"] == [f"python -m attnmosaic.train {' '.join(TWO_ROWS)} seed.all=0,1 -m"]
+    again = f"python -m attnmosaic.train {' '.join(TWO_ROWS)} seed.all=0,1"
+    assert plan["commands"] == [f"{again} progress=quiet -m", f"{again} -m"]
 
 
 @pytest.mark.pictures
 def test_smoke_is_written_on_everything(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
     code, out, _ = cli("train", *TWO_ROWS, "seed.all=0", "-m")
     assert code == 0
-    assert out.count("SMOKE") == 2
+    assert out.count("SMOKE: few examples") == 2
+    assert out.count("SMOKE RUNS, NO RESULT") == 1
     folder = FOLDER / "joint" / "seed0"
     assert json.loads((folder / RESULT).read_text())["scale"] == "smoke"
     assert yaml.safe_load((folder / "config.yaml").read_text())["scale"] == "smoke"
@@ -179,11 +194,72 @@ def test_an_absent_folder_does_so_too(cli: Cli) -> None:
 
 
 def test_each_failed_job_is_told(cli: Cli) -> None:
-    code, _, err = cli(
-        "train", *TWO_ROWS, "seed.all=0", "lr.what=1e30,0.01", "hydra.sweep.subdir=${hydra.job.num}", "-m"
+    """In one line, beside the table of the others."""
+    code, out, err = cli(
+        *("train", *TWO_ROWS, "seed.all=0", "lr.what=1e30,0.01", "hydra.sweep.subdir=${hydra.job.num}"),
+        *("progress=quiet", "-m"),
     )
     assert code == 1
-    assert len(re.findall(r"^failed: .*lr\.what=1e\+?30.*loss became", err, flags=re.M)) == 2
+    told = [
+        re.sub(r"(accuracy|became).*", r"\1", line) for line in err.splitlines() if not line.startswith("Error exec")
+    ]
+    assert told == [
+        "failed  gradients/joint seed 0 lr.what=1e+30: the loss became",
+        "done  gradients/joint seed 0 lr.what=0.01: accuracy",
+        "failed  gradients/type2 seed 0 lr.what=1e+30: the loss became",
+        "done  gradients/type2 seed 0 lr.what=0.01: accuracy",
+        "error: the loss became",
+    ]
+    assert out.startswith("\nSMOKE RUNS, NO RESULT")
+    assert re.search(r"^ joint +1 finished ", out, flags=re.M)
+    assert re.search(r"^ joint +1 failed \(the", out, flags=re.M)
+    assert out.splitlines()[-3:] == [
+        "runs: outputs/smoke/gradients",
+        "report: python -m attnmosaic.report outputs/smoke/gradients",
+        "TensorBoard: tensorboard --logdir outputs/smoke/gradients",
+    ]
+
+
+def test_a_live_sweep(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bars on standard error; what jobs print goes above them, what they log into their files alone."""
+    from attnmosaic.callbacks.tables import RunTables
+
+    original = RunTables.on_train_epoch_start
+
+    def prints(self: Any, trainer: Any, module: Any) -> None:
+        print("printed by a job", file=sys.stderr)
+        logging.getLogger("a.users").warning("warned by a job")
+        original(self, trainer, module)
+
+    monkeypatch.setattr(RunTables, "on_train_epoch_start", prints)
+    before = sys.stderr
+    code, out, err = cli("train", *TWO_ROWS, "seed.all=0", "trainer.check_val_every_n_epoch=2", "progress=live", "-m")
+    assert (code, sys.stderr) == (0, before)
+    assert "ATTNMOSAIC_SWEEP_PROGRESS" not in os.environ
+    screen = Screen()
+    screen.write(f"{err}what comes next")
+    lines = screen.lines()
+    assert lines.count("printed by a job") == 4  # two epochs of two jobs
+    told = [line for line in lines if line != "printed by a job"]
+    assert [line.split(":")[0] for line in told[:2]] == ["done  joint seed 0", "done  type2 seed 0"]  # as fits
+    assert re.fullmatch(r"2/2 done in \d+ s", told[2])
+    assert told[3] == "what comes next"
+    assert not any(told[4:])
+    assert screen.wrapped == 0
+    assert "0/2 done, 1 running" in err
+    assert "\x1b[" in err
+    assert out.count("warned by a job") == 4
+    rest = out.replace("warned by a job\n", "")
+    assert rest.startswith("\nSMOKE RUNS, NO RESULT")
+    assert "epoch 2/2" not in out + err
+    assert "epoch 2/2 (what + where): accuracy train" in (FOLDER / "joint" / "seed0" / "train.log").read_text()
+
+
+def test_evaluations_as_a_sweep(cli: Cli, tmp_path: Path) -> None:
+    """They have no plan, and are not watched."""
+    code, _, err = cli("evaluate", "ckpt_path=a.ckpt,b.ckpt", "-m")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("error: ckpt_path: 'a.ckpt' does not exist")
 
 
 @pytest.mark.parametrize("target", ["table1", "table2", "averages", "gradients", "mnist"])
@@ -194,18 +270,20 @@ def test_make_prints_the_command(target: str) -> None:
         lines = done.stdout.replace("\\\n", " ").splitlines()  # a make inside a make says more
         (line,) = (line for line in lines if "-m attnmosaic." in line)
         trained, gathered = " ".join(line.split()).split("; status=$?; ")
-        assert gathered.endswith("; exit $status")  # the table is shown also if a job failed
-        return [trained, gathered.removesuffix("; exit $status")]
+        assert gathered.endswith("; }; exit $status")  # also if a job failed
+        return [trained, gathered.removesuffix("; }; exit $status")]
 
     sweep, gathered = made()
     assert sweep.endswith(f"python -m attnmosaic.train -m reproduce={target}")
-    assert gathered.endswith(f"python -m attnmosaic.collect outputs/{target} --plots")
+    collect, report = gathered.split("; ")[-2:]
+    assert collect.endswith(f"python -m attnmosaic.collect outputs/{target} --plots >/dev/null")
+    assert report.endswith(f"python -m attnmosaic.report outputs/{target}")
     prefix = {"table1": "row", "table2": "row", "averages": "dataset"}.get(target, "")
     images = " data=image_folder data.root=cifar" if prefix else ""
     sweep, gathered = made("ROWS=1,3", "SEEDS=0,1", "SCALE=smoke", "CIFAR=cifar", "ARGS=hydra/launcher=joblib")
     rows = f"experiment={target}/{prefix}1,{target}/{prefix}3"
     assert sweep.endswith(f" -m reproduce={target} {rows} seed.all=0,1 scale=smoke{images} hydra/launcher=joblib")
-    assert gathered.endswith(f"outputs/smoke/{target} --plots")
+    assert gathered.count(f" outputs/smoke/{target}") == 3
 
 
 def test_make_lists_every_target() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from attnmosaic.config import PAIR, PRECISIONS, metrics_of, networks_of
+from attnmosaic.config import PAIR, PRECISIONS, PROGRESS, metrics_of, networks_of
 from attnmosaic.data.available import check_available
 from attnmosaic.data.classes import split_classes
 from attnmosaic.data.folder_layout import check_folder
@@ -125,6 +125,7 @@ def check(config: DictConfig) -> None:
         ("compute.matmul_precision", ("highest", "high", "medium")),
         ("compute.engine", ("auto", "eager")),
         ("scale", ("full", "smoke")),
+        ("progress", PROGRESS),
         ("optimized_metric", tuple(f"{s}/{m}" for s in ("train", "test", "held_out") for m in metrics_of(plain))),
     ):
         value = OmegaConf.select(config, key, default=words[0])  # absent in checkpoints of before there was the key

@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from attnmosaic.config import conf_dir
-from attnmosaic.errors import RunError, UserError, nearest, not_among
+from attnmosaic.errors import JobError, RunError, UserError, nearest, not_among
 from attnmosaic.runs import CONFIG, ERROR
 
 _TRACES = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
@@ -110,6 +110,13 @@ def told(error: BaseException) -> tuple[str, int] | None:
         given = [override for override in sys.argv[1:] if override.endswith("=null")]
         return f"{' '.join(given)}: a group takes the name of a file in conf/; logger=none leaves the logger out", 2
     return None
+
+
+def reason(error: BaseException) -> str:
+    """Returns what to say in one line of the error that a job of a sweep ended with."""
+    line = told(error)
+    said = line[0] if line is not None else f"{type(error).__name__}: {error}"
+    return " ".join((str(error) if isinstance(error, JobError) else said).split())
 
 
 def _fail(error: Exception) -> NoReturn:

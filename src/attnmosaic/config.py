@@ -14,6 +14,9 @@ from omegaconf import II, MISSING, DictConfig, OmegaConf, open_dict
 PRECISIONS = {"float32": "32-true", "float64": "64-true", "bfloat16": "bf16-mixed"}
 """Our names of precisions and Lightning's."""
 
+PROGRESS = ("auto", "live", "lines", "quiet")
+"""How a run, or a sweep, tells how far it is; see `attnmosaic.progress`."""
+
 METRICS = (
     "loss", "accuracy", "focus", "ftpt", "ffpt", "ftpf", "ffpf", "confident", "foreground_weight", "entropy",
 )  # fmt: skip
@@ -128,6 +131,7 @@ class TrainConfig:
     precision: str = "float32"
     scale: str = "full"
     at_most: dict[str, Any] = field(default_factory=dict)
+    progress: str = "auto"
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     trainer: dict[str, Any] = MISSING
     logger: dict[str, Any] | None = None
@@ -213,7 +217,7 @@ def config_hash(config: dict[str, Any]) -> str:
 
 def decisive(config: dict[str, Any]) -> dict[str, Any]:
     """Returns those settings that decide a run's numbers."""
-    beside = {"run_dir", "paths", "logger", "callbacks", "ckpt_path", "optimized_metric", "name", "at_most"}
+    beside = {"run_dir", "paths", "logger", "callbacks", "ckpt_path", "optimized_metric", "name", "at_most", "progress"}
     kept = {key: value for key, value in config.items() if key not in beside}
     for key in ("lr", "model", "optimizer", "scheduler"):
         kept[key] = _without(config[key], other_networks(config))

@@ -15,6 +15,10 @@ class RunError(Exception):
     """A run that cannot go on, through no slip in its config: one line, exit code 1."""
 
 
+class JobError(Exception):
+    """A bug in a job of a sweep. Its trace is a note: the error itself may not survive the way between processes."""
+
+
 def nearest(given: object, allowed: Iterable[object], n: int = 3) -> list[str]:
     """Returns up to n of the allowed words, those most like the given one first."""
     words = [str(word) for word in allowed]

@@ -40,7 +40,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     from attnmosaic.training.globals import job_globals
     from attnmosaic.training.make import check_targets, make
     from attnmosaic.training.outcome import evaluation_of, final_table
-    from attnmosaic.training.trainer import build_trainer
+    from attnmosaic.training.trainer import build_trainer, interruptible
 
     checkpoint = read_checkpoint(config.ckpt_path)
     saved = OmegaConf.create(checkpoint["hyper_parameters"]["config"])
@@ -60,7 +60,8 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         module = build_module(trained, data)
         check_weights_fit(checkpoint, module, config.ckpt_path)
         module.load_state_dict(checkpoint["state_dict"])
-        trainer.validate(module, datamodule=data, verbose=False)
+        with interruptible():
+            trainer.validate(module, datamodule=data, verbose=False)
         metrics = evaluation_of(module)
     stamp = {"scale": "smoke"} if module.scale == "smoke" else {}
     write_atomically(Path(config.run_dir) / "evaluation.json", json.dumps({**metrics, **stamp}, indent=2))

@@ -18,6 +18,7 @@ from attnmosaic.config import decisive
 from attnmosaic.errors import UserError
 
 RESULT, CONFIG, ERROR, LOCK, SWEEP = "result.json", "config.yaml", "error.txt", ".lock", "sweep.json"
+METRICS_CSV = "metrics.csv"
 
 AT_ONCE = "ATTNMOSAIC_JOBS_AT_ONCE"
 """The environment variable that tells a job how many of its sweep run at once."""
@@ -70,7 +71,18 @@ class Run:
     @cached_property
     def epochs_done(self) -> int:
         """Epochs that ``metrics.csv`` has, 0 to those of the schedule."""
-        return sum(1 for _ in csv.reader((self._read("metrics.csv") or "\n").splitlines())) - 1
+        return max(0, len(self._metrics) - 1)
+
+    def latest(self, column: str) -> dict[str, str]:
+        """Returns the newest whole row of ``metrics.csv`` that has a value in a column; empty before there is one."""
+        lines = csv.reader(self._metrics[:1] + self._metrics[:0:-1])
+        names = next(lines, [])
+        rows = (dict(zip(names, line, strict=True)) for line in lines if len(line) == len(names))
+        return next((row for row in rows if row.get(column)), {})
+
+    @cached_property
+    def _metrics(self) -> list[str]:
+        return (self._read(METRICS_CSV) or "").splitlines()
 
     @cached_property
     def state(self) -> str:

@@ -1,28 +1,32 @@
-"""What happens once for a whole sweep: its plan is written down, and its data are looked for, before any job begins."""
+"""What happens once for a sweep: before its jobs a plan and a look for the data, meanwhile a display, then a table."""
 
 import json
+import os
+import shlex
 import sys
-from collections.abc import Iterator
+import warnings
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 
-from attnmosaic.cli import guard_sweep, told
-from attnmosaic.config import scaled
+from attnmosaic.cli import guard_sweep, reason
+from attnmosaic.config import PROGRESS
 from attnmosaic.data.available import check_available
+from attnmosaic.display import Display, Lines
+from attnmosaic.errors import not_among
 from attnmosaic.files import write_atomically
+from attnmosaic.planned import planned_jobs, watched
+from attnmosaic.progress import OF_SWEEP, shown
 from attnmosaic.runs import SWEEP, read_plan
+from attnmosaic.watch import Job
 
 
 class SweepPlan(Callback):
-    """Ends a sweep whose data cannot be had, and writes ``sweep.json``, which says what jobs there are to be.
+    """Ends a sweep whose data cannot be had; for another it writes ``sweep.json``, the plan, and watches the jobs.
 
     Works with Hydra's own sweeper, which knows all jobs beforehand. A sweep started again in the same folder adds to
     its plan.
@@ -33,16 +37,23 @@ class SweepPlan(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Composes every job and looks for its data."""
-        if str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
+        ours = str(config.hydra.sweeper._target_).endswith("BasicSweeper")
+        if ours and config.hydra.job.config_name == "train":
             guard_sweep(self._look, config)
 
     def _look(self, config: DictConfig) -> None:
+        if config.progress not in PROGRESS:
+            raise not_among("progress", config.progress, PROGRESS)
         command = " ".join(["python -m attnmosaic.train", *map(_quoted, sys.argv[1:])])
-        jobs = {}
-        for folder, job in planned_jobs(config):
-            check_available(job.pop("data"))
-            jobs[folder] = job
-        self._plan = {"commands": [command], "jobs": jobs}
+        planned = [*planned_jobs(config)]
+        for job in planned:
+            check_available(job.data)
+        self._plan = {"commands": [command], "jobs": {job.folder: job.plan for job in planned}}
+        _begin(
+            Path(config.hydra.sweep.dir),
+            shown(config.progress),
+            watched(planned, Path(config.hydra.sweep.dir).absolute()),
+        )
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Writes the plan: only now is it known that there are to be jobs at all."""
@@ -57,36 +68,81 @@ class SweepPlan(Callback):
             }
             if plan != before:
                 write_atomically(sweep / SWEEP, json.dumps(plan, indent=1))
+        job_began(config.hydra.job.num)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        """Tells of each job that failed, when it does."""
-        if job_return.status == JobStatus.FAILED and config.hydra.mode.name == "MULTIRUN":
-            error = job_return._return_value
-            line = told(error)
-            said = line[0] if line is not None else f"{type(error).__name__}: {error}"
+        """Tells of each job that ended, when it does."""
+        if self._plan is not None:
+            job_ended(config.hydra.job.num, job_return)
+        elif job_return.status == JobStatus.FAILED and config.hydra.mode.name == "MULTIRUN":
             job = " ".join(job_return.overrides or [])
-            print(f"failed: {job}: {' '.join(said.split())}", file=sys.stderr)
+            print(f"failed  {job}: {reason(job_return._return_value)}", file=sys.stderr)
 
 
-def planned_jobs(config: DictConfig) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields each job's folder, relative to the sweep's, and its name, scale, data and schedule.
+_current: tuple[Path, Display] | None = None
+"""The sweep of this process, if one is at work: its folder, and what shows how far it is."""
 
-    Args:
-        config: the sweep's config, with Hydra's own section.
-    """
-    loader = GlobalHydra.instance().config_loader()
-    given = [f"{key}={values}" for key, values in (config.hydra.sweeper.params or {}).items()]
-    typed: Any = OmegaConf.to_container(config.hydra.overrides.task)  # as it was typed, ${...} and all
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides([*given, *typed])
-    (batch,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-    for number, overrides in enumerate(batch):
-        job = loader.load_sweep_config(config, list(overrides))
-        with open_dict(job):
-            job.hydra.job.num = number
-        folder = str(job.hydra.sweep.subdir)
-        scale = scaled(job)
-        sections = {key: OmegaConf.to_container(scale[key], resolve=True) for key in ("data", "schedule")}
-        yield folder, {"name": job.name, "scale": job.scale, **sections}
+
+def _begin(folder: Path, mode: str, jobs: list[Job]) -> None:
+    global _current
+    os.environ[OF_SWEEP] = mode
+    _current = folder, Display(mode, jobs)
+
+
+def job_began(number: int) -> None:
+    """Notes that a job of this process's sweep begins, wherever it runs."""
+    if _current is not None:
+        _current[1].watch.began(number)
+
+
+def job_ended(number: int, done: JobReturn) -> None:
+    """Notes what came of a job of this process's sweep."""
+    if _current is not None:
+        why = reason(done._return_value) if done.status == JobStatus.FAILED else None
+        # Its line begins with what the job is called.
+        _current[1].watch.ended(number, why and why.removeprefix(f"job {number} ({' '.join(done.overrides or [])}): "))
+
+
+def job_output() -> Lines | None:
+    """Returns a stream for what one more process of this sweep prints; None if it may print for itself."""
+    return _current[1].stream() if _current is not None and _current[1].live else None
+
+
+def job_prefix(number: int) -> str:
+    """Returns what tells a job's messages from others': its number, or its label where messages are few."""
+    if _current is None or os.environ.get(OF_SWEEP) == "lines":
+        return f"{number} | "
+    return f"{_current[1].watch.jobs[number].label} | "
+
+
+def end_sweep() -> None:
+    """Tells what came of this process's sweep, if there was one: its table, where it lies, and what to type next."""
+    global _current
+    if _current is None:
+        return
+    (folder, display), _current = _current, None
+    os.environ.pop(OF_SWEEP, None)
+    display.close()
+    if not display.watch.begun:
+        return
+    from attnmosaic.collect import collect
+    from attnmosaic.tables.render import terminal
+
+    try:
+        tables = [terminal(table) for table in collect(folder)]
+    except Exception as error:  # must not hide what the sweep ended with
+        warnings.warn(f"the table of '{folder}' could not be made: {type(error).__name__}: {error}", stacklevel=1)
+        tables = []
+    where = shlex.quote(str(folder))
+    hints = (
+        f"runs: {folder}",
+        f"report: python -m attnmosaic.report {where}",
+        f"TensorBoard: tensorboard --logdir {where}",
+    )
+    try:
+        print("\n".join(["", *tables, *hints]), flush=True)
+    except BrokenPipeError:  # whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _quoted(word: str) -> str:

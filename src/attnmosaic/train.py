@@ -13,9 +13,11 @@ from attnmosaic.cli import describe, guard, run
 from attnmosaic.config import PRECISIONS, conf_dir, register, resolve, scaled
 from attnmosaic.files import write_atomically
 from attnmosaic.lean import import_lightning
+from attnmosaic.progress import hush
 from attnmosaic.runs import CONFIG, ERROR, claimed, earlier_result
+from attnmosaic.sweep import end_sweep
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("attnmosaic.train")  # also where this is __main__
 register()
 
 
@@ -61,7 +63,7 @@ def _train(config: DictConfig) -> dict[str, float]:
     from attnmosaic.training.make import check_targets, make
     from attnmosaic.training.outcome import final_table, finish_run
     from attnmosaic.training.resume import began_otherwise, check_resume, newest_checkpoint
-    from attnmosaic.training.trainer import build_trainer
+    from attnmosaic.training.trainer import build_trainer, interruptible
 
     check_targets(config)
     if config.ckpt_path is None:
@@ -77,8 +79,9 @@ def _train(config: DictConfig) -> dict[str, float]:
         module = build_module(config, data)
         if config.ckpt_path is not None:
             check_resume(config, module)
-        trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
-        trainer.validate(module, datamodule=data, verbose=False)
+        with interruptible():
+            trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
+            trainer.validate(module, datamodule=data, verbose=False)
         metrics = finish_run(config, trainer, module)
     log.info("%s", final_table(metrics, module))
     log.info("plots, tables, checkpoints: %s\nTensorBoard: tensorboard --logdir %s", config.run_dir, config.run_dir)
@@ -87,12 +90,20 @@ def _train(config: DictConfig) -> dict[str, float]:
 
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="train")
 def _job(config: DictConfig) -> float:
+    hush(config.progress)
     return guard(train, config)[config.optimized_metric]
+
+
+def _command() -> None:
+    try:
+        _job()
+    finally:
+        end_sweep()
 
 
 def main() -> None:
     """Runs the command line."""
-    run(_job)
+    run(_command)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from attnmosaic.pace import in_words
 from attnmosaic.runs import AT_ONCE, Run, read_plan, sweep_of
 from attnmosaic.training.schedule import Schedule, Stage
 
@@ -51,14 +52,14 @@ class Pace(pl.Callback):
 
     def _told(self, schedule: Schedule, done: int) -> str:
         seconds, unknown = self._estimate([(schedule, done)])
-        text = f"{_words(seconds)} left for this run"
+        text = f"{in_words(seconds)} left for this run"
         others = self._others()
         if others:
             more, also = self._estimate(others)
             unknown = sorted({*unknown, *also})
             at_once = min(int(os.environ.get(AT_ONCE, "1")), len(others) + 1)
             seconds = max(seconds, (seconds + more) / at_once)
-            text += f", about {_words(seconds)} for the sweep ({len(others) + 1} jobs to finish)"
+            text += f", about {in_words(seconds)} for the sweep ({len(others) + 1} jobs to finish)"
         if unknown:
             kinds = " and ".join("+".join(stage.learners) for stage in unknown)
             text += f"; not counted: epochs in which {kinds} learns, none was seen yet"
@@ -81,10 +82,3 @@ class Pace(pl.Callback):
                 plan: dict[str, Any] = job["schedule"]
                 others.append((Schedule(**plan), run.epochs_done))
         return others
-
-
-def _words(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -2,23 +2,25 @@
 
 import logging
 import multiprocessing
-import sys
+import os
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.trainer.states import TrainerFn
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
-    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
 from attnmosaic.data.datamodule import SPLITS
+from attnmosaic.progress import OF_SWEEP, shown
 from attnmosaic.training.base import RunModule
+from attnmosaic.watch import share, short
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +28,15 @@ log = logging.getLogger(__name__)
 class RunProgress(ProgressBar):
     """One bar over all epochs, with what learns, the epoch, and the running headline metrics (accuracy and focus).
 
-    Where standard error is no terminal, or shared with other jobs, one line an evaluation goes to the log instead.
+    Where there is no terminal, or a sweep has it, there is no bar. One line an evaluation goes to the log in any case.
+
+    Args:
+        mode: ``auto``, ``live``, ``lines`` or ``quiet``; see `attnmosaic.progress`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mode: str = "auto") -> None:
         super().__init__()
+        self.mode = mode
         self._progress: Progress | None = None
 
     def disable(self) -> None:
@@ -38,20 +44,17 @@ class RunProgress(ProgressBar):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        alone = multiprocessing.parent_process() is None  # and not one of several jobs at once
-        if not (sys.stderr.isatty() and alone and trainer.is_global_zero):
+        alone = multiprocessing.parent_process() is None and OF_SWEEP not in os.environ
+        if not (shown(self.mode) == "live" and alone and trainer.is_global_zero):
             return
-        from rich.console import Console
-
         self._progress = Progress(
-            TextColumn("{task.fields[stage]:>11} | epoch {task.fields[epoch]:>4}/{task.fields[epochs]}"),
+            TextColumn("{task.fields[stage]:>10} | {task.fields[epoch]:>4}/{task.fields[epochs]}"),
             BarColumn(),
-            TaskProgressColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
             TextColumn("{task.fields[measured]}"),
-            console=Console(stderr=True),
+            console=Console(stderr=True, force_terminal=True),
         )
         blocks, epochs = int(trainer.num_training_batches), trainer.max_epochs or 0
         self._progress.add_task(
@@ -68,7 +71,7 @@ class RunProgress(ProgressBar):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, RunModule)
         if self._progress is not None:
-            learners = " + ".join(pl_module.learners)
+            learners = "+".join(pl_module.learners)
             self._progress.update(self._progress.task_ids[0], stage=learners, epoch=pl_module.epochs_done)
 
     def on_train_batch_end(
@@ -81,12 +84,12 @@ class RunProgress(ProgressBar):
         assert isinstance(pl_module, RunModule)
         if self._progress is not None:
             now = pl_module.epoch_metrics
-            measured = "  ".join(f"{name} {now[f'running/{name}']:.3f}" for name in pl_module.headline)
+            measured = " ".join(f"{short(name)} {share(now[f'running/{name}'])}" for name in pl_module.headline)
             self._progress.update(self._progress.task_ids[0], measured=measured)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, RunModule)
-        if trainer.state.fn == TrainerFn.FITTING and self._progress is None:
+        if trainer.state.fn == TrainerFn.FITTING:
             now = pl_module.epoch_metrics
             first, second = pl_module.headline
             log.info(

@@ -1,5 +1,6 @@
 """The jobs of a sweep, each in a process of its own, however it ends."""
 
+import codecs
 import contextlib
 import importlib
 import logging
@@ -10,7 +11,7 @@ import sys
 import textwrap
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -23,14 +24,12 @@ from hydra_plugins.hydra_joblib_launcher._core import execute_job
 from omegaconf import DictConfig
 
 from attnmosaic.cli import told
-from attnmosaic.errors import RunError, UserError
+from attnmosaic.display import Lines
+from attnmosaic.errors import JobError, RunError, UserError
 from attnmosaic.parallel.plan import environment
 from attnmosaic.parallel.server import CONTEXT
 from attnmosaic.runs import AT_ONCE, ERROR
-
-
-class JobError(Exception):
-    """A bug in a job. Its trace is a note, as the error itself may not survive the way between processes."""
+from attnmosaic.sweep import job_began, job_ended, job_output, job_prefix
 
 
 class Jobs:
@@ -61,8 +60,11 @@ class Jobs:
 
     def __exit__(self, *_: object) -> None:
         self._over = True
-        for process in tuple(self._running):
+        running = tuple(self._running)
+        for process in running:
             process.kill()
+        for process in running:  # the locks of their folders end with them
+            wait([process.sentinel], timeout=5)
 
     def run(self, job: int, overrides: Sequence[str], config: bytes) -> JobReturn:
         """Runs a job to its end; that it failed, or that its process was killed, is in what this returns.
@@ -72,15 +74,26 @@ class Jobs:
             overrides: what tells it from the other jobs.
             config: its composed config, pickled.
         """
+        job_began(job)
+        with _printed() as output:
+            done = self._run(job, overrides, config, output)
+        if not self._over:
+            job_ended(job, done)
+        return done
+
+    def _run(self, job: int, overrides: Sequence[str], config: bytes, output: Connection | None) -> JobReturn:
         environ = os.environ | environment(job, self.threads, self.gpus) | {AT_ONCE: str(self.at_once)}
         receive, send = CONTEXT.Pipe(duplex=False)
-        arguments = (send, job, [*overrides], config, self.shared, self.task, os.getcwd(), environ, self.threads)
+        sent_to = (send, output, job_prefix(job))
+        arguments = (*sent_to, job, [*overrides], config, self.shared, self.task, os.getcwd(), environ, self.threads)
         process = CONTEXT.Process(target=_serve, args=arguments)
         log_files: list[str] = []
         with receive:
             try:
                 self._start(process)
                 send.close()
+                if output is not None:
+                    output.close()
                 while not isinstance(sent := cloudpickle.loads(receive.recv_bytes()), JobReturn):
                     log_files = sent
                 self._end(process)
@@ -90,7 +103,8 @@ class Jobs:
         for file in log_files:
             with contextlib.suppress(OSError), Path(file).open("a") as log:
                 log.write(f"{message}\n")
-                Path(file).with_name(ERROR).write_text(f"{message}\n")
+                if not self._over:  # else it was stopped, and has not failed
+                    Path(file).with_name(ERROR).write_text(f"{message}\n")
         return _failed(overrides, RunError(message))
 
     def _start(self, process: BaseProcess) -> None:
@@ -117,8 +131,35 @@ class Jobs:
         return f"was killed by {signal.Signals(-code).name}{hint if code == -signal.SIGKILL else ''}"
 
 
+@contextlib.contextmanager
+def _printed() -> Iterator[Connection | None]:
+    """Gives what a job is to print to, or None where it may print to the terminal itself."""
+    stream = job_output() if os.name == "posix" else None
+    if stream is None:
+        yield None
+        return
+    receive, send = CONTEXT.Pipe(duplex=False)
+    passes_on = threading.Thread(target=_pass_on, args=(receive, stream), daemon=True)
+    passes_on.start()
+    try:
+        yield send
+    finally:
+        send.close()
+        passes_on.join(timeout=5)  # a process that the job left behind may hold the other end
+
+
+def _pass_on(receive: Connection, stream: Lines) -> None:
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    with receive:
+        while printed := os.read(receive.fileno(), 1 << 16):
+            stream.write(decode(printed))
+    stream.close_line()
+
+
 def _serve(
     send: Connection,
+    output: Connection | None,
+    prefix: str,
     job: int,
     overrides: Sequence[str],
     config: bytes,
@@ -131,6 +172,10 @@ def _serve(
     """Runs a job, in its own process, and sends where it logs and what came of it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if output is not None:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+        output.close()
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environ)
@@ -144,7 +189,7 @@ def _serve(
         send.send_bytes(cloudpickle.dumps(log_files))
         for handler in handlers:
             if not isinstance(handler, logging.FileHandler):
-                handler.setFormatter(_Numbered(job, handler.formatter or logging.Formatter()))
+                handler.setFormatter(_Prefixed(prefix, handler.formatter or logging.Formatter()))
         module, name = task
         try:
             return getattr(importlib.import_module(module), name)(config)
@@ -174,12 +219,12 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-class _Numbered(logging.Formatter):
+class _Prefixed(logging.Formatter):
     """Tells the lines of jobs that share a terminal apart."""
 
-    def __init__(self, job: int, formatter: logging.Formatter) -> None:
+    def __init__(self, prefix: str, formatter: logging.Formatter) -> None:
         super().__init__()
-        self.prefix = f"{job} | "
+        self.prefix = prefix
         self.formatter = formatter
 
     def format(self, record: logging.LogRecord) -> str:

@@ -86,18 +86,46 @@ def _told(table: Reproduced) -> list[str]:
 
 
 def terminal(table: Reproduced, width: int | None = None) -> str:
-    """Draws a table for a terminal."""
+    """Draws a table for a terminal; for a narrow one in fewer columns."""
+    if width is None:
+        screen = Console()
+        width = screen.width if screen.is_terminal else max(WIDE, screen.width)
     # What runs are called, and failed with, is no markup.
-    width = width or max(110, Console().width)
     console = Console(file=io.StringIO(), width=width, markup=False, emoji=False, highlight=False)
     console.print(table.title, style="bold")
+    told = _told(table)
     if table.published.matrix:
         for title, (heading, *lines) in matrices(table):
             _draw(console, title, heading, lines)
-    else:
+    elif width >= WIDE:
         _draw(console, "", HEADINGS, _short(table))
-    console.print("\n".join([*_told(table), f"{_data(table)}{table.summary}. Source: {table.published.source}"]))
+    else:
+        _draw(console, "", *_narrow(table))
+        told = [*_states(table), *told]
+    console.print("\n".join([*told, f"{_data(table)}{table.summary}. Source: {table.published.source}"]))
     return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+WIDE = 110
+"""Columns that a table takes with all there is to tell of it."""
+
+
+def _narrow(table: Reproduced) -> tuple[list[str], Lines]:
+    """Returns heading and lines of 80 columns: without what became of the runs, and in shorter words."""
+    lines = [line for line in _short(table) if line[2]]
+    for line in lines:
+        line[-1] = line[-1].replace("the seeds' range", "range").replace("other settings", "other")
+        del line[1]
+    heading = [name.replace("difference", "diff") for name in HEADINGS if name != "runs"]
+    return heading, lines
+
+
+def _states(table: Reproduced) -> list[str]:
+    """Returns a line for each kind of thing that became of rows' runs."""
+    rows: dict[str, list[str]] = {}
+    for row in table.rows:
+        rows.setdefault(row.state, []).append(table.label(row))
+    return [f"{state}: {', '.join(labels)}" for state, labels in rows.items()]
 
 
 def _draw(console: Console, title: str, heading: Sequence[str], lines: Lines) -> None:

@@ -14,6 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.loggers import TensorBoardLogger
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -87,7 +88,9 @@ def cpu_name() -> str:
 def final_table(metrics: Mapping[str, float], module: RunModule) -> str:
     """Draws the final metrics as a table, one row a split or view; a smoke run's says that it is no result."""
     title = "SMOKE: few examples, few epochs, no result" if module.scale == "smoke" else None
-    table = Table(title=title, caption=module.table_caption)
+    table = Table(
+        title=title, caption=module.table_caption, caption_justify="left", box=SIMPLE, padding=0
+    )  # 80 columns
     table.add_column("split")
     for name in module.table_columns:
         table.add_column(name.upper() if name[0] == "f" and len(name) == 4 else name, justify="right")
@@ -95,4 +98,5 @@ def final_table(metrics: Mapping[str, float], module: RunModule) -> str:
         table.add_row(split, *(f"{metrics[f'{split}/{name}']:.4f}" for name in module.table_columns))
     console = Console(file=io.StringIO(), width=110)
     console.print(table)
-    return "\n" + console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+    drawn: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return "\n" + "\n".join(line.rstrip() for line in drawn.splitlines()).strip("\n")

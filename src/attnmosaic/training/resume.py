@@ -24,6 +24,7 @@ _FREE = (
     "trainer.default_root_dir",
     "name",
     "optimized_metric",
+    "progress",
     "began_otherwise",
 )
 

@@ -1,5 +1,8 @@
 """The Lightning trainer of a run, with its loggers and callbacks."""
 
+import contextlib
+import signal
+from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
@@ -42,6 +45,19 @@ def build_trainer(config: DictConfig, precision: str) -> pl.Trainer:
     if trainer.strategy.root_device.type == "mps":
         raise UserError("trainer.accelerator: Apple's GPUs lack the metrics' float64; type trainer.accelerator=cpu")
     return trainer
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Hands Ctrl-C on as what it is: Lightning makes an exit with code 1 of it, and is deaf to a second one."""
+    try:
+        yield
+    except SystemExit as end:
+        if not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        with contextlib.suppress(ValueError):  # not the main thread, which alone hears signals
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise KeyboardInterrupt from None
 
 
 def _instances(group: str, nodes: DictConfig | None) -> list[Any]:

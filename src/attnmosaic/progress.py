@@ -1,0 +1,52 @@
+"""How far a run is, as its terminal shows it: by bars that move, by lines, or not at all. Imports no torch."""
+
+import logging
+import os
+import sys
+
+OF_SWEEP = "ATTNMOSAIC_SWEEP_PROGRESS"
+"""The environment variable that tells a job how the sweep that it is one of shows its progress."""
+
+
+def shown(mode: str) -> str:
+    """Returns how progress is shown.
+
+    Args:
+        mode: one of `attnmosaic.config.PROGRESS`.
+
+    Returns:
+        ``live``, ``lines`` or ``quiet``: for ``auto`` the first on a terminal, the second elsewhere.
+    """
+    if mode != "auto":
+        return mode
+    moves = sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    return "live" if moves else "lines"
+
+
+def hush(mode: str) -> None:
+    """Keeps from this job's console what its way of showing progress has no place for; its log file has everything.
+
+    Warnings and errors always pass. In a sweep that is shown live or quietly nothing else does: what became of the job
+    is told by the sweep. Where a bar moves, what it shows is not told in lines, too.
+
+    Args:
+        mode: the job's ``progress``, which counts where no sweep shows how far its jobs are.
+    """
+    of_sweep = os.environ.get(OF_SWEEP)
+    mode = of_sweep or shown(mode)
+    if mode == "lines":
+        return
+
+    def passes(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING:
+            return True
+        if of_sweep:
+            return False
+        return record.name == "attnmosaic.train" if mode == "quiet" else not record.name.startswith(_IN_THE_BAR)
+
+    for handler in logging.getLogger().handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.addFilter(passes)
+
+
+_IN_THE_BAR = ("attnmosaic.callbacks.progress", "attnmosaic.callbacks.pace")
