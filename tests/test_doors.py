@@ -66,7 +66,9 @@ def test_what_a_run_leaves(cli: Cli, tmp_path: Path) -> None:
     assert [row["epoch"] for row in table if row["test/accuracy"]] == ["5", "8"]
     assert float(table[-1]["test/accuracy"]) == final["metrics"]["test/accuracy"]
     for split, n in zip(SPLITS, (60, 30, 30), strict=True):
-        (row,) = rows(folder / f"focus_vs_pred_{split}.csv")
+        row, end = rows(folder / f"focus_vs_pred_{split}.csv")
+        assert end["epochs"] == "8"
+        assert int(end["argmax > 0.5"]) == round(n * final["metrics"][f"{split}/confident"])
         assert list(row) == [
             "epochs", "argmax > 0.5", "argmax < 0.5", "focus_true_pred_true", "focus_false_pred_true",
             "focus_true_pred_false", "focus_false_pred_false",

@@ -175,6 +175,9 @@ def test_a_wide_range_of_losses_is_logarithmic() -> None:
     assert heights[2] - heights[1] == pytest.approx(2 * (heights[1] - heights[0]), abs=0.2)
     assert near.note == ""
     assert chart("Nothing", [Line("train", "blue", "-", [])]) is None
+    zeros = chart("Gradient", [Line("foreground", "green", "-", [(1, 0.0), (2, 0.0)])], zero=True)
+    assert zeros is not None
+    assert next(text for _, text in zeros.y_ticks) == "0"
 
 
 def test_stages_are_joined() -> None:

@@ -133,8 +133,7 @@ def test_the_published_plots(page: tuple[Browser, str]) -> None:
 
 
 def test_scalars_by_split(page: tuple[Browser, str]) -> None:
-    found = wait_for(show(page, "timeseries"), "gradient", "held_out")
-    assert {"mosaics", "running", "stage", "test", "train"} & set(found)
+    wait_for(show(page, "timeseries"), "gradient", "held_out", "mosaics")
 
 
 def test_mosaics_are_shown(page: tuple[Browser, str]) -> None:
@@ -149,9 +148,11 @@ def test_mosaics_are_shown(page: tuple[Browser, str]) -> None:
 
 def test_nothing_went_wrong_and_nothing_left(page: tuple[Browser, str]) -> None:
     browser, address = page
-    for name in ("scalars", "distributions", "histograms", "text"):
+    for name, own in (
+        ("scalars", "running"), ("distributions", "held_out"), ("histograms", "held_out"), ("text", "config"),
+    ):  # fmt: skip
         show(page, name)
-        wait_for(browser, "TensorBoard")
+        wait_for(browser, own)
     assert browser.complaints() == []
     assert browser.left_the_machine() == []
     assert any(url.startswith(address) for url in browser.requests)

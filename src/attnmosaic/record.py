@@ -23,7 +23,7 @@ class Looked:
 
     Attributes:
         rows: their numbers in their split, ``[M]``.
-        patches: images as uint8 ``[M, P, H, W, C]``, C 1 or 3, no side longer than `LONGEST`; or points ``[M, P, 2]``.
+        patches: images as uint8 ``[M, P, H, W, C]``, C 1 or 3, large ones reduced; or points ``[M, P, 2]``.
         foreground: position of the foreground patch, ``[M]``.
         label: which foreground class, ``[M]``.
         alpha: attention weights, ``[M, P]``; of mosaics followed through training ``[T, M, P]``.

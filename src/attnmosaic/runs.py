@@ -221,6 +221,14 @@ def _last_written(file: Path) -> float:
         return 0
 
 
+def seed_name(seed: Any) -> str:
+    """Returns a run's seed in short: one number if all its streams have the same one."""
+    streams = {name: str(seed.get(name))[:20] for name in ("data", "init", "order")}
+    if len(set(streams.values())) == 1:
+        return streams["data"]
+    return ", ".join(f"{name} {value}" for name, value in streams.items())
+
+
 def sweep_of(folder: Path) -> Path | None:
     """Returns the folder of the sweep that a run is a job of, or None."""
     for above in folder.parents:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from attnmosaic.callbacks.dashboards import ABOVE, HEIGHT, chosen_epochs
+from attnmosaic.cli import told
+from attnmosaic.errors import RunError
 from attnmosaic.record import read_record
 from attnmosaic.training.hparams import given_keys, hparams_summaries
 
@@ -133,6 +136,61 @@ def test_a_restarted_run_shows_each_epoch_once(train: Train, tmp_path: Path) -> 
         steps = [event.step for event in events.Scalars(tag)]
         assert steps == sorted(set(steps)), tag
     assert [event.step for event in events.Scalars("running/loss")] == list(range(1, 9))
+
+
+def test_a_run_begun_again_from_nothing_shows_each_epoch_once(train: Train, tmp_path: Path) -> None:
+    for _ in range(2):
+        train(*EIGHT, *PLAIN, "logger=tensorboard")
+        (tmp_path / "run" / "result.json").unlink()
+        shutil.rmtree(tmp_path / "run" / "checkpoints")
+    events = events_of(tmp_path / "run")
+    assert [event.step for event in events.Scalars("running/loss")] == list(range(1, 9))
+    assert [event.step for event in events.Images("networks")] == [0, 4, 8]
+
+
+def test_a_run_that_goes_on_elsewhere_has_its_dashboards_there(train: Train, tmp_path: Path) -> None:
+    train(*EIGHT, *PLAIN, "logger=none", run_dir="first")
+    checkpoint = f"ckpt_path={tmp_path / 'first' / 'checkpoints' / 'epoch-0004.ckpt'}"
+    train(*EIGHT, *PLAIN, "logger=tensorboard", checkpoint, run_dir="then")
+    events = events_of(tmp_path / "then")
+    assert {"custom_scalars__config__", "config/text_summary"} <= set(events.Tags()["tensors"])
+    assert [event.step for event in events.Images("networks")] == [4, 8]
+
+
+def test_a_run_that_ends_early_shows_its_end(train: Train, tmp_path: Path) -> None:
+    stop = ("callbacks=stop_at_loss", "callbacks.stop.stopping_threshold=100")  # after the first epoch
+    train(*EIGHT, *PLAIN, *stop, "logger=tensorboard")
+    assert [event.step for event in events_of(tmp_path / "run").Images("networks")] == [0, 1]
+
+
+def test_pictures_cost_no_run(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise OSError("no space left")
+
+    whole = train(*EIGHT, *PLAIN, "logger=tensorboard", run_dir="whole")
+    monkeypatch.setattr("attnmosaic.drawing.raster_points.networks", broken)
+    monkeypatch.setattr("attnmosaic.record.Record.save", broken)
+    monkeypatch.setattr("attnmosaic.callbacks.gradients.mean_alpha_gradients", broken)
+    assert train(*EIGHT, *PLAIN, "logger=tensorboard", run_dir="run") == whole
+    for name in ("Dashboards", "MosaicRecord", "AlphaGradients"):
+        assert sum(f"{name} failed, and is left out" in record.message for record in caplog.records) == 1
+
+
+def test_weights_that_are_no_numbers_get_the_runs_own_answer(train: Train) -> None:
+    with pytest.raises(RunError, match=r"Try a smaller lr\.where"):
+        train(*PLAIN, "schedule=where_then_what", "trainer.check_val_every_n_epoch=1", "lr.where=1e12")
+
+
+@pytest.mark.parametrize(
+    "slip", ["dashboards.mosaics=0", "dashboards.every_n_epochs=0", "gradients.mosaics=-3", "record.followed=0"]
+)
+def test_slips(train: Train, slip: str) -> None:
+    key = slip.partition("=")[0]
+    with pytest.raises(Exception, match=rf"callbacks\.{key}: got .*at least 1") as error:
+        train(f"callbacks.{slip}")
+    assert told(error.value) is not None
 
 
 def test_chosen_epochs() -> None:

@@ -86,6 +86,16 @@ def test_resuming(train: Train, tmp_path: Path) -> None:
     assert len(np.unique(whole.followed["train"].alpha[:, 0], axis=0)) > 2  # Where did learn
 
 
+@pytest.mark.parametrize("other", ["data.patches=5", "callbacks.record.followed=4", "data.seed=7"])
+def test_other_mosaics_are_followed_anew(train: Train, tmp_path: Path, other: str) -> None:
+    train(*SIX, *QUIET, run_dir="whole")
+    checkpoint = f"ckpt_path={tmp_path / 'whole' / 'checkpoints' / 'epoch-0004.ckpt'}"
+    train(*SIX, *QUIET, checkpoint, other, run_dir="other")
+    kept = record(tmp_path / "other")
+    assert kept.epochs.tolist() == [4, 5, 6]
+    assert all(len(kept.followed[split].alpha) == 3 for split in ("train", "held_out"))
+
+
 def test_the_worst_of_each_kind() -> None:
     # Mosaic i has weight w[i] on its foreground, patch 0; it focuses if that is more than the other's.
     w = torch.tensor([0.9, 0.1, 0.2, 0.6, 0.3, 0.8, 0.05, 0.55])

@@ -1,5 +1,6 @@
 """Mosaics as figures and as an animation: patches, weights and aggregates are those of the record."""
 
+import io
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
@@ -59,11 +60,10 @@ def test_a_row_of_a_mosaic(patches: int, in_a_row: int) -> None:
     framed = [patch for patch in axes.patches if patch.get_edgecolor()[:3] == to_rgb(FRAME) and not patch.get_fill()]
     assert len(framed) == 3  # in the mosaic, in the row, alone
     texts = [text.get_text() for text in axes.texts]
-    weights = sorted(f"{alpha:.2f}" for alpha in looked.alpha[i])
     numbers = sorted(text for text in texts if text.startswith(("0.", "1.")))
-    assert numbers == (weights if in_a_row == patches else numbers)
     assert len(numbers) == in_a_row
-    assert f"{looked.alpha[i, true]:.2f}" in numbers
+    others = sorted(np.delete(looked.alpha[i], true), reverse=True)[: in_a_row - 1]  # those with the most weight
+    assert numbers == sorted(f"{alpha:.2f}" for alpha in [looked.alpha[i, true], *others])
     (bold,) = {text.get_text() for text in axes.texts if text.get_weight() == "bold" and text.get_text() in numbers}
     assert bold == f"{looked.alpha[i].max():.2f}"
     bars = [patch for patch in axes.patches if patch.get_facecolor()[:3] == to_rgb(FRAME) and patch.get_fill()]
@@ -83,14 +83,25 @@ def test_classes_are_those_of_the_training_patches() -> None:
     shown = {image.get_array().tobytes() for image in axes.images}
     assert len(shown) == len(axes.images) == 5 * 5
     heights = {text.get_text(): text.get_position()[1] for text in axes.texts}
-    of_class: dict[str, set[bytes]] = {name: set() for name in CLASSES}
+    of_class: dict[str, set[bytes]] = {name: set() for name in (*CLASSES, "background", "")}
     for looked in (record.followed["train"], record.final["train"]):
         for patches, true, label in zip(looked.patches, looked.foreground, looked.label, strict=True):
             of_class[CLASSES[label]].add(patches[true].tobytes())
+            for rest in ("background", ""):
+                of_class[rest] |= {patch.tobytes() for patch in np.delete(patches, true, axis=0)}
     for image in axes.images:
         _, _, bottom, top = image.get_extent()
         name = min(heights, key=lambda name: abs(heights[name] - (bottom + top) / 2))
-        assert (image.get_array().tobytes() in of_class[name]) if name in of_class else True
+        assert image.get_array().tobytes() in of_class[name]
+
+
+def test_names_are_no_mathematics_and_no_longer_than_their_place() -> None:
+    record = replace(images(), classes=("$a_$", "an exceedingly long name of a class", "c"))
+    with styled():
+        for figure in (draw_classes(record), draw_mosaics(record, n=1)):
+            figure.savefig(io.BytesIO(), format="png")
+            assert all(len(text.get_text()) < 30 for text in figure.axes[0].texts if "exceedingly" in text.get_text())
+    assert "$a_$" in [text.get_text() for text in draw_classes(record).axes[0].texts]
 
 
 def test_points_lie_where_they_lie() -> None:

@@ -121,7 +121,7 @@ def test_focus_is_the_published_counts(finished: Path) -> None:
     for split, panels in zip(SPLITS, np.reshape(figure.axes, (3, 2)), strict=True):
         table = rows(finished / f"focus_vs_pred_{split}.csv")
         epochs = [int(row["epochs"]) for row in table]
-        assert epochs == [3, 6]
+        assert epochs == [3, 6, 8]
         for axes, columns in zip(panels, (ARGMAX, PUBLISHED), strict=True):
             assert lines(axes) == {name: (epochs, [float(row[name]) for row in table]) for name in columns}
             assert shaded(axes) == [(2, 4), (6, 8)]
@@ -140,12 +140,51 @@ def test_focus_is_the_published_counts(finished: Path) -> None:
     assert len(styles) == 4  # told apart in grey
 
 
+def test_the_heading_tells_what_learned_and_every_seed(copy: Path) -> None:
+    config = copy / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("order: what_then_where", "order: what_only"))
+    assert Source(copy).heading == "gaussian, seed 0: 8 epochs, What lr 0.1, k = 2"
+    config.write_text(text.replace("  init: 0\n", "  init: 3\n"))
+    assert Source(copy).heading.startswith("gaussian, seed data 0, init 3, order 0: 8 epochs")
+
+
+def test_curves_of_a_run_whose_table_begins_late(copy: Path) -> None:
+    header, *lines = (copy / "metrics.csv").read_text().splitlines(keepends=True)
+    (copy / "metrics.csv").write_text(header + "".join(lines[2:]))
+    source = Source(copy)
+    assert source.epochs == 8
+    assert source.spans == [("where", 2, 4), ("what", 4, 6), ("where", 6, 8)]
+
+
+def test_no_figure_is_cut_off(copy: Path) -> None:
+    """Also where counts have many digits."""
+    for split in SPLITS:
+        table = copy / f"focus_vs_pred_{split}.csv"
+        header, *lines = table.read_text().splitlines()
+        many = [",".join([e, *(str(10_000 * int(n)) for n in counts)]) for e, *counts in (x.split(",") for x in lines)]
+        table.write_text("\n".join([header, *many]) + "\n")
+    draw_run(copy, ["png"])
+    for path in copy.glob("*.png"):
+        edges = np.asarray(Image.open(path).convert("L")).astype(int)
+        for edge in (edges[:, 0], edges[:, -1], edges[0], edges[-1]):
+            assert edge.min() > 200, path.name
+
+
+def test_drawing_says_nothing(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The library that puts fonts into PDFs would tell of each letter."""
+    with caplog.at_level("INFO"):
+        draw_run(copy, ["pdf"])
+    assert caplog.records == []
+
+
 def test_long_stages_are_named(finished: Path) -> None:
     axes = draw_focus(Source(finished)).axes[0]
     assert [(text.get_text(), text.xy[0]) for text in axes.texts] == [
         ("What", 1), ("Where", 3), ("What", 5), ("Where", 7),
     ]  # fmt: skip
-    assert spans(["what"] * 2 + ["where"] * 3) == [("what", 0, 2), ("where", 2, 5)]
+    assert spans([*enumerate(["what"] * 2 + ["where"] * 3, start=11)]) == [("what", 10, 12), ("where", 12, 15)]
+    assert spans([(1, "joint"), (2, "joint"), (5, "joint")]) == [("joint", 0, 2), ("joint", 4, 5)]
     assert spans([]) == []
 
 

@@ -119,6 +119,8 @@ def test_what_cannot_be_resumed(train: Train, tmp_path: Path) -> None:
     for change in ("lr.what=0.5", "optimizer=adam", "optimizer.where.momentum=0", "scheduler=cosine"):
         with pytest.raises(UserError, match=r"go on as they were saved"):
             train(*short, last, "schedule.epochs=4", change)
+    with pytest.raises(UserError, match=r"scale: got smoke, but .* is of a full run; type scale=full"):
+        train(*short, last, "schedule.epochs=4", "scale=smoke", "at_most.schedule.epochs=4")
     torn = tmp_path / "torn.ckpt"
     torn.write_bytes((tmp_path / "first" / "checkpoints" / "last.ckpt").read_bytes()[:1000])
     with pytest.raises(UserError, match=r"torn\.ckpt' is no readable attnmosaic checkpoint"):

@@ -16,6 +16,7 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 from torch import Tensor
 
+from attnmosaic.callbacks.harmless import check_count, harmless
 from attnmosaic.callbacks.record import look, looked, plane_of
 from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.drawing import raster, raster_points
@@ -51,34 +52,42 @@ class Dashboards(pl.Callback):
 
     Args:
         mosaics: how many of either split of `SHOWN` to show.
-        every_n_epochs: when to; None for the ends of as many cycles of stages as TensorBoard keeps pictures.
+        every_n_epochs: when to; None for the ends of as many cycles of stages as TensorBoard keeps pictures. Those of
+            the last epoch are always among them.
+
+    Raises:
+        UserError: one of these is no count.
     """
 
     def __init__(self, mosaics: int = 6, every_n_epochs: int | None = None) -> None:
+        check_count("dashboards.mosaics", mosaics)
+        if every_n_epochs is not None:
+            check_count("dashboards.every_n_epochs", every_n_epochs)
         self.mosaics = mosaics
         self.every_n_epochs = every_n_epochs
         self._histograms: dict[str, Tensor] = {}
+        self._drawn = self._measured = 0
 
     # ---- once
 
+    @harmless
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, RunModule)
         for writer in _writers(trainer):
-            if trainer.current_epoch:
-                # What a stopped run wrote after its last checkpoint no longer counts.
-                after = trainer.current_epoch + 1
-                writer.file_writer.add_event(Event(step=after, session_log=SessionLog(status=SessionLog.START)))
-                continue
+            # What an earlier beginning wrote here, after the checkpoint that this one goes on from, no longer counts.
+            after = trainer.current_epoch + 1 if trainer.current_epoch else 0
+            writer.file_writer.add_event(Event(step=after, session_log=SessionLog(status=SessionLog.START)))
             writer.file_writer.add_summary(_layout_summary(layout(pl_module)))
             config = yaml.safe_dump(pl_module.hparams["config"], sort_keys=False)
-            writer.add_text("config", "".join(f"    {line}\n" for line in config.splitlines()))
-            self._draw(trainer, pl_module, 0)
+            writer.add_text("config", "".join(f"    {line}\n" for line in config.splitlines()), after)
+        self._draw(trainer, pl_module, trainer.current_epoch)
 
     # ---- at evaluations
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._histograms = {}
 
+    @harmless
     def on_validation_batch_end(
         self,
         trainer: pl.Trainer,
@@ -95,13 +104,24 @@ class Dashboards(pl.Callback):
         foreground = pl_module.mosaics[split].foreground[batch].unsqueeze(1)
         for name, values in (("foreground", alpha.gather(1, foreground)), ("largest", alpha.amax(dim=1))):
             # Added up on the device, and fetched once an evaluation. (`histc` is not deterministic on GPUs.)
-            counts = torch.bincount((values.flatten() * BINS).long().clamp(max=BINS - 1), minlength=BINS)
+            # Weights that are no numbers end the run elsewhere, with an answer to them.
+            places = (values.flatten().nan_to_num() * BINS).long().clamp(0, BINS - 1)
+            counts = torch.bincount(places, minlength=BINS)
             sums = torch.stack([values.sum(), values.square().sum()])
             tag = f"{split}/alpha_{name}"
             self._histograms[tag] = self._histograms.get(tag, 0) + torch.cat([counts, sums])
 
+    @harmless
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self._histograms or not isinstance(pl_module, StagewiseModule):
+        if not isinstance(pl_module, StagewiseModule):
+            return
+        if self._measured != pl_module.epochs_done:  # not again in the last pass
+            self._measured = pl_module.epochs_done
+            for writer in _writers(trainer):
+                for split in SPLITS:
+                    below = 1 - pl_module.epoch_metrics[f"{split}/confident"]
+                    writer.add_scalar(f"{split}/not_confident", below, pl_module.epochs_done)
+        if not self._histograms:
             return
         fetched = torch.stack([*self._histograms.values()]).cpu().double().numpy()
         limits = np.linspace(0, 1, BINS + 1)
@@ -110,13 +130,11 @@ class Dashboards(pl.Callback):
                 writer.add_histogram_raw(
                     tag, 0.0, 1.0, sum(counts), total, squares, limits[1:].tolist(), counts, pl_module.epochs_done
                 )
-            for split in SPLITS:
-                below = 1 - pl_module.epoch_metrics[f"{split}/confident"]
-                writer.add_scalar(f"{split}/not_confident", below, pl_module.epochs_done)
         self._histograms = {}
 
     # ---- at chosen epochs
 
+    @harmless
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, RunModule)
         schedule = pl_module.schedule
@@ -128,7 +146,14 @@ class Dashboards(pl.Callback):
         if pl_module.epochs_done in chosen_epochs(epochs, schedule.cycle, self.every_n_epochs):
             self._draw(trainer, pl_module, pl_module.epochs_done)
 
+    @harmless
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, RunModule)
+        if self._drawn != trainer.current_epoch:  # it ended early
+            self._draw(trainer, pl_module, trainer.current_epoch)
+
     def _draw(self, trainer: pl.Trainer, module: RunModule, epochs: int) -> None:
+        self._drawn = epochs
         writers = list(_writers(trainer))
         if not writers or not isinstance(module, StagewiseModule):
             return
@@ -164,7 +189,7 @@ def _pictures(module: StagewiseModule, n: int) -> Iterator[tuple[str, Any]]:
 
 
 def chosen_epochs(epochs: int, cycle: int, every: int | None = None) -> set[int]:
-    """Returns the epochs, counted from 1, after which pictures are drawn; the last one is always among them.
+    """Returns the epochs, counted from 1, after which pictures are drawn, the last one among them.
 
     Without `every` they are ends of cycles, evenly chosen, so that with those before training they are at most
     `IMAGES`.

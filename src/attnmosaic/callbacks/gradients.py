@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from attnmosaic.callbacks.harmless import check_count, harmless
 from attnmosaic.metrics.gradients import alpha_gradients, foreground_and_background
 from attnmosaic.training.module import StagewiseModule
 
@@ -28,9 +29,14 @@ class AlphaGradients(pl.Callback):
     Args:
         folder: where the file goes.
         mosaics: how many training mosaics, the first ones, to measure; None for all, which is a pass over them.
+
+    Raises:
+        UserError: that is no count.
     """
 
     def __init__(self, folder: str | Path, mosaics: int | None = None) -> None:
+        if mosaics is not None:
+            check_count("gradients.mosaics", mosaics)
         self.path = Path(folder) / "gradients.csv"
         self.mosaics = mosaics
         self.rows: list[dict[str, Any]] = []
@@ -48,6 +54,7 @@ class AlphaGradients(pl.Callback):
         values = zip(*state_dict.values(), strict=True)
         self.rows = [dict(zip(state_dict, row, strict=True)) for row in values]
 
+    @harmless
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not isinstance(pl_module, StagewiseModule):
             return
@@ -60,6 +67,7 @@ class AlphaGradients(pl.Callback):
         if not self.rows:
             self._measure(trainer, pl_module, pl_module.current_epoch)
 
+    @harmless
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if isinstance(pl_module, StagewiseModule):
             self._measure(trainer, pl_module, pl_module.epochs_done)

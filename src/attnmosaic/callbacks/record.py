@@ -11,6 +11,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn import functional as F
 
+from attnmosaic.callbacks.harmless import check_count, harmless
 from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.data.mosaics import Mosaics
 from attnmosaic.data.pool import Pool
@@ -33,50 +34,71 @@ class MosaicRecord(pl.Callback):
     answered travels in the checkpoint, so a resumed run's record is that of an uninterrupted one. Training stays as
     it is without this callback, bit for bit.
 
+    A run that goes on from a checkpoint with other mosaics than those that were followed begins to follow anew.
+
     Args:
         folder: where the file goes.
         followed: how many mosaics of either split of `FOLLOWED` to follow through training.
         chosen: how many mosaics of each of `KINDS` to keep of each split, with the final weights.
+
+    Raises:
+        UserError: one of these is no count.
     """
 
     def __init__(self, folder: str | Path, followed: int = 8, chosen: int = 8) -> None:
+        check_count("record.followed", followed)
+        check_count("record.chosen", chosen)
         self.folder = Path(folder)
         self.followed = followed
         self.chosen = chosen
         self.epochs: list[int] = []
         self.answers: dict[str, list[tuple[Tensor, Tensor]]] = {split: [] for split in FOLLOWED}
+        self.asked: dict[str, Tensor] = {}
         self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     # ---- through training
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns epochs, and for each split the weights ``[T, M, P]`` and probabilities ``[T, M, F]``."""
+        """Returns epochs, for each split the weights ``[T, M, P]`` and probabilities ``[T, M, F]``, and of what."""
         stacked = {
             split: [torch.stack(part) for part in zip(*seen, strict=True)]
             for split, seen in self.answers.items()
             if seen
         }
-        return {"epochs": self.epochs, "answers": stacked}
+        return {"epochs": self.epochs, "answers": stacked, "asked": self.asked}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.epochs = list(state_dict["epochs"])
         for split, (alpha, probabilities) in state_dict["answers"].items():
             self.answers[split] = list(zip(alpha, probabilities, strict=True))
+        self.asked = state_dict["asked"]
 
+    @harmless
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if isinstance(pl_module, StagewiseModule) and not self.epochs:
+        if not isinstance(pl_module, StagewiseModule):
+            return
+        now = {split: self._question(pl_module.mosaics[split]) for split in FOLLOWED}
+        if self.asked.keys() != now.keys() or not all(torch.equal(self.asked[split], now[split]) for split in now):
+            self.asked, self.epochs, self.answers = now, [], {split: [] for split in FOLLOWED}
+        if not self.epochs:
             self._follow(trainer, pl_module, pl_module.current_epoch)
 
+    @harmless
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if isinstance(pl_module, StagewiseModule):
             self._follow(trainer, pl_module, pl_module.epochs_done)
 
+    def _question(self, mosaics: Mosaics) -> Tensor:
+        """Returns what tells the mosaics that are followed from others: their patches, and which is the foreground."""
+        rows = self._rows(mosaics)
+        return torch.cat([mosaics.index[rows], mosaics.foreground[rows].unsqueeze(1)], dim=1).cpu()
+
     def _follow(self, trainer: pl.Trainer, module: StagewiseModule, epochs: int) -> None:
-        self.epochs.append(epochs)
         with trainer.precision_plugin.val_step_context():
-            for split in FOLLOWED:
-                alpha, probabilities = look(module, module.mosaics[split], self._rows(module.mosaics[split]))
-                self.answers[split].append((alpha.float().cpu(), probabilities.float().cpu()))
+            seen = {s: look(module, module.mosaics[s], self._rows(module.mosaics[s])) for s in FOLLOWED}
+        self.epochs.append(epochs)
+        for split, (alpha, probabilities) in seen.items():
+            self.answers[split].append((alpha.float().cpu(), probabilities.float().cpu()))
 
     def _rows(self, mosaics: Mosaics) -> Tensor:
         return torch.arange(min(self.followed, len(mosaics)), device=mosaics.index.device)
@@ -86,6 +108,7 @@ class MosaicRecord(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._seen = {split: [] for split in SPLITS}
 
+    @harmless
     def on_validation_batch_end(
         self,
         trainer: pl.Trainer,
@@ -102,6 +125,7 @@ class MosaicRecord(pl.Callback):
             probabilities = outputs["logits"].float().softmax(dim=1)
             self._seen[split].append((outputs["alpha"].float().cpu(), probabilities.cpu()))
 
+    @harmless
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING or not isinstance(pl_module, StagewiseModule):
             return

@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 
 class RunTables(pl.Callback):
-    """Writes ``metrics.csv``, a row an epoch; of a pair ``focus_vs_pred_<split>.csv``, a row an evaluation.
+    """Writes ``metrics.csv``, a row an epoch; of a pair ``focus_vs_pred_<split>.csv``, an evaluation each and the end.
 
     Of two outputs it writes confusion matrices when the run ends, ``confusion_digit_<split>.csv`` and
     ``confusion_sum_<split>.csv`` (or product), measured with the final weights.
@@ -92,9 +92,11 @@ class RunTables(pl.Callback):
             self.rows["metrics"][-1] |= _known(pl_module)
             if trainer.is_global_zero:
                 self._rewrite("metrics")
-                if isinstance(pl_module, TwoOutputModule):
-                    for split in SPLITS:
-                        write_confusion(self.folder, split, pl_module.evaluation(split), pl_module.scale)
+            if isinstance(pl_module, StagewiseModule):
+                self._end_focus(trainer, pl_module)
+            if trainer.is_global_zero and isinstance(pl_module, TwoOutputModule):
+                for split in SPLITS:
+                    write_confusion(self.folder, split, pl_module.evaluation(split), pl_module.scale)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, RunModule)
@@ -104,6 +106,14 @@ class RunTables(pl.Callback):
         self._add(trainer, "metrics", {**head, **_known(pl_module)})
         for split, row in self._evaluated.items():
             self._add(trainer, f"focus_vs_pred_{split}", row)
+
+    def _end_focus(self, trainer: pl.Trainer, module: StagewiseModule) -> None:
+        """Adds the end to the published tables, where it falls between two evaluations."""
+        for split in SPLITS:
+            name = f"focus_vs_pred_{split}"
+            row = focus_row(module.epochs_done, module.evaluation(split).counts())
+            if not self.rows[name] or self.rows[name][-1]["epochs"] != row["epochs"]:
+                self._add(trainer, name, row)
 
     def _add(self, trainer: pl.Trainer, name: str, row: Row) -> None:
         if "scale" in self.columns[name]:

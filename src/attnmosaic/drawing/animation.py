@@ -8,7 +8,19 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
 from attnmosaic.drawing.palette import BLUE, CLASS_STYLES, FRAME, GREEN, ORANGE, RED, SMOKE, SMOKE_COLOR, STAGES
-from attnmosaic.drawing.raster import CELL, GAP, INK, MARGIN, PAPER, Transform, columns, font, overlay, picture
+from attnmosaic.drawing.raster import (
+    CELL,
+    GAP,
+    INK,
+    MARGIN,
+    PAPER,
+    Transform,
+    columns,
+    font,
+    overlay,
+    picture,
+    shortened,
+)
 from attnmosaic.drawing.source import Span
 from attnmosaic.record import Looked, Record
 
@@ -86,8 +98,8 @@ def draw_animation(path: Path, record: Record, stages: Sequence[Span], smoke: bo
 
 def _told(looked: Looked, i: int, classes: Sequence[str]) -> tuple[str, str]:
     guess, truth = int(looked.predicted[i]), int(looked.label[i])
-    text = f"{classes[guess]} ({looked.probabilities[i, guess]:.2f})"
-    return (text, GREEN) if guess == truth else (f"{text}, true: {classes[truth]}", RED)
+    text = f"{shortened(classes[guess], 8)} ({looked.probabilities[i, guess]:.2f})"
+    return (text, GREEN) if guess == truth else (f"{text}, true: {shortened(classes[truth], 8)}", RED)
 
 
 def _image(looked: Looked, i: int) -> Image.Image:

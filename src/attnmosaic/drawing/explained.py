@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from attnmosaic.data.own_mosaics import LONGEST, OwnMosaic, cut, printable
-from attnmosaic.drawing.palette import BLUE, GREY, RED, SKY
+from attnmosaic.drawing.palette import BLUE, GREY, SKY, SMOKE, SMOKE_COLOR
 from attnmosaic.drawing.raster import INK, PAPER, SHADE, columns, font, picture
 from attnmosaic.explained import Explained
 
@@ -64,8 +64,8 @@ def draw_explained(mosaic: OwnMosaic, seen: Explained, smoke: bool = False) -> I
 
 def _stamp(image: Image.Image) -> None:
     draw = ImageDraw.Draw(image)
-    draw.rectangle((0, 0, image.width, BANNER - 1), fill=RED)
-    draw.text((image.width // 2, BANNER // 2), "SMOKE RUN: no result", fill=PAPER, font=font(18), anchor="mm")
+    draw.rectangle((0, 0, image.width, BANNER - 1), fill=SMOKE_COLOR)
+    draw.text((image.width // 2, BANNER // 2), SMOKE, fill=PAPER, font=font(18), anchor="mm")
 
 
 def draw_lit(mosaic: OwnMosaic, weights: np.ndarray, numbers: bool = True) -> Image.Image:

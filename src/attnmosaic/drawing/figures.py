@@ -43,6 +43,7 @@ def styled() -> Iterator[None]:
     """Draws what is drawn within in our style, whatever the user's own settings are."""
     import matplotlib.style
 
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # tells of every letter that it puts into a PDF
     with (
         as_file(files("attnmosaic.drawing") / "attnmosaic.mplstyle") as style,
         matplotlib.style.context(style, after_reset=True),

@@ -50,7 +50,9 @@ def draw_focus(source: Source) -> "Figure":
     the four kinds of focus and prediction.
     """
     tables = focus_tables(source)
-    figure, panels = panels_in_inches(len(tables), 2, 1.42, margins=(0.56, 0.5, 0.78, 0.45), gaps=(0.2, 0.26))
+    most = max(sum(int(rows[0][column]) for column in ARGMAX) for rows in tables.values())
+    left = 0.3 + 0.065 * len(f"{most:,}")  # the axis' name, and its longest number
+    figure, panels = panels_in_inches(len(tables), 2, 1.42, margins=(left, 0.5, 0.78, 0.45), gaps=(0.2, 0.26))
     columns = (ARGMAX, PUBLISHED)
     for (split, rows), row_of_panels in zip(tables.items(), panels, strict=True):
         mosaics = sum(int(rows[0][column]) for column in ARGMAX)

@@ -7,7 +7,7 @@ import numpy as np
 
 from attnmosaic.drawing.figures import PAGE
 from attnmosaic.drawing.palette import CELLS, FRAME, GREEN, RED
-from attnmosaic.drawing.raster import columns
+from attnmosaic.drawing.raster import columns, shortened
 from attnmosaic.record import Looked, Record
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ def told(record: Record, looked: Looked, i: int, split: str = "held_out") -> tup
     counts = record.counts.get(split)
     share = f"{counts[kind]:,} of {sum(counts.values()):,} {split.replace('_', ' ')}" if counts else ""
     guess, truth = int(looked.predicted[i]), int(looked.label[i])
-    answer = f"{record.classes[guess]} ({looked.probabilities[i, guess]:.2f})"
-    return f"{kind.upper()}: {CELLS[kind][0]}", share, answer, record.classes[truth]
+    answer = f"{shortened(record.classes[guess])} ({looked.probabilities[i, guess]:.2f})"
+    return f"{kind.upper()}: {CELLS[kind][0]}", share, answer, shortened(record.classes[truth])
 
 
 def draw_mosaics(record: Record, split: str = "held_out", n: int = SHOWN) -> "Figure":
@@ -157,7 +157,7 @@ def _draw_row(
 
     kind, share, answer, truth = told(record, looked, i, split)
     left, _ = places["text"]
-    right = answer.startswith(f"{truth} (")
+    right = looked.predicted[i] == looked.label[i]
     lines = (
         (0.27, kind, {"color": CELLS[looked.kinds[i]][1], "weight": "bold"}),
         (0.13, share, {"color": "0.35"}),
@@ -212,7 +212,7 @@ def draw_classes(record: Record, across: int = 12, rows: int = 3) -> "Figure":
     axes.set_axis_off()
     for row, (name, patches) in enumerate(lines):
         y = height - margin - (row + 1) * pitch - (margin if row >= len(record.classes) else 0)
-        axes.text(0.78, y + 0.47 * pitch, name, ha="right", va="center")
+        axes.text(0.78, y + 0.47 * pitch, shortened(name, 14), ha="right", va="center")
         for place, pixels in enumerate(patches):
             _patch(axes, pixels, 0.84 + place * pitch, y, 0.94 * pitch)
     axes.set(xlim=(0, PAGE), ylim=(0, height), aspect="auto")

@@ -41,6 +41,11 @@ def picture(pixels: np.ndarray, side: int) -> Image.Image:
     return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX)
 
 
+def shortened(name: str, most: int = 16) -> str:
+    """Returns a name that is no longer than so many letters."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
 def columns(patches: int) -> int:
     """Returns how many patches stand in a row of the mosaic: 3 of 9."""
     return math.ceil(math.sqrt(patches))
@@ -87,7 +92,7 @@ def _grid(patches: np.ndarray, alpha: np.ndarray | None, foreground: int | None,
     return image
 
 
-def card(looked: Looked, i: int, classes: Sequence[str], cell: int = CELL, heading: str = "") -> Image.Image:
+def card(looked: Looked, i: int, classes: Sequence[str], cell: int = CELL) -> Image.Image:
     """Draws a mosaic of images: its patches, the same by weight, the aggregate; prediction and truth below."""
     true = int(looked.foreground[i])
     plain = grid(looked.patches[i], true, cell)
@@ -95,12 +100,9 @@ def card(looked: Looked, i: int, classes: Sequence[str], cell: int = CELL, headi
     summed = picture(looked.aggregates[i], plain.height - 2 * GAP)
     below = 20
     width = plain.width + lit.width + summed.width + 4 * MARGIN
-    image = Image.new("RGB", (width, plain.height + 2 * MARGIN + below + (16 if heading else 0)), PAPER)
+    image = Image.new("RGB", (width, plain.height + 2 * MARGIN + below), PAPER)
     draw = ImageDraw.Draw(image)
     top = MARGIN
-    if heading:
-        draw.text((MARGIN, MARGIN - 2), heading, fill=INK, font=font(12))
-        top += 16
     image.paste(plain, (MARGIN, top))
     image.paste(lit, (plain.width + 2 * MARGIN, top))
     image.paste(summed, (plain.width + lit.width + 3 * MARGIN, top + GAP))
@@ -112,10 +114,10 @@ def card(looked: Looked, i: int, classes: Sequence[str], cell: int = CELL, headi
 def verdict(looked: Looked, i: int, classes: Sequence[str]) -> tuple[str, str]:
     """Returns what is said of a mosaic, and its colour: "ship (0.93), right; focus"."""
     guess, truth = int(looked.predicted[i]), int(looked.label[i])
-    mark = "right" if guess == truth else f"true: {classes[truth]}"
+    mark = "right" if guess == truth else f"true: {shortened(classes[truth])}"
     focus = "focus" if looked.focus[i] else "no focus"
     share = float(looked.probabilities[i, guess])
-    return f"{classes[guess]} ({share:.2f}), {mark}; {focus}", GREEN if guess == truth else RED
+    return f"{shortened(classes[guess])} ({share:.2f}), {mark}; {focus}", GREEN if guess == truth else RED
 
 
 def sheet(images: Sequence[Image.Image], across: int) -> Image.Image:

@@ -1,15 +1,16 @@
 """What a run's folder holds to be drawn. Light: imports neither torch nor matplotlib."""
 
 import csv
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from attnmosaic.config import PAIR, networks_of
 from attnmosaic.record import RECORD, Record, read_record
-from attnmosaic.runs import Run
+from attnmosaic.runs import Run, seed_name
+from attnmosaic.training.schedule import ORDERS
 
 Rows = list[dict[str, str]]
 
@@ -69,12 +70,12 @@ class Source:
     @cached_property
     def spans(self) -> list[Span]:
         """The stages there have been, from ``metrics.csv``; none of a run without stages."""
-        return spans([row["stage"] for row in self.metrics if row.get("stage")])
+        return spans([(int(row["epoch"]), row["stage"]) for row in self.metrics if row.get("stage")])
 
     @property
     def epochs(self) -> int:
-        """Epochs that ``metrics.csv`` has."""
-        return len(self.metrics)
+        """The last epoch that ``metrics.csv`` has."""
+        return int(self.metrics[-1]["epoch"]) if self.metrics else 0
 
     @property
     def heading(self) -> str:
@@ -83,11 +84,14 @@ class Source:
         if not config:
             return ""
         schedule, rates = config["schedule"], config.get("lr", {})
-        names = ("network",) if config.get("model", {}).get("network") else ("what", "where")
-        told = [f"{name.capitalize()} lr {rates[name]:g}" for name in names if name in rates]
+        networks = networks_of(config)
+        if networks == PAIR:
+            learners = {name for stage in ORDERS[schedule["order"]] for name in stage.learners}
+            networks = tuple(name for name in PAIR if name in learners)
+        told = [f"{name.capitalize()} lr {rates[name]:g}" for name in networks if name in rates]
         if len(self.spans) > 1:
             told.append(f"k = {schedule['k']}")
-        return ", ".join([f"{config['name']}, seed {config['seed']['all']}: {self.epochs} epochs", *told])
+        return ", ".join([f"{config['name']}, seed {seed_name(config['seed'])}: {self.epochs} epochs", *told])
 
 
 def curve(rows: Rows, column: str, epoch: str = "epoch") -> tuple[list[int], list[float]]:
@@ -96,11 +100,12 @@ def curve(rows: Rows, column: str, epoch: str = "epoch") -> tuple[list[int], lis
     return [int(row[epoch]) for row in measured], [float(row[column]) for row in measured]
 
 
-def spans(stages: Sequence[str]) -> list[Span]:
-    """Returns the stage of each epoch as stretches of epochs with one stage."""
-    found, start = [], 0
-    for stage, epochs in itertools.groupby(stages):
-        end = start + len(list(epochs))
-        found.append(Span(stage, start, end))
-        start = end
+def spans(stages: Sequence[tuple[int, str]]) -> list[Span]:
+    """Returns the stage of each (epoch, stage) as stretches of epochs with one stage."""
+    found: list[Span] = []
+    for epoch, stage in stages:
+        if found and found[-1].stage == stage and found[-1].end == epoch - 1:
+            found[-1] = Span(stage, found[-1].start, epoch)
+        else:
+            found.append(Span(stage, epoch - 1, epoch))
     return found

@@ -150,6 +150,7 @@ def chart(
         low, high = (min(0.0, low), max(0.0, high)) if zero or low >= 0 else (low, high)
         pad = 0.04 * (high - low) or 0.5 * abs(high) or 1.0
         low, high = low - (pad if low < 0 else 0), high + (pad if high > 0 else 0)
+        high = high if high > low else low + 1  # nothing but zeros
     right = max(epochs, *(x for line in kept for x, _ in line.points), 1)
 
     def across(x: float) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from attnmosaic.reporting.charts import Ticks, round_ticks
 from attnmosaic.reporting.reading import dig, number
 from attnmosaic.reporting.words import tick
+from attnmosaic.runs import seed_name
 from attnmosaic.tables.reproduced import Cell, Reproduced, Row
 
 FAR = 0.2
@@ -168,14 +169,6 @@ def seeds_of(row: Row, metric: str) -> list[tuple[str, float]]:
         if run.config and value is not None:
             found[str(run.config["seed"])] = (seed_name(run.config["seed"]), value)
     return list(found.values())
-
-
-def seed_name(seed: object) -> str:
-    """Returns a run's seed in short: one number if all its streams have the same one."""
-    streams = {name: dig(seed, name) for name in ("data", "init", "order")}
-    if len(set(map(str, streams.values()))) == 1:
-        return str(streams["data"])[:20]
-    return ", ".join(f"{name} {value}" for name, value in streams.items())[:60]
 
 
 def _strips(table: Reproduced) -> list[Strips]:

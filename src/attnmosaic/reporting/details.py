@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from attnmosaic.drawing.palette import CELLS
+from attnmosaic.drawing import palette
 from attnmosaic.reporting.charts import Chart, Line, chart
-from attnmosaic.reporting.comparison import seed_name
 from attnmosaic.reporting.gallery import Gallery
 from attnmosaic.reporting.reading import (
     Points,
@@ -23,13 +22,18 @@ from attnmosaic.reporting.reading import (
     read_text,
     relative_link,
 )
-from attnmosaic.runs import CONFIG, ERROR, RESULT, Run
+from attnmosaic.runs import CONFIG, ERROR, RESULT, Run, seed_name
 
 SPLITS = ("train", "test", "held_out")
 
-SPLIT_STYLES = {"running": ("grey", ":"), "train": ("blue", "-"), "test": ("orange", "--"), "held_out": ("green", "-.")}
-CELL_STYLES = {"ftpt": "green", "ffpt": "blue", "ftpf": "orange", "ffpf": "red"}
-"""Names of the palette's colours in the page."""
+_NAMES = {getattr(palette, name.upper()): name for name in ("green", "blue", "orange", "red")}
+"""What the palette's colours are called in the page."""
+
+SPLIT_STYLES = {
+    "running": ("grey", ":"),
+    **{split: (_NAMES[color], line) for split, (_, color, line, _) in palette.SPLIT_STYLES.items()},
+}
+CELL_STYLES = {kind: _NAMES[color] for kind, (_, color, _) in palette.CELLS.items()}
 
 COUNTS = {"ftpt": "true_pred_true", "ffpt": "false_pred_true", "ftpf": "true_pred_false", "ffpf": "false_pred_false"}
 """What the published tables call the four kinds, behind ``focus_``."""
@@ -238,7 +242,7 @@ def _there(*charts: Chart | None) -> list[Chart]:
 
 def _kinds(rows: TableRows) -> list[Line]:
     lines = []
-    for kind, (label, _, style) in CELLS.items():
+    for kind, (label, _, style) in palette.CELLS.items():
         counts = points(rows, f"focus_{COUNTS[kind]}", "epochs")
         lines.append(Line(label, CELL_STYLES[kind], style, _over(counts, [_total(row) for row in rows])))
     return lines

@@ -72,8 +72,8 @@ def check_resume(config: DictConfig, module: RunModule) -> None:
     """Checks that a run can go on from ``config.ckpt_path``, and says what differs from the run it is of.
 
     Raises:
-        UserError: the file is no checkpoint, is of another architecture, its run has no epoch left, or its
-            optimizers were set up otherwise.
+        UserError: the file is no checkpoint, is of another architecture or scale, its run has no epoch left,
+            or its optimizers were set up otherwise.
     """
     checkpoint = read_checkpoint(config.ckpt_path)
     check_weights_fit(checkpoint, module, config.ckpt_path)
@@ -85,6 +85,11 @@ def check_resume(config: DictConfig, module: RunModule) -> None:
         )
     before = flat(checkpoint["hyper_parameters"]["config"])
     now = flat(OmegaConf.to_container(config, resolve=True))
+    if (scale := before.get("scale", "full")) != config.scale:
+        raise UserError(
+            f"scale: got {config.scale}, but '{config.ckpt_path}' is of a {scale} run; type scale={scale}, or start a "
+            "new run"
+        )
     untrained = _of(other_networks(config), (*_KEPT, "model"))
     kept = _of(networks_of(config), _KEPT)
     for key in sorted(before.keys() | now.keys()):
