@@ -125,11 +125,17 @@ def _number(text: str) -> float | None:
 
 def test_the_published_plots(page: tuple[Browser, str]) -> None:
     browser = show(page, "custom_scalars")
-    found = wait_for(browser, "focus against prediction", "largest weight above or below one half", "0", "1")
+    wait_for(browser, "focus against prediction", "largest weight above or below one half", "0", "1")
+    # For either run its lines, and the strip of stages; TensorBoard fills them in one by one.
+    wanted = ["Matches (10)"] * 3 + ["Matches (6)"] * 3
+    end = time.monotonic() + 60
+    found: list[str] = []
+    while [text for text in found if text.startswith("Matches")] != wanted:
+        assert time.monotonic() < end, found
+        time.sleep(0.2)
+        found = texts(browser)
     for title in ("train", "test", "held out"):
         assert found.count(title) == 2  # one for the shares, one for the halves
-    matches = [text for text in found if text.startswith("Matches")]
-    assert matches == ["Matches (10)"] * 3 + ["Matches (6)"] * 3  # for either run its lines, and the strip of stages
 
 
 def test_scalars_by_split(page: tuple[Browser, str]) -> None:

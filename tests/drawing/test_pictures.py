@@ -101,7 +101,7 @@ def test_names_are_no_mathematics_and_no_longer_than_their_place() -> None:
         for figure in (draw_classes(record), draw_mosaics(record, n=1)):
             figure.savefig(io.BytesIO(), format="png")
             assert all(len(text.get_text()) < 30 for text in figure.axes[0].texts if "exceedingly" in text.get_text())
-    assert "$a_$" in [text.get_text() for text in draw_classes(record).axes[0].texts]
+    assert r"\$a_\$" in [text.get_text() for text in draw_classes(record).axes[0].texts]  # escaped, so shown as it is
 
 
 def test_points_lie_where_they_lie() -> None:

@@ -171,6 +171,13 @@ def test_no_figure_is_cut_off(copy: Path) -> None:
             assert edge.min() > 200, path.name
 
 
+def test_powers_of_ten_are_written_as_such(finished: Path) -> None:
+    figure = draw_gradients(Source(finished))
+    figure.draw_without_rendering()
+    width = figure.axes[1].get_yticklabels()[0].get_window_extent().width
+    assert width < 0.5 * figure.dpi  # "10" and its exponent; it was once the mathematics that stands for them
+
+
 def test_drawing_says_nothing(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The library that puts fonts into PDFs would tell of each letter."""
     with caplog.at_level("INFO"):

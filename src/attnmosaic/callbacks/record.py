@@ -71,7 +71,7 @@ class MosaicRecord(pl.Callback):
         self.epochs = list(state_dict["epochs"])
         for split, (alpha, probabilities) in state_dict["answers"].items():
             self.answers[split] = list(zip(alpha, probabilities, strict=True))
-        self.asked = state_dict["asked"]
+        self.asked = state_dict.get("asked", {})
 
     @harmless
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from attnmosaic.drawing.palette import SMOKE, SMOKE_COLOR, STAGES
+from attnmosaic.drawing.raster import shortened
 from attnmosaic.drawing.source import Span
 
 if TYPE_CHECKING:  # matplotlib is imported when a figure is drawn, not before
@@ -140,6 +141,11 @@ def stage_key(stages: Sequence[Span]) -> list["Artist"]:
 def points_for(values: Sequence[Any]) -> str:
     """Returns whether few enough values were measured to mark each: what is measured once has no line."""
     return "o" if len(values) <= 2 else ""
+
+
+def literal(name: str, most: int = 16) -> str:
+    """Returns a name as matplotlib is to be given it: no longer than its place, and no mathematics between dollars."""
+    return shortened(name, most).replace("$", r"\$")
 
 
 def key(figure: "Figure", handles: Sequence["Artist"], columns: int | None = None) -> None:

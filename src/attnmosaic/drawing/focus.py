@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from attnmosaic.drawing.figures import PAGE, entry, key, over_epochs, panels_in_inches, stage_key
+from attnmosaic.drawing.figures import PAGE, entry, key, literal, over_epochs, panels_in_inches, stage_key
 from attnmosaic.drawing.palette import BLUE, CELL_MARKERS, CELLS, GREY, ORANGE, SPLIT_STYLES
 from attnmosaic.drawing.source import Rows, Source, curve
 
@@ -75,7 +75,7 @@ def draw_focus(source: Source) -> "Figure":
     stages = stage_key(source.spans)
     key(figure, [*handles, *stages], columns=4 if stages else 3)
     if source.heading:
-        figure.suptitle(source.heading, y=1 - 0.06 / figure.get_figheight(), va="top")
+        figure.suptitle(literal(source.heading, 200), y=1 - 0.06 / figure.get_figheight(), va="top")
     return figure
 
 

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from attnmosaic.drawing.figures import PAGE
+from attnmosaic.drawing.figures import PAGE, literal
 from attnmosaic.drawing.palette import CELLS, FRAME, GREEN, RED
-from attnmosaic.drawing.raster import columns, shortened
+from attnmosaic.drawing.raster import columns
 from attnmosaic.record import Looked, Record
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ def told(record: Record, looked: Looked, i: int, split: str = "held_out") -> tup
     counts = record.counts.get(split)
     share = f"{counts[kind]:,} of {sum(counts.values()):,} {split.replace('_', ' ')}" if counts else ""
     guess, truth = int(looked.predicted[i]), int(looked.label[i])
-    answer = f"{shortened(record.classes[guess])} ({looked.probabilities[i, guess]:.2f})"
-    return f"{kind.upper()}: {CELLS[kind][0]}", share, answer, shortened(record.classes[truth])
+    answer = f"{literal(record.classes[guess])} ({looked.probabilities[i, guess]:.2f})"
+    return f"{kind.upper()}: {CELLS[kind][0]}", share, answer, literal(record.classes[truth])
 
 
 def draw_mosaics(record: Record, split: str = "held_out", n: int = SHOWN) -> "Figure":
@@ -212,7 +212,7 @@ def draw_classes(record: Record, across: int = 12, rows: int = 3) -> "Figure":
     axes.set_axis_off()
     for row, (name, patches) in enumerate(lines):
         y = height - margin - (row + 1) * pitch - (margin if row >= len(record.classes) else 0)
-        axes.text(0.78, y + 0.47 * pitch, shortened(name, 14), ha="right", va="center")
+        axes.text(0.78, y + 0.47 * pitch, literal(name, 14), ha="right", va="center")
         for place, pixels in enumerate(patches):
             _patch(axes, pixels, 0.84 + place * pitch, y, 0.94 * pitch)
     axes.set(xlim=(0, PAGE), ylim=(0, height), aspect="auto")

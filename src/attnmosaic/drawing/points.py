@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from attnmosaic.drawing.figures import PAGE, entry, key, panels_in_inches
+from attnmosaic.drawing.figures import PAGE, entry, key, literal, panels_in_inches
 from attnmosaic.drawing.mosaics import SHOWN, pick, told
 from attnmosaic.drawing.palette import CELLS, CLASS_STYLES, FRAME, RED
 from attnmosaic.record import Plane, Record
@@ -107,7 +107,7 @@ def draw_regions(record: Record) -> "Figure":
     handles = []
     for label in labels:
         color, marker = style_of(label)
-        name = f"aggregates, true class {record.classes[label]}"
+        name = f"aggregates, true class {literal(record.classes[label])}"
         handles.append(entry(name, color=color, marker=marker, markersize=4.5, **outline))
         handles.append(base_entry(record, label))
     key(figure, [*handles, base_entry(record, None)], columns=min(len(record.classes) + 1, 4))
@@ -152,6 +152,8 @@ def base_points(axes: "Axes", record: Record, plane: Plane, edge: float = 0) -> 
 
 def base_entry(record: Record, label: int | None) -> "Line2D":
     """Returns the legend's entry for the base points of a class, None for those of the background."""
-    name, color = ("background", "0.5") if label is None else (f"class {record.classes[label]}", style_of(label)[0])
+    name, color = (
+        ("background", "0.5") if label is None else (f"class {literal(record.classes[label])}", style_of(label)[0])
+    )
     style: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 3, "markeredgewidth": 0}
     return entry(f"base points, {name}", color=color, **style)
