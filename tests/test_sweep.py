@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -226,7 +227,10 @@ def test_a_live_sweep(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
 
     original = RunTables.on_train_epoch_start
 
+    monkeypatch.setattr("attnmosaic.display.SECONDS", 0.01)
+
     def prints(self: Any, trainer: Any, module: Any) -> None:
+        time.sleep(0.3)  # so that the bars are drawn while each job is at work
         print("printed by a job", file=sys.stderr)
         logging.getLogger("a.users").warning("warned by a job")
         original(self, trainer, module)
