@@ -1,11 +1,8 @@
 """Where a trained pair looks in one's own images, from Python and from the command line."""
 
 import csv
-import json
 import os
 import struct
-import subprocess
-import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +15,7 @@ from cli import Cli
 from conftest import SMALL
 from fakes import TINY_CIFAR10
 from hydra import compose, initialize_config_dir
+from light import answers
 from PIL import Image, ImageColor
 from test_slips import check_line
 
@@ -456,22 +454,6 @@ LIGHT = {
     ("ckpt_path=text.ckpt", "images=mine", "hydra.run.dir=mine/set"): r"run_dir: '.*set' is among the images",
     ("ckpt_path=text.ckpt", "images=mine", "hydra.run.dir=run"): r"run_dir: .*run' holds a run; type hydra\.run\.dir=",
 }  # fmt: skip
-PROGRAM = """
-import contextlib, io, json, sys
-from attnmosaic.explain import main
-told = []
-for arguments in json.loads(sys.argv[1]):
-    sys.argv = ["attnmosaic/explain.py", *arguments]
-    err = io.StringIO()
-    code = 0
-    with contextlib.redirect_stderr(err):
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-    told.append([code, err.getvalue(), [name for name in ("torch", "pytorch_lightning") if name in sys.modules]])
-print(json.dumps(told))
-"""
 
 
 def test_slips_are_told_before_torch_is_imported(tmp_path: Path) -> None:
@@ -481,11 +463,7 @@ def test_slips_are_told_before_torch_is_imported(tmp_path: Path) -> None:
     for image in ("mine/a.png", "mine/set/b.png", "empty/nested/deeper/c.png", "empty/.hidden.png"):
         lit(0, 3).save(tmp_path / image)
     (tmp_path / "run" / "config.yaml").write_text("name: gaussian")
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps([*map(list, LIGHT)])],
-        cwd=tmp_path, capture_output=True, text=True, check=True, env=os.environ,
-    )  # fmt: skip
-    for (code, err, heavy), wanted in zip(json.loads(done.stdout.splitlines()[-1]), LIGHT.values(), strict=True):
+    for (code, err, heavy), wanted in zip(answers("explain", LIGHT, tmp_path), LIGHT.values(), strict=True):
         check_line(code, err, wanted)
         assert heavy == []
 

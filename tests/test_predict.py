@@ -1,9 +1,5 @@
 """A trained network's answer for one's own image, from Python and from the command line."""
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cli import Cli
+from light import answers
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from small import build
@@ -96,32 +93,12 @@ LIGHT = {
     ("ckpt_path=text.ckpt", "image=deep.png", "number=3"): r"image: cannot read 'deep\.png' \(its pixels are of mode I",
     ("ckpt_pth=text.ckpt",): r"ckpt_pth: there is no such config key; did you mean ckpt_path\?",
 }
-PROGRAM = """
-import contextlib, io, json, sys
-from attnmosaic.predict import main
-told = []
-for arguments in json.loads(sys.argv[1]):
-    sys.argv = ["attnmosaic.predict", *arguments]
-    err = io.StringIO()
-    code = 0
-    with contextlib.redirect_stderr(err):
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-    told.append([code, err.getvalue(), [name for name in ("torch", "pytorch_lightning") if name in sys.modules]])
-print(json.dumps(told))
-"""
 
 
 def test_slips_are_told_before_torch_is_imported(tmp_path: Path) -> None:
     (tmp_path / "text.ckpt").write_text("hello")
     Image.fromarray(np.zeros((9, 9), dtype=np.uint16)).save(tmp_path / "deep.png")
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps([*map(list, LIGHT)])],
-        cwd=tmp_path, capture_output=True, text=True, check=True, env=os.environ,
-    )  # fmt: skip
-    for (code, err, heavy), wanted in zip(json.loads(done.stdout.splitlines()[-1]), LIGHT.values(), strict=True):
+    for (code, err, heavy), wanted in zip(answers("predict", LIGHT, tmp_path), LIGHT.values(), strict=True):
         check_line(code, err, wanted)
         assert heavy == []
 

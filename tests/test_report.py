@@ -147,8 +147,12 @@ def test_a_chart_has_the_table_s_values(swept: Page) -> None:
 
 def test_gradients_are_drawn_where_they_were_measured(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a", "gaussian", epochs=10)
-    (folder / "gradients.csv").write_text("epoch,stage,foreground,background\n0,,-0.5,2\n1,what,-0.25,0.001\n")
-    titles = [tag["aria-label"] for tag in page(tmp_path).having("svg", role="img")]
+    (folder / "gradients.csv").write_text(
+        "epoch,stage,mosaics,foreground,background\n0,,250,-0.5,2\n1,what,250,-0.25,0.001\n"
+    )
+    shown = page(tmp_path)
+    assert "mean of 250 training mosaics" in shown.texts
+    titles = [tag["aria-label"] for tag in shown.having("svg", role="img")]
     assert "Gradient of the loss by the weights. At the end: foreground -0.2500, background (sum) 0.001000." in titles
     assert "The gradient's size. At the end: foreground 0.2500, background (sum) 0.001000." in titles
 

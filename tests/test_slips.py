@@ -1,6 +1,5 @@
 """A user's slip: one line that says what to type instead, exit code 2, before anything heavy is imported."""
 
-import json
 import os
 import re
 import subprocess
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from cli import Cli
+from light import LARGE, answers
 
 LIGHT = {
     ("experiment=stagwise",): r"experiment: got 'stagwise', allowed: .*stagewise.*did you mean experiment=stagewise",
@@ -76,23 +76,6 @@ LIGHT = {
     ("data=image_folder", "data.root=empty", "data.foreground=[a,b]"): r"data\.root: 'empty' holds no folders",
     ("data=image_folder", "data.root=pets", "data.foreground=[cat,dgo]"): r"class 'dgo', allowed: bird, cat, dog.*dog",
 }
-PROGRAM = """
-import contextlib, io, json, sys
-from attnmosaic.train import main
-told = []
-for arguments in json.loads(sys.argv[1]):
-    sys.argv = ["attnmosaic.train", *arguments]
-    err = io.StringIO()
-    code = 0
-    with contextlib.redirect_stderr(err):
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-    heavy = [name for name in ("torch", "torchvision", "pytorch_lightning", "numpy") if name in sys.modules]
-    told.append([code, err.getvalue(), heavy])
-print(json.dumps(told))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -106,12 +89,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], tupl
     ):
         (folder / name).mkdir(parents=True)
         (folder / name / "image.png").touch()
-    arguments = [*map(list, LIGHT)]
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(arguments)],
-        cwd=folder, capture_output=True, text=True, check=True, env=os.environ,
-    )  # fmt: skip
-    return dict(zip(LIGHT, json.loads(done.stdout.splitlines()[-1]), strict=True))
+    return dict(zip(LIGHT, answers("train", LIGHT, folder, (*LARGE, "numpy")), strict=True))
 
 
 @pytest.mark.parametrize("arguments", LIGHT, ids=" ".join)

@@ -205,6 +205,7 @@ def test_loss_and_gradients_are_the_tables(finished: Path) -> None:
 
     figure = draw_gradients(Source(finished))
     signed, sizes = figure.axes
+    assert signed.get_ylabel().startswith("mean over 60 training mosaics\n")
     for side, label in (("foreground", "foreground patch"), ("background", "background patches, their sum")):
         wanted = [float(row[side]) for row in gradients]
         assert lines(signed)[label] == (list(range(9)), wanted)

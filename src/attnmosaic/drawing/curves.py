@@ -61,7 +61,9 @@ def draw_gradients(source: Source) -> "Figure":
         lines += axes.plot(epochs, values, label=label, **shown)
         sizes.plot(epochs, [abs(value) for value in values], **shown)
     axes.set(xlabel="epoch", title="gradient of the loss w.r.t. attention weights")
-    axes.set_ylabel("mean over the training mosaics\n(below 0: more weight, less loss)")
+    # Runs have them over some mosaics, with callbacks=gradients over all.
+    over = f"{int(rows[-1]['mosaics']):,}" if rows[-1].get("mosaics") else "the"
+    axes.set_ylabel(f"mean over {over} training mosaics\n(below 0: more weight, less loss)")
     sizes.set(xlabel="epoch", title="its size, without the sign", yscale="log")
     key(figure, [*lines, *stage_key(source.spans)])
     return figure

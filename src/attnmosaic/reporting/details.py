@@ -267,8 +267,10 @@ def _gradients(rows: TableRows, every: dict[str, Any]) -> list[Chart]:
     lines = [Line(f"{side}{' (sum)' * (side == 'background')}", color, style, points(rows, side))
              for side, color, style in sides]  # fmt: skip
     sizes = [Line(line.name, line.color, line.style, [(x, abs(y)) for x, y in line.points if y]) for line in lines]
+    mosaics = number(rows[-1].get("mosaics")) if rows else None
+    over = "mean of train" if mosaics is None else f"mean of {mosaics:,.0f} training mosaics"
     return _there(
-        chart("Gradient of the loss by the weights", lines, zero=True, note="mean of train", **every),
+        chart("Gradient of the loss by the weights", lines, zero=True, note=over, **every),
         chart("The gradient's size", sizes, log=True, **every),
     )
 
