@@ -7,7 +7,7 @@ UV_VERSION := 0.13.8
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench train report tensorboard lock clean
+.PHONY: help demo test test-faults lint bench train report tensorboard lock clean
 .PHONY: reproduce reproduce-table1 reproduce-table2 reproduce-averages reproduce-gradients reproduce-mnist
 
 help: ## list the targets
@@ -18,6 +18,9 @@ demo: $(VENV)/installed ## train stage-wise on 2-D mosaics: under a minute once 
 
 test: $(VENV)/installed ## run the test suite
 	$(BIN)/python -m pytest $(ARGS)
+
+test-faults: $(VENV)/installed ## the slow half of it: kills, clusters, hostile input, a thousand epochs (docs/reliability.md)
+	$(BIN)/python -m pytest -m faults $(ARGS)
 
 lint: $(VENV)/installed ## check style and types
 	$(BIN)/ruff check .
