@@ -119,6 +119,7 @@ def check(config: DictConfig) -> None:
             shown = "null" if value is None else value
             raise UserError(f"{key}: got {shown}, needs {wording}; type for example {key}={example}")
     _check_networks(plain)
+    _check_processes(plain)
     for key, words in (
         ("schedule.order", tuple(ORDERS)),
         ("precision", tuple(PRECISIONS)),
@@ -181,6 +182,35 @@ def _check_networks(plain: dict[str, Any]) -> None:
         raise UserError(
             f"optimizer.microbatches: got {microbatches}, but model.network takes each minibatch whole; "
             "type optimizer.microbatches=null"
+        )
+
+
+def _check_processes(plain: dict[str, Any]) -> None:
+    """Checks how many devices train the run, and that there is a process for each and work for every process."""
+    trainer = plain["trainer"]
+    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
+    if nodes != 1:
+        raise UserError(
+            f"trainer.num_nodes: got {nodes}, but a run trains on one machine; type trainer.num_nodes=1 (the rows of a "
+            "sweep go to several machines with hydra/launcher=submitit_slurm)"
+        )
+    several = devices if _integer(devices) else len(devices) if isinstance(devices, list) else 1
+    if trainer.get("strategy") != "ddp":
+        if several > 1:
+            raise UserError(
+                f"trainer.devices: got {devices}, a run uses one; type trainer=ddp trainer.devices={several} for a "
+                "process on each, or trainer.devices=1"
+            )
+        return
+    if not (_integer(devices) and devices >= 1) and not (isinstance(devices, list) and all(map(_integer, devices))):
+        raise UserError(
+            f"trainer.devices: got {devices}, needs with trainer=ddp a number of processes, or a list of GPUs; type for "
+            "example trainer.devices=2"
+        )
+    if several > plain["data"].get("batch_size", several):
+        raise UserError(
+            f"trainer.devices: got {devices}, but a minibatch has {plain['data']['batch_size']} (data.batch_size, shared "
+            f"out among {several} processes); type trainer.devices={plain['data']['batch_size']}, or larger minibatches"
         )
 
 

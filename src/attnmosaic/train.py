@@ -10,9 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.checks import check
 from attnmosaic.cli import describe, guard, run
-from attnmosaic.config import PRECISIONS, conf_dir, register, resolve, scaled
+from attnmosaic.config import conf_dir, register, resolve, scaled
 from attnmosaic.files import write_atomically
 from attnmosaic.lean import import_lightning
+from attnmosaic.parallel.ranks import Ranks, processes_of
 from attnmosaic.progress import hush
 from attnmosaic.runs import CONFIG, ERROR, claimed, earlier_result
 from attnmosaic.sweep import end_sweep
@@ -48,22 +49,22 @@ def train(config: DictConfig) -> dict[str, float]:
             log.info("finished before: %s", folder)
             return result["metrics"]
         try:
-            return _train(config)
+            with Ranks(processes_of(config)) as ranks:
+                return _train(config, ranks)
         except Exception as error:
             with contextlib.suppress(OSError):  # what went wrong may be the disk
                 (folder / ERROR).write_text(describe(error) + "\n")
             raise
 
 
-def _train(config: DictConfig) -> dict[str, float]:
+def _train(config: DictConfig, ranks: Ranks) -> dict[str, float]:
     # Heavy imports (seconds) only once the config is known to be good.
     import_lightning()
-    from attnmosaic.training.build import build_module
+    from attnmosaic.training.fit import fit
     from attnmosaic.training.globals import job_globals
-    from attnmosaic.training.make import check_targets, make
+    from attnmosaic.training.make import check_targets
     from attnmosaic.training.outcome import final_table, finish_run
-    from attnmosaic.training.resume import began_otherwise, check_resume, newest_checkpoint
-    from attnmosaic.training.trainer import build_trainer, interruptible
+    from attnmosaic.training.resume import began_otherwise, newest_checkpoint
 
     check_targets(config)
     if config.ckpt_path is None:
@@ -71,17 +72,9 @@ def _train(config: DictConfig) -> dict[str, float]:
     elif departed := began_otherwise(config):
         config.began_otherwise = departed
     write_atomically(Path(config.run_dir) / CONFIG, OmegaConf.to_yaml(config))
-    with job_globals(config.seed.init, config.compute.threads, config.compute.matmul_precision):
-        trainer = build_trainer(config, PRECISIONS[config.precision])
-        data = make("data", config.data)
-        data.prepare_data()
-        data.setup()
-        module = build_module(config, data)
-        if config.ckpt_path is not None:
-            check_resume(config, module)
-        with interruptible():
-            trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
-            trainer.validate(module, datamodule=data, verbose=False)
+    ranks.begin(OmegaConf.to_container(config))  # type: ignore[arg-type]
+    with job_globals(config.seed.init, config.compute.threads, config.compute.matmul_precision, ranks.count):
+        trainer, module = fit(config, ranks.place)
         metrics = finish_run(config, trainer, module)
     log.info("%s", final_table(metrics, module))
     log.info("plots, tables, checkpoints: %s\nTensorBoard: tensorboard --logdir %s", config.run_dir, config.run_dir)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attnmosaic.callbacks.harmless import check_count, harmless
 from attnmosaic.metrics.gradients import alpha_gradients, foreground_and_background
+from attnmosaic.training import processes
 from attnmosaic.training.module import StagewiseModule
 
 COLUMNS = ("epoch", "stage", "mosaics", "foreground", "background")
@@ -109,7 +110,8 @@ def mean_alpha_gradients(module: StagewiseModule, mosaics: int | None = None) ->
     sums = torch.zeros(2, dtype=torch.float64, device=data.index.device)
     training = what.training
     what.eval()
-    for rows in torch.arange(n, device=data.index.device).split(frozen.mosaics_per_piece("train")):
+    mine, own = processes.share(torch.arange(n, device=data.index.device))
+    for rows in mine[:own].split(frozen.mosaics_per_piece("train")):
         patches = data.patches(rows, frozen.dtype)
         # Over all mosaics it pays to score each unique patch of the pool once.
         alpha = frozen.weights(data, rows) if mosaics is None else frozen.fresh_weights(data, patches, rows)
@@ -117,4 +119,4 @@ def mean_alpha_gradients(module: StagewiseModule, mosaics: int | None = None) ->
         sides = foreground_and_background(gradient, data.foreground[rows])
         sums += torch.stack([side.double().sum() for side in sides])
     what.train(training)
-    return sums / n
+    return processes.summed(sums) / n

@@ -94,9 +94,11 @@ class RunTables(pl.Callback):
                 self._rewrite("metrics")
             if isinstance(pl_module, StagewiseModule):
                 self._end_focus(trainer, pl_module)
-            if trainer.is_global_zero and isinstance(pl_module, TwoOutputModule):
+            if isinstance(pl_module, TwoOutputModule):
                 for split in SPLITS:
-                    write_confusion(self.folder, split, pl_module.evaluation(split), pl_module.scale)
+                    with pl_module.evaluation(split).sync_context():  # counts of all processes, as in `compute`
+                        if trainer.is_global_zero:
+                            write_confusion(self.folder, split, pl_module.evaluation(split), pl_module.scale)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, RunModule)

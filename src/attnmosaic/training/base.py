@@ -1,5 +1,6 @@
 """What the modules of all runs share: where chance comes from, how an epoch's metrics are kept and logged."""
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +12,10 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric
 
 from attnmosaic.errors import RunError
+from attnmosaic.training import processes
 from attnmosaic.training.schedule import Schedule
+
+log = logging.getLogger(__name__)
 
 
 def step_scheduler(scheduler: LRScheduler, loss: float) -> None:
@@ -63,9 +67,20 @@ class RunModule(pl.LightningModule):
         """Epochs trained, counted from 1 while the first one is still being evaluated."""
         return self.current_epoch + (self.trainer.state.fn == TrainerFn.FITTING)
 
+    def warn_of_parts(self, decomposes: bool) -> None:
+        """Says so where parts of a minibatch, one a process, do not give what the whole would."""
+        if processes.count() > 1 and not decomposes:
+            log.warning(
+                "the networks mix the examples of a minibatch, or draw for them (batch normalisation, dropout): with %d "
+                "processes the numbers are not those of one",
+                processes.count(),
+            )
+
     def on_train_epoch_start(self) -> None:
         # Anew each epoch: a resumed run then draws what the uninterrupted one would have.
-        torch.manual_seed(int(np.random.SeedSequence([self.seed, self.current_epoch, 2]).generate_state(1)[0]))
+        # Each process draws for its own part of the minibatches.
+        stream = [self.seed, self.current_epoch, 2, *([self.global_rank] if self.global_rank else [])]
+        torch.manual_seed(int(np.random.SeedSequence(stream).generate_state(1)[0]))
         self.epoch_metrics = {}
 
     def check_finite(self, losses: Sequence[Tensor], networks: nn.Module) -> None:
@@ -76,10 +91,12 @@ class RunModule(pl.LightningModule):
         """
         # The last step's loss is from before that step: its weights are looked at themselves.
         weights = torch.stack([value.isfinite().all() for value in networks.state_dict().values()]).all()
-        finite = torch.cat([torch.stack([*losses]).isfinite(), weights.view(1)]).tolist()
+        # Of several processes all come to the same answer, or one would wait for another that has ended.
+        of_all = processes.summed(torch.stack([*losses]))
+        finite = torch.cat([of_all.isfinite(), weights.view(1)]).tolist()
         if not all(finite):
             step = finite.index(False) + 1
-            what = f"the loss became {losses[step - 1].item()}" if step <= len(losses) else "a weight became infinite"
+            what = f"the loss became {of_all[step - 1].item()}" if step <= len(losses) else "a weight became infinite"
             raise RunError(
                 f"{what} in epoch {self.current_epoch + 1}, step {min(step, len(losses))} of {len(losses)}, while "
                 f"{' and '.join(self.learners)} learned; the last checkpoint is from before this epoch. "

@@ -9,6 +9,7 @@ from torch import Tensor
 from attnmosaic.data.mosaics import Mosaics
 from attnmosaic.data.pool import Pool
 from attnmosaic.nn.attention import WhereWhat, aggregate
+from attnmosaic.training import processes
 
 PIECE = {"cpu": 2**23, "gpu": 2**30}
 """Bytes of patches to compute on at a time: what stays in a CPU's caches; what leaves a GPU's memory room."""
@@ -22,7 +23,8 @@ def rows_per_piece(row_bytes: int, device: torch.device) -> int:
 class FrozenWhere:
     """Scores each unique pool patch once and looks attention weights and aggregates up.
 
-    Weights decreed by the data are taken as they are.
+    Weights decreed by the data are taken as they are. Of several processes of a run each computes its share, and all
+    get the whole.
 
     Valid until the where network changes; whoever changes it calls `clear`. Nothing here carries gradients.
 
@@ -55,10 +57,9 @@ class FrozenWhere:
             training = where.training
             where.eval()
             size = rows_per_piece(math.prod(pool.patch_shape) * self.dtype.itemsize, pool.labels.device)
-            rows = torch.arange(len(pool), device=pool.labels.device)
-            self._scores[id(pool)] = torch.cat(
-                [self.pair.score(pool.gather(piece, self.dtype)) for piece in rows.split(size)]
-            )
+            mine, _ = processes.share(torch.arange(len(pool), device=pool.labels.device))
+            scores = torch.cat([self.pair.score(pool.gather(piece, self.dtype)) for piece in mine.split(size)])
+            self._scores[id(pool)] = processes.whole(scores, len(pool))
             where.train(training)
         return self._scores[id(pool)]
 
@@ -113,7 +114,8 @@ class FrozenWhere:
             return
         alpha = self.weights(mosaics, torch.arange(n, device=mosaics.index.device))
         kept: Tensor | None = None
-        for rows in torch.arange(n, device=alpha.device).split(self.mosaics_per_piece(split)):
+        mine, _ = processes.share(torch.arange(n, device=alpha.device))
+        for rows in mine.split(self.mosaics_per_piece(split)):
             summed = aggregate(alpha[rows], mosaics.patches(rows, self.dtype))
             if mosaics.pool.is_image:
                 summed = summed.movedim(1, -1)
@@ -121,4 +123,5 @@ class FrozenWhere:
                 kept = summed.new_empty((n, *summed.shape[1:]))
             kept[rows] = summed
         assert kept is not None
+        processes.fill(kept)
         self._kept[split] = alpha, kept

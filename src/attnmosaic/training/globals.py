@@ -13,16 +13,17 @@ import torch
 
 
 @contextlib.contextmanager
-def job_globals(seed: int, threads: int | None, matmul_precision: str) -> Iterator[None]:
+def job_globals(seed: int, threads: int | None, matmul_precision: str, processes: int = 1) -> Iterator[None]:
     """Sets every global that a run relies on; the next job of a sweep finds them as this one did.
 
     Args:
         seed: for whatever draws from the global generators (dropout, say); mosaics, order and first weights
             have generators of their own.
         threads: torch's threads on the CPU; None for as many as OMP_NUM_THREADS says, or else torch's own choice,
-            but no more than there are cores for this process.
+            but no more than there are cores for this process, shared out among the processes of its run.
         matmul_precision: "highest", "high" or "medium", see `torch.set_float32_matmul_precision`; below
             "highest" convolutions on a GPU may use TF32, too.
+        processes: how many train the run.
     """
     python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     threads_before = torch.get_num_threads()
@@ -40,7 +41,7 @@ def job_globals(seed: int, threads: int | None, matmul_precision: str) -> Iterat
         torch.manual_seed(seed)
         if threads is None and "OMP_NUM_THREADS" not in os.environ:
             # Torch counts the cores of the machine, also where a container's quota grants a few of them.
-            threads = min(threads_before, joblib.cpu_count())
+            threads = max(1, min(threads_before, joblib.cpu_count()) // processes)
         if threads is not None:
             torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(matmul_precision)

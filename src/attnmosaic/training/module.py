@@ -16,6 +16,7 @@ from attnmosaic.data.datamodule import MosaicDataModule
 from attnmosaic.data.mosaics import Mosaics
 from attnmosaic.metrics.focus import FocusMetrics
 from attnmosaic.nn.attention import WhereWhat
+from attnmosaic.training import processes
 from attnmosaic.training.base import RunModule, step_scheduler
 from attnmosaic.training.frozen import FrozenWhere
 from attnmosaic.training.graphs import GraphedSteps
@@ -126,7 +127,9 @@ class StagewiseModule(RunModule):
     def on_fit_start(self) -> None:
         self._take_data()
         self.steps = Steps(self.pair, self.objective, self.frozen_where, self.microbatches, self.clip_norm)
-        self.graphed_steps = GraphedSteps(self.steps) if self.graphs and self.device.type == "cuda" else None
+        self.warn_of_parts(self.steps.decomposes)
+        graphs = self.graphs and self.device.type == "cuda" and processes.count() == 1
+        self.graphed_steps = GraphedSteps(self.steps) if graphs else None
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
@@ -168,6 +171,7 @@ class StagewiseModule(RunModule):
     def _finish_epoch(self, stage: Stage) -> None:
         """Runs in the epoch's last block, so that validation and checkpoints only see finite weights."""
         self.check_finite([seen.loss for seen in self._seen], self.pair)
+        processes.average_buffers(self.pair)
         rows, logits, alpha = (
             torch.cat([getattr(seen, part) for seen in self._seen]) for part in ("rows", "logits", "alpha")
         )
@@ -202,14 +206,16 @@ class StagewiseModule(RunModule):
         """Measures mosaics; returns their ``logits`` and ``alpha`` for callbacks."""
         split = list(self.evaluations)[dataloader_idx]
         data = self.mosaics[split]
+        mine, own = processes.share(rows)
         # Piece by piece, so that aggregates stay in a CPU's caches until What has seen them.
-        attended = (self.frozen_where.attend(split, r) for r in rows.split(self.frozen_where.mosaics_per_piece(split)))
+        attended = (self.frozen_where.attend(split, r) for r in mine.split(self.frozen_where.mosaics_per_piece(split)))
         seen = [(self.pair.what(aggregates), alpha) for alpha, aggregates in attended]
         logits, alpha = (torch.cat(parts) for parts in zip(*seen, strict=True))
-        label = data.label[rows]
-        loss = self.objective(logits, alpha, label)
-        self.evaluation(split).update(loss, logits, alpha, label, data.foreground[rows])
-        return {"logits": logits, "alpha": alpha}
+        if own:
+            label = data.label[mine]
+            loss = self.objective(logits, alpha, label)
+            self.evaluation(split).update(loss, logits, alpha, label, data.foreground[mine])
+        return {"logits": processes.whole(logits, len(rows)), "alpha": processes.whole(alpha, len(rows))}
 
     def on_validation_epoch_end(self) -> None:
         for split in self.evaluations:

@@ -68,6 +68,7 @@ def _result(config: dict[str, Any], metrics: dict[str, float], trainer: pl.Train
         "seed": config["seed"],
         "config_hash": config_hash(config),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({cpu_name()})",
+        "processes": trainer.world_size,
         "threads": torch.get_num_threads(),
         "versions": {
             "python": platform.python_version(),

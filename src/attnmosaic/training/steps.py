@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attnmosaic.nn.attention import WhereWhat
+from attnmosaic.training import processes
 from attnmosaic.training.frozen import FrozenWhere, rows_per_piece
 from attnmosaic.training.schedule import Stage
 
@@ -23,7 +24,7 @@ class Stepper(Protocol):
 
 
 class Seen(NamedTuple):
-    """What a step saw before it changed the weights; no gradients.
+    """What a step saw before it changed the weights; no gradients. Of several processes each sees its own mosaics.
 
     Attributes:
         rows: the mosaics, ``[B]``.
@@ -68,9 +69,8 @@ class Steps:
         self.microbatches = microbatches
         self.clip_norm = clip_norm
         self.mosaics = frozen.mosaics["train"]
-        self.own = microbatches is None and decomposes(
-            pair, objective, self.mosaics.pool.patch_shape, self.mosaics.index.shape[1]
-        )
+        self.decomposes = decomposes(pair, objective, self.mosaics.pool.patch_shape, self.mosaics.index.shape[1])
+        self.own = microbatches is None and self.decomposes
         self._pool_patches: Tensor | None = None
 
     def __call__(
@@ -92,24 +92,30 @@ class Steps:
         """
         for optimizer in optimizers:
             optimizer.zero_grad()
-        n = self._pieces(rows, stage)
-        pieces = rows.chunk(n) if n > 1 else (rows,)
+        mine, own = processes.share(rows)
+        n = self._pieces(mine, stage)
+        pieces = mine.chunk(n) if n > 1 else (mine,)
         seen = []
         for piece in pieces:
             logits, alpha = self._forward(piece, stage)
             loss = self.objective(logits, alpha, self.mosaics.label[piece])
-            if len(pieces) > 1:
-                loss = loss * (len(piece) / len(rows))
+            if len(piece) < len(rows) or own == 0:
+                loss = loss * (min(len(piece), own) / len(rows))
             backward(loss)
             seen.append((loss.detach(), logits.detach(), alpha.detach()))
         for optimizer, parameters in zip(optimizers, learning, strict=True):
+            parameters = list(parameters)
+            processes.sum_gradients(parameters)
             if self.clip_norm is not None:
                 nn.utils.clip_grad_norm_(parameters, self.clip_norm)
             optimizer.step()
-        if len(seen) == 1:
+        if len(seen) == 1 and own == len(rows):
             return Seen(rows, *seen[0])
         losses, all_logits, alphas = zip(*seen, strict=True)
-        return Seen(rows, torch.stack(losses).sum(), torch.cat(all_logits), torch.cat(alphas))
+        loss = torch.stack(losses).sum()
+        if own < len(rows):  # so far a part of the mean over the minibatch
+            loss = loss * (len(rows) / max(own, 1))
+        return Seen(mine[:own], loss, torch.cat(all_logits)[:own], torch.cat(alphas)[:own])
 
     def _pieces(self, rows: Tensor, stage: Stage) -> int:
         if self.microbatches is not None:

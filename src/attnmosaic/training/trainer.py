@@ -11,16 +11,19 @@ from omegaconf import DictConfig
 from pytorch_lightning.callbacks import ProgressBar
 
 from attnmosaic.errors import UserError
+from attnmosaic.parallel.ranks import Place
 from attnmosaic.training.make import make
+from attnmosaic.training.processes import SharedSteps
 
 
-def build_trainer(config: DictConfig, precision: str) -> pl.Trainer:
+def build_trainer(config: DictConfig, precision: str, place: Place | None = None) -> pl.Trainer:
     """Makes the trainer.
 
     Args:
         config: with ``trainer``, ``logger`` and ``callbacks``; the last two map names to ``_target_`` nodes,
             and a name set to null is left out.
         precision: Lightning's name of the precision.
+        place: which of the run's processes this is; None if it is the only one.
 
     Raises:
         UserError: the trainer takes no such argument, or a device is asked for that is not there.
@@ -32,16 +35,23 @@ def build_trainer(config: DictConfig, precision: str) -> pl.Trainer:
             "type trainer.accelerator=cpu (or auto)"
         )
     callbacks = _instances("callbacks", config.get("callbacks"))
-    given = {
+    given: dict[str, Any] = {
         "precision": precision,
         "logger": _instances("logger", config.get("logger")) or False,
         "callbacks": callbacks,
         # Otherwise Lightning puts a bar of its own where ours was left out.
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
     }
+    if place is not None:
+        given["strategy"] = SharedSteps(place)
+    elif config.trainer.get("strategy") == "ddp":  # of one process
+        given["strategy"] = "auto"
     trainer: pl.Trainer = make("trainer", config.trainer, **given)
-    if trainer.world_size > 1:
-        raise UserError(f"trainer.devices: got {trainer.world_size} in all, a run uses one; type trainer.devices=1")
+    if place is None and trainer.world_size > 1:
+        raise UserError(
+            f"trainer.devices: got {config.trainer.devices}, which are {trainer.world_size} here; "
+            f"type trainer=ddp trainer.devices={trainer.world_size}, or trainer.devices=1"
+        )
     if trainer.strategy.root_device.type == "mps":
         raise UserError("trainer.accelerator: Apple's GPUs lack the metrics' float64; type trainer.accelerator=cpu")
     return trainer

@@ -15,12 +15,13 @@ from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.data.numbers import Batch, Examples, NumbersDataModule
 from attnmosaic.data.operations import Operation
 from attnmosaic.metrics.two_outputs import TwoOutputMetrics
+from attnmosaic.training import processes
 from attnmosaic.training.base import RunModule, step_scheduler
 from attnmosaic.training.schedule import Schedule
 
 
 class _Seen(NamedTuple):
-    """What a step saw before it changed the weights; no gradients.
+    """What a step saw before it changed the weights; no gradients. Of several processes each sees its own examples.
 
     Attributes:
         loss: mean objective over its examples.
@@ -116,6 +117,8 @@ class TwoOutputModule(RunModule):
 
     def on_fit_start(self) -> None:
         self._take_data()
+        mixing = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+        self.warn_of_parts(not any(isinstance(module, mixing) for module in self.network.modules()))
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
@@ -124,9 +127,13 @@ class TwoOutputModule(RunModule):
         self._seen.clear()
 
     def training_step(self, rows: Tensor, batch_idx: int) -> Tensor:
-        loss, classes = self._look(self.learnt.take(rows, self.dtype_of_images))
-        self._seen.append(_Seen(loss.detach(), classes))
-        return loss
+        mine, own = processes.share(rows)
+        loss, classes = self._look(self.learnt.take(mine, self.dtype_of_images))
+        self._seen.append(_Seen(loss.detach(), classes[:, :own]))
+        return loss if own == len(rows) else loss * (own / len(rows))
+
+    def on_after_backward(self) -> None:
+        processes.sum_gradients(self.network.parameters())
 
     def _look(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns the mean loss of some examples, and the classes as `_Seen` has them."""
@@ -142,6 +149,7 @@ class TwoOutputModule(RunModule):
     def _finish_epoch(self) -> None:
         """Runs after the epoch's last step, so that validation and checkpoints only see finite weights."""
         self.check_finite([seen.loss for seen in self._seen], self.network)
+        processes.average_buffers(self.network)
         classes = torch.cat([seen.classes for seen in self._seen], dim=1)
         losses = torch.stack([seen.loss for seen in self._seen]).double()
         sizes = losses.new_tensor([seen.classes.shape[1] for seen in self._seen])
@@ -169,8 +177,10 @@ class TwoOutputModule(RunModule):
 
     def validation_step(self, rows: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
         split = SPLITS[dataloader_idx]
-        loss, classes = self._look(self.examples[split].take(rows, self.dtype_of_images))
-        self.evaluation(split).update(loss, *classes)
+        mine, own = processes.share(rows)
+        loss, classes = self._look(self.examples[split].take(mine, self.dtype_of_images))
+        if own:
+            self.evaluation(split).update(loss, *classes)
 
     def on_validation_epoch_end(self) -> None:
         for split in SPLITS:

@@ -1,0 +1,50 @@
+"""One more process of a run: ``python -m attnmosaic.parallel.rank``, started by `Ranks` and by nobody else."""
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+
+from attnmosaic.lean import import_lightning
+from attnmosaic.parallel.ranks import Place
+
+
+def main() -> None:
+    """Takes the run's config from the first line of standard input, trains along, and writes no file.
+
+    What goes wrong is printed; the exit code is then 1. It ends at once when standard input does.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.simplefilter("ignore")  # the process that writes says it all, too
+    logging.disable(logging.WARNING)
+    import_lightning()
+    from omegaconf import OmegaConf
+
+    from attnmosaic.cli import describe
+    from attnmosaic.training.fit import fit
+    from attnmosaic.training.globals import job_globals
+
+    line = sys.stdin.readline()
+    if not line:
+        return
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    told = json.loads(line)
+    config, place = OmegaConf.create(told["config"]), Place(**told["place"])
+    try:
+        with job_globals(config.seed.init, config.compute.threads, config.compute.matmul_precision, place.count):
+            fit(config, place)
+    except Exception as error:
+        print(describe(error), flush=True)
+        os._exit(1)
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""The other processes of a run that has several. Light: they import while this process does."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from attnmosaic.errors import RunError
+
+PATIENCE = 60
+"""Seconds this process has to notice by itself that another one of its run is gone. (With NCCL it does not.)"""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of a run's processes one is.
+
+    Attributes:
+        rank: 0 to count - 1; rank 0 alone writes files.
+        count: how many there are.
+        meeting: a file, made by the first to come, through which they find each other.
+    """
+
+    rank: int
+    count: int
+    meeting: str
+
+
+def processes_of(config: Mapping[str, Any]) -> int:
+    """Returns how many processes train a run: one for each device, if the trainer's strategy is ddp."""
+    trainer = config["trainer"]
+    if trainer.get("strategy") != "ddp":
+        return 1
+    devices = trainer.get("devices", 1)
+    return devices if isinstance(devices, int) else len(devices)
+
+
+class Ranks:
+    """Starts the processes 1 to n - 1 of a run, and ends them.
+
+    Each is ``python -m attnmosaic.parallel.rank``: not this program's command again, which would be another run, or
+    another sweep. They end with this process, however it ends.
+
+    Args:
+        count: how many processes train the run, n.
+
+    Raises:
+        RunError: on leaving, if one of them had failed.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.place: Place | None = None
+        """Of this process; None if it trains the run alone."""
+        self._processes: list[subprocess.Popen[str]] = []
+        self._failed: str | None = None
+        self._over = threading.Event()
+
+    def __enter__(self) -> "Ranks":
+        if self.count == 1:
+            return self
+        self._folder = tempfile.TemporaryDirectory(prefix="attnmosaic-")
+        self.place = Place(0, self.count, str(Path(self._folder.name) / "meeting"))
+        for _ in range(1, self.count):
+            process = subprocess.Popen(
+                [sys.executable, "-m", "attnmosaic.parallel.rank"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                start_new_session=True,  # Ctrl-C is for this process, which ends the others
+            )
+            self._processes.append(process)
+        return self
+
+    def begin(self, config: dict[str, Any]) -> None:
+        """Tells the others what to train.
+
+        Args:
+            config: the run's, as plain containers.
+        """
+        for rank, process in enumerate(self._processes, start=1):
+            assert process.stdin is not None
+            assert self.place is not None
+            place = replace(self.place, rank=rank)
+            try:
+                process.stdin.write(json.dumps({"config": config, "place": asdict(place)}) + "\n")
+                process.stdin.flush()
+            except BrokenPipeError:
+                pass  # it is gone already, and `_watch` says why
+            threading.Thread(target=self._watch, args=(rank, process), daemon=True).start()
+
+    def _watch(self, rank: int, process: "subprocess.Popen[str]") -> None:
+        assert process.stdout is not None
+        said = process.stdout.read().strip()  # until its end
+        code = process.wait()
+        if code == 0 or self._over.is_set():
+            return
+        self._failed = self._failed or said or f"process {rank} of {self.count} of this run ended with exit code {code}"
+        if not self._over.wait(PATIENCE):
+            print(f"error: {' '.join(self._failed.split())}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if self.count == 1:
+            return
+        alone = isinstance(error, Exception) and not _tells(error)
+        if alone:
+            self._wait_for_reason()
+        self._over.set()
+        for process in self._processes:
+            if error is not None:
+                process.kill()
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait()
+        self._folder.cleanup()
+        # The other's end is why this process could not go on; what it raised itself is only that nobody answers.
+        if alone and self._failed is not None:
+            raise RunError(self._failed) from error
+
+    def _wait_for_reason(self) -> None:
+        """Gives the watching threads a moment: this process may notice an end before they do."""
+        for process in self._processes:
+            try:
+                process.wait(timeout=1)
+            except subprocess.TimeoutExpired:
+                continue
+            for _ in range(100):
+                if process.returncode == 0 or self._failed is not None:
+                    break
+                self._over.wait(0.01)
+
+
+def _tells(error: Exception) -> bool:
+    """Whether an error says what is wrong; all processes find the same then."""
+    from attnmosaic.cli import told
+
+    return told(error) is not None

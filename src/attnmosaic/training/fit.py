@@ -1,0 +1,40 @@
+"""What each process of a run does: from a resolved config to trained and measured networks."""
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig
+
+from attnmosaic.config import PRECISIONS
+from attnmosaic.parallel.ranks import Place
+from attnmosaic.training import processes
+from attnmosaic.training.base import RunModule
+from attnmosaic.training.build import build_module
+from attnmosaic.training.make import make
+from attnmosaic.training.resume import check_resume
+from attnmosaic.training.trainer import build_trainer, interruptible
+
+
+def fit(config: DictConfig, place: Place | None = None) -> tuple[pl.Trainer, RunModule]:
+    """Trains a run's networks and measures them with their final weights.
+
+    Args:
+        config: resolved; ``ckpt_path`` is the checkpoint to go on from, if any.
+        place: which of the run's processes this is; None if it is the only one.
+
+    Returns:
+        The trainer and the module, whose ``epoch_metrics`` are those of the last, full evaluation.
+
+    Raises:
+        UserError: the config, the data or the checkpoint will not do.
+        RunError: the loss became infinite or not a number.
+    """
+    trainer = build_trainer(config, PRECISIONS[config.precision], place)
+    data = make("data", config.data)
+    data.prepare_data()
+    data.setup()
+    module = build_module(config, data)
+    if config.ckpt_path is not None:
+        check_resume(config, module)
+    with processes.together(), interruptible():
+        trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
+        trainer.validate(module, datamodule=data, verbose=False)
+    return trainer, module
