@@ -204,13 +204,14 @@ def _check_processes(plain: dict[str, Any]) -> None:
         return
     if not (_integer(devices) and devices >= 1) and not (isinstance(devices, list) and all(map(_integer, devices))):
         raise UserError(
-            f"trainer.devices: got {devices}, needs with trainer=ddp a number of processes, or a list of GPUs; type for "
-            "example trainer.devices=2"
+            f"trainer.devices: got {devices}, needs with trainer=ddp a number of processes, or a list of GPUs; "
+            "type for example trainer.devices=2"
         )
-    if several > plain["data"].get("batch_size", several):
+    size = plain["data"].get("batch_size", several)
+    if several > size:
         raise UserError(
-            f"trainer.devices: got {devices}, but a minibatch has {plain['data']['batch_size']} (data.batch_size, shared "
-            f"out among {several} processes); type trainer.devices={plain['data']['batch_size']}, or larger minibatches"
+            f"trainer.devices: got {devices}, but the {several} processes share out minibatches of {size} "
+            f"(data.batch_size); type trainer.devices={size}, or data.batch_size={several}"
         )
 
 

@@ -71,3 +71,11 @@ def test_graphs_step_as_eager_steps_do(
     assert len(captured) == 2
     for one, other in zip(fast.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_give_one_gpus_numbers(train: Train) -> None:
+    settings = ("data=digits", "model=cnn", "precision=float64", "schedule.k=1", "schedule.epochs=4", "logger=none")
+    one = train(*settings, "trainer.accelerator=gpu", run_dir="one")
+    two = train(*settings, "trainer=ddp", "trainer.accelerator=gpu", run_dir="two")
+    assert two == pytest.approx(one, rel=1e-9, abs=1e-9)

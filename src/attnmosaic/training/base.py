@@ -71,8 +71,8 @@ class RunModule(pl.LightningModule):
         """Says so where parts of a minibatch, one a process, do not give what the whole would."""
         if processes.count() > 1 and not decomposes:
             log.warning(
-                "the networks mix the examples of a minibatch, or draw for them (batch normalisation, dropout): with %d "
-                "processes the numbers are not those of one",
+                "the networks mix the examples of a minibatch, or draw for them (batch normalisation, dropout): "
+                "with %d processes the numbers are not those of one",
                 processes.count(),
             )
 
