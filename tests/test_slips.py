@@ -114,7 +114,7 @@ HEAVY = {
         "model.what._target_=torch.nn.Flatten",
         "~model.what.hidden",
     ): r"model\.what: .*\(2,\) outputs .*needs \(3,\)",
-    ("trainer.devices=2",): r"trainer\.devices: got 2 in all, a run uses one",
+    ("trainer.devices=2",): r"trainer\.devices: got 2, a run uses one; type trainer=ddp trainer\.devices=2",
     ("+data.bogus=1",): r"data: .*bogus",
     ("+objective.foo=1",): r"objective: .*foo",
     ("scheduler.what=foo",): r"scheduler\.what: got foo, needs a _target_",
