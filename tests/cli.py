@@ -2,10 +2,14 @@
 
 import importlib
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Callable
 
 import pytest
+
+from attnmosaic.stopping import SIGNALS
 
 HYDRAS = (logging.StreamHandler, logging.FileHandler)
 Cli = Callable[..., tuple[int, str, str]]
@@ -18,11 +22,16 @@ def make_cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str])
         monkeypatch.setattr(sys, "argv", [f"attnmosaic.{door}", *arguments])
         capfd.readouterr()
         code = 0
+        heard, hooks = {signum: signal.getsignal(signum) for signum in SIGNALS}, threading.excepthook
         try:
             importlib.import_module(f"attnmosaic.{door}").main()
         except SystemExit as end:
             code = int(end.code or 0)
         finally:
+            signal.alarm(0)
+            for signum, handler in heard.items():
+                signal.signal(signum, handler)
+            threading.excepthook, logging.raiseExceptions = hooks, True
             if server := sys.modules.get("attnmosaic.parallel.server"):
                 server.stop_server()  # as at the end of a process; the next one's terminal is another
             root = logging.getLogger()

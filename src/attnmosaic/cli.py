@@ -4,7 +4,10 @@ import contextlib
 import logging
 import os
 import re
+import shlex
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,8 +24,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from attnmosaic.config import conf_dir
-from attnmosaic.errors import JobError, RunError, UserError, nearest, not_among
-from attnmosaic.runs import CONFIG, ERROR
+from attnmosaic.errors import BusyError, JobError, RunError, UserError, nearest, not_among
+from attnmosaic.files import disk_trouble, write_atomically
+from attnmosaic.runs import CONFIG, ERROR, SWEEP
+from attnmosaic.stopping import in_order, listen, told_stop
 
 _TRACES = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
 """Whether the user wants stack traces; read before `run` sets the variable for Hydra."""
@@ -31,31 +36,49 @@ _TRACES = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
 def run(job: Callable[[], Any]) -> None:
     """Runs a Hydra main function as a command.
 
-    Exits with 2 after a user's slip, with 1 after a run that failed and with 130 after Ctrl-C, each told in one
-    line. With ``HYDRA_FULL_ERROR=1`` in the environment every error keeps its stack trace.
+    Exits with 2 after a user's slip, with 1 after a run that failed and with 128 + signal after one of
+    `attnmosaic.stopping.SIGNALS` (130 after Ctrl-C), each told in one line. With ``HYDRA_FULL_ERROR=1`` in the
+    environment every error keeps its stack trace.
     """
     # conf/hydra/launcher/joblib.yaml is ours; Hydra would hold it against the schema that the library of this name has.
     Plugins.instance()  # imports the library's, if it is installed
     ConfigStore.instance().repo["hydra"]["launcher"].pop("joblib.yaml", None)
+    listen()
     if _TRACES:
         job()
         return
+    logging.raiseExceptions = False  # a disk that is full is told once, and not by each line that finds no room
+    threading.excepthook = _unless_told
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra hand errors on instead of printing them
     try:
         job()
     except Exception as error:
         _fail(error)
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        signum = getattr(stop, "signum", signal.SIGINT)
+        print(told_stop(signum), file=sys.stderr)
+        sys.exit(128 + signum)
     finally:
         del os.environ["HYDRA_FULL_ERROR"]
 
 
+def _unless_told(failed: threading.ExceptHookArgs) -> None:
+    """Shows what a thread failed with, but for what the disk is to blame for: who waits for the thread tells that."""
+    if failed.exc_value is None or disk_trouble(failed.exc_value) is None:
+        threading.__excepthook__(failed)
+
+
 def guard(task: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     """Runs the task of one job; a slip ends a single run at once, but only its own job of a sweep."""
+    of = HydraConfig.get()
+    if of.job.config_name == "train" and of.mode == RunMode.RUN:
+        in_order(False, lambda: how_to_go_on("hydra.run.dir", of.run))
     try:
         return task(config)
+    except BusyError as error:  # what is in the folder, log and all, is the other process's
+        if of.mode == RunMode.RUN:
+            _fail(error)
+        raise
     except Exception as error:
         _write_down(describe(error))
         if _TRACES or HydraConfig.get().mode == RunMode.MULTIRUN or told(error) is None:
@@ -74,6 +97,20 @@ def guard_sweep(task: Callable[[DictConfig], Any], config: DictConfig) -> None:
         _fail(error)
 
 
+def how_to_go_on(key: str, section: Any) -> str:
+    """Returns what to add to the news of a stop: how to go on with what lies in a folder, if there is any of it.
+
+    Args:
+        key: the key that names the folder on the command line.
+        section: the section of Hydra's config that has it, as ``dir``.
+    """
+    folder = str(section.dir)
+    if not any(Path(folder, name).exists() for name in (CONFIG, SWEEP)):
+        return ""
+    another = "${now:" in str(section._get_node("dir")._value())  # the next time
+    return f"; the same command{f' with {key}={shlex.quote(folder)}' if another else ''} goes on"
+
+
 def _write_down(message: str) -> None:
     """Writes an error into the job's log, and not also on the terminal, where it is told anyway.
 
@@ -82,7 +119,7 @@ def _write_down(message: str) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     if HydraConfig.get().job.config_name == "train" and not (folder / CONFIG).exists():
         with contextlib.suppress(OSError):
-            (folder / ERROR).write_text(message + "\n")
+            write_atomically(folder / ERROR, message)
     record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, message, None, None)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
@@ -103,6 +140,8 @@ def told(error: BaseException) -> tuple[str, int] | None:
             return str(link), 2
         if isinstance(link, RunError):
             return str(link), 1
+        if (line := disk_trouble(link)) is not None:
+            return line, 1
         link = link.__cause__
     if isinstance(error, (ConfigCompositionException, OverrideParseException, OmegaConfBaseException)):
         return advice(error, sys.argv[1:]), 2

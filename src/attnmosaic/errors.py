@@ -11,6 +11,10 @@ class UserError(Exception):
     """
 
 
+class BusyError(UserError):
+    """Another process is running what was asked for."""
+
+
 class RunError(Exception):
     """A run that cannot go on, through no slip in its config: one line, exit code 1."""
 

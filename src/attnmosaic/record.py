@@ -1,6 +1,6 @@
 """``mosaics.npz``: what a run keeps of where its pair looked, to be drawn and browsed. Light: imports no torch."""
 
-import os
+import io
 import zipfile
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from attnmosaic.errors import UserError
+from attnmosaic.files import write_atomically
 
 RECORD = "mosaics.npz"
 
@@ -138,15 +139,9 @@ class Record:
             arrays[f"counts.{split}"] = np.array([counts[kind] for kind in KINDS])
         if self.plane is not None:
             arrays |= {f"plane.{f.name}": getattr(self.plane, f.name) for f in fields(Plane)}
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with unfinished.open("wb") as file:
-                np.savez_compressed(file, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        content = io.BytesIO()
+        np.savez_compressed(content, **arrays)
+        write_atomically(path, content.getvalue())
 
 
 def read_record(path: Path) -> Record:

@@ -15,10 +15,11 @@ import yaml
 from filelock import FileLock, Timeout
 
 from attnmosaic.config import decisive
-from attnmosaic.errors import UserError
+from attnmosaic.errors import BusyError, UserError
+from attnmosaic.files import remove_unfinished
 
 RESULT, CONFIG, ERROR, LOCK, SWEEP = "result.json", "config.yaml", "error.txt", ".lock", "sweep.json"
-METRICS_CSV = "metrics.csv"
+METRICS_CSV, CHECKPOINTS = "metrics.csv", "checkpoints"
 
 AT_ONCE = "ATTNMOSAIC_JOBS_AT_ONCE"
 """The environment variable that tells a job how many of its sweep run at once."""
@@ -117,19 +118,24 @@ class Run:
 def claimed(folder: Path) -> Iterator[None]:
     """Makes a run's folder and keeps other processes from running there; the lock ends with the process.
 
+    What an earlier process left half written is removed.
+
     Raises:
-        UserError: another process is at work there, or the folder cannot be written to.
+        BusyError: another process is at work there.
+        UserError: the folder cannot be written to.
     """
     lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=2)  # whoever only looks whether a run is at work holds it for an instant
     except Timeout as error:
-        raise UserError(f"run_dir: another process is running in '{folder}'; wait for it, or choose another") from error
+        raise BusyError(f"run_dir: another process is running in '{folder}'; wait for it, or choose another") from error
     except OSError as error:
         raise UserError(f"run_dir: cannot write to '{folder}' ({error.strerror}); choose another") from error
     try:
         (folder / ERROR).unlink(missing_ok=True)
+        for written in (folder, folder / CHECKPOINTS):
+            remove_unfinished(written)
         yield
     finally:
         lock.release()
@@ -145,7 +151,7 @@ def earlier_result(folder: Path, config: dict[str, Any]) -> dict[str, Any] | Non
     before, now = {} if run.config is None else flat(decisive(run.config)), flat(decisive(config))
     if before == now:
         return run.result
-    if run.result is None and not any((folder / "checkpoints").glob("*.ckpt")):
+    if run.result is None and not any((folder / CHECKPOINTS).glob("*.ckpt")):
         return None  # there is nothing to lose
     absent = object()
     keys = sorted(before.keys() | now.keys())

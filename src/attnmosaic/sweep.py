@@ -9,20 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from attnmosaic.cli import guard_sweep, reason
+from attnmosaic.cli import guard_sweep, how_to_go_on, reason
 from attnmosaic.config import PROGRESS
 from attnmosaic.data.available import check_available
 from attnmosaic.display import Display, Lines
 from attnmosaic.errors import not_among
-from attnmosaic.files import write_atomically
+from attnmosaic.files import remove_unfinished, write_atomically
 from attnmosaic.planned import planned_jobs, watched
 from attnmosaic.progress import OF_SWEEP, shown
-from attnmosaic.runs import SWEEP, read_plan
-from attnmosaic.watch import Job
+from attnmosaic.runs import SWEEP, Run, read_plan
+from attnmosaic.stopping import in_order
+from attnmosaic.watch import PASSED, Job
+
+PASSED_OVER = 75
+"""Exit code of a sweep whose jobs are well, but some of them another process's: sysexits' word for "try again"."""
 
 
 class SweepPlan(Callback):
@@ -37,8 +43,7 @@ class SweepPlan(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Composes every job and looks for its data."""
-        ours = str(config.hydra.sweeper._target_).endswith("BasicSweeper")
-        if ours and config.hydra.job.config_name == "train":
+        if _is_ours(config.hydra) and config.hydra.job.config_name == "train":
             guard_sweep(self._look, config)
 
     def _look(self, config: DictConfig) -> None:
@@ -54,6 +59,7 @@ class SweepPlan(Callback):
             shown(config.progress),
             watched(planned, Path(config.hydra.sweep.dir).absolute()),
         )
+        in_order(True, lambda: how_to_go_on("hydra.sweep.dir", config.hydra.sweep))
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Writes the plan: only now is it known that there are to be jobs at all."""
@@ -61,6 +67,7 @@ class SweepPlan(Callback):
             return
         sweep = Path(config.hydra.sweep.dir)
         with FileLock(sweep / ".sweep.lock"):
+            remove_unfinished(sweep)
             before = read_plan(sweep)
             plan = {
                 "commands": list(dict.fromkeys([*before["commands"], *self._plan["commands"]])),
@@ -77,6 +84,17 @@ class SweepPlan(Callback):
         elif job_return.status == JobStatus.FAILED and config.hydra.mode.name == "MULTIRUN":
             job = " ".join(job_return.overrides or [])
             print(f"failed  {job}: {reason(job_return._return_value)}", file=sys.stderr)
+
+
+def _is_ours(hydra: DictConfig) -> bool:
+    """Whether the sweeper is Hydra's own, which knows all jobs beforehand and needs no answer of theirs."""
+    return str(hydra.sweeper._target_).endswith("BasicSweeper")
+
+
+def may_pass_over() -> bool:
+    """Whether this is a job of a sweep that goes on without its answer."""
+    hydra: Any = HydraConfig.get()
+    return bool(hydra.mode == RunMode.MULTIRUN and _is_ours(hydra))
 
 
 _current: tuple[Path, Display] | None = None
@@ -98,6 +116,9 @@ def job_began(number: int) -> None:
 def job_ended(number: int, done: JobReturn) -> None:
     """Notes what came of a job of this process's sweep."""
     if _current is not None:
+        if done.status == JobStatus.COMPLETED and done._return_value is None:
+            _current[1].watch.passed_over(number)
+            return
         why = reason(done._return_value) if done.status == JobStatus.FAILED else None
         # Its line begins with what the job is called.
         _current[1].watch.ended(number, why and why.removeprefix(f"job {number} ({' '.join(done.overrides or [])}): "))
@@ -115,16 +136,20 @@ def job_prefix(number: int) -> str:
     return f"{_current[1].watch.jobs[number].label} | "
 
 
-def end_sweep() -> None:
-    """Tells what came of this process's sweep, if there was one: its table, where it lies, and what to type next."""
+def end_sweep() -> int:
+    """Tells what came of this process's sweep, if there was one: its table, where it lies, and what to type next.
+
+    Returns:
+        How many jobs it has left to another process, which has not finished them.
+    """
     global _current
     if _current is None:
-        return
+        return 0
     (folder, display), _current = _current, None
     os.environ.pop(OF_SWEEP, None)
     display.close()
     if not display.watch.begun:
-        return
+        return 0
     from attnmosaic.collect import collect
     from attnmosaic.tables.render import terminal
 
@@ -143,6 +168,14 @@ def end_sweep() -> None:
         print("\n".join(["", *tables, *hints]), flush=True)
     except BrokenPipeError:  # whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    left = sum(job.state == PASSED and Run(job.folder).state != "finished" for job in display.watch.jobs)
+    if left:
+        print(
+            f"passed over: {left} of {len(display.watch.jobs)} jobs, which another process is running; once it has "
+            "ended, the same command tells whether they are done, and goes on with those that are not",
+            file=sys.stderr,
+        )
+    return left
 
 
 def _quoted(word: str) -> str:

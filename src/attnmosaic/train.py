@@ -1,7 +1,13 @@
 """Trains a where/what pair, or a network with two outputs: ``python -m attnmosaic.train experiment=stagewise``."""
 
+if __name__ == "__main__":  # before the imports, which take a second
+    from attnmosaic.stopping import listen
+
+    listen()
+
 import contextlib
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 from attnmosaic.checks import check
 from attnmosaic.cli import describe, guard, run
 from attnmosaic.config import conf_dir, register, resolve, scaled
+from attnmosaic.errors import BusyError, RunError
 from attnmosaic.files import write_atomically
 from attnmosaic.lean import import_lightning
 from attnmosaic.parallel.ranks import Ranks, processes_of
 from attnmosaic.progress import hush
 from attnmosaic.runs import CONFIG, ERROR, claimed, earlier_result
-from attnmosaic.sweep import end_sweep
+from attnmosaic.sweep import PASSED_OVER, end_sweep, may_pass_over
 
 log = logging.getLogger("attnmosaic.train")  # also where this is __main__
 register()
@@ -37,7 +44,7 @@ def train(config: DictConfig) -> dict[str, float]:
 
     Raises:
         UserError: the config, the data or the checkpoint named in it will not do; or the folder holds another run.
-        RunError: the loss became infinite or not a number.
+        RunError: the loss became infinite or not a number; or the folder has vanished.
     """
     config = scaled(config)
     check(config)
@@ -53,7 +60,9 @@ def train(config: DictConfig) -> dict[str, float]:
                 return _train(config, ranks)
         except Exception as error:
             with contextlib.suppress(OSError):  # what went wrong may be the disk
-                (folder / ERROR).write_text(describe(error) + "\n")
+                write_atomically(folder / ERROR, describe(error))
+            if isinstance(error, OSError) and not folder.is_dir():
+                raise RunError(f"run_dir: '{folder}' has vanished; give the command again, to begin anew") from error
             raise
 
 
@@ -82,16 +91,25 @@ def _train(config: DictConfig, ranks: Ranks) -> dict[str, float]:
 
 
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="train")
-def _job(config: DictConfig) -> float:
+def _job(config: DictConfig) -> float | None:
     hush(config.progress)
-    return guard(train, config)[config.optimized_metric]
+    try:
+        metrics = guard(train, config)
+    except BusyError:
+        if may_pass_over():
+            return None
+        raise
+    return metrics[config.optimized_metric]
 
 
 def _command() -> None:
+    passed_over = 0
     try:
         _job()
     finally:
-        end_sweep()
+        passed_over = end_sweep()
+    if passed_over:
+        sys.exit(PASSED_OVER)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from attnmosaic.runs import METRICS_CSV, Run
 from attnmosaic.training.schedule import Schedule
 
 WAITING, RUNNING = "waiting", "running"
-BEFORE, DONE, FAILED, STOPPED = "done before", "done", "failed", "stopped"
+BEFORE, DONE, FAILED, STOPPED, PASSED = "done before", "done", "failed", "stopped", "passed over"
 
 
 @dataclass
@@ -29,7 +29,8 @@ class Job:
         metric: what its result is told by.
         headline: what its progress is told by.
         network: whether it trains one network and no pair.
-        state: `WAITING`, `RUNNING`, `BEFORE` (had finished when the sweep began), `DONE`, `FAILED` or `STOPPED`.
+        state: `WAITING`, `RUNNING`, `BEFORE` (had finished when the sweep began), `DONE`, `FAILED`, `STOPPED` or
+            `PASSED` (over to another process, which was running it).
         epochs: how many it has done.
         evaluated: its headline on the test split when it was last evaluated.
         paces: how long its epochs take.
@@ -162,6 +163,13 @@ class Watch:
             elif not job.over:
                 job.read()
                 self._end(job, DONE, _result(job))
+
+    def passed_over(self, number: int) -> None:
+        """Notes that a job was left to another process."""
+        with self._lock:
+            job = self.jobs[number]
+            if not job.over:
+                self._end(job, PASSED, "another process is running it")
 
     def close(self) -> None:
         """Looks a last time; jobs that had begun and not ended are stopped ones."""

@@ -6,12 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 from attnmosaic.errors import UserError
+from attnmosaic.files import disk_trouble
 
 log = logging.getLogger(__name__)
 
 
 def harmless(hook: Callable[..., None]) -> Callable[..., None]:
-    """Makes a callback's hook log what it raises and let the run go on; from then on the callback does nothing."""
+    """Makes a callback's hook log what it raises and let the run go on; from then on the callback does nothing.
+
+    Except of a disk that is full or gone: the run ends then, and goes on when there is room again.
+    """
 
     @functools.wraps(hook)
     def guarded(self: Any, *arguments: Any, **named: Any) -> None:
@@ -19,7 +23,9 @@ def harmless(hook: Callable[..., None]) -> Callable[..., None]:
             return
         try:
             hook(self, *arguments, **named)
-        except Exception:
+        except Exception as error:
+            if disk_trouble(error) is not None:  # what is missing then, nobody would find out
+                raise
             self._failed = True
             log.warning("%s failed, and is left out from now on; the run goes on", type(self).__name__, exc_info=True)
 

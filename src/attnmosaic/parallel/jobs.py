@@ -26,9 +26,11 @@ from omegaconf import DictConfig
 from attnmosaic.cli import told
 from attnmosaic.display import Lines
 from attnmosaic.errors import JobError, RunError, UserError
+from attnmosaic.files import write_atomically
 from attnmosaic.parallel.plan import environment
 from attnmosaic.parallel.server import CONTEXT
 from attnmosaic.runs import AT_ONCE, ERROR
+from attnmosaic.stopping import SIGNALS
 from attnmosaic.sweep import job_began, job_ended, job_output, job_prefix
 
 
@@ -100,11 +102,13 @@ class Jobs:
                 return sent
             except (EOFError, OSError):  # nothing more will come
                 message = f"job {job} ({' '.join(overrides)}): its process {self._end(process)}"
+                stopped = -(process.exitcode or 0) in SIGNALS
         for file in log_files:
             with contextlib.suppress(OSError), Path(file).open("a") as log:
                 log.write(f"{message}\n")
-                if not self._over:  # else it was stopped, and has not failed
-                    Path(file).with_name(ERROR).write_text(f"{message}\n")
+            if not (self._over or stopped):  # else it was stopped, and has not failed
+                with contextlib.suppress(OSError):
+                    write_atomically(Path(file).with_name(ERROR), message)
         return _failed(overrides, RunError(message))
 
     def _start(self, process: BaseProcess) -> None:
@@ -170,7 +174,9 @@ def _serve(
     threads: int | None,
 ) -> None:
     """Runs a job, in its own process, and sends where it logs and what came of it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for signum in {*SIGNALS} - {signal.SIGTERM}:  # Ctrl-C and a closed terminal: the parent ends its jobs
+        signal.signal(signum, signal.SIG_IGN)
+    logging.raiseExceptions = False  # see attnmosaic.cli.run
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if output is not None:
         os.dup2(output.fileno(), 1)

@@ -3,10 +3,12 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
 import warnings
+from pathlib import Path
 
 from attnmosaic.lean import import_lightning
 from attnmosaic.parallel.ranks import Place
@@ -30,8 +32,8 @@ def main() -> None:
     line = sys.stdin.readline()
     if not line:
         return
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     told = json.loads(line)
+    threading.Thread(target=_end_with_parent, args=(Path(told["place"]["meeting"]).parent,), daemon=True).start()
     config, place = OmegaConf.create(told["config"]), Place(**told["place"])
     try:
         with job_globals(config.seed.init, config.compute.threads, config.compute.matmul_precision, place.count):
@@ -41,8 +43,9 @@ def main() -> None:
         os._exit(1)
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(folder: Path) -> None:
     sys.stdin.read()
+    shutil.rmtree(folder, ignore_errors=True)  # whoever made it may have been killed
     os._exit(1)
 
 

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from attnmosaic.config import config_hash
 from attnmosaic.errors import RunError
-from attnmosaic.files import write_atomically
+from attnmosaic.files import sync_files, write_atomically
 from attnmosaic.training.base import RunModule
 from attnmosaic.training.hparams import given_keys, hparams_summaries, hyperparameters
 
@@ -47,6 +47,7 @@ def finish_run(config: DictConfig, trainer: pl.Trainer, module: RunModule) -> di
                 logger.experiment.file_writer.add_summary(summary)
             logger.finalize("success")
     if trainer.is_global_zero:
+        sync_files(Path(config.run_dir))  # the mark must not outlive what it is the mark of
         write_atomically(Path(config.run_dir) / "result.json", json.dumps(_result(plain, metrics, trainer), indent=2))
     return metrics
 

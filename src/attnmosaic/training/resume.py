@@ -7,9 +7,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from attnmosaic.callbacks.checkpoints import ENDED
 from attnmosaic.config import config_hash, decisive, networks_of, other_networks
 from attnmosaic.errors import UserError
-from attnmosaic.runs import flat
+from attnmosaic.runs import CHECKPOINTS, flat
 from attnmosaic.training.base import RunModule
 from attnmosaic.training.checkpoint import check_weights_fit, read_checkpoint
 
@@ -37,23 +38,35 @@ def newest_checkpoint(config: DictConfig) -> str | None:
     """Returns the newest checkpoint in the run's own folder that leaves an epoch to train, or None.
 
     (A run stopped after its last epoch and before its result goes on from the one before, and so ends as any other.)
-    Checkpoints of other settings, and unreadable ones, are passed over; the latter with a warning.
+    Checkpoints of other settings, and damaged ones, are passed over; the latter with a warning that names what the run
+    goes on from instead.
     """
     settings: Any = OmegaConf.to_container(config, resolve=True)
-    begun = {}
-    for path in Path(config.run_dir, "checkpoints").glob("*.ckpt"):
+    begun, damaged = {}, []
+    for path in sorted(Path(config.run_dir, CHECKPOINTS).glob("*.ckpt")):
         try:
             checkpoint = read_checkpoint(path)
         except UserError as error:
-            log.warning("%s", error)
+            damaged.append(str(error))
             continue
         done = checkpoint["epoch"] + 1
         same = config_hash(checkpoint["hyper_parameters"]["config"]) == config_hash(settings)
-        states = checkpoint["callbacks"].items()
-        ended = any(name.startswith("EarlyStopping") and state["stopped_epoch"] for name, state in states)
-        if same and done < config.schedule.epochs and not ended:
+        whole = "optimizer_states" in checkpoint  # not the weights alone
+        if same and whole and done < config.schedule.epochs and not _ended(checkpoint):
             begun[done] = path
-    return str(begun[max(begun)]) if begun else None
+    newest = str(begun[max(begun)]) if begun else None
+    for slip in damaged:
+        log.warning("%s; %s", slip, f"going on from '{newest}'" if newest else "beginning anew")
+    return newest
+
+
+def _ended(checkpoint: dict[str, Any]) -> bool:
+    """Whether a callback had ended the run when this was written."""
+    if ENDED in checkpoint:
+        return bool(checkpoint[ENDED])
+    # Older ones tell it by their callbacks, except of the very first epoch.
+    states = checkpoint["callbacks"].items()
+    return any(name.startswith("EarlyStopping") and state.get("stopped_epoch") for name, state in states)
 
 
 def began_otherwise(config: DictConfig) -> dict[str, Any]:

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.io import TorchCheckpointIO
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import ProgressBar
 
 from attnmosaic.errors import UserError
 from attnmosaic.parallel.ranks import Place
+from attnmosaic.training.checkpoint import WholeCheckpoints
 from attnmosaic.training.make import make
 from attnmosaic.training.processes import SharedSteps
 
@@ -47,6 +49,8 @@ def build_trainer(config: DictConfig, precision: str, place: Place | None = None
     elif config.trainer.get("strategy") == "ddp":  # of one process
         given["strategy"] = "auto"
     trainer: pl.Trainer = make("trainer", config.trainer, **given)
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # none of the user's own (trainer.plugins)
+        trainer.strategy.checkpoint_io = WholeCheckpoints()
     if place is None and trainer.world_size > 1:
         raise UserError(
             f"trainer.devices: got {config.trainer.devices}, which are {trainer.world_size} here; "
@@ -60,14 +64,15 @@ def build_trainer(config: DictConfig, precision: str, place: Place | None = None
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """Hands Ctrl-C on as what it is: Lightning makes an exit with code 1 of it, and is deaf to a second one."""
+    heard = signal.getsignal(signal.SIGINT)
     try:
         yield
     except SystemExit as end:
         if not isinstance(end.__context__, KeyboardInterrupt):
             raise
         with contextlib.suppress(ValueError):  # not the main thread, which alone hears signals
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        raise KeyboardInterrupt from None
+            signal.signal(signal.SIGINT, heard)
+        raise end.__context__ from None
 
 
 def _instances(group: str, nodes: DictConfig | None) -> list[Any]:

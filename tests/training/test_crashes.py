@@ -1,0 +1,285 @@
+"""Runs that are killed, stopped or out of room at any moment end as if nothing had been, bit for bit."""
+
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+from forks import STEPS, Forks
+
+from attnmosaic.record import RECORD
+from attnmosaic.runs import CONFIG, ERROR, RESULT, Run
+from attnmosaic.training.schedule import ORDERS
+
+pytestmark = pytest.mark.faults
+
+EPOCHS = 7
+SETTINGS = (
+    *SMALL, "schedule.k=3", f"schedule.epochs={EPOCHS}", "trainer.check_val_every_n_epoch=3", "lr.what=0.1",
+    "lr.where=0.1", "logger=none", "progress=quiet", "hydra.run.dir=run",
+)  # fmt: skip
+NO_PICTURES = "callbacks.pictures=null"
+
+MOMENTS: tuple[tuple[Any, ...], ...] = (
+    ("at_place", "attnmosaic.training.build.build_module", 1),  # in start-up
+    ("at_epoch", 1),
+    ("in_writing", "last.ckpt", None, 1),
+    ("at_place", "attnmosaic.training.module.StagewiseModule.training_step", 3),
+    ("at_epoch", 3),  # the last of a stage
+    ("at_place", "attnmosaic.training.module.StagewiseModule.validation_step", 2),
+    ("in_writing", "last.ckpt", None, 1),
+    ("at_epoch", 6),
+    ("in_writing", "epoch-0006.ckpt", None, 1),
+    ("at_place", "attnmosaic.training.resume.check_resume", 1),
+    ("in_writing", "mosaics.npz", None, 1),
+    ("at_place", "attnmosaic.drawing.run.draw_run", 1),
+    ("at_place", "attnmosaic.training.outcome.finish_run", 1),
+    ("in_writing", "result.json", None, 1),
+)
+"""In the order in which a run comes to them; None is any of `STEPS`."""
+
+NAMED, TIMED = 5, 3
+"""How often each run is killed at some of `MOMENTS`, and some time after its start, whatever it is then at."""
+
+SIGNALS = {"SIGKILL": -9, "SIGTERM": 143, "SIGINT": 130}
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    with Forks() as started:
+        yield started
+
+
+def check_same(whole: Path, other: Path) -> None:
+    """Compares all that two runs leave, but for seconds, paths and pictures."""
+    tables = sorted(path.name for path in whole.glob("*.csv"))
+    assert tables == sorted(path.name for path in other.glob("*.csv"))
+    assert {"metrics.csv", "gradients.csv", "focus_vs_pred_held_out.csv"} <= {*tables}
+    for name in tables:
+        assert (whole / name).read_bytes() == (other / name).read_bytes(), name
+    with np.load(whole / RECORD) as one, np.load(other / RECORD) as two:
+        assert one.files == two.files
+        assert all(np.array_equal(one[name], two[name]) for name in one.files)
+    results = [json.loads((folder / RESULT).read_text()) for folder in (whole, other)]
+    for key in ("metrics", "epochs", "config_hash", "seed"):
+        assert results[0][key] == results[1][key], key
+    for name in ("last.ckpt", "epoch-0006.ckpt"):
+        last = [torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (whole, other)]
+        for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+            assert same(last[0].get(part), last[1].get(part)), (name, part)
+    assert not [*other.rglob("*.tmp")]
+    assert not (other / ERROR).exists()
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def check_stopped(code: int, printed: str, action: str, run: Path) -> None:
+    """One line, the signal's exit code, and no failure."""
+    assert code == SIGNALS[action]
+    assert "Traceback" not in printed
+    assert "Exception ignored" not in printed
+    assert not (run / ERROR).exists()
+    if action != "SIGKILL":
+        begun = (run / CONFIG).exists()
+        assert printed.splitlines()[-1] == f"stopped by {action}{'; the same command goes on' if begun else ''}"
+        finished = (run / RESULT).exists()  # it was after its name
+        assert Run(run).state == ("finished" if finished else "stopped" if begun else "missing")
+
+
+@pytest.mark.parametrize("scheduler", ["none", "cosine"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_killed_at_any_moment(forks: Forks, tmp_path: Path, order: str, scheduler: str) -> None:
+    """`NAMED` + `TIMED` kills, by three signals, each followed by the same command; see how they are counted."""
+    draw = random.Random(zlib.crc32(f"{order} {scheduler}".encode()))
+    settings = (*SETTINGS, f"schedule={order}", f"scheduler={scheduler}")
+    code, printed = forks.run(tmp_path / "whole", *settings, NO_PICTURES)
+    assert code == 0, printed
+    whole, run = tmp_path / "whole" / "run", tmp_path / "run"
+
+    def end() -> None:
+        code, printed = forks.run(tmp_path, *settings, NO_PICTURES)
+        assert code == 0, printed
+        check_same(whole, run)
+        shutil.rmtree(run)
+
+    for number in sorted(draw.sample(range(len(MOMENTS)), NAMED)):
+        moment = [draw.choice(STEPS) if part is None else part for part in MOMENTS[number]]
+        action = draw.choice([*SIGNALS])
+        # Pictures take longer than all else here: only where they are what is hit.
+        pictures = "callbacks.pictures.formats=[png]" if "draw_run" in str(moment) else NO_PICTURES
+        code, printed = forks.run(tmp_path, *settings, pictures, moment=(*moment, action))
+        check_stopped(code, printed, action, run)
+    end()
+    for _ in range(TIMED):
+        action = draw.choice([*SIGNALS])
+        code, printed = forks.run(tmp_path, *settings, NO_PICTURES, moment=("after", draw.uniform(0, 1.2), action))
+        if (run / RESULT).exists():  # on a fast machine
+            end()
+        elif code != 0:
+            check_stopped(code, printed, action, run)
+    end()
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "last.ckpt", "mosaics.npz", "result.json"])
+def test_killed_while_a_file_is_written(forks: Forks, tmp_path: Path, file: str) -> None:
+    """At every one of `STEPS`: the file is the old one or the new one, and what was half written goes."""
+    code, printed = forks.run(tmp_path / "whole", *SETTINGS, NO_PICTURES)
+    assert code == 0, printed
+    run = tmp_path / "run"
+    for step in STEPS:
+        nth = 2 if file == "last.ckpt" else 1
+        code, printed = forks.run(tmp_path, *SETTINGS, NO_PICTURES, moment=("in_writing", file, step, nth, "SIGKILL"))
+        assert code == -9, (step, printed)
+        path = next(run.rglob(file), None)
+        assert path is None or path.stat().st_size > 0
+        if path is not None and path.suffix == ".ckpt":
+            torch.load(path, weights_only=True)
+        if file == RESULT:
+            assert (Run(run).result is not None) == (step in ("renamed", "kept"))
+            if step in ("renamed", "kept"):
+                path.unlink()  # for the next step
+        assert len([*run.rglob("*.tmp")]) == (step in ("begun", "half", "written", "synced")), step
+        if file == "last.ckpt":  # an epoch further each time, at most
+            done = [torch.load(one, weights_only=True)["epoch"] for one in (run / "checkpoints").glob("*last.ckpt")]
+            assert max(done) <= STEPS.index(step) + 1
+    assert forks.run(tmp_path, *SETTINGS, NO_PICTURES)[0] == 0
+    check_same(tmp_path / "whole" / "run", run)
+
+
+@pytest.mark.parametrize("error", ["ENOSPC", "EROFS", "EIO"])
+def test_a_disk_that_fails(forks: Forks, tmp_path: Path, error: str) -> None:
+    """Wherever it does: one line, no result, the earlier checkpoint as it was, and the same command goes on."""
+    settings = (*(word for word in SETTINGS if word != "logger=none"), NO_PICTURES)
+    code, printed = forks.run(tmp_path / "whole", *settings)
+    assert code == 0, printed
+    run = tmp_path / "run"
+    for moment in (
+        ("in_writing", "config.yaml", "half", 1),
+        ("at_place", "attnmosaic.callbacks.tables.RunTables._add", 4),
+        ("at_place", "attnmosaic.callbacks.gradients.AlphaGradients._measure", 2),
+        ("in_writing", "last.ckpt", "half", 1),
+        ("at_place", "tensorboard.summary.writer.record_writer.RecordWriter.write", 60),
+        ("at_place", "tensorboard.summary.writer.record_writer.RecordWriter.flush", 3),
+        ("in_writing", "epoch-0006.ckpt", "written", 1),
+        ("in_writing", "mosaics.npz", "half", 1),
+        ("in_writing", "result.json", "half", 1),
+    ):
+        code, printed = forks.run(tmp_path, *settings, moment=(*moment, error))
+        assert code == 1, (moment, printed)
+        (line,) = (line for line in printed.splitlines() if line.startswith("error: "))
+        assert re.search(r"no room on the disk|no right to write|the disk does not answer", line), line
+        assert "Traceback" not in printed, (moment, printed)
+        assert "Exception ignored" not in printed, (moment, printed)
+        assert not (run / RESULT).exists()
+        assert Run(run).state == "failed"
+        assert not [*run.rglob("*.tmp")]
+        for checkpoint in run.glob("checkpoints/*.ckpt"):
+            torch.load(checkpoint, weights_only=True)
+    code, printed = forks.run(tmp_path, *settings)
+    assert code == 0, printed
+    check_same(tmp_path / "whole" / "run", run)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """An empty file system in memory of 1 MB; only root can make one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True)
+    if made.returncode:
+        pytest.skip("no right to mount a file system")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_disk_that_is_full(forks: Forks, tmp_path: Path, small_disk: Path) -> None:
+    """A real one, of sizes at which a run ends in its log, its checkpoints, its events, its record."""
+    settings = (*(word for word in SETTINGS if word != "logger=none"), NO_PICTURES)
+    code, printed = forks.run(tmp_path / "whole", *settings)
+    assert code == 0, printed
+    ended = set()
+    for kilobytes in (8, 16, 32, 48, 64, 96, 128, 192, 256, 320):
+        subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", str(small_disk)], check=True)
+        code, printed = forks.run(tmp_path / "home", *settings, f"hydra.run.dir={small_disk}/run")
+        assert "Traceback" not in printed, printed
+        assert "Logging error" not in printed
+        if code == 0:
+            break
+        assert code == 1
+        (line,) = (line for line in printed.splitlines() if line.startswith("error: "))
+        assert "No space left on device" in line
+        assert not (small_disk / "run" / RESULT).exists()
+        ended.add(Run(small_disk / "run").epochs_done)
+    assert len(ended) > 2, ended
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    code, printed = forks.run(tmp_path / "home", *settings, f"hydra.run.dir={small_disk}/run")
+    assert code == 0, printed
+    check_same(tmp_path / "whole" / "run", small_disk / "run")
+
+
+def test_a_disk_that_may_only_be_read(forks: Forks, tmp_path: Path, small_disk: Path) -> None:
+    """At the start; with room to write again the run goes on."""
+    settings = (*SETTINGS, NO_PICTURES, f"hydra.run.dir={small_disk}/run")
+    assert forks.run(tmp_path / "home", *settings, moment=("at_epoch", 3, "SIGKILL"))[0] == -9
+    before = {path: path.read_bytes() for path in small_disk.rglob("*") if path.is_file()}
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for folder in ("run", "another"):
+        code, printed = forks.run(tmp_path / "home", *settings[:-1], f"hydra.run.dir={small_disk}/{folder}")
+        assert code in (1, 2)
+        assert re.fullmatch(r"error: [^\n]*Read-only file system[^\n]*\n", printed), printed
+    assert before == {path: path.read_bytes() for path in small_disk.rglob("*") if path.is_file()}
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    assert forks.run(tmp_path / "home", *settings)[0] == 0
+    assert forks.run(tmp_path / "whole", *SETTINGS, NO_PICTURES)[0] == 0
+    check_same(tmp_path / "whole" / "run", small_disk / "run")
+
+
+def test_data_that_vanish(forks: Forks, tmp_path: Path) -> None:
+    """Before a restart: one line; once they are back the run goes on. While it trains: it has them in memory."""
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    for name in ("cat", "dog", "bird"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(8):
+            pixels = draw.integers(256, size=(12, 12, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
+    settings = (
+        "experiment=stagewise", "data=image_folder", f"data.root={tmp_path / 'photos'}", "data.foreground=[cat,dog]",
+        *SETTINGS, NO_PICTURES,
+    )  # fmt: skip
+    assert forks.run(tmp_path / "whole", *settings)[0] == 0
+    os.environ["ATTNMOSAIC_CACHE"] = str(tmp_path / "empty")
+    assert forks.run(tmp_path, *settings, moment=("at_epoch", 3, "SIGTERM"))[0] == 143
+    (tmp_path / "photos").rename(tmp_path / "away")
+    code, printed = forks.run(tmp_path, *settings)
+    assert code == 2
+    assert re.fullmatch(r"error: data\.root: '.*photos' does not exist[^\n]*\n", printed), printed
+    (tmp_path / "away").rename(tmp_path / "photos")
+    assert forks.run(tmp_path, *settings)[0] == 0
+    check_same(tmp_path / "whole" / "run", tmp_path / "run")
+
+
+def test_a_folder_that_vanishes(forks: Forks, tmp_path: Path) -> None:
+    code, printed = forks.run(tmp_path, *SETTINGS, NO_PICTURES, moment=("vanishing", 3, "run"))
+    assert code == 1
+    assert re.search(r"^error: run_dir: '.*run' has vanished; [^\n]*$", printed, flags=re.M), printed
+    assert "Traceback" not in printed
