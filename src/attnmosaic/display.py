@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from attnmosaic.pace import in_words
-from attnmosaic.watch import BEFORE, DONE, FAILED, RUNNING, STOPPED, Job, Watch, share, short
+from attnmosaic.watch import BEFORE, DONE, FAILED, LEFT, RUNNING, STOPPED, Job, Watch, share, short
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ WIDEST, SHORTEST, INDENT = 100, 6, 2
 
 RESULT_COLUMNS = len("done  : accuracy train .960 test .834 held_out .684, 12 min")
 
-STYLES = {BEFORE: "dim", DONE: "green", FAILED: "bold red", STOPPED: "yellow"}
+STYLES = {BEFORE: "dim", DONE: "green", FAILED: "bold red", STOPPED: "yellow", LEFT: "yellow"}
 
 
 class Display:
@@ -247,7 +247,9 @@ def _shared(jobs: list[Job]) -> str:
 def _counts(watch: Watch) -> str:
     counts = watch.counts
     told = [f"{counts[DONE] + counts[BEFORE]}/{len(watch.jobs)} done"]
-    return ", ".join([*told, *(f"{counts[state]} {state}" for state in (RUNNING, FAILED, STOPPED) if counts[state])])
+    return ", ".join(
+        [*told, *(f"{counts[state]} {state}" for state in (RUNNING, FAILED, STOPPED, LEFT) if counts[state])]
+    )
 
 
 def _clock(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """The Lightning trainer of a run, with its loggers and callbacks."""
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ from pytorch_lightning.callbacks import ProgressBar
 
 from attnmosaic.errors import UserError
 from attnmosaic.training.make import make
+from attnmosaic.training.slurm import DeafToTerm, slurm_environment
 
 
 def build_trainer(config: DictConfig, precision: str) -> pl.Trainer:
@@ -39,6 +41,10 @@ def build_trainer(config: DictConfig, precision: str) -> pl.Trainer:
         # Otherwise Lightning puts a bar of its own where ours was left out.
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
     }
+    if (environment := slurm_environment(os.environ, config.trainer)) is not None:
+        given["plugins"] = [environment]
+    if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
+        callbacks.append(DeafToTerm())
     trainer: pl.Trainer = make("trainer", config.trainer, **given)
     if trainer.world_size > 1:
         raise UserError(f"trainer.devices: got {trainer.world_size} in all, a run uses one; type trainer.devices=1")
