@@ -7,6 +7,7 @@ import secrets
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -92,19 +93,25 @@ def wait_for(what: Callable[[], object], seconds: float = 120) -> None:
 
 
 @contextmanager
-def slurm(folder: Path, cpus: int = 2) -> Iterator[Cluster]:
+def slurm(cpus: int = 2) -> Iterator[Cluster]:
     """Starts a cluster. Skips where there is no Slurm or no root, and fails there if ``CI`` is set.
 
     Args:
-        folder: where it keeps all it writes; a short path, as sockets lie there.
         cpus: how many the node pretends to have.
     """
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     if missing or os.geteuid() != 0:
         message = f"Slurm is absent ({', '.join(missing) or 'and needs root'}): on Debian, apt install slurm-wlm munge"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
+    # A short path, as sockets lie there.
+    with tempfile.TemporaryDirectory(prefix="slurm") as folder, _started(Path(folder), cpus) as cluster:
+        yield cluster
+
+
+@contextmanager
+def _started(folder: Path, cpus: int) -> Iterator[Cluster]:
     for name in ("state", "spool"):
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir()
     key = folder / "munge.key"
     key.write_bytes(secrets.token_bytes(1024))
     key.chmod(0o400)

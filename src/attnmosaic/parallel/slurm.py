@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import submitit
-from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, configure_log, setup_globals
 from hydra.types import HydraContext
 from omegaconf import OmegaConf, open_dict
@@ -153,8 +152,7 @@ class SlurmJobs:
             with executor.batch():
                 return {
                     number: executor.submit(
-                        OnNode(self.task, config, self.hydra_context.callbacks, environ),
-                        *(overrides[number], "hydra.sweep.dir", number, f"job_id_for_{number}", Singleton.get_state()),
+                        OnNode(number, overrides[number], config, self.task, self.hydra_context.callbacks, environ)
                     )
                     for number, config in configs.items()
                 }
@@ -184,9 +182,8 @@ class SlurmJobs:
         job = jobs[number]
         log = self.sweep / FOLDER / job.paths.stderr.name
         hint = ": more hydra.launcher.mem_gb?" if state == "OUT_OF_MEMORY" else ""
-        message = (
-            f"job {number} ({' '.join(overrides[number])}): Slurm's job {job.job_id} ended ({state}{hint}), see {log}"
-        )
+        given = " ".join(overrides[number])
+        message = f"job {number} ({given}): Slurm's job {job.job_id} ended ({state}{hint}), see {log}"
         run = Run(self.sweep / _row(configs[number]))
         if state != "CANCELLED" and run.state not in ("finished", "running"):
             run.folder.mkdir(parents=True, exist_ok=True)

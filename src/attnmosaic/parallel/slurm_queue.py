@@ -9,8 +9,6 @@ from typing import Any
 import cloudpickle
 from hydra.core.utils import JobReturn
 
-from attnmosaic.errors import RunError
-from attnmosaic.parallel.jobs import failed
 from attnmosaic.sweep import job_began, job_ended
 
 LOOK_S, LOOKS = 10.0, 4
@@ -27,7 +25,7 @@ def wait_for(jobs: Mapping[int, Any], lost: Callable[[int, str], JobReturn]) -> 
 
     Args:
         jobs: submitit's, by number.
-        lost: gives what came of a job without result, from its number and Slurm's last word on it.
+        lost: gives what came of a job without result, from its number and the last word on it, Slurm's if it is one.
     """
     done: dict[int, JobReturn] = {}
     began: set[int] = set()
@@ -46,7 +44,8 @@ def wait_for(jobs: Mapping[int, Any], lost: Callable[[int, str], JobReturn]) -> 
                 began.add(number)
                 job_began(number)
             if there:
-                done[number] = _read(job, number)
+                read = _read(job)
+                done[number] = lost(number, read) if isinstance(read, str) else read
             elif states is not None:
                 ended[number] = ended[number] + 1 if state == "ended" or state in OVER else 0
                 if ended[number] >= LOOKS:
@@ -58,13 +57,12 @@ def wait_for(jobs: Mapping[int, Any], lost: Callable[[int, str], JobReturn]) -> 
     return done
 
 
-def _read(job: Any, number: int) -> JobReturn:
+def _read(job: Any) -> JobReturn | str:
+    """Returns what a job has left, or why it failed before its run began or after that had ended."""
     outcome, said = cloudpickle.loads(job.paths.result_pickle.read_bytes())
     if outcome == "success":
         return said
-    # Before or after the run, on the node: its packages differ, say.
-    why = str(said).strip().splitlines()[-1]
-    return failed([], RunError(f"job {number}: Slurm's job {job.job_id} failed ({why}), see {job.paths.stderr}"))
+    return [line for line in str(said).splitlines() if line and not line[0].isspace()][-1]
 
 
 def queue(jobs: Iterable[str]) -> dict[str, str] | None:
