@@ -28,7 +28,7 @@ from attnmosaic.runs import Run
 from attnmosaic.training.schedule import Schedule
 from attnmosaic.training.slurm import slurm_environment
 from attnmosaic.training.trainer import build_trainer
-from attnmosaic.watch import Job, Watch
+from attnmosaic.watch import FAILED, Job, Watch
 
 Plugins.instance()  # executes the modules of plugins again, so first of all
 from hydra_plugins.attnmosaic_launcher import slurm as plugin  # noqa: E402
@@ -195,6 +195,17 @@ def test_jobs_that_go_on(tmp_path: Path) -> None:
     assert told == [("failed", "b", "it broke"), ("left at work", "a", "after epoch 0 of 9")]
 
 
+def test_a_job_that_failed_elsewhere(tmp_path: Path) -> None:
+    """As one that an earlier command submitted, while this one was about to: it is at work again."""
+    told: list[str] = []
+    watch = Watch(
+        [Job("a", "a", tmp_path, Schedule("joint", 1, 9), state=FAILED)], lambda job, _: told.append(job.state)
+    )
+    watch.began(0)
+    watch.ended(0, None)
+    assert told == ["done"]
+
+
 ONE = {"SLURM_JOB_ID": "5", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
 TWO = {**ONE, "SLURM_STEP_NUM_TASKS": "2"}
 
@@ -305,6 +316,11 @@ def test_a_sweep_on_a_cluster(cli: Cli, tmp_path: Path, monkeypatch: pytest.Monk
         assert err.splitlines()[-1].startswith("error: hydra.launcher: Slurm does not take the jobs (invalid partition")
         assert "Traceback" not in err
         _check_a_sweep(cluster, [sys.executable, "-m", "attnmosaic.train", *ROWS, *asked, "-m"])
+        known = cluster.jobs()
+        code, out, err = cli("train", *ROWS[:-1], f"+callbacks.fate.fate={','.join(FATES[:4])}", *asked, "-m")
+        assert (code, cluster.jobs()) == (0, known), err  # what has finished asks nothing of Slurm
+        assert err.count("done before") == err.count("\n") == 4
+        assert re.search(r"^ gaussian +4 finished", out, flags=re.M)
     (Path("go")).touch()
     whole = [row for row in ROWS if not row.startswith(("hydra.sweep", "+callbacks.fate.fate"))]
     code, _, err = cli("train", *whole, "+callbacks.fate.fate=works", "hydra.run.dir=whole")
@@ -330,13 +346,13 @@ def _check_a_sweep(cluster: Cluster, command: list[str]) -> None:
         first.kill()
     assert [Run(row).state for row in rows[:5]] == ["finished", "running", "running", "running", "failed"]
 
-    # Three go on, the others are submitted again.
+    # Three go on, one has finished, the others are submitted again.
     with _command(command, "second") as second:
         wait_for(lambda: "logs: sweep/slurm" in Path("second.err").read_text())
         second.send_signal(signal.SIGINT)
         assert second.wait(60) == 130
     said = Path("second.err").read_text()
-    both = re.findall(r"^Slurm has 6 jobs, 3 of them submitted before: (\d+ \d+); logs:", said, flags=re.M)[0]
+    both = re.findall(r"^Slurm has 5 jobs, 3 of them submitted before: (\d+ \d+); logs:", said, flags=re.M)[0]
     assert f"\njobs go on; the same command waits for them, `scancel {both}` ends them\n" in said
     assert said.splitlines()[-1] == "error: interrupted"
 
@@ -362,12 +378,16 @@ def _check_a_sweep(cluster: Cluster, command: list[str]) -> None:
         r"Slurm's job \S+ ended \(FAILED\), see sweep/slurm/\S+_log\.err$", (Run(rows[5]).error or "").strip()
     )
     err, out = Path("third.err").read_text(), Path("third.out").read_text()
-    told = [line for line in err.splitlines() if line.startswith(("done", "failed", "stopped", "left"))]
+    lines = [line for line in err.splitlines() if line.startswith(("done", "failed", "stopped", "left"))]
+    told = [*{line.partition(":")[0]: line for line in lines}.values()]  # what a job of the second's failed with, too
     assert len(told) == 6, err
     failures = sorted(line.split("fate=")[1] for line in told if line.startswith("failed"))
     assert failures[0] == "bug: ZeroDivisionError: a bug of the user's"
     assert re.match(r"killed: Slurm's job \S+ ended \(FAILED\), see sweep/slurm/", failures[1])
+    assert [line.split(":")[0] for line in told].count("done before  gaussian seed 0 callbacks.fate.fate=works") == 1
     assert sum(line.startswith("done") for line in told) == 4
+    submitted = json.loads(Path("sweep/slurm/submitted.json").read_text())
+    assert [submitted[str(number)]["job"] for number in range(4)] == [f"{array}_{number}" for number in range(4)]
     assert "JobError: ZeroDivisionError: a bug of the user's" in err
     assert re.search(r"^ gaussian +4 finished, 2 +", out, flags=re.M)
 

@@ -146,7 +146,7 @@ class Watch:
         with self._lock:
             job = self.jobs[number]
             job.heard = self.begun = True
-            if not job.over:
+            if job.state not in (BEFORE, DONE):  # that it failed was another process's try
                 self._begin(job)
 
     def ended(self, number: int, reason: str | None) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import submitit
-from hydra.core.utils import JobReturn, configure_log, setup_globals
+from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.types import HydraContext
 from omegaconf import OmegaConf, open_dict
 from submitit.core.utils import FailedJobError
@@ -20,7 +20,7 @@ from attnmosaic.parallel.plan import devices
 from attnmosaic.parallel.slurm_node import OnNode
 from attnmosaic.parallel.slurm_queue import OVER, queue, wait_for
 from attnmosaic.runs import AT_ONCE, ERROR, Run
-from attnmosaic.sweep import SweepPlan, jobs_left
+from attnmosaic.sweep import SweepPlan, job_began, jobs_left
 
 FOLDER = "slurm"
 """Where in a sweep's folder its jobs' logs lie, and what Slurm starts them with."""
@@ -94,8 +94,8 @@ class SlurmJobs:
     def run(self, overrides: Sequence[list[str]], first: int) -> list[JobReturn]:
         """Runs jobs to their ends; that some failed is in what this returns.
 
-        Jobs that an earlier call for this folder submitted and that have not ended are not submitted again, but waited
-        for. If this process ends before, its jobs go on.
+        Of the jobs that an earlier call for this folder submitted, those that have finished are not submitted again,
+        and those that have not ended are waited for. If this process ends before, its jobs go on.
 
         Args:
             overrides: what tells each job from the others.
@@ -111,15 +111,18 @@ class SlurmJobs:
                 callback.write(self.sweep)  # the first job may begin tomorrow
         numbered = dict(enumerate(overrides, start=first))
         configs = {number: self._compose(number, own) for number, own in numbered.items()}
-        earlier = self._earlier(configs)
-        new = {number: configs[number] for number in configs if number not in earlier}
+        done = self._finished(configs, numbered)
+        earlier = self._earlier({number: config for number, config in configs.items() if number not in done})
+        new = {number: config for number, config in configs.items() if number not in done and number not in earlier}
         jobs = {**earlier, **(self._submit(new, numbered) if new else {})}
+        if not jobs:
+            return [done[number] for number in numbered]
         self._note(jobs, configs)
         arrays = " ".join(dict.fromkeys(job.job_id.partition("_")[0] for job in jobs.values()))
         found = f", {len(earlier)} of them submitted before" if earlier else ""
         print(f"Slurm has {len(jobs)} jobs{found}: {arrays}; logs: {self.sweep / FOLDER}", file=sys.stderr)
         try:
-            done = wait_for(jobs, lambda number, state: self._lost(number, state, jobs, configs, numbered))
+            done |= wait_for(jobs, lambda number, state: self._lost(number, state, jobs, configs, numbered))
         except BaseException:  # Ctrl-C, say
             jobs_left()
             print(f"jobs go on; the same command waits for them, `scancel {arrays}` ends them", file=sys.stderr)
@@ -131,6 +134,17 @@ class SlurmJobs:
         with open_dict(config):
             config.hydra.job.num = number
         return config
+
+    def _finished(self, configs: Mapping[int, Any], overrides: Mapping[int, list[str]]) -> dict[int, JobReturn]:
+        """Returns what comes of those jobs that were submitted before, with the same settings, and have finished."""
+        noted, done = self._noted(), {}
+        for number, config in configs.items():
+            result = Run(self.sweep / _row(config)).result
+            if result is not None and noted.get(_row(config), {}).get("settings") == _settings(config):
+                job_began(number)
+                done[number] = JobReturn(overrides=overrides[number], cfg=config, status=JobStatus.COMPLETED)
+                done[number].return_value = result["metrics"].get(config.optimized_metric)
+        return done
 
     def _earlier(self, configs: Mapping[int, Any]) -> dict[int, submitit.Job[JobReturn]]:
         """Returns those jobs that were submitted before, with the same settings, and have not ended."""
