@@ -21,3 +21,7 @@ def speak(config: DictConfig) -> float:
     os.write(2, f"  0%\r100% of {seed}\n".encode())
     logging.getLogger("a.users").warning("warned by %d,\nin two lines", seed)
     return answer(config)
+
+
+def gpus(config: DictConfig) -> str:
+    return os.environ["CUDA_VISIBLE_DEVICES"]

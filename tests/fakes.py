@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,18 @@ class Fate(pl.Callback):
             raise ZeroDivisionError("a bug of the user's")
         if self.fate == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Holds(Fate):
+    """A job that stays in its third epoch until there is a file, and may hit a bug or be killed before."""
+
+    def __init__(self, fate: str, folder: str, until: str) -> None:
+        super().__init__(fate, folder)
+        self.until = Path(until)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.fate.startswith("holds") and trainer.current_epoch == 2:
+            with (self.folder / "held").open("a") as file:
+                file.write(f"{os.environ.get('SLURM_RESTART_COUNT', '0')}\n")
+            while not self.until.exists():
+                time.sleep(0.05)

@@ -16,13 +16,14 @@ from cli import Cli
 from conftest import ROOT, SMALL
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
+from omegaconf import OmegaConf
 from screen import Screen
 from test_doors import result
 
 import hydra_plugins.attnmosaic_launcher as attnmosaic_launcher
 from attnmosaic.errors import UserError
 from attnmosaic.parallel import server
-from attnmosaic.parallel.plan import asked_threads, environment, free_gb, plan, visible_gpus
+from attnmosaic.parallel.plan import asked_threads, devices, environment, free_gb, groups, plan, visible_gpus
 from attnmosaic.training.globals import job_globals
 
 Plugins.instance()  # executes the modules of plugins again, so first of all
@@ -99,6 +100,75 @@ def test_jobs_take_turns_at_gpus() -> None:
     assert environment(5, 2, []) == {"OMP_NUM_THREADS": "2"}
     turns = [environment(job, None, ["4", "6", "7"])["CUDA_VISIBLE_DEVICES"] for job in range(5)]
     assert turns == ["4", "6", "7", "4", "6"]
+
+
+@pytest.mark.parametrize(
+    ("trainer", "takes"),
+    [
+        ({}, 1),
+        ({"accelerator": "auto", "devices": 1}, 1),
+        ({"accelerator": "gpu", "devices": 2}, 2),
+        ({"devices": "2"}, 2),
+        ({"devices": [3]}, 1),
+        ({"devices": [0, 1, 2]}, 3),
+        ({"devices": "0,1"}, 2),
+        ({"devices": "auto"}, None),
+        ({"devices": -1}, None),
+        ({"devices": "-1"}, None),
+        ({"devices": "many"}, 1),
+        ({"accelerator": "cpu", "devices": 2}, 0),
+    ],
+)
+def test_gpus_that_a_run_takes(trainer: dict[str, Any], takes: int | None) -> None:
+    assert devices(OmegaConf.create(trainer)) == takes
+
+
+@pytest.mark.parametrize(
+    ("takes", "turns"),
+    [
+        (0, []),
+        (1, ["4", "6", "7", "8", "9"]),
+        (2, ["4,6", "7,8"]),
+        (3, ["4,6,7"]),
+        (5, ["4,6,7,8,9"]),
+        (9, ["4,6,7,8,9"]),
+        (None, ["4,6,7,8,9"]),
+    ],
+)
+def test_runs_on_several_gpus_take_turns(takes: int | None, turns: list[str]) -> None:
+    """No GPU is in two groups."""
+    gpus = ["4", "6", "7", "8", "9"]
+    assert [",".join(group) for group in groups(gpus, takes)] == turns
+    assert groups([], takes) == []
+    seen = [environment(job, None, gpus, takes).get("CUDA_VISIBLE_DEVICES") for job in range(7)]
+    assert seen == ([turns[job % len(turns)] for job in range(7)] if turns else [None] * 7)
+
+
+def test_jobs_on_several_gpus(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each job gets as many as its own trainer.devices says, and there are no more jobs at once than groups of them."""
+    monkeypatch.setattr(server, "PRELOAD", ())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4,5,6")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(attnmosaic_launcher.AttnmosaicLauncher, "_task", lambda self: ("answers", "gpus"))
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 16)
+    monkeypatch.setattr("attnmosaic.parallel.plan.free_gb", lambda: None)
+    returned: list[JobReturn] = []
+    launch = attnmosaic_launcher.AttnmosaicLauncher.launch
+
+    def keep(*args: Any, **kwargs: Any) -> list[JobReturn]:
+        returned.extend(launch(*args, **kwargs))
+        return returned
+
+    monkeypatch.setattr(attnmosaic_launcher.AttnmosaicLauncher, "launch", keep)
+    launcher = ("hydra/launcher=joblib", "hydra.launcher.jobs_per_gpu=1", "trainer.devices=2")
+    code, _, err = cli("train", "seed.all=0,1,2", *launcher, "-m")
+    assert code == 0, err
+    assert err.startswith("3 jobs, 2 at once, threads of each: 8\n")
+    assert [job.return_value for job in returned] == ["3,4", "5,6", "3,4"]
+    returned.clear()
+    code, _, err = cli("train", "trainer.devices=1,4", "hydra/launcher=joblib", "-m")
+    assert code == 0, err
+    assert [job.return_value for job in returned] == ["3", "3,4,5,6"]
 
 
 GB = 10**9

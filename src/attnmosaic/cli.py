@@ -40,9 +40,11 @@ def run(job: Callable[[], Any]) -> None:
     `attnmosaic.stopping.SIGNALS` (130 after Ctrl-C), each told in one line. With ``HYDRA_FULL_ERROR=1`` in the
     environment every error keeps its stack trace.
     """
-    # conf/hydra/launcher/joblib.yaml is ours; Hydra would hold it against the schema that the library of this name has.
-    Plugins.instance()  # imports the library's, if it is installed
-    ConfigStore.instance().repo["hydra"]["launcher"].pop("joblib.yaml", None)
+    # These files of conf/hydra/launcher are ours; Hydra would hold them against the schemas that libraries have of the
+    # same names. submitit_local starts all jobs at once, whatever the machine: joblib is what there is instead.
+    Plugins.instance()  # imports the libraries', if they are installed
+    for theirs in ("joblib.yaml", "submitit_slurm.yaml", "submitit_local.yaml"):
+        ConfigStore.instance().repo["hydra"]["launcher"].pop(theirs, None)
     listen()
     if _TRACES:
         job()

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from attnmosaic.pace import in_words
-from attnmosaic.watch import BEFORE, DONE, FAILED, PASSED, RUNNING, STOPPED, Job, Watch, share, short
+from attnmosaic.watch import BEFORE, DONE, FAILED, LEFT, PASSED, RUNNING, STOPPED, Job, Watch, share, short
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ WIDEST, SHORTEST, INDENT = 100, 6, 2
 
 RESULT_COLUMNS = len("done  : accuracy train .960 test .834 held_out .684, 12 min")
 
-STYLES = {BEFORE: "dim", DONE: "green", FAILED: "bold red", STOPPED: "yellow", PASSED: "yellow"}
+STYLES = {BEFORE: "dim", DONE: "green", FAILED: "bold red", STOPPED: "yellow", PASSED: "yellow", LEFT: "yellow"}
 
 
 class Display:
@@ -247,7 +247,7 @@ def _shared(jobs: list[Job]) -> str:
 def _counts(watch: Watch) -> str:
     counts = watch.counts
     told = [f"{counts[DONE] + counts[BEFORE]}/{len(watch.jobs)} done"]
-    others = (RUNNING, FAILED, STOPPED, PASSED)
+    others = (RUNNING, FAILED, STOPPED, PASSED, LEFT)
     return ", ".join([*told, *(f"{counts[state]} {state}" for state in others if counts[state])])
 
 

@@ -63,9 +63,14 @@ class SweepPlan(Callback):
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Writes the plan: only now is it known that there are to be jobs at all."""
+        if self._plan is not None:
+            self.write(Path(config.hydra.sweep.dir))
+            job_began(config.hydra.job.num)
+
+    def write(self, sweep: Path) -> None:
+        """Adds this sweep's jobs to the plan in its folder."""
         if self._plan is None:
             return
-        sweep = Path(config.hydra.sweep.dir)
         with FileLock(sweep / ".sweep.lock"):
             remove_unfinished(sweep)
             before = read_plan(sweep)
@@ -75,7 +80,6 @@ class SweepPlan(Callback):
             }
             if plan != before:
                 write_atomically(sweep / SWEEP, json.dumps(plan, indent=1))
-        job_began(config.hydra.job.num)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Tells of each job that ended, when it does."""
@@ -122,6 +126,12 @@ def job_ended(number: int, done: JobReturn) -> None:
         why = reason(done._return_value) if done.status == JobStatus.FAILED else None
         # Its line begins with what the job is called.
         _current[1].watch.ended(number, why and why.removeprefix(f"job {number} ({' '.join(done.overrides or [])}): "))
+
+
+def jobs_left() -> None:
+    """Notes that the jobs of this process's sweep go on without it."""
+    if _current is not None:
+        _current[1].watch.leave()
 
 
 def job_output() -> Lines | None:

@@ -14,7 +14,8 @@ from attnmosaic.runs import METRICS_CSV, Run
 from attnmosaic.training.schedule import Schedule
 
 WAITING, RUNNING = "waiting", "running"
-BEFORE, DONE, FAILED, STOPPED, PASSED = "done before", "done", "failed", "stopped", "passed over"
+BEFORE, DONE, FAILED, STOPPED = "done before", "done", "failed", "stopped"
+PASSED, LEFT = "passed over", "left at work"
 
 
 @dataclass
@@ -30,7 +31,7 @@ class Job:
         headline: what its progress is told by.
         network: whether it trains one network and no pair.
         state: `WAITING`, `RUNNING`, `BEFORE` (had finished when the sweep began), `DONE`, `FAILED`, `STOPPED` or
-            `PASSED` (over to another process, which was running it).
+            `PASSED` (over to another process, which was running it), or `LEFT` (goes on without this process).
         epochs: how many it has done.
         evaluated: its headline on the test split when it was last evaluated.
         paces: how long its epochs take.
@@ -146,7 +147,7 @@ class Watch:
         with self._lock:
             job = self.jobs[number]
             job.heard = self.begun = True
-            if not job.over:
+            if job.state not in (BEFORE, DONE):  # that it failed was another process's try
                 self._begin(job)
 
     def ended(self, number: int, reason: str | None) -> None:
@@ -175,9 +176,18 @@ class Watch:
         """Looks a last time; jobs that had begun and not ended are stopped ones."""
         with self._lock:
             self.look()
-            for job in self.jobs:
-                if job.state == RUNNING:
-                    self._end(job, STOPPED, f"after epoch {job.epochs} of {job.schedule.epochs}")
+            self._let_go(STOPPED)
+
+    def leave(self) -> None:
+        """Notes that the jobs that are at work go on without this process."""
+        with self._lock:
+            self.look()
+            self._let_go(LEFT)
+
+    def _let_go(self, state: str) -> None:
+        for job in self.jobs:
+            if job.state == RUNNING:
+                self._end(job, state, f"after epoch {job.epochs} of {job.schedule.epochs}")
 
     def _begin(self, job: Job) -> None:
         self.begun = True

@@ -20,7 +20,6 @@ from typing import Any
 import cloudpickle
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
-from hydra_plugins.hydra_joblib_launcher._core import execute_job
 from omegaconf import DictConfig
 
 from attnmosaic.cli import told
@@ -68,23 +67,26 @@ class Jobs:
         for process in running:  # the locks of their folders end with them
             wait([process.sentinel], timeout=5)
 
-    def run(self, job: int, overrides: Sequence[str], config: bytes) -> JobReturn:
+    def run(self, job: int, overrides: Sequence[str], config: bytes, devices: int | None = 1) -> JobReturn:
         """Runs a job to its end; that it failed, or that its process was killed, is in what this returns.
 
         Args:
             job: its number.
             overrides: what tells it from the other jobs.
             config: its composed config, pickled.
+            devices: how many GPUs it takes, see `attnmosaic.parallel.plan.devices`.
         """
         job_began(job)
         with _printed() as output:
-            done = self._run(job, overrides, config, output)
+            done = self._run(job, overrides, config, devices, output)
         if not self._over:
             job_ended(job, done)
         return done
 
-    def _run(self, job: int, overrides: Sequence[str], config: bytes, output: Connection | None) -> JobReturn:
-        environ = os.environ | environment(job, self.threads, self.gpus) | {AT_ONCE: str(self.at_once)}
+    def _run(
+        self, job: int, overrides: Sequence[str], config: bytes, devices: int | None, output: Connection | None
+    ) -> JobReturn:
+        environ = os.environ | environment(job, self.threads, self.gpus, devices) | {AT_ONCE: str(self.at_once)}
         receive, send = CONTEXT.Pipe(duplex=False)
         sent_to = (send, output, job_prefix(job))
         arguments = (*sent_to, job, [*overrides], config, self.shared, self.task, os.getcwd(), environ, self.threads)
@@ -109,7 +111,7 @@ class Jobs:
             if not (self._over or stopped):  # else it was stopped, and has not failed
                 with contextlib.suppress(OSError):
                     write_atomically(Path(file).with_name(ERROR), message)
-        return _failed(overrides, RunError(message))
+        return failed(overrides, RunError(message))
 
     def _start(self, process: BaseProcess) -> None:
         with self._lock:
@@ -200,19 +202,21 @@ def _serve(
         try:
             return getattr(importlib.import_module(module), name)(config)
         except Exception as error:
-            raise _portable(error) from None
+            raise portable(error) from None
+
+    from hydra_plugins.hydra_joblib_launcher._core import execute_job
 
     try:
         callbacks, singletons = cloudpickle.loads(shared)
-        context = HydraContext(config_loader=_Composed(), callbacks=callbacks)  # type: ignore[arg-type]
+        context = HydraContext(config_loader=Composed(), callbacks=callbacks)  # type: ignore[arg-type]
         done = execute_job(job, overrides, context, cloudpickle.loads(config), run, singletons)
     except Exception as error:
-        done = _failed(overrides, _portable(error))
+        done = failed(overrides, portable(error))
     send.send_bytes(cloudpickle.dumps(done))
 
 
-class _Composed:
-    """Stands in for Hydra's loader, which had time to compose the configs while the server imported."""
+class Composed:
+    """Stands in for Hydra's loader in the process of a job, whose config was composed before."""
 
     def load_sweep_config(self, config: DictConfig, overrides: list[str]) -> DictConfig:
         return config
@@ -237,7 +241,7 @@ class _Prefixed(logging.Formatter):
         return textwrap.indent(self.formatter.format(record), self.prefix, lambda _: True)
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
     """Returns an error that says the same and can be sent to another process, with the trace as a note."""
     line = told(error)
     if line is None:
@@ -248,7 +252,8 @@ def _portable(error: Exception) -> Exception:
     return sent
 
 
-def _failed(overrides: Sequence[str], error: Exception) -> JobReturn:
+def failed(overrides: Sequence[str], error: Exception) -> JobReturn:
+    """Returns what a job that failed gives to Hydra."""
     done = JobReturn(overrides=overrides, status=JobStatus.FAILED)
     done.return_value = error
     return done

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from attnmosaic.errors import UserError
 
@@ -29,7 +30,7 @@ def plan(
         threads: the user's own number of threads of a job.
         free_gb: memory that is left; None if that is not known.
         gb_per_job: memory that a job takes.
-        gpus: how many there are; 0 if the jobs use none.
+        gpus: how many there are, or groups of them if a job takes several; 0 if the jobs use none.
         jobs_per_gpu: how many jobs share one.
 
     Returns:
@@ -67,17 +68,52 @@ def asked_threads(compute_threads: object, environ: Mapping[str, str]) -> int | 
     return None
 
 
-def environment(job: int, threads: int | None, gpus: Sequence[str]) -> dict[str, str]:
+def devices(trainer: Mapping[str, Any]) -> int | None:
+    """Returns how many GPUs a run takes where there are some: 0 on the CPU; None for all that there are.
+
+    Args:
+        trainer: the config's section of that name.
+    """
+    asked = trainer.get("devices", 1)
+    if trainer.get("accelerator") == "cpu":
+        return 0
+    if isinstance(asked, Sequence) and not isinstance(asked, str):
+        return max(1, len(asked))
+    words = str(asked).split(",")  # Lightning takes "0,1" for a list, too
+    if len(words) > 1:
+        return len([word for word in words if word.strip()])
+    if words[0].strip() in ("-1", "auto"):
+        return None
+    return int(words[0]) if words[0].strip().isdecimal() and int(words[0]) > 0 else 1
+
+
+def groups(gpus: Sequence[str], devices: int | None) -> list[Sequence[str]]:
+    """Returns the groups of GPUs that jobs take turns at; one group of all of them if no more than that will do.
+
+    Args:
+        gpus: see `visible_gpus`.
+        devices: how many a job takes, see `devices`.
+    """
+    if not gpus or devices == 0:
+        return []
+    size = min(devices or len(gpus), len(gpus))
+    return [gpus[first : first + size] for first in range(0, len(gpus) - size + 1, size)]
+
+
+def environment(job: int, threads: int | None, gpus: Sequence[str], devices: int | None = 1) -> dict[str, str]:
     """Returns the environment variables that give a job its share of the machine.
 
     Args:
         job: its number.
         threads: see `plan`.
-        gpus: see `visible_gpus`. They take turns: job i sees the (i mod n)-th, and no other.
+        gpus: see `visible_gpus`. They take turns, in groups of as many as a job takes: job i sees the (i mod n)-th
+            of the n groups, and no other.
+        devices: how many a job takes, see `devices`.
     """
+    turns = groups(gpus, devices)
     return {
         **({"OMP_NUM_THREADS": str(threads)} if threads is not None else {}),
-        **({"CUDA_VISIBLE_DEVICES": gpus[job % len(gpus)]} if gpus else {}),
+        **({"CUDA_VISIBLE_DEVICES": ",".join(turns[job % len(turns)])} if turns else {}),
     }
 
 

@@ -61,6 +61,8 @@ def job_globals(seed: int, threads: int | None, matmul_precision: str, processes
             warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")
             # A resumed run writes into a folder of its own.
             warnings.filterwarnings("ignore", message=".*dirpath has changed.*")
+            # A run needs no srun, also where there is one.
+            warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
             # Lightning and the newest torch, about each other.
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
             yield

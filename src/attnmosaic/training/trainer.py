@@ -1,6 +1,7 @@
 """The Lightning trainer of a run, with its loggers and callbacks."""
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from attnmosaic.parallel.ranks import Place
 from attnmosaic.training.checkpoint import WholeCheckpoints
 from attnmosaic.training.make import make
 from attnmosaic.training.processes import SharedSteps
+from attnmosaic.training.slurm import DeafToTerm, slurm_environment
 
 
 def build_trainer(config: DictConfig, precision: str, place: Place | None = None) -> pl.Trainer:
@@ -48,6 +50,10 @@ def build_trainer(config: DictConfig, precision: str, place: Place | None = None
         given["strategy"] = SharedSteps(place)
     elif config.trainer.get("strategy") == "ddp":  # of one process
         given["strategy"] = "auto"
+    if place is None and (environment := slurm_environment(os.environ, config.trainer)) is not None:
+        given["plugins"] = [environment]
+    if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
+        callbacks.append(DeafToTerm())
     trainer: pl.Trainer = make("trainer", config.trainer, **given)
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # none of the user's own (trainer.plugins)
         trainer.strategy.checkpoint_io = WholeCheckpoints()

@@ -50,28 +50,28 @@ class AttnmosaicLauncher(Launcher):
         from joblib import Parallel, cpu_count, delayed
 
         from attnmosaic.parallel.jobs import Jobs
-        from attnmosaic.parallel.plan import asked_threads, free_gb, plan, visible_gpus
+        from attnmosaic.parallel.plan import asked_threads, devices, free_gb, groups, plan, visible_gpus
 
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
-        cpu_alone = OmegaConf.select(self.config, "trainer.accelerator") == "cpu"
-        gpus = [] if cpu_alone else visible_gpus(os.environ)
+        takes = devices(OmegaConf.select(self.config, "trainer") or {})
+        gpus = [] if takes == 0 else visible_gpus(os.environ)
         at_once, threads = plan(
             len(job_overrides),
             cpu_count(),
             threads=asked_threads(OmegaConf.select(self.config, "compute.threads"), os.environ),
             free_gb=free_gb(),
-            gpus=len(gpus),
+            gpus=len(groups(gpus, takes)),
             **self.limits,
         )
         each = f", threads of each: {threads}" if threads else ""
         print(f"{len(job_overrides)} jobs, {at_once} at once{each}", file=sys.stderr)
 
-        def composed() -> Iterator[tuple[int, list[str], bytes]]:
+        def composed() -> Iterator[tuple[int, list[str], bytes, int | None]]:
             for job, overrides in enumerate(map(list, job_overrides), start=initial_job_idx):
                 config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
-                yield job, overrides, cloudpickle.dumps(config)
+                yield job, overrides, cloudpickle.dumps(config), devices(OmegaConf.select(config, "trainer") or {})
 
         shared = cloudpickle.dumps((self.hydra_context.callbacks, Singleton.get_state()))
         with Jobs(self._task(), shared, threads, gpus, at_once) as jobs:
@@ -80,8 +80,12 @@ class AttnmosaicLauncher(Launcher):
             return list(parallel(delayed(jobs.run)(*job) for job in composed()))
 
     def _task(self) -> tuple[str, str]:
-        """Returns the job's function by module and name: ``__main__`` is another module in another process."""
-        module = self.task_function.__module__
-        if module == "__main__":
-            module = f"attnmosaic.{Path(inspect.getfile(self.task_function)).stem}"
-        return module, self.task_function.__qualname__
+        return task_of(self.task_function)
+
+
+def task_of(function: TaskFunction) -> tuple[str, str]:
+    """Returns a job's function by module and name: ``__main__`` is another module in another process."""
+    module = function.__module__
+    if module == "__main__":
+        module = f"attnmosaic.{Path(inspect.getfile(function)).stem}"
+    return module, function.__qualname__

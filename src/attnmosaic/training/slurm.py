@@ -1,0 +1,65 @@
+"""What a run does where Slurm has started it, and what it keeps Lightning from doing."""
+
+import logging
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+
+from attnmosaic.errors import UserError
+from attnmosaic.parallel.plan import devices
+
+log = logging.getLogger(__name__)
+
+
+def slurm_environment(environ: Mapping[str, str], trainer: Mapping[str, Any]) -> ClusterEnvironment | None:
+    """Returns what is to tell Lightning of the processes of a run under Slurm; None elsewhere, where it finds out.
+
+    Left alone, Lightning takes every process with ``SLURM_NTASKS`` for one of several, and answers signals by saving a
+    checkpoint of its own and requeueing the job. A run here goes on from its newest checkpoint however it ended.
+
+    Args:
+        environ: the environment variables.
+        trainer: the config's section of that name; with ``plugins`` it is left as it is.
+
+    Raises:
+        UserError: Slurm has started several tasks, and each would be the same run.
+    """
+    if "SLURM_JOB_ID" not in environ or "TORCHELASTIC_RUN_ID" in environ or trainer.get("plugins"):
+        return None
+    tasks = environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if tasks == "1":  # if it takes several devices, it starts their processes itself
+        return LightningEnvironment()
+    if _processes(trainer) == 1:
+        raise UserError(
+            f"trainer.devices: got 1, but Slurm has started {tasks} tasks, each the same run; type srun --ntasks=1"
+        )
+    return SLURMEnvironment(auto_requeue=False)
+
+
+def _processes(trainer: Mapping[str, Any]) -> int | None:
+    asked = devices({**trainer, "accelerator": "any"})
+    return None if asked is None else asked * int(trainer.get("num_nodes", 1))
+
+
+class DeafToTerm(pl.Callback):
+    """Keeps a run at work when Slurm sends SIGTERM.
+
+    Slurm does so when it preempts a job, a grace time before it kills it and puts it back into the queue; a job that
+    ends within that time has failed for Slurm, and stays ended. It does so also before it kills one for good, which
+    takes no answer. Lightning would end the run.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        signal.signal(signal.SIGTERM, _go_on)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        signal.signal(signal.SIGTERM, _go_on)
+
+
+def _go_on(*_: object) -> None:
+    log.warning("SIGTERM from Slurm: going on until it ends this job")

@@ -1,0 +1,397 @@
+"""Sweeps with ``hydra/launcher=submitit_slurm``, and runs that Slurm has started."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cloudpickle
+import pytest
+import pytorch_lightning as pl
+from cli import Cli
+from cluster import Cluster, slurm, wait_for
+from conftest import ROOT, SMALL
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig, OmegaConf
+from test_resume import check_same
+
+from attnmosaic.errors import RunError, UserError
+from attnmosaic.runs import Run
+from attnmosaic.training.schedule import Schedule
+from attnmosaic.training.slurm import slurm_environment
+from attnmosaic.training.trainer import build_trainer
+from attnmosaic.watch import FAILED, Job, Watch
+
+Plugins.instance()  # executes the modules of plugins again, so first of all
+from hydra_plugins.attnmosaic_launcher import slurm as plugin  # noqa: E402
+
+LAUNCHER = "hydra/launcher=submitit_slurm"
+
+
+def test_without_the_packages(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(plugin, "find_spec", lambda name: None)
+    code, _, err = cli("train", LAUNCHER, "seed.all=0,1", "-m")
+    assert (code, err) == (2, f"error: {LAUNCHER}: needs more packages; type pip install 'attnmosaic[slurm]'\n")
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_without_slurm(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(plugin, "which", lambda name: None)
+    code, _, err = cli("train", LAUNCHER, "seed.all=0,1", "-m")
+    assert code == 2
+    assert re.fullmatch(rf"error: {LAUNCHER}: there is no sbatch here; .*hydra/launcher=joblib .*\n", err)
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_submitit_local_is_not_offered(cli: Cli) -> None:
+    """It would start all jobs at once."""
+    code, _, err = cli("train", "hydra/launcher=submitit_local", "-m")
+    assert code == 2
+    assert re.fullmatch(r"error: hydra/launcher: got 'submitit_local', allowed: .*joblib, .*submitit_slurm.*\n", err)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("hydra.launcher.timeout_min=0", r"hydra\.launcher\.timeout_min: got 0, needs a whole number of at least 1"),
+        ("hydra.launcher.timeout_min=null", r"hydra\.launcher\.timeout_min: got None, needs"),
+        ("hydra.launcher.mem_gb=-1", r"hydra\.launcher\.mem_gb: got -1, needs a number above 0"),
+        ("hydra.launcher.gpus_per_node=two", r"hydra\.launcher\.gpus_per_node: got two, needs a whole number"),
+        ("trainer.devices=auto", r"hydra\.launcher\.gpus_per_node: got auto, but .*type trainer\.devices=1"),
+        ("+hydra.launcher.partitoin=gpu", r"hydra\.launcher: got 'partitoin', allowed: .*did you mean .*partition\?"),
+        ("hydra.launcher.partitoin=gpu", r"hydra\.launcher\.partitoin: there is no such config key"),
+    ],
+)
+def test_slips(cli: Cli, monkeypatch: pytest.MonkeyPatch, override: str, said: str) -> None:
+    monkeypatch.setattr(plugin, "which", lambda name: name)
+    code, _, err = cli("train", LAUNCHER, override, "-m")
+    assert (code, err.count("\n")) == (2, 1), err
+    assert re.match(f"error: {said}", err), err
+
+
+@pytest.mark.parametrize(
+    ("trainer", "gpus"),
+    [
+        ({"accelerator": "auto", "devices": 1}, 1),
+        ({"accelerator": "gpu", "devices": 4}, 4),
+        ({"accelerator": "cpu", "devices": 4}, None),
+    ],
+)
+def test_what_is_asked_for(trainer: dict[str, Any], gpus: int | None) -> None:
+    from attnmosaic.parallel.slurm import parameters
+
+    asked = OmegaConf.load(ROOT / "conf" / "hydra" / "launcher" / "submitit_slurm.yaml")
+    assert isinstance(asked, DictConfig)
+    given = parameters({key: asked[key] for key in asked if key != "_target_"}, OmegaConf.create({"trainer": trainer}))
+    assert given.get("gpus_per_node") == gpus
+    assert given["srun_args"] == ["--cpus-per-task=4"]
+    assert given["additional_parameters"] == {"requeue": True}
+    assert "partition" not in given
+
+
+def job(tmp_path: Path, name: str, said: object = None) -> Any:
+    """Stands in for submitit's; with what its result says, if it has one."""
+    result = tmp_path / f"{name}_result.pkl"
+    if said is not None:
+        result.write_bytes(cloudpickle.dumps(said))
+    return SimpleNamespace(job_id=name, paths=SimpleNamespace(result_pickle=result, stderr=tmp_path / f"{name}.err"))
+
+
+def test_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For results; not for jobs that have ended without, which Slurm must have said several times in a row."""
+    from attnmosaic.parallel import slurm_queue
+
+    monkeypatch.setattr(slurm_queue, "LOOK_S", 0)
+    done = JobReturn(status=JobStatus.COMPLETED)
+    jobs = {
+        0: job(tmp_path, "7_0"),
+        1: job(tmp_path, "7_1", ("success", done)),
+        2: job(tmp_path, "7_2", ("error", "Traceback\nModuleNotFoundError: no torch\n  its notes")),
+        3: job(tmp_path, "7_3"),
+        4: job(tmp_path, "7_4"),
+    }
+    alive = {"7_0": "RUNNING", "7_3": "PENDING", "7_4": "RUNNING"}
+    over = {**alive, "7_0": "OUT_OF_MEMORY"}
+    late = {**over, "7_3": "COMPLETED"}
+    told = iter([alive, over, None, over, alive, *[over] * 3, late, late, "result", {}, {}, {}, {}])
+    asked: list[int] = []
+
+    def queue(ids: Any) -> dict[str, str] | None:
+        states = next(told)
+        asked.append(len([*ids]))
+        if states == "result":
+            job(tmp_path, "7_3", ("success", done))
+            return late
+        return states  # type: ignore[return-value]
+
+    monkeypatch.setattr(slurm_queue, "queue", queue)
+    lost: list[tuple[int, str, int]] = []
+
+    def lose(number: int, state: str) -> JobReturn:
+        lost.append((number, state, len(asked)))
+        return done
+
+    returned = slurm_queue.wait_for(jobs, lose)
+    assert sorted(returned) == [0, 1, 2, 3, 4]
+    assert lost == [(2, "ModuleNotFoundError: no torch", 1), (0, "OUT_OF_MEMORY", 9), (4, "ended", 15)]
+    assert asked[:2] == [5, 3]
+
+
+@pytest.mark.parametrize(
+    ("script", "states"),
+    [
+        ("echo '7_0|RUNNING'; echo ' 7_1|PENDING'", {"7_0": "RUNNING", "7_1": "PENDING"}),
+        ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", {}),
+        ("echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1", None),
+    ],
+)
+def test_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, states: dict[str, str] | None) -> None:
+    from attnmosaic.parallel.slurm_queue import queue
+
+    (tmp_path / "squeue").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n{script}\n')
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert queue(["7_0", "7_1", "9"]) == states
+    assert "--jobs=7,9 " in (tmp_path / "asked").read_text()
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert queue(["7_0"]) is None
+
+
+def test_the_last_time_limit() -> None:
+    """Submitit's signal handler raises it wherever the run is."""
+    from submitit.core.utils import UncompletedJobError
+
+    from attnmosaic.parallel import slurm_node
+
+    def limit(config: object) -> None:
+        raise UncompletedJobError("Job not requeued because: timed-out too many times.")
+
+    slurm_node.limit = limit  # type: ignore[attr-defined]
+    try:
+        with pytest.raises(RunError, match=r"hydra\.launcher\.max_num_timeout allows; the same command goes on"):
+            slurm_node._Task("attnmosaic.parallel.slurm_node", "limit")(OmegaConf.create())
+    finally:
+        del slurm_node.limit  # type: ignore[attr-defined]
+
+
+def test_jobs_that_go_on(tmp_path: Path) -> None:
+    """When who waits for them ends, those at work are not told as stopped."""
+    told: list[tuple[str, str, str]] = []
+    jobs = [Job(name, name, tmp_path / name, Schedule("joint", 1, 9)) for name in ("a", "b", "c")]
+    watch = Watch(jobs, lambda job, text: told.append((job.state, job.name, text)))
+    watch.began(0)
+    watch.began(1)
+    watch.ended(1, "it broke")
+    watch.leave()
+    watch.close()
+    assert told == [("failed", "b", "it broke"), ("left at work", "a", "after epoch 0 of 9")]
+
+
+def test_a_job_that_failed_elsewhere(tmp_path: Path) -> None:
+    """As one that an earlier command submitted, while this one was about to: it is at work again."""
+    told: list[str] = []
+    watch = Watch(
+        [Job("a", "a", tmp_path, Schedule("joint", 1, 9), state=FAILED)], lambda job, _: told.append(job.state)
+    )
+    watch.began(0)
+    watch.ended(0, None)
+    assert told == ["done"]
+
+
+ONE = {"SLURM_JOB_ID": "5", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+TWO = {**ONE, "SLURM_STEP_NUM_TASKS": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "trainer", "kind"),
+    [
+        ({}, {"devices": 1}, None),
+        (ONE, {"devices": 1}, "LightningEnvironment"),
+        ({**ONE, "SLURM_STEP_NUM_TASKS": "1"}, {"devices": 2}, "LightningEnvironment"),
+        ({**ONE, "TORCHELASTIC_RUN_ID": "x"}, {"devices": 2}, None),
+        (ONE, {"devices": 1, "plugins": ["own"]}, None),
+        ({**TWO, "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}, {"devices": 2}, "SLURMEnvironment"),
+        (
+            {**TWO, "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1"},
+            {"devices": 1, "num_nodes": 2},
+            "SLURMEnvironment",
+        ),
+    ],
+)
+def test_processes_of_a_run_under_slurm(
+    monkeypatch: pytest.MonkeyPatch, environ: Mapping[str, str], trainer: Mapping[str, Any], kind: str | None
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)  # Lightning's own looks there
+    found = slurm_environment(environ, trainer)
+    assert (None if found is None else type(found).__name__) == kind
+    assert not getattr(found, "auto_requeue", False)
+
+
+def test_a_run_in_several_tasks() -> None:
+    with pytest.raises(UserError, match=r"trainer\.devices: got 1, but Slurm has started 2 tasks.*srun --ntasks=1"):
+        slurm_environment(TWO, {"devices": 1})
+
+
+class Signals(pl.Callback):
+    """Sends this process a signal in the second epoch, and notes what Lightning made of Slurm."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        kind = type(trainer._accelerator_connector.cluster_environment).__name__  # type: ignore[attr-defined]
+        assert (kind, trainer.world_size) == ("LightningEnvironment", 1)
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL  # Lightning's would requeue the job
+        if trainer.current_epoch == 1:
+            os.kill(os.getpid(), self.number)
+
+
+def test_a_run_under_slurm(
+    train: Callable[..., dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone in a job of four tasks, as in its script: no complaint, no requeueing, and deaf to SIGTERM."""
+    few = ("schedule.k=1", "schedule.epochs=3", "logger=none")
+    alone = train(*few, run_dir="alone")
+    (tmp_path / "srun").write_text("#!/bin/sh\n")
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert train(*few, run_dir="beside") == alone  # on a machine that has srun, but not by it
+    assert not [str(one.message) for one in said if "srun" in str(one.message)]
+    for name, value in {**ONE, "SUBMITIT_EXECUTOR": "slurm"}.items():
+        monkeypatch.setenv(name, value)
+    before = signal.getsignal(signal.SIGTERM)
+    signals = (
+        "+callbacks.signals._target_=test_slurm.Signals",
+        f"+callbacks.signals.number={int(signal.SIGTERM)}",
+    )
+    assert train(*few, *signals, run_dir="under") == alone
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_trainer_under_slurm_of_ones_own(config: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ONE.items():
+        monkeypatch.setenv(name, value)
+    own = "+trainer.plugins=[{_target_: lightning_fabric.plugins.environments.slurm.SLURMEnvironment}]"
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    trainer = build_trainer(config(own), "32-true")
+    assert type(trainer._accelerator_connector.cluster_environment).__name__ == "SLURMEnvironment"  # type: ignore[attr-defined]
+
+
+FATES = ("works", "holds1", "holds2", "holds3", "bug", "killed")
+ROWS = (
+    *SMALL,
+    "schedule.k=2",
+    "schedule.epochs=5",
+    "callbacks.pictures=null",
+    "hydra.sweep.dir=sweep",
+    "+callbacks.fate._target_=fakes.Holds",
+    "+callbacks.fate.folder=${run_dir}",
+    "+callbacks.fate.until=go",
+    f"+callbacks.fate.fate={','.join(FATES)}",
+)
+
+
+@pytest.mark.faults
+def test_a_sweep_on_a_cluster(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who submits is killed, comes back, is interrupted, comes back; jobs are requeued, told and preempted."""
+    with slurm(cpus=len(FATES)) as cluster:
+        for name, value in cluster.environ.items():
+            monkeypatch.setenv(name, value)
+        path = os.pathsep.join([str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
+        monkeypatch.setenv("PYTHONPATH", path)
+        asked = (LAUNCHER, "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=null")
+        code, _, err = cli("train", *ROWS, *asked, "hydra.launcher.partition=nope", "-m")
+        assert code == 2
+        assert err.splitlines()[-1].startswith("error: hydra.launcher: Slurm does not take the jobs (invalid partition")
+        assert "Traceback" not in err
+        _check_a_sweep(cluster, [sys.executable, "-m", "attnmosaic.train", *ROWS, *asked, "-m"])
+        known = cluster.jobs()
+        code, out, err = cli("train", *ROWS[:-1], f"+callbacks.fate.fate={','.join(FATES[:4])}", *asked, "-m")
+        assert (code, cluster.jobs()) == (0, known), err  # what has finished asks nothing of Slurm
+        assert err.count("done before") == err.count("\n") == 4
+        assert re.search(r"^ gaussian +4 finished", out, flags=re.M)
+    (Path("go")).touch()
+    whole = [row for row in ROWS if not row.startswith(("hydra.sweep", "+callbacks.fate.fate"))]
+    code, _, err = cli("train", *whole, "+callbacks.fate.fate=works", "hydra.run.dir=whole")
+    assert code == 0, err
+    for number in range(4):
+        check_same(Path("whole"), Path("sweep", str(number)))
+        assert Path("whole/gradients.csv").read_text() == Path(f"sweep/{number}/gradients.csv").read_text()
+
+
+def _check_a_sweep(cluster: Cluster, command: list[str]) -> None:
+    rows = [Path("sweep", str(number)) for number in range(len(FATES))]
+    held = rows[1:4]
+    states = lambda: [cluster.jobs().get(f"{array}_{n}", "gone") for n in range(len(FATES))]  # noqa: E731
+
+    with _command(command, "first") as first:
+        wait_for(lambda: "logs: sweep/slurm" in Path("first.err").read_text())
+        array = re.findall(r"^Slurm has 6 jobs: (\d+); logs: sweep/slurm$", Path("first.err").read_text(), flags=re.M)[
+            0
+        ]
+        assert len(json.loads(Path("sweep/sweep.json").read_text())["jobs"]) == 6  # before any job begins
+        wait_for(lambda: all((row / "held").exists() for row in held))
+        wait_for(lambda: [state for state in states() if state != "RUNNING"] == ["COMPLETED", "FAILED", "FAILED"])
+        first.kill()
+    assert [Run(row).state for row in rows[:5]] == ["finished", "running", "running", "running", "failed"]
+
+    # Three go on, one has finished, the others are submitted again.
+    with _command(command, "second") as second:
+        wait_for(lambda: "logs: sweep/slurm" in Path("second.err").read_text())
+        second.send_signal(signal.SIGINT)
+        assert second.wait(60) == 130
+    said = Path("second.err").read_text()
+    both = re.findall(r"^Slurm has 5 jobs, 3 of them submitted before: (\d+ \d+); logs:", said, flags=re.M)[0]
+    assert f"\njobs go on; the same command waits for them, `scancel {both}` ends them\n" in said
+    assert said.splitlines()[-1] == "error: interrupted"
+
+    with _command(command, "third") as third:
+        wait_for(lambda: "submitted before" in Path("third.err").read_text())
+        cluster.tell("scontrol", "requeue", f"{array}_1")
+        cluster.tell("scancel", "--signal=USR2", f"{array}_2")
+        urgent = cluster.tell("sbatch", "--parsable", "--partition=urgent", "--exclusive", "--wrap", "sleep 1").strip()
+        wait_for(lambda: cluster.jobs()[urgent] == "COMPLETED")
+        assert third.poll() is None
+        Path("go").touch()
+        assert third.wait(300) == 1
+
+    for number, word in ((1, None), (2, "Caught signal SIGUSR2"), (3, "SIGTERM from Slurm: going on")):
+        assert int(cluster.detail(f"{array}_{number}", "Restarts")) >= 1
+        assert Path(f"sweep/{number}/held").read_text().startswith("0\n1\n")
+        assert "resuming after epoch" in (rows[number] / "train.log").read_text()
+        if word is not None:
+            assert word in Path(f"sweep/slurm/{array}_{number}_0_log.out").read_text()
+    assert [Run(row).state for row in rows] == ["finished"] * 4 + ["failed"] * 2
+    assert "ZeroDivisionError: a bug of the user's" in (Run(rows[4]).error or "")
+    assert re.search(
+        r"Slurm's job \S+ ended \(FAILED\), see sweep/slurm/\S+_log\.err$", (Run(rows[5]).error or "").strip()
+    )
+    err, out = Path("third.err").read_text(), Path("third.out").read_text()
+    lines = [line for line in err.splitlines() if line.startswith(("done", "failed", "stopped", "left"))]
+    told = [*{line.partition(":")[0]: line for line in lines}.values()]  # what a job of the second's failed with, too
+    assert len(told) == 6, err
+    failures = sorted(line.split("fate=")[1] for line in told if line.startswith("failed"))
+    assert failures[0] == "bug: ZeroDivisionError: a bug of the user's"
+    assert re.match(r"killed: Slurm's job \S+ ended \(FAILED\), see sweep/slurm/", failures[1])
+    assert [line.split(":")[0] for line in told].count("done before  gaussian seed 0 callbacks.fate.fate=works") == 1
+    assert sum(line.startswith("done") for line in told) == 4
+    submitted = json.loads(Path("sweep/slurm/submitted.json").read_text())
+    assert [submitted[str(number)]["job"] for number in range(4)] == [f"{array}_{number}" for number in range(4)]
+    assert "JobError: ZeroDivisionError: a bug of the user's" in err
+    assert re.search(r"^ gaussian +4 finished, 2 +", out, flags=re.M)
+
+
+def _command(command: list[str], name: str) -> subprocess.Popen[str]:
+    with Path(f"{name}.out").open("w") as out, Path(f"{name}.err").open("w") as err:
+        return subprocess.Popen(command, stdout=out, stderr=err, text=True)
