@@ -34,9 +34,11 @@ def run(job: Callable[[], Any]) -> None:
     Exits with 2 after a user's slip, with 1 after a run that failed and with 130 after Ctrl-C, each told in one
     line. With ``HYDRA_FULL_ERROR=1`` in the environment every error keeps its stack trace.
     """
-    # conf/hydra/launcher/joblib.yaml is ours; Hydra would hold it against the schema that the library of this name has.
-    Plugins.instance()  # imports the library's, if it is installed
-    ConfigStore.instance().repo["hydra"]["launcher"].pop("joblib.yaml", None)
+    # conf/hydra/launcher/joblib.yaml and sweeper/optuna.yaml are ours; Hydra would hold them against the schemas that
+    # the libraries of these names have.
+    Plugins.instance()  # imports the libraries', if they are installed
+    for group, name in (("launcher", "joblib.yaml"), ("sweeper", "optuna.yaml")):
+        ConfigStore.instance().repo["hydra"][group].pop(name, None)
     if _TRACES:
         job()
         return

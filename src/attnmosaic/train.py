@@ -11,10 +11,11 @@ from omegaconf import DictConfig, OmegaConf
 from attnmosaic.checks import check
 from attnmosaic.cli import describe, guard, run
 from attnmosaic.config import PRECISIONS, conf_dir, register, resolve, scaled
+from attnmosaic.errors import Pruned
 from attnmosaic.files import write_atomically
 from attnmosaic.lean import import_lightning
 from attnmosaic.progress import hush
-from attnmosaic.runs import CONFIG, ERROR, claimed, earlier_result
+from attnmosaic.runs import CONFIG, ERROR, PRUNED, claimed, earlier_result
 from attnmosaic.sweep import end_sweep
 
 log = logging.getLogger("attnmosaic.train")  # also where this is __main__
@@ -37,6 +38,7 @@ def train(config: DictConfig) -> dict[str, float]:
     Raises:
         UserError: the config, the data or the checkpoint named in it will not do; or the folder holds another run.
         RunError: the loss became infinite or not a number.
+        Pruned: a search ended the run early; its folder says so, and has no result.
     """
     config = scaled(config)
     check(config)
@@ -49,6 +51,9 @@ def train(config: DictConfig) -> dict[str, float]:
             return result["metrics"]
         try:
             return _train(config)
+        except Pruned as end:
+            write_atomically(folder / PRUNED, str(end))
+            raise
         except Exception as error:
             with contextlib.suppress(OSError):  # what went wrong may be the disk
                 (folder / ERROR).write_text(describe(error) + "\n")
@@ -89,9 +94,18 @@ def _train(config: DictConfig) -> dict[str, float]:
 
 
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="train")
-def _job(config: DictConfig) -> float:
+def _job(config: DictConfig) -> float | None:
     hush(config.progress)
-    return guard(train, config)[config.optimized_metric]
+    return guard(_measure, config)
+
+
+def _measure(config: DictConfig) -> float | None:
+    """Returns what a sweeper gets of a run; None of one that it ended early."""
+    try:
+        return train(config)[config.optimized_metric]
+    except Pruned as end:
+        log.info("pruned: %s", end)
+        return None
 
 
 def _command() -> None:
