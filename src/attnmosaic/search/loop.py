@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
@@ -65,7 +66,7 @@ class Search:
         self.metric, schedules = self._check()
         self.longest = max(schedule.epochs for schedule in schedules)
         # Hyperband keeps a list of who came how far: all must be looked at after the same epochs.
-        self.every = math.lcm(*(s.cycle for s in schedules)) if options.pruner == "hyperband" else None
+        self.every = self._common_cycle(schedules) if options.pruner == "hyperband" else None
         self.pruner = options.make_pruner(self.longest, self.every)
         options.sampler_for(0)  # its arguments, before anything is written
         self.storage = options.storage or str(self.folder.absolute() / JOURNAL)
@@ -84,6 +85,7 @@ class Search:
             self.study = open_study(self.storage, self.name, self.options.direction, self.pruner)
             self._check_same()
             self.display = self._begin()
+            self._find_ended()
             while numbers := self._round():
                 for first, last in _stretches(numbers):
                     self._launch(range(first, last + 1))
@@ -107,12 +109,16 @@ class Search:
 
     def _check(self) -> tuple[str, list[Schedule]]:
         """Checks trials from all over the space; returns the metric and the schedules there are."""
+        first, *others = self.space.corners()
+        self.any = self._planned(0, first)
+        configs = [_alone(self.any, self.folder)]
+        for drawn in others:
+            ((key, value),) = drawn.items() - first.items()
+            configs.append(self._with(configs[0], key, value) or _alone(self._planned(0, drawn), self.folder))
         schedules = []
-        for drawn in self.space.corners():
-            planned = self._planned(0, drawn)
-            config = _alone(planned, self.folder)
+        for config in configs:
             check(config)
-            schedules.append(Schedule(**planned.plan["schedule"]))
+            schedules.append(Schedule(**config.schedule))
         metric = str(config.optimized_metric)
         if metric.startswith("held_out/"):
             raise UserError(
@@ -120,6 +126,22 @@ class Search:
                 f"type optimized_metric=test/{metric.partition('/')[2]}"
             )
         return metric, schedules
+
+    @staticmethod
+    def _with(config: DictConfig, key: str, value: Any) -> DictConfig | None:
+        """Returns a config with another value; None where it takes a composition, which is slow, to know it."""
+        before = OmegaConf.select(config, key) if key[0] not in "+~" and "@" not in key else None
+        if before is None or OmegaConf.is_config(before) or config.scale == "smoke":
+            return None
+        other = config.copy()
+        OmegaConf.update(other, key, OverridesParser.create().parse_override(f"{key}={value}").value())
+        return other
+
+    def _common_cycle(self, schedules: Sequence[Schedule]) -> int:
+        """Returns the epochs after which every trial there can be has come to the end of a cycle."""
+        stages = [schedule.cycle // schedule.k for schedule in schedules]
+        every_k = [*(schedule.k for schedule in schedules), *self.space.values("schedule.k")]
+        return math.lcm(*stages) * math.lcm(*every_k)
 
     @contextlib.contextmanager
     def _claimed(self) -> Iterator[None]:
@@ -167,10 +189,9 @@ class Search:
         """Begins to watch all trials, of which most have not been drawn yet."""
         states = {"FAIL": FAILED, "PRUNED": PRUNED}
         trials = self._trials()
-        any_planned = self._planned(0, next(iter(self.space.corners())))
         jobs = []
         for number in range(max(self.options.n_trials, len(trials))):
-            job = Job(any_planned.plan["name"], f"trial {number}", self._folder(number), **measures(any_planned))
+            job = Job(self.any.plan["name"], f"trial {number}", self._folder(number), **measures(self.any))
             if number < len(trials):
                 job.state = states.get(trials[number].state.name, job.state)
             jobs.append(job)
@@ -196,8 +217,10 @@ class Search:
             whole += self.options.n_jobs
         for number in range(len(trials), min(whole, self.options.n_trials)):
             self._draw(number)
-        begun = [trial.number for trial in self._trials() if trial.state.name == "RUNNING"]
-        return [number for number in begun if not self._ended_before(number)]
+        return self._begun()
+
+    def _begun(self) -> list[int]:
+        return [trial.number for trial in self._trials() if trial.state.name == "RUNNING"]
 
     def _draw(self, number: int) -> None:
         from attnmosaic.search.study import begin_trial, draw
@@ -205,14 +228,13 @@ class Search:
         drawn = draw(self.study, self.options.sampler_for(number), self.space.searched)
         begin_trial(self.study, drawn, self.space.searched)
 
-    def _ended_before(self, number: int) -> bool:
-        """Waits for a job that an earlier start of the search has left at work; tells of one that was pruned then."""
-        while Run(self._folder(number)).state == "running":
-            time.sleep(SECONDS)
-        if Run(self._folder(number)).state != "pruned":
-            return False
-        self._tell(number)
-        return True
+    def _find_ended(self) -> None:
+        """Waits for jobs that an earlier start has left at work; tells of trials that were pruned then."""
+        for number in self._begun():
+            while (state := Run(self._folder(number)).state) == "running":
+                time.sleep(SECONDS)
+            if state == "pruned":
+                self._tell(number)
 
     def _launch(self, numbers: range) -> None:
         trials = self._trials()

@@ -17,7 +17,7 @@ DIRECTIONS = ("maximize", "minimize")
 class Options:
     """Options of a search; ``conf/hydra/sweeper/optuna.yaml`` says what each means."""
 
-    n_trials: int
+    n_trials: int = 20
     n_jobs: int = 1
     direction: str = "maximize"
     seed: int = 0

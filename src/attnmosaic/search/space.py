@@ -1,5 +1,6 @@
 """What a search varies, in the grammar of Hydra's overrides."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,15 @@ class Space:
         for key, values in ends.items():
             for value in values[1:]:
                 yield {**first, key: value}
+
+    def values(self, key: str) -> Sequence[Any]:
+        """Returns all values of a key that is searched; none if they cannot be counted, or it is not."""
+        distribution: Any = self.searched.get(key)
+        if hasattr(distribution, "choices"):
+            return list(distribution.choices)
+        if isinstance(getattr(distribution, "low", None), int):
+            return range(distribution.low, distribution.high + 1, distribution.step or 1)
+        return ()
 
 
 def parse_space(
@@ -91,8 +101,8 @@ def _distribution(key: str, override: Override) -> "BaseDistribution":
             low, high = sweep.start, sweep.end
             assert low is not None
             assert high is not None
-            if low >= high:
-                raise ValueError(f"{low} is not below {high}")
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise ValueError(f"{low} is no number below {high}")
             whole = isinstance(low, int) and isinstance(high, int)
             return IntDistribution(int(low), int(high), log=log) if whole else FloatDistribution(low, high, log=log)
         if isinstance(sweep, RangeSweep):
@@ -108,7 +118,8 @@ def _distribution(key: str, override: Override) -> "BaseDistribution":
         shown = override.input_line or key
         raise UserError(
             f"{shown}: cannot be searched ({' '.join(str(error).split())}); "
-            f"type for example '{key}=interval(0.001, 0.1)', tag(log, ...) around it if all of it is above 0"
+            f"type {key}=interval(low, high), range(first, beyond) or choice(a, b), quoted; tag(log, ...) around it if "
+            "all of it is above 0"
         ) from error
 
 

@@ -35,7 +35,7 @@ def search_told(search: "Search") -> list[str]:
 
 
 def _table(search: "Search", trials: list[Any], title: str) -> str:
-    table = Table(title=title, title_justify="left", box=SIMPLE, padding=0)
+    table = Table(box=SIMPLE, padding=0)
     table.add_column("trial", justify="right")
     table.add_column(search.metric, justify="right")
     for key in search.space.searched:
@@ -49,7 +49,8 @@ def _table(search: "Search", trials: list[Any], title: str) -> str:
     console = Console(file=io.StringIO(), width=110)
     console.print(table)
     drawn_table: str = console.file.getvalue()  # type: ignore[attr-defined]
-    return "\n".join(line.rstrip() for line in drawn_table.splitlines()).strip("\n") + "\n"
+    # A title of the table's own would be broken to its width.
+    return "\n".join([title, *(line.rstrip() for line in drawn_table.strip("\n").splitlines()), ""])
 
 
 def _state(search: "Search", trial: Any) -> str:
