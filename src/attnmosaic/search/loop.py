@@ -175,7 +175,8 @@ class Search:
                     f"hydra.sweep.dir: '{self.folder}' holds another search ({key}: {before.get(key)} before, "
                     f"{now.get(key)} now); choose another folder"
                 )
-        self.study.set_user_attr("search", now)
+        if "search" not in self.study.user_attrs:
+            self.study.set_user_attr("search", now)
         for trial in self._trials():
             folder = self._folder(trial.number)
             if (folder / "checkpoints").exists():
@@ -195,8 +196,7 @@ class Search:
             if number < len(trials):
                 job.state = states.get(trials[number].state.name, job.state)
             jobs.append(job)
-        command = {"commands": [typed()], "jobs": {}}
-        add_to_plan(self.folder, command)
+        add_to_plan(self.folder, {"commands": [typed()], "jobs": {}})
         display = begin_sweep(self.folder, self.config.progress, jobs, lambda: search_told(self))
         display.watch.begun = True
         return display

@@ -48,8 +48,7 @@ class Options:
                     f"type for example hydra.sweeper.{key}={max(least, 4)}"
                 )
         for key, words in (("direction", DIRECTIONS), ("sampler", (*SAMPLERS,)), ("pruner", (*PRUNERS,))):
-            # A null is YAML's for none.
-            if str(getattr(options, key)) not in words:
+            if getattr(options, key) not in words:
                 raise not_among(f"hydra.sweeper.{key}", getattr(options, key), words)
         return options
 
@@ -67,7 +66,7 @@ class Options:
 
         seed = int(np.random.SeedSequence([self.seed, trial]).generate_state(1)[0])
         beside = {"constant_liar": True} if self.sampler == "tpe" and self.n_jobs > 1 else {}
-        given = {"seed": seed, **beside, **self.sampler_args}
+        given = {**beside, **self.sampler_args, "seed": seed}
         return _made("sampler", getattr(optuna.samplers, SAMPLERS[self.sampler]), given)
 
     def make_pruner(self, longest: int, every: int | None) -> Any:

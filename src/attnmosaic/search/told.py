@@ -55,7 +55,7 @@ def _table(search: "Search", trials: list[Any], title: str) -> str:
 
 def _state(search: "Search", trial: Any) -> str:
     run = Run(search.folder / str(trial.number))
-    state = STATES[trial.state.name]
+    state = STATES.get(trial.state.name, trial.state.name.lower())
     if state not in ("pruned", "stopped") or run.config is None:
         return state
     return f"{state} after epoch {run.epochs_done} of {run.config['schedule']['epochs']}"
