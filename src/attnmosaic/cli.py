@@ -40,11 +40,16 @@ def run(job: Callable[[], Any]) -> None:
     `attnmosaic.stopping.SIGNALS` (130 after Ctrl-C), each told in one line. With ``HYDRA_FULL_ERROR=1`` in the
     environment every error keeps its stack trace.
     """
-    # These files of conf/hydra/launcher are ours; Hydra would hold them against the schemas that libraries have of the
-    # same names. submitit_local starts all jobs at once, whatever the machine: joblib is what there is instead.
+    # These files of conf/hydra are ours; Hydra would hold them against the schemas that libraries have of their names.
+    # submitit_local starts all jobs at once, whatever the machine: joblib is what there is instead.
     Plugins.instance()  # imports the libraries', if they are installed
-    for theirs in ("joblib.yaml", "submitit_slurm.yaml", "submitit_local.yaml"):
-        ConfigStore.instance().repo["hydra"]["launcher"].pop(theirs, None)
+    for group, name in (
+        ("launcher", "joblib.yaml"),
+        ("launcher", "submitit_slurm.yaml"),
+        ("launcher", "submitit_local.yaml"),
+        ("sweeper", "optuna.yaml"),
+    ):
+        ConfigStore.instance().repo["hydra"][group].pop(name, None)
     listen()
     if _TRACES:
         job()

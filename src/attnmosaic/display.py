@@ -17,7 +17,20 @@ from rich.table import Table
 from rich.text import Text
 
 from attnmosaic.pace import in_words
-from attnmosaic.watch import BEFORE, DONE, FAILED, LEFT, PASSED, RUNNING, STOPPED, Job, Watch, share, short
+from attnmosaic.watch import (
+    BEFORE,
+    DONE,
+    FAILED,
+    LEFT,
+    PASSED,
+    PRUNED,
+    RUNNING,
+    STOPPED,
+    Job,
+    Watch,
+    share,
+    short,
+)
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +42,15 @@ WIDEST, SHORTEST, INDENT = 100, 6, 2
 
 RESULT_COLUMNS = len("done  : accuracy train .960 test .834 held_out .684, 12 min")
 
-STYLES = {BEFORE: "dim", DONE: "green", FAILED: "bold red", STOPPED: "yellow", PASSED: "yellow", LEFT: "yellow"}
+STYLES = {
+    BEFORE: "dim",
+    DONE: "green",
+    FAILED: "bold red",
+    STOPPED: "yellow",
+    PASSED: "yellow",
+    LEFT: "yellow",
+    PRUNED: "yellow",
+}
 
 
 class Display:
@@ -67,6 +88,10 @@ class Display:
     @property
     def live(self) -> bool:
         return self._live is not None
+
+    def rename(self, number: int, label: str) -> None:
+        """Gives a job another label: what tells it from others may be known only when it is about to begin."""
+        self.watch.jobs[number].label = self._labels[number] = self._called[label] = label
 
     def stream(self) -> "Lines":
         """Returns a stream for what one more process prints."""
@@ -247,7 +272,7 @@ def _shared(jobs: list[Job]) -> str:
 def _counts(watch: Watch) -> str:
     counts = watch.counts
     told = [f"{counts[DONE] + counts[BEFORE]}/{len(watch.jobs)} done"]
-    others = (RUNNING, FAILED, STOPPED, PASSED, LEFT)
+    others = (RUNNING, PRUNED, FAILED, STOPPED, PASSED, LEFT)
     return ", ".join([*told, *(f"{counts[state]} {state}" for state in others if counts[state])])
 
 

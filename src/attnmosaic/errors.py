@@ -19,6 +19,10 @@ class RunError(Exception):
     """A run that cannot go on, through no slip in its config: one line, exit code 1."""
 
 
+class Pruned(Exception):
+    """A trial of a search that was ended early, as it promised less than others; no failure."""
+
+
 class JobError(Exception):
     """A bug in a job of a sweep. Its trace is a note: the error itself may not survive the way between processes."""
 

@@ -46,14 +46,25 @@ def planned_jobs(config: DictConfig) -> Iterator[Planned]:
     parsed = OverridesParser.create(config_loader=loader).parse_overrides([*given, *typed])
     (batch,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     for number, overrides in enumerate(batch):
-        job = loader.load_sweep_config(config, list(overrides))
-        with open_dict(job):
-            job.hydra.job.num = number
-        folder = str(job.hydra.sweep.subdir)
-        scale = scaled(job)
-        data, schedule = (OmegaConf.to_container(scale[key], resolve=True) for key in ("data", "schedule"))
-        plan = {"name": job.name, "scale": job.scale, "schedule": schedule}
-        yield Planned(folder, tuple(overrides), scale, plan, data)
+        yield planned_job(config, number, overrides)
+
+
+def planned_job(config: DictConfig, number: int, overrides: Sequence[str]) -> Planned:
+    """Returns one job of a sweep.
+
+    Args:
+        config: the sweep's config, with Hydra's own section.
+        number: the job's.
+        overrides: its own.
+    """
+    job = GlobalHydra.instance().config_loader().load_sweep_config(config, list(overrides))
+    with open_dict(job):
+        job.hydra.job.num = number
+    folder = str(job.hydra.sweep.subdir)
+    scale = scaled(job)
+    data, schedule = (OmegaConf.to_container(scale[key], resolve=True) for key in ("data", "schedule"))
+    plan = {"name": job.name, "scale": job.scale, "schedule": schedule}
+    return Planned(folder, tuple(overrides), scale, plan, data)
 
 
 def watched(planned: Sequence[Planned], sweep: Path) -> list[Job]:
@@ -71,14 +82,14 @@ def watched(planned: Sequence[Planned], sweep: Path) -> list[Job]:
     for job, overrides in zip(planned, split, strict=True):
         others = [f"{key}={overrides[key]}" for key in varied if key in overrides and key not in _IN_EVERY_LABEL]
         label = " ".join([job.plan["name"], f"seed {job.config.seed.all}", *others])
-        jobs.append(Job(job.plan["name"], label, sweep / job.folder, **_measures(job)))
+        jobs.append(Job(job.plan["name"], label, sweep / job.folder, **measures(job)))
     return jobs
 
 
 _IN_EVERY_LABEL = ("experiment", "seed.all")
 
 
-def _measures(job: Planned) -> dict[str, Any]:
+def measures(job: Planned) -> dict[str, Any]:
     """Returns a job's schedule and what is told of it; something harmless if its config will not do."""
     try:
         schedule = Schedule(**job.plan["schedule"])

@@ -19,7 +19,7 @@ from attnmosaic.errors import BusyError, UserError
 from attnmosaic.files import remove_unfinished
 
 RESULT, CONFIG, ERROR, LOCK, SWEEP = "result.json", "config.yaml", "error.txt", ".lock", "sweep.json"
-METRICS_CSV, CHECKPOINTS = "metrics.csv", "checkpoints"
+METRICS_CSV, CHECKPOINTS, PRUNED = "metrics.csv", "checkpoints", "pruned.txt"
 
 AT_ONCE = "ATTNMOSAIC_JOBS_AT_ONCE"
 """The environment variable that tells a job how many of its sweep run at once."""
@@ -87,13 +87,18 @@ class Run:
 
     @cached_property
     def state(self) -> str:
-        """``finished``, ``running``, ``failed``, ``stopped`` (begun and not at work) or ``missing``."""
+        """``finished``, ``running``, ``pruned`` (a search ended it early), ``failed``, ``stopped`` or ``missing``.
+
+        A stopped run has begun and is not at work.
+        """
         if self.result is not None:
             return "finished"
         if not (self.folder / CONFIG).exists() and self.error is None:
             return "missing"
         if self._at_work():
             return "running"
+        if (self.folder / PRUNED).exists():
+            return "pruned"
         return "failed" if self.error is not None else "stopped"
 
     def _at_work(self) -> bool:
@@ -134,6 +139,7 @@ def claimed(folder: Path) -> Iterator[None]:
         raise UserError(f"run_dir: cannot write to '{folder}' ({error.strerror}); choose another") from error
     try:
         (folder / ERROR).unlink(missing_ok=True)
+        (folder / PRUNED).unlink(missing_ok=True)
         for written in (folder, folder / CHECKPOINTS):
             remove_unfinished(written)
         yield

@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,43 +50,29 @@ class SweepPlan(Callback):
     def _look(self, config: DictConfig) -> None:
         if config.progress not in PROGRESS:
             raise not_among("progress", config.progress, PROGRESS)
-        command = " ".join(["python -m attnmosaic.train", *map(_quoted, sys.argv[1:])])
         planned = [*planned_jobs(config)]
         for job in planned:
             check_available(job.data)
-        self._plan = {"commands": [command], "jobs": {job.folder: job.plan for job in planned}}
-        _begin(
-            Path(config.hydra.sweep.dir),
-            shown(config.progress),
-            watched(planned, Path(config.hydra.sweep.dir).absolute()),
-        )
+        self._plan = {"commands": [typed()], "jobs": {job.folder: job.plan for job in planned}}
+        folder = Path(config.hydra.sweep.dir)
+        begin_sweep(folder, config.progress, watched(planned, folder.absolute()))
         in_order(True, lambda: how_to_go_on("hydra.sweep.dir", config.hydra.sweep))
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Writes the plan: only now is it known that there are to be jobs at all."""
-        if self._plan is not None:
-            self.write(Path(config.hydra.sweep.dir))
-            job_began(config.hydra.job.num)
+        self.write(Path(config.hydra.sweep.dir))
+        job_began(config.hydra.job.num)
 
     def write(self, sweep: Path) -> None:
         """Adds this sweep's jobs to the plan in its folder."""
-        if self._plan is None:
-            return
-        with FileLock(sweep / ".sweep.lock"):
-            remove_unfinished(sweep)
-            before = read_plan(sweep)
-            plan = {
-                "commands": list(dict.fromkeys([*before["commands"], *self._plan["commands"]])),
-                "jobs": before["jobs"] | self._plan["jobs"],
-            }
-            if plan != before:
-                write_atomically(sweep / SWEEP, json.dumps(plan, indent=1))
+        if self._plan is not None:
+            add_to_plan(sweep, self._plan)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Tells of each job that ended, when it does."""
-        if self._plan is not None:
+        if self._plan is not None or _current is not None:
             job_ended(config.hydra.job.num, job_return)
-        elif job_return.status == JobStatus.FAILED and config.hydra.mode.name == "MULTIRUN":
+        elif job_return.status == JobStatus.FAILED and config.hydra.mode.name == "MULTIRUN" and not _watched():
             job = " ".join(job_return.overrides or [])
             print(f"failed  {job}: {reason(job_return._return_value)}", file=sys.stderr)
 
@@ -101,14 +88,61 @@ def may_pass_over() -> bool:
     return bool(hydra.mode == RunMode.MULTIRUN and _is_ours(hydra))
 
 
-_current: tuple[Path, Display] | None = None
-"""The sweep of this process, if one is at work: its folder, and what shows how far it is."""
+def add_to_plan(sweep: Path, more: dict[str, Any]) -> None:
+    """Adds commands and jobs to the plan in a sweep's folder."""
+    with FileLock(sweep / ".sweep.lock"):
+        remove_unfinished(sweep)
+        before = read_plan(sweep)
+        plan = {
+            "commands": list(dict.fromkeys([*before["commands"], *more["commands"]])),
+            "jobs": before["jobs"] | more["jobs"],
+        }
+        if plan != before:
+            write_atomically(sweep / SWEEP, json.dumps(plan, indent=1))
 
 
-def _begin(folder: Path, mode: str, jobs: list[Job]) -> None:
+def typed() -> str:
+    """Returns the command line that this process was given."""
+    return as_command(sys.argv[1:])
+
+
+def as_command(overrides: Sequence[str]) -> str:
+    """Returns what to type to train with some overrides."""
+    return " ".join(["python -m attnmosaic.train", *map(_quoted, overrides)])
+
+
+def _watched() -> bool:
+    """Whether this is a job of a sweep that another process watches, and tells of."""
+    return OF_SWEEP in os.environ
+
+
+_current: tuple[Path, Display, Callable[[], list[str]]] | None = None
+"""The sweep of this process, if one is at work: its folder, what shows how far it is, and what tells its end."""
+
+
+def begin_sweep(folder: Path, progress: str, jobs: list[Job], told: Callable[[], list[str]] | None = None) -> Display:
+    """Begins to watch the jobs of this process's sweep.
+
+    Args:
+        folder: the sweep's.
+        progress: one of `PROGRESS`.
+        jobs: by number.
+        told: gives what is to be told when it ends; None for the tables of its runs.
+
+    Returns:
+        What shows how far it is.
+    """
     global _current
-    os.environ[OF_SWEEP] = mode
-    _current = folder, Display(mode, jobs)
+    os.environ[OF_SWEEP] = mode = shown(progress)
+    _current = folder, Display(mode, jobs), told or (lambda: _tables(folder))
+    return _current[1]
+
+
+def _tables(folder: Path) -> list[str]:
+    from attnmosaic.collect import collect
+    from attnmosaic.tables.render import terminal
+
+    return [terminal(table) for table in collect(folder)]
 
 
 def job_began(number: int) -> None:
@@ -155,16 +189,13 @@ def end_sweep() -> int:
     global _current
     if _current is None:
         return 0
-    (folder, display), _current = _current, None
+    (folder, display, told), _current = _current, None
     os.environ.pop(OF_SWEEP, None)
     display.close()
     if not display.watch.begun:
         return 0
-    from attnmosaic.collect import collect
-    from attnmosaic.tables.render import terminal
-
     try:
-        tables = [terminal(table) for table in collect(folder)]
+        tables = told()
     except Exception as error:  # must not hide what the sweep ended with
         warnings.warn(f"the table of '{folder}' could not be made: {type(error).__name__}: {error}", stacklevel=1)
         tables = []

@@ -17,12 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 from attnmosaic.checks import check
 from attnmosaic.cli import describe, guard, run
 from attnmosaic.config import conf_dir, register, resolve, scaled
-from attnmosaic.errors import BusyError, RunError
+from attnmosaic.errors import BusyError, Pruned, RunError
 from attnmosaic.files import write_atomically
 from attnmosaic.lean import import_lightning
 from attnmosaic.parallel.ranks import Ranks, processes_of
 from attnmosaic.progress import hush
-from attnmosaic.runs import CONFIG, ERROR, claimed, earlier_result
+from attnmosaic.runs import CONFIG, ERROR, PRUNED, claimed, earlier_result
 from attnmosaic.sweep import PASSED_OVER, end_sweep, may_pass_over
 
 log = logging.getLogger("attnmosaic.train")  # also where this is __main__
@@ -45,6 +45,7 @@ def train(config: DictConfig) -> dict[str, float]:
     Raises:
         UserError: the config, the data or the checkpoint named in it will not do; or the folder holds another run.
         RunError: the loss became infinite or not a number; or the folder has vanished.
+        Pruned: a search ended the run early; its folder says so, and has no result.
     """
     config = scaled(config)
     check(config)
@@ -58,6 +59,9 @@ def train(config: DictConfig) -> dict[str, float]:
         try:
             with Ranks(processes_of(config)) as ranks:
                 return _train(config, ranks)
+        except Pruned as end:
+            write_atomically(folder / PRUNED, str(end))
+            raise
         except Exception as error:
             with contextlib.suppress(OSError):  # what went wrong may be the disk
                 write_atomically(folder / ERROR, describe(error))
@@ -94,12 +98,20 @@ def _train(config: DictConfig, ranks: Ranks) -> dict[str, float]:
 def _job(config: DictConfig) -> float | None:
     hush(config.progress)
     try:
-        metrics = guard(train, config)
+        return guard(_measure, config)
     except BusyError:
         if may_pass_over():
             return None
         raise
-    return metrics[config.optimized_metric]
+
+
+def _measure(config: DictConfig) -> float | None:
+    """Returns what a sweeper gets of a run; None of one that it ended early."""
+    try:
+        return train(config)[config.optimized_metric]
+    except Pruned as end:
+        log.info("pruned: %s", end)
+        return None
 
 
 def _command() -> None:

@@ -15,7 +15,7 @@ from attnmosaic.training.schedule import Schedule
 
 WAITING, RUNNING = "waiting", "running"
 BEFORE, DONE, FAILED, STOPPED = "done before", "done", "failed", "stopped"
-PASSED, LEFT = "passed over", "left at work"
+PASSED, LEFT, PRUNED = "passed over", "left at work", "pruned"
 
 
 @dataclass
@@ -30,8 +30,9 @@ class Job:
         metric: what its result is told by.
         headline: what its progress is told by.
         network: whether it trains one network and no pair.
-        state: `WAITING`, `RUNNING`, `BEFORE` (had finished when the sweep began), `DONE`, `FAILED`, `STOPPED` or
-            `PASSED` (over to another process, which was running it), or `LEFT` (goes on without this process).
+        state: `WAITING`, `RUNNING`, `BEFORE` (had finished when the sweep began), `DONE`, `FAILED`, `STOPPED`,
+            `PASSED` (over to another process, which was running it), `LEFT` (goes on without this process) or
+            `PRUNED` (ended early by a search).
         epochs: how many it has done.
         evaluated: its headline on the test split when it was last evaluated.
         paces: how long its epochs take.
@@ -119,7 +120,7 @@ class Watch:
         self._at_once = 1
         for job in jobs:
             job.read()
-            if Run(job.folder).state == "finished":
+            if not job.over and Run(job.folder).state == "finished":
                 self._end(job, BEFORE, _result(job))
 
     def look(self) -> None:
@@ -139,6 +140,8 @@ class Watch:
             self._begin(job)
         elif run.state == "finished":
             self._end(job, DONE, _result(job))
+        elif job.state == RUNNING and run.state == "pruned":
+            self._end(job, PRUNED, _epochs(job))
         elif job.state == RUNNING and run.state == "failed":  # and not what an earlier run failed with
             self._end(job, FAILED, " ".join((run.error or "").strip().splitlines()[-1:]))
 
@@ -163,7 +166,8 @@ class Watch:
                 self._end(job, FAILED, reason)
             elif not job.over:
                 job.read()
-                self._end(job, DONE, _result(job))
+                pruned = Run(job.folder).state == "pruned"
+                self._end(job, *((PRUNED, _epochs(job)) if pruned else (DONE, _result(job))))
 
     def passed_over(self, number: int) -> None:
         """Notes that a job was left to another process."""
@@ -187,7 +191,7 @@ class Watch:
     def _let_go(self, state: str) -> None:
         for job in self.jobs:
             if job.state == RUNNING:
-                self._end(job, state, f"after epoch {job.epochs} of {job.schedule.epochs}")
+                self._end(job, state, _epochs(job))
 
     def _begin(self, job: Job) -> None:
         self.begun = True
@@ -234,6 +238,10 @@ class Watch:
     def _beside(self) -> float:
         """Seconds a job takes beside its epochs: those of the jobs that have ended, on average."""
         return statistics.fmean([max(0.0, job.took - job.paces.total) for job in self.jobs if job.took] or [0.0])
+
+
+def _epochs(job: Job) -> str:
+    return f"after epoch {job.epochs} of {job.schedule.epochs}"
 
 
 def _result(job: Job) -> str:

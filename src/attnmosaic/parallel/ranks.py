@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from attnmosaic.errors import RunError
+from attnmosaic.errors import Pruned, RunError
 
 PATIENCE = 60
 """Seconds this process has to notice by itself that another one of its run is gone. (With NCCL it does not.)"""
@@ -139,7 +139,7 @@ class Ranks:
 
 
 def _tells(error: Exception) -> bool:
-    """Whether an error says what is wrong; all processes find the same then."""
+    """Whether an error says by itself why the run ends."""
     from attnmosaic.cli import told
 
-    return told(error) is not None
+    return isinstance(error, Pruned) or told(error) is not None

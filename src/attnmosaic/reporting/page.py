@@ -27,7 +27,7 @@ MOSAICS = 240
 MOST_WITH_ALL_CONFUSIONS = 6
 """With more runs of two outputs than these, only what held-out images are taken for is shown."""
 
-STATES = ("finished", "running", "stopped", "failed", "missing")
+STATES = ("finished", "running", "stopped", "pruned", "failed", "missing")
 
 
 @dataclass(frozen=True)

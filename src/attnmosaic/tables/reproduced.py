@@ -208,12 +208,12 @@ def _state(runs: Sequence[Run]) -> str:
     if not runs:
         return "missing"
     told = []
-    for state in ("finished", "running", "stopped", "failed", "missing"):
+    for state in ("finished", "running", "stopped", "pruned", "failed", "missing"):
         having = [run for run in runs if run.state == state]
         if not having:
             continue
         detail = ""
-        if state in ("running", "stopped"):
+        if state in ("running", "stopped", "pruned"):
             epochs = [f"{run.epochs_done} of {run.config['schedule']['epochs']}" for run in having if run.config]
             detail = f" after epoch {', '.join(epochs)}" if epochs else ""
         if state == "failed":

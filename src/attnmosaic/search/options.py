@@ -1,0 +1,100 @@
+"""What a search is told beside its space: ``hydra.sweeper`` of ``conf/hydra/sweeper/optuna.yaml``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from attnmosaic.errors import UserError, not_among
+
+SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler"}
+PRUNERS = {"none": "NopPruner", "median": "MedianPruner", "hyperband": "HyperbandPruner"}
+DIRECTIONS = ("maximize", "minimize")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of a search; ``conf/hydra/sweeper/optuna.yaml`` says what each means."""
+
+    n_trials: int = 20
+    n_jobs: int = 1
+    direction: str = "maximize"
+    seed: int = 0
+    sampler: str = "tpe"
+    sampler_args: dict[str, Any] = field(default_factory=dict)
+    pruner: str = "none"
+    pruner_args: dict[str, Any] = field(default_factory=dict)
+    storage: str | None = None
+    study_name: str | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "Options":
+        """Makes options of what the config has.
+
+        Raises:
+            UserError: one of them will not do.
+        """
+        plain: dict[str, Any] = {
+            key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in given.items()
+        }
+        options = cls(**{key: value for key, value in plain.items() if value is not None})
+        for key, least in (("n_trials", 1), ("n_jobs", 1), ("seed", 0)):
+            value = getattr(options, key)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise UserError(
+                    f"hydra.sweeper.{key}: got {value}, needs a whole number of at least {least}; "
+                    f"type for example hydra.sweeper.{key}={max(least, 4)}"
+                )
+        for key, words in (("direction", DIRECTIONS), ("sampler", (*SAMPLERS,)), ("pruner", (*PRUNERS,))):
+            if getattr(options, key) not in words:
+                raise not_among(f"hydra.sweeper.{key}", getattr(options, key), words)
+        return options
+
+    def sampler_for(self, trial: int) -> Any:
+        """Makes the sampler that draws a trial.
+
+        It is made anew for each, and its randomness follows from the seed and the trial's number: there is no state
+        that a search which was killed could have lost.
+
+        Raises:
+            UserError: it takes no such arguments.
+        """
+        import numpy as np
+        import optuna
+
+        seed = int(np.random.SeedSequence([self.seed, trial]).generate_state(1)[0])
+        beside = {"constant_liar": True} if self.sampler == "tpe" and self.n_jobs > 1 else {}
+        given = {**beside, **self.sampler_args, "seed": seed}
+        return _made("sampler", getattr(optuna.samplers, SAMPLERS[self.sampler]), given)
+
+    def make_pruner(self, longest: int, every: int | None) -> Any:
+        """Makes the pruner.
+
+        Args:
+            longest: epochs of a trial, at most.
+            every: epochs between two looks that all trials have in common; None if they have none.
+
+        Raises:
+            UserError: it takes no such arguments, or there is nothing that it could compare.
+        """
+        import optuna
+
+        beside: dict[str, Any] = {}
+        if self.pruner == "hyperband":
+            if every is None or every > longest // 2:
+                raise UserError(
+                    "hydra.sweeper.pruner: hyperband compares trials where every k has come to the end of a cycle, and "
+                    f"there is no such epoch well before epoch {longest}; type hydra.sweeper.pruner=median, or search "
+                    "few k that divide each other"
+                )
+            beside = {"min_resource": every, "max_resource": longest}
+        return _made("pruner", getattr(optuna.pruners, PRUNERS[self.pruner]), {**beside, **self.pruner_args})
+
+
+def _made(key: str, make: Any, given: Mapping[str, Any]) -> Any:
+    try:
+        return make(**given)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"hydra.sweeper.{key}_args: {' '.join(str(error).split())}") from error

@@ -1,0 +1,135 @@
+"""Searches that are killed again and again, and several processes at one study."""
+
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SMALL
+from searches import facts, study_of, told
+
+from attnmosaic.parallel.server import CONTEXT, start_server, stop_server
+from attnmosaic.runs import RESULT
+
+pytestmark = pytest.mark.faults
+
+KILLS = 12
+"""How often a search is killed."""
+
+TRIALS, WRITERS, REPORTS = 6, 4, 25
+
+GIVEN = (
+    *SMALL, "callbacks.record=null", "callbacks.dashboards=null", "callbacks.gradients=null", "callbacks.pictures=null",
+    "logger=none", "schedule.epochs=30", "lr.what=tag(log,interval(0.001,1))", "lr.where=0.01",
+    "schedule.k=choice(1,2)", f"hydra.sweeper.n_trials={TRIALS}", "hydra/sweeper=optuna", "progress=quiet",
+)  # fmt: skip
+
+
+def search(folder: str, *more: str) -> None:
+    """Searches in a process of its own, whose imports are done."""
+    import os
+    import sys
+
+    from attnmosaic import train
+
+    os.chdir(folder)
+    sys.argv = ["attnmosaic.train", *GIVEN, *more, "-m"]
+    train.main()
+
+
+def write(path: str, trial: int) -> None:
+    """Reports to a study, as the run of a trial does."""
+    import optuna
+
+    from attnmosaic.search.study import open_study
+
+    study = open_study(path, "search", "maximize", None)
+    for step in range(REPORTS):
+        optuna.Trial(study, study.get_trials(deepcopy=False)[trial]._trial_id).report(trial + step / 100, step)
+
+
+@pytest.fixture(autouse=True)
+def _server() -> Any:
+    start_server()
+    yield
+    stop_server()
+
+
+def ran(folder: Path, *more: str, kill_after: float | None = None) -> int | None:
+    """Searches, and kills the search after some seconds; returns the exit code."""
+    process = CONTEXT.Process(target=search, args=(str(folder), *more))
+    process.start()
+    process.join(kill_after)
+    process.kill()
+    process.join()
+    return process.exitcode  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [(), ("hydra.sweeper.pruner=median", "hydra.sweeper.pruner_args={n_startup_trials:2}")],
+    ids=["plain", "pruned"],
+)
+def test_killed_again_and_again(tmp_path: Path, more: tuple[str, ...]) -> None:
+    """The study is that of a search that nobody killed, trial by trial, and so are the results."""
+    start = time.monotonic()
+    assert ran(tmp_path, *more, "hydra.sweep.dir=whole") == 0
+    seconds = time.monotonic() - start
+    chance, kills, finished = random.Random(0), 0, {}
+    while kills < KILLS:
+        # Anywhere from its beginning to some trials on.
+        code = ran(tmp_path, *more, "hydra.sweep.dir=killed", kill_after=chance.uniform(0.1, 0.5) * seconds)
+        if code == 0:
+            break
+        kills += 1
+        now = {path: path.stat().st_mtime_ns for path in tmp_path.glob(f"killed/*/{RESULT}")}
+        assert now.items() >= finished.items()  # none is run again
+        finished = now
+    assert ran(tmp_path, *more, "hydra.sweep.dir=killed") == 0
+    print(f"{kills} kills, {len(finished)} trials finished before the last start")
+    assert kills >= 3
+    assert facts(tmp_path / "killed") == facts(tmp_path / "whole")
+    assert sorted(told(tmp_path / "killed")) == [*range(TRIALS)]
+    states = {trial.state.name for trial in study_of(tmp_path / "killed").trials}
+    assert states == ({"COMPLETE", "PRUNED"} if more else {"COMPLETE"})
+    for trial in study_of(tmp_path / "whole").trials:
+        files = [tmp_path / folder / str(trial.number) / "metrics.csv" for folder in ("whole", "killed")]
+        assert files[0].read_text() == files[1].read_text()
+
+
+def test_killed_with_several_at_once(tmp_path: Path) -> None:
+    """The jobs end with their search, and go on where they were."""
+    several = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.n_jobs=2")
+    assert ran(tmp_path, *several, "hydra.sweep.dir=whole") == 0
+    process = CONTEXT.Process(target=search, args=(str(tmp_path), *several, "hydra.sweep.dir=killed"))
+    process.start()
+    while not [*tmp_path.glob("killed/2/checkpoints/last.ckpt")]:  # the second round is at work
+        assert process.is_alive()
+        time.sleep(0.05)
+    process.kill()
+    process.join()
+    assert ran(tmp_path, *several, "hydra.sweep.dir=killed") == 0
+    assert facts(tmp_path / "killed") == facts(tmp_path / "whole")
+    assert sorted(told(tmp_path / "killed")) == [*range(TRIALS)]
+
+
+def test_several_processes_at_one_study(tmp_path: Path) -> None:
+    """What each reports is there, once."""
+    import optuna
+    from optuna.trial import TrialState
+
+    from attnmosaic.search.study import open_study
+
+    path = str(tmp_path / "study.journal")
+    study = open_study(path, "search", "maximize", None)
+    for _ in range(WRITERS):
+        study.add_trial(optuna.trial.create_trial(state=TrialState.RUNNING))
+    processes = [CONTEXT.Process(target=write, args=(path, trial)) for trial in range(WRITERS)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * WRITERS
+    for trial in open_study(path, "search", "maximize", None).trials:
+        assert trial.intermediate_values == {step: trial.number + step / 100 for step in range(REPORTS)}
