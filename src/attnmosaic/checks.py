@@ -13,6 +13,7 @@ from attnmosaic.data.classes import split_classes
 from attnmosaic.data.folder_layout import check_folder
 from attnmosaic.data.operations import OPERATIONS
 from attnmosaic.errors import UserError, not_among
+from attnmosaic.room import check_data_fit
 from attnmosaic.training.schedule import ORDERS
 
 
@@ -25,13 +26,15 @@ def _integer(value: Any) -> bool:
 
 
 _Rule = tuple[Callable[[Any], bool], str, object]
-_COUNT: _Rule = (lambda v: _integer(v) and v >= 1, "a whole number of at least 1", 1)
-_SEED: _Rule = (lambda v: _integer(v) and v >= 0, "a whole number of at least 0", 0)
+_MOST = 2**31
+"""Counts and seeds are below it: torch and numpy hold such numbers everywhere."""
+_COUNT: _Rule = (lambda v: _integer(v) and 1 <= v < _MOST, "a whole number of at least 1 and below 2^31", 1)
+_SEED: _Rule = (lambda v: _integer(v) and 0 <= v < 2**63, "a whole number of at least 0 and below 2^63", 0)
 _POSITIVE: _Rule = (lambda v: _number(v) and v > 0, "a number above 0", 0.01)
 _NOT_NEGATIVE: _Rule = (lambda v: _number(v) and v >= 0, "a number of at least 0", 1.0)
 _SHARE: _Rule = (lambda v: _number(v) and 0 < v < 1, "a share above 0 and below 1", 0.2)
 _UNIT: _Rule = (lambda v: _number(v) and 0 <= v <= 1, "a number from 0 to 1", 0.0)
-_PATCHES: _Rule = (lambda v: _integer(v) and v >= 2, "a whole number of at least 2", 9)
+_PATCHES: _Rule = (lambda v: _integer(v) and 2 <= v < _MOST, "a whole number of at least 2 and below 2^31", 9)
 _CLASSES: _Rule = (lambda v: isinstance(v, list), "a list of class names or indices", "[0,1]")
 _MEAN: _Rule = (lambda v: all(map(_number, v if isinstance(v, list) else [v])), "a number, or one a channel", 0.5)
 _STD: _Rule = (
@@ -113,6 +116,20 @@ def check(config: DictConfig) -> None:
         key = missing[0]
         raise UserError(f"{key}: has no value and needs one; type {key}={_EXAMPLES.get(key, 'VALUE')}")
     plain: Any = OmegaConf.to_container(config, resolve=True)
+    check_settings(plain)
+    _check_classes(plain["data"])
+    check_data_fit(plain["data"])
+    check_available(plain["data"])
+    if config.ckpt_path is not None:
+        check_ckpt_path(config.ckpt_path)
+
+
+def check_settings(plain: dict[str, Any]) -> None:
+    """Checks what a run's resolved settings tell by themselves: nothing is looked at beside them.
+
+    Raises:
+        UserError: see `check`.
+    """
     for key, (allowed, wording, example) in _RULES.items():
         found, value = _lookup(plain, key)
         if found and not (value is None and key in _NULLABLE) and not allowed(value):
@@ -129,18 +146,14 @@ def check(config: DictConfig) -> None:
         ("progress", PROGRESS),
         ("optimized_metric", tuple(f"{s}/{m}" for s in ("train", "test", "held_out") for m in metrics_of(plain))),
     ):
-        value = OmegaConf.select(config, key, default=words[0])  # absent in checkpoints of before there was the key
-        if value not in words:
+        found, value = _lookup(plain, key)  # absent in checkpoints of before there was the key
+        if found and value not in words:
             raise not_among(key, value, words)
     if plain["data"].get("weights") is not None and plain["schedule"]["order"] != "what_only":
         raise UserError(
             "data.weights: decree the attention, so Where cannot learn; got "
             f"schedule.order={plain['schedule']['order']}, type schedule=what_only (or data.weights=null)"
         )
-    _check_classes(plain["data"])
-    check_available(plain["data"])
-    if config.ckpt_path is not None:
-        check_ckpt_path(config.ckpt_path)
 
 
 def check_ckpt_path(path: str | Path) -> None:

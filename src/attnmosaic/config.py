@@ -151,6 +151,7 @@ class EvaluateConfig:
     data: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = MISSING
     compute: dict[str, Any] = field(default_factory=dict)
+    trust: Any = field(default_factory=list)
     paths: dict[str, str] = field(default_factory=dict)
     run_dir: str = MISSING
 
@@ -164,6 +165,7 @@ class ExplainConfig:
     images: str = MISSING
     grid: int | None = None
     device: str = "auto"
+    trust: Any = field(default_factory=list)
     paths: dict[str, str] = field(default_factory=dict)
     run_dir: str = MISSING
 
@@ -176,6 +178,7 @@ class PredictConfig:
     image: str = MISSING
     number: int = MISSING
     invert: bool = False
+    trust: Any = field(default_factory=list)
 
 
 def register() -> None:

@@ -13,9 +13,13 @@ from attnmosaic.config import PRECISIONS, conf_dir, register, resolve
 from attnmosaic.errors import UserError
 from attnmosaic.files import write_atomically
 from attnmosaic.lean import import_lightning
+from attnmosaic.trust import check_trusted
 
 log = logging.getLogger(__name__)
 register()
+
+MADE = ("data", "model", "objective", "optimizer", "scheduler")
+"""The sections of a saved config that objects are made of."""
 
 
 def evaluate(config: DictConfig) -> dict[str, float]:
@@ -29,28 +33,35 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         ``{"<split>/<metric>": value}``; those of the run's ``result.json`` if nothing was replaced.
 
     Raises:
-        UserError: the checkpoint or its data will not do.
+        UserError: the checkpoint or its data will not do, or it names what ``config.trust`` does not.
     """
     if OmegaConf.is_missing(config, "ckpt_path"):
         raise UserError("ckpt_path: has no value and needs one; type ckpt_path=outputs/.../checkpoints/last.ckpt")
     check_ckpt_path(config.ckpt_path)
     import_lightning()
     from attnmosaic.training.build import build_module
-    from attnmosaic.training.checkpoint import check_weights_fit, read_checkpoint
+    from attnmosaic.training.checkpoint import check_weights_fit
     from attnmosaic.training.globals import job_globals
     from attnmosaic.training.make import check_targets, make
     from attnmosaic.training.outcome import evaluation_of, final_table
+    from attnmosaic.training.saved import read_saved
     from attnmosaic.training.trainer import build_trainer, interruptible
 
-    checkpoint = read_checkpoint(config.ckpt_path)
+    checkpoint = read_saved(config.ckpt_path)
+    check_trusted(checkpoint["hyper_parameters"]["config"], MADE, config.ckpt_path, config.trust)
     saved = OmegaConf.create(checkpoint["hyper_parameters"]["config"])
     trained = OmegaConf.merge(
         saved, {"data": config.data, "compute": config.compute, "ckpt_path": None, "run_dir": config.run_dir}
     )
     assert isinstance(trained, DictConfig)
-    check(trained)
     trained.trainer = config.trainer
     trained.logger = trained.callbacks = None
+    for key in {
+        "cache_dir",
+        "lock_dir",
+    } & trained.data.keys() - config.data.keys():  # written to: never where a file says
+        trained.data[key] = config.paths.cache
+    check(trained)
     trained = resolve(trained)
     check_targets(trained)
     with job_globals(trained.seed.init, trained.compute.threads, trained.compute.matmul_precision):

@@ -46,7 +46,7 @@ TOLD_EVERY = 100
 
 
 def explain(
-    ckpt_path: str | Path, images: str | Path, grid: int | None = None, *, device: str = "auto"
+    ckpt_path: str | Path, images: str | Path, grid: int | None = None, *, device: str = "auto", trust: Any = ()
 ) -> list[Explained]:
     """Asks a trained pair where it looks in one's own images, and what it takes them for.
 
@@ -57,6 +57,7 @@ def explain(
             names. What cannot be read is logged and left out.
         grid: cells along each side of an image that is cut; None for as many patches as the pair was trained on.
         device: "auto" for a GPU if there is one, "cpu" or "cuda".
+        trust: what the checkpoint may name beside what comes with this program, ``["my_package"]`` say, or "all".
 
     Returns:
         What the pair makes of each mosaic.
@@ -65,7 +66,7 @@ def explain(
         UserError: one of the arguments will not do, or none of the images can be read.
     """
     sources = _check(ckpt_path, images, grid, device)
-    pair = _restored(ckpt_path, device)
+    pair = _restored(ckpt_path, device, trust)
     return [seen for _, seen in _look(pair, sources, _grid(grid, pair, sources))]
 
 
@@ -80,7 +81,7 @@ def _check(ckpt_path: str | Path, images: str | Path, grid: Any, device: str) ->
     return find_sources(Path(images).expanduser())
 
 
-def _restored(ckpt_path: str | Path, device: str) -> "RestoredPair":
+def _restored(ckpt_path: str | Path, device: str, trust: Any) -> "RestoredPair":
     """Returns the pair on its device."""
     import_lightning()
     import torch
@@ -89,7 +90,7 @@ def _restored(ckpt_path: str | Path, device: str) -> "RestoredPair":
 
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device: got cuda, but PyTorch finds no GPU on this machine; type device=cpu (or auto)")
-    pair = restore_pair(ckpt_path)
+    pair = restore_pair(ckpt_path, trust)
     pair.pair.to("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     return pair
 
@@ -144,7 +145,7 @@ def _explain(config: DictConfig) -> None:
     _check_folder(folder, Path(config.images).expanduser())
     from attnmosaic.drawing.explained import Index, draw_explained
 
-    pair = _restored(config.ckpt_path, config.device)
+    pair = _restored(config.ckpt_path, config.device, config.trust)
     grid = _grid(config.grid, pair, sources)
     names = dict(zip((source.path for source in sources), picture_names(sources), strict=True))
     smoke = pair.scale == "smoke"

@@ -13,11 +13,12 @@ from attnmosaic.config import PAIR, conf_dir, networks_of, register
 from attnmosaic.data.operations import OPERATIONS
 from attnmosaic.errors import UserError
 from attnmosaic.lean import import_lightning
+from attnmosaic.trust import check_trusted
 
 register()
 
 
-def predict(ckpt_path: str | Path, image: Any, number: int, *, invert: bool = False) -> dict[str, int]:
+def predict(ckpt_path: str | Path, image: Any, number: int, *, invert: bool = False, trust: Any = ()) -> dict[str, int]:
     """Asks a trained network what it sees.
 
     Args:
@@ -26,6 +27,7 @@ def predict(ckpt_path: str | Path, image: Any, number: int, *, invert: bool = Fa
             on, and made grey if that was; white on black, as the digits trained on are.
         number: 0 to 9.
         invert: the image is black on white.
+        trust: what the checkpoint may name beside what comes with this program, ``["my_package"]`` say, or "all".
 
     Returns:
         ``{"digit": 7, "sum": 12}``, or "product": values, not indices of classes.
@@ -44,16 +46,18 @@ def predict(ckpt_path: str | Path, image: Any, number: int, *, invert: bool = Fa
     from attnmosaic.data.pool import Pool
     from attnmosaic.data.sources import per_channel
     from attnmosaic.training.build import build_two_outputs
-    from attnmosaic.training.checkpoint import check_weights_fit, read_checkpoint
+    from attnmosaic.training.checkpoint import check_weights_fit
     from attnmosaic.training.make import check_targets
+    from attnmosaic.training.saved import read_saved
 
-    checkpoint = read_checkpoint(ckpt_path)
+    checkpoint = read_saved(ckpt_path)
     trained = checkpoint["hyper_parameters"]["config"]
     if networks_of(trained) == PAIR:
         raise UserError(
             f"ckpt_path: '{ckpt_path}' is of a where/what pair, which takes mosaics; "
             "give a checkpoint of experiment=mnist_sum or experiment=mnist_product"
         )
+    check_trusted(trained, ("model",), ckpt_path, trust)
     config = OmegaConf.create(trained["model"]["network"])
     check_targets(config, "model.network")
     operation = OPERATIONS[trained["data"]["operation"]]
@@ -121,7 +125,7 @@ def _answer(config: DictConfig) -> dict[str, int]:
     for key, example in (("ckpt_path", "outputs/.../checkpoints/last.ckpt"), ("image", "FILE"), ("number", "5")):
         if OmegaConf.is_missing(config, key):
             raise UserError(f"{key}: has no value and needs one; type {key}={example}")
-    return predict(config.ckpt_path, config.image, config.number, invert=config.invert)
+    return predict(config.ckpt_path, config.image, config.number, invert=config.invert, trust=config.trust)
 
 
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="predict")

@@ -14,12 +14,14 @@ from attnmosaic.config import PAIR
 from attnmosaic.data.datamodule import MosaicDataModule
 from attnmosaic.data.numbers import NumbersDataModule
 from attnmosaic.errors import UserError
+from attnmosaic.room import check_fits
 from attnmosaic.nn.attention import WhereWhat
 from attnmosaic.training.base import RunModule
 from attnmosaic.training.make import first_line, make
 from attnmosaic.training.module import StagewiseModule
 from attnmosaic.training.schedule import Schedule
 from attnmosaic.training.two_outputs import TwoOutputModule
+from attnmosaic.trust import TARGETS
 
 
 def build_network(config: DictConfig, name: str, in_shape: tuple[int, ...], outputs: int, seed: int) -> nn.Module:
@@ -78,6 +80,7 @@ def _make_network(
     config: DictConfig, key: str, given: dict[str, Any], seed: int, *tried: torch.Tensor
 ) -> tuple[nn.Module, Any]:
     """Makes a network and returns it with what it gives in eval mode for some zeros."""
+    _check_weights_fit_memory(config, key, given)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -94,6 +97,18 @@ def _make_network(
                 "choose another model for these data"
             ) from error
     return network, got
+
+
+def _check_weights_fit_memory(config: DictConfig, key: str, given: dict[str, Any]) -> None:
+    """Checks the size of a network of ours or of torch's on the meta device, where weights take no memory."""
+    if config._target_ not in TARGETS:  # one of a user's own may do anything when it is made, and is made once
+        return
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        try:
+            weights = sum(value.nbytes for value in instantiate(config, **given).state_dict().values())
+        except Exception:  # what is wrong with it is told where it is made
+            return
+    check_fits({key: 3 * weights}, {key: config._target_})  # with gradients and momentum
 
 
 def build_module(config: DictConfig, data: MosaicDataModule | NumbersDataModule) -> RunModule:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,9 +15,11 @@ from attnmosaic.data.sources import per_channel
 from attnmosaic.errors import UserError
 from attnmosaic.nn.attention import WhereWhat, aggregate
 from attnmosaic.training.build import build_pair
-from attnmosaic.training.checkpoint import check_weights_fit, read_checkpoint
+from attnmosaic.training.checkpoint import check_weights_fit
 from attnmosaic.training.frozen import rows_per_piece
 from attnmosaic.training.make import check_targets
+from attnmosaic.training.saved import read_saved
+from attnmosaic.trust import check_trusted
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +68,18 @@ class RestoredPair:
         return alpha.squeeze(0), logits.squeeze(0).softmax(dim=0)
 
 
-def restore_pair(path: str | Path) -> RestoredPair:
+def restore_pair(path: str | Path, trust: Any = ()) -> RestoredPair:
     """Makes the pair of a checkpoint again, on the CPU.
 
+    Args:
+        path: of the checkpoint.
+        trust: what it may name, see `attnmosaic.trust.trusted_prefixes`.
+
     Raises:
-        UserError: the checkpoint is unreadable, or not of a pair that learned where to look in images.
+        UserError: the checkpoint is unreadable, names what is not trusted, or is not of a pair that learned where to
+            look in images.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_saved(path)
     saved = checkpoint["hyper_parameters"]
     trained = saved["config"]
     if networks_of(trained) != PAIR:
@@ -97,6 +105,7 @@ def restore_pair(path: str | Path) -> RestoredPair:
             f"ckpt_path: '{path}' is of a pair whose patches, of shape {shape}, are no grey or RGB images; give one "
             "trained on images, of experiment=stagewise data=digits say"
         )
+    check_trusted(trained, ("model",), path, trust)
     config = OmegaConf.create(trained)
     check_targets(config.model, "model")
     pair = build_pair(config, shape, len(classes))

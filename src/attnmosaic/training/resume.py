@@ -12,7 +12,8 @@ from attnmosaic.config import config_hash, decisive, networks_of, other_networks
 from attnmosaic.errors import UserError
 from attnmosaic.runs import CHECKPOINTS, flat
 from attnmosaic.training.base import RunModule
-from attnmosaic.training.checkpoint import check_weights_fit, read_checkpoint
+from attnmosaic.training.checkpoint import check_weights_fit
+from attnmosaic.training.saved import read_saved
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def newest_checkpoint(config: DictConfig) -> str | None:
     begun, damaged = {}, []
     for path in sorted(Path(config.run_dir, CHECKPOINTS).glob("*.ckpt")):
         try:
-            checkpoint = read_checkpoint(path)
+            checkpoint = read_saved(path)
         except UserError as error:
             damaged.append(str(error))
             continue
@@ -74,7 +75,7 @@ def began_otherwise(config: DictConfig) -> dict[str, Any]:
 
     Kept in the config: such a run is not what its other settings say. How long a run goes on does not count.
     """
-    before = flat(decisive(read_checkpoint(config.ckpt_path)["hyper_parameters"]["config"]))
+    before = flat(decisive(read_saved(config.ckpt_path)["hyper_parameters"]["config"]))
     settings: Any = OmegaConf.to_container(config, resolve=True)
     now = flat(decisive(settings))
     keys = (before.keys() | now.keys()) - {"schedule.epochs", "trainer.max_epochs"}
@@ -88,7 +89,7 @@ def check_resume(config: DictConfig, module: RunModule) -> None:
         UserError: the file is no checkpoint, is of another architecture or scale, its run has no epoch left,
             or its optimizers were set up otherwise.
     """
-    checkpoint = read_checkpoint(config.ckpt_path)
+    checkpoint = read_saved(config.ckpt_path)
     check_weights_fit(checkpoint, module, config.ckpt_path)
     done = checkpoint["epoch"] + 1
     if done >= config.schedule.epochs:
