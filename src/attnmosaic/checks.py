@@ -124,6 +124,7 @@ def check(config: DictConfig) -> None:
         ("precision", tuple(PRECISIONS)),
         ("compute.matmul_precision", ("highest", "high", "medium")),
         ("compute.engine", ("auto", "eager")),
+        ("compute.pool", ("auto", "device", "host")),
         ("scale", ("full", "smoke")),
         ("progress", PROGRESS),
         ("optimized_metric", tuple(f"{s}/{m}" for s in ("train", "test", "held_out") for m in metrics_of(plain))),

@@ -63,6 +63,7 @@ def _train(config: DictConfig) -> dict[str, float]:
     from attnmosaic.training.make import check_targets, make
     from attnmosaic.training.outcome import final_table, finish_run
     from attnmosaic.training.resume import began_otherwise, check_resume, newest_checkpoint
+    from attnmosaic.training.threads import threads_for
     from attnmosaic.training.trainer import build_trainer, interruptible
 
     check_targets(config)
@@ -71,7 +72,8 @@ def _train(config: DictConfig) -> dict[str, float]:
     elif departed := began_otherwise(config):
         config.began_otherwise = departed
     write_atomically(Path(config.run_dir) / CONFIG, OmegaConf.to_yaml(config))
-    with job_globals(config.seed.init, config.compute.threads, config.compute.matmul_precision):
+    threads = threads_for(config.compute.threads, config.ckpt_path)
+    with job_globals(config.seed.init, threads, config.compute.matmul_precision):
         trainer = build_trainer(config, PRECISIONS[config.precision])
         data = make("data", config.data)
         data.prepare_data()

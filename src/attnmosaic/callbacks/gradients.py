@@ -111,12 +111,14 @@ def mean_alpha_gradients(module: StagewiseModule, mosaics: int | None = None) ->
     sums = torch.zeros(2, dtype=torch.float64, device=data.index.device)
     training = what.training
     what.eval()
-    for rows in torch.arange(n, device=data.index.device).split(frozen.mosaics_per_piece("train")):
-        patches = data.patches(rows, frozen.dtype)
-        # Over all mosaics it pays to score each unique patch of the pool once.
-        alpha = frozen.weights(data, rows) if mosaics is None else frozen.fresh_weights(data, patches, rows)
-        gradient = alpha_gradients(what, module.objective, alpha, patches, data.label[rows])
-        sides = foreground_and_background(gradient, data.foreground[rows])
-        sums += torch.stack([side.double().sum() for side in sides])
+    pieces = torch.arange(n, device=data.index.device).split(frozen.mosaics_per_piece("train"))
+    with data.ahead(pieces):
+        for rows in pieces:
+            patches = data.patches(rows, frozen.dtype)
+            # Over all mosaics it pays to score each unique patch of the pool once.
+            alpha = frozen.weights(data, rows) if mosaics is None else frozen.fresh_weights(data, patches, rows)
+            gradient = alpha_gradients(what, module.objective, alpha, patches, data.label[rows])
+            sides = foreground_and_background(gradient, data.foreground[rows])
+            sums += torch.stack([side.double().sum() for side in sides])
     what.train(training)
     return sums / n

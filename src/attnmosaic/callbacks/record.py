@@ -213,7 +213,7 @@ def looked(mosaics: Mosaics, rows: Tensor, alpha: Tensor, probabilities: Tensor)
 
 def shown_patches(pool: Pool, index: Tensor) -> np.ndarray:
     """Returns patches of a pool as they are kept: images as uint8 of at most `LONGEST` pixels a side, else floats."""
-    picked = pool.patches[index]
+    picked = pool.patches[index.to(pool.patches.device)]
     if not pool.is_image:
         return picked.float().cpu().numpy()
     if picked.shape[-1] not in (1, 3):  # no picture as it is: its mean over the channels
@@ -245,7 +245,7 @@ def plane_of(module: StagewiseModule, side: int = SIDE, points: int = 2000, mosa
     (left, bottom), (right, top) = (low - margin).tolist(), (high + margin).tolist()
     middle = (torch.arange(side, dtype=torch.float64) + 0.5) / side
     y, x = torch.meshgrid(bottom + (top - bottom) * middle, left + (right - left) * middle, indexing="ij")
-    cells = torch.stack([x, y], dim=-1).view(-1, 2).to(train.pool.patches)
+    cells = torch.stack([x, y], dim=-1).view(-1, 2).to(train.pool.device, train.pool.patches.dtype)
 
     pair = module.pair
     training = {name: getattr(pair, name).training for name in module.networks}

@@ -1,6 +1,7 @@
 """What the modules of all runs share: where chance comes from, how an epoch's metrics are kept and logged."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -12,6 +13,7 @@ from torchmetrics import Metric
 
 from attnmosaic.errors import RunError
 from attnmosaic.training.schedule import Schedule
+from attnmosaic.training.threads import save_threads
 
 
 def step_scheduler(scheduler: LRScheduler, loss: float) -> None:
@@ -67,6 +69,9 @@ class RunModule(pl.LightningModule):
         # Anew each epoch: a resumed run then draws what the uninterrupted one would have.
         torch.manual_seed(int(np.random.SeedSequence([self.seed, self.current_epoch, 2]).generate_state(1)[0]))
         self.epoch_metrics = {}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        save_threads(checkpoint)
 
     def check_finite(self, losses: Sequence[Tensor], networks: nn.Module) -> None:
         """Checks an epoch's losses, one a step, and what they led to.

@@ -144,6 +144,7 @@ def _stagewise_module(config: DictConfig, data: MosaicDataModule) -> StagewiseMo
         clip_norm=config.optimizer.clip_norm,
         cache_gb=config.compute.cache_gb,
         graphs=config.compute.engine == "auto",
+        pool=config.compute.get("pool", "auto"),  # absent in checkpoints of before there was the key
         patch_shape=data.patch_shape,
         foreground_classes=data.mosaics["train"].foreground_classes,
         config=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
@@ -166,6 +167,7 @@ def _two_output_module(config: DictConfig, data: NumbersDataModule) -> TwoOutput
         image_shape=data.image_shape,
         seed=config.seed.order,
         clip_norm=config.optimizer.clip_norm,
+        pool=config.compute.get("pool", "auto"),
         config=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
     )
 
