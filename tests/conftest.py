@@ -15,6 +15,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 install_import_hook(["attnmosaic.data", "attnmosaic.nn", "attnmosaic.metrics"], "beartype.beartype")
 
 from cli import Cli, make_cli  # noqa: E402
+from devices import Device  # noqa: E402
 from hydra import compose, initialize_config_dir  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
@@ -97,3 +98,11 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
     """Runs a command in an empty folder; see `cli.make_cli`."""
     monkeypatch.chdir(tmp_path)
     return make_cli(monkeypatch, capfd)
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    """Stands in for whatever device a pool in main memory is sent to."""
+    made = Device()
+    monkeypatch.setattr("attnmosaic.data.ahead.carrier", lambda device: made)
+    return made

@@ -38,17 +38,20 @@ FATE = ("+callbacks.fate._target_=fakes.Fate", "+callbacks.fate.folder=${run_dir
         (3, 16, {}, 3, 5),
         (100, 16, {}, 16, 1),
         (1, 16, {}, 1, None),
-        (10, 1, {}, 1, None),
-        (10, 16, {"free_gb": 6.2}, 4, 4),
-        (10, 16, {"free_gb": 6.2, "gb_per_job": 3}, 2, 8),
-        (10, 16, {"free_gb": 0.1}, 1, None),
-        (10, 16, {"gpus": 1}, 4, 4),
-        (10, 16, {"gpus": 2}, 8, 2),
+        (10, 1, {}, 1, 1),
+        # Threads are the same whatever is free, and however many run at once.
+        (8, 16, {"free_gb": 6.2}, 4, 2),
+        (8, 16, {"free_gb": 6.2, "gb_per_job": 3}, 2, 2),
+        (8, 16, {"free_gb": 0.1}, 1, 2),
+        (8, 16, {"n_jobs": 1}, 1, 2),
+        (8, 16, {"n_jobs": 8}, 8, 2),
+        (5, 16, {"gpus": 1}, 4, 3),
+        (10, 16, {"gpus": 2}, 8, 1),
         (10, 2, {"gpus": 8}, 2, 1),
-        (10, 16, {"gpus": 8, "jobs_per_gpu": 1}, 8, 2),
+        (10, 16, {"gpus": 8, "jobs_per_gpu": 1}, 8, 1),
         (10, 16, {"threads": 4}, 4, 4),
         (10, 2, {"threads": 4}, 1, 4),
-        (10, 16, {"n_jobs": 1}, 1, None),
+        (1, 16, {"n_jobs": 1, "free_gb": 0.1}, 1, None),
         (10, 2, {"n_jobs": 5, "free_gb": 1, "gpus": 1, "jobs_per_gpu": 1}, 5, 1),
         (3, 16, {"n_jobs": 5, "threads": 2}, 3, 2),
     ],
@@ -311,7 +314,7 @@ def test_a_sweep(cli: Cli, tmp_path: Path) -> None:
         [sys.executable, "-m", "attnmosaic.train", *overrides, *own, *launcher, "-m"],
         cwd=tmp_path, capture_output=True, text=True, env=environ,
     )  # fmt: skip
-    threads = max(1, joblib.cpu_count() // 2)
+    threads = max(1, joblib.cpu_count() // 6)
     assert done.stderr.startswith(f"6 jobs, 2 at once, threads of each: {threads}\n"), done.stderr
     jobs = [tmp_path / "six" / str(job) for job in range(6)]
     bugs, works, killed = jobs[::3], jobs[1::3], jobs[2::3]

@@ -142,6 +142,7 @@ def check_settings(plain: dict[str, Any]) -> None:
         ("precision", tuple(PRECISIONS)),
         ("compute.matmul_precision", ("highest", "high", "medium")),
         ("compute.engine", ("auto", "eager")),
+        ("compute.pool", ("auto", "device", "host")),
         ("scale", ("full", "smoke")),
         ("progress", PROGRESS),
         ("optimized_metric", tuple(f"{s}/{m}" for s in ("train", "test", "held_out") for m in metrics_of(plain))),

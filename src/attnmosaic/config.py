@@ -105,6 +105,7 @@ class ComputeConfig:
     threads: int | None = None
     matmul_precision: str = "highest"
     engine: str = "auto"
+    pool: str = "auto"
     cache_gb: float = 1.0
 
 
@@ -228,6 +229,7 @@ def decisive(config: dict[str, Any]) -> dict[str, Any]:
     for source in ("train_set", "test_set"):  # a named data set is the same wherever it lies
         if isinstance(kept["data"].get(source), dict):
             kept["data"][source].pop("root", None)
+    kept["compute"] = _without(config["compute"], {"pool"})  # the same numbers wherever it is, bit for bit
     kept["trainer"] = _without(config["trainer"], {"default_root_dir", "profiler", "log_every_n_steps"})
     if deciding := {name: node for name, node in (config["callbacks"] or {}).items() if _decides(node)}:
         kept["callbacks"] = json.loads(json.dumps(deciding).replace(str(config["run_dir"]), "RUN_DIR"))

@@ -45,6 +45,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     from attnmosaic.training.make import check_targets, make
     from attnmosaic.training.outcome import evaluation_of, final_table
     from attnmosaic.training.saved import read_saved
+    from attnmosaic.training.threads import threads_for
     from attnmosaic.training.trainer import build_trainer, interruptible
 
     checkpoint = read_saved(config.ckpt_path)
@@ -64,7 +65,8 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     check(trained)
     trained = resolve(trained)
     check_targets(trained)
-    with job_globals(trained.seed.init, trained.compute.threads, trained.compute.matmul_precision):
+    threads = threads_for(trained.compute.threads, config.ckpt_path)
+    with job_globals(trained.seed.init, threads, trained.compute.matmul_precision):
         trainer = build_trainer(trained, PRECISIONS[trained.precision])
         data = make("data", trained.data)
         data.setup()

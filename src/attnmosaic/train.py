@@ -78,6 +78,7 @@ def _train(config: DictConfig, ranks: Ranks) -> dict[str, float]:
     from attnmosaic.training.make import check_targets
     from attnmosaic.training.outcome import final_table, finish_run
     from attnmosaic.training.resume import began_otherwise, newest_checkpoint
+    from attnmosaic.training.threads import threads_for
 
     check_targets(config)
     if config.ckpt_path is None:
@@ -86,7 +87,8 @@ def _train(config: DictConfig, ranks: Ranks) -> dict[str, float]:
         config.began_otherwise = departed
     write_atomically(Path(config.run_dir) / CONFIG, OmegaConf.to_yaml(config))
     ranks.begin(OmegaConf.to_container(config))  # type: ignore[arg-type]
-    with job_globals(config.seed.init, config.compute.threads, config.compute.matmul_precision, ranks.count):
+    threads = threads_for(config.compute.threads, config.ckpt_path)
+    with job_globals(config.seed.init, threads, config.compute.matmul_precision, ranks.count):
         trainer, module = fit(config, ranks.place)
         metrics = finish_run(config, trainer, module)
     log.info("%s", final_table(metrics, module))

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnmosaic.callbacks.harmless import check_count, harmless
+from attnmosaic.callbacks.history import History
 from attnmosaic.metrics.gradients import alpha_gradients, foreground_and_background
 from attnmosaic.training import processes
 from attnmosaic.training.module import StagewiseModule
@@ -40,20 +41,21 @@ class AlphaGradients(pl.Callback):
             check_count("gradients.mosaics", mosaics)
         self.path = Path(folder) / "gradients.csv"
         self.mosaics = mosaics
-        self.rows: list[dict[str, Any]] = []
         self.columns: tuple[str, ...] = COLUMNS
+        self.rows = History(self.columns)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if isinstance(pl_module, StagewiseModule) and pl_module.scale == "smoke":
             self.columns = (*COLUMNS, "scale")
+        if not self.rows:
+            self.rows = History(self.columns)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the rows column by column."""
-        return {key: [row[key] for row in self.rows] for key in self.columns}
+        """Returns the rows; see `History`."""
+        return self.rows.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        values = zip(*state_dict.values(), strict=True)
-        self.rows = [dict(zip(state_dict, row, strict=True)) for row in values]
+        self.rows.load_state_dict(state_dict)
 
     @harmless
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -111,12 +113,14 @@ def mean_alpha_gradients(module: StagewiseModule, mosaics: int | None = None) ->
     training = what.training
     what.eval()
     mine, own = processes.share(torch.arange(n, device=data.index.device))
-    for rows in mine[:own].split(frozen.mosaics_per_piece("train")):
-        patches = data.patches(rows, frozen.dtype)
-        # Over all mosaics it pays to score each unique patch of the pool once.
-        alpha = frozen.weights(data, rows) if mosaics is None else frozen.fresh_weights(data, patches, rows)
-        gradient = alpha_gradients(what, module.objective, alpha, patches, data.label[rows])
-        sides = foreground_and_background(gradient, data.foreground[rows])
-        sums += torch.stack([side.double().sum() for side in sides])
+    pieces = mine[:own].split(frozen.mosaics_per_piece("train"))
+    with data.ahead(pieces):
+        for rows in pieces:
+            patches = data.patches(rows, frozen.dtype)
+            # Over all mosaics it pays to score each unique patch of the pool once.
+            alpha = frozen.weights(data, rows) if mosaics is None else frozen.fresh_weights(data, patches, rows)
+            gradient = alpha_gradients(what, module.objective, alpha, patches, data.label[rows])
+            sides = foreground_and_background(gradient, data.foreground[rows])
+            sums += torch.stack([side.double().sum() for side in sides])
     what.train(training)
     return processes.summed(sums) / n

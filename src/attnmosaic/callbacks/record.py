@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attnmosaic.callbacks.harmless import check_count, harmless
+from attnmosaic.callbacks.history import Grown
 from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.data.mosaics import Mosaics
 from attnmosaic.data.pool import Pool
@@ -51,8 +52,8 @@ class MosaicRecord(pl.Callback):
         self.folder = Path(folder)
         self.followed = followed
         self.chosen = chosen
-        self.epochs: list[int] = []
-        self.answers: dict[str, list[tuple[Tensor, Tensor]]] = {split: [] for split in FOLLOWED}
+        self.epochs = Grown()
+        self.answers: dict[str, tuple[Grown, Grown]] = {split: (Grown(), Grown()) for split in FOLLOWED}
         self.asked: dict[str, Tensor] = {}
         self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
@@ -60,17 +61,13 @@ class MosaicRecord(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns epochs, for each split the weights ``[T, M, P]`` and probabilities ``[T, M, F]``, and of what."""
-        stacked = {
-            split: [torch.stack(part) for part in zip(*seen, strict=True)]
-            for split, seen in self.answers.items()
-            if seen
-        }
-        return {"epochs": self.epochs, "answers": stacked, "asked": self.asked}
+        answers = {split: [part.tensor() for part in seen] for split, seen in self.answers.items() if len(seen[0])}
+        return {"epochs": self.epochs.tensor(), "answers": answers, "asked": self.asked}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.epochs = list(state_dict["epochs"])
+        self.epochs = Grown.of(torch.as_tensor(state_dict["epochs"]))
         for split, (alpha, probabilities) in state_dict["answers"].items():
-            self.answers[split] = list(zip(alpha, probabilities, strict=True))
+            self.answers[split] = Grown.of(alpha), Grown.of(probabilities)
         self.asked = state_dict.get("asked", {})
 
     @harmless
@@ -79,7 +76,8 @@ class MosaicRecord(pl.Callback):
             return
         now = {split: self._question(pl_module.mosaics[split]) for split in FOLLOWED}
         if self.asked.keys() != now.keys() or not all(torch.equal(self.asked[split], now[split]) for split in now):
-            self.asked, self.epochs, self.answers = now, [], {split: [] for split in FOLLOWED}
+            self.asked, self.epochs = now, Grown()
+            self.answers = {split: (Grown(), Grown()) for split in FOLLOWED}
         if not self.epochs:
             self._follow(trainer, pl_module, pl_module.current_epoch)
 
@@ -96,9 +94,10 @@ class MosaicRecord(pl.Callback):
     def _follow(self, trainer: pl.Trainer, module: StagewiseModule, epochs: int) -> None:
         with trainer.precision_plugin.val_step_context():
             seen = {s: look(module, module.mosaics[s], self._rows(module.mosaics[s])) for s in FOLLOWED}
-        self.epochs.append(epochs)
-        for split, (alpha, probabilities) in seen.items():
-            self.answers[split].append((alpha.float().cpu(), probabilities.float().cpu()))
+        self.epochs.append(np.array(epochs))
+        for split, parts in seen.items():
+            for answers, part in zip(self.answers[split], parts, strict=True):
+                answers.append(part.float().cpu().numpy())
 
     def _rows(self, mosaics: Mosaics) -> Tensor:
         return torch.arange(min(self.followed, len(mosaics)), device=mosaics.index.device)
@@ -142,15 +141,15 @@ class MosaicRecord(pl.Callback):
             rows, counts[split] = telling(alpha, probabilities, data.foreground.cpu(), data.label.cpu(), self.chosen)
             final[split] = looked(data, rows, alpha[rows], probabilities[rows])
         followed = {}
-        for split, answers in self.answers.items():
-            if answers:
-                alpha, probabilities = (torch.stack(part) for part in zip(*answers, strict=True))
+        for split, (weights, classes) in self.answers.items():
+            if len(weights):
+                alpha, probabilities = weights.tensor(), classes.tensor()
                 followed[split] = looked(module.mosaics[split], self._rows(module.mosaics[split]), alpha, probabilities)
         train = module.mosaics["train"]
         return Record(
             classes=train.foreground_classes,
             all_classes=train.pool.classes,
-            epochs=np.array(self.epochs),
+            epochs=self.epochs.array.copy(),
             followed=followed,
             final=final,
             counts=counts,
@@ -214,7 +213,7 @@ def looked(mosaics: Mosaics, rows: Tensor, alpha: Tensor, probabilities: Tensor)
 
 def shown_patches(pool: Pool, index: Tensor) -> np.ndarray:
     """Returns patches of a pool as they are kept: images as uint8 of at most `LONGEST` pixels a side, else floats."""
-    picked = pool.patches[index]
+    picked = pool.patches[index.to(pool.patches.device)]
     if not pool.is_image:
         return picked.float().cpu().numpy()
     if picked.shape[-1] not in (1, 3):  # no picture as it is: its mean over the channels
@@ -246,7 +245,7 @@ def plane_of(module: StagewiseModule, side: int = SIDE, points: int = 2000, mosa
     (left, bottom), (right, top) = (low - margin).tolist(), (high + margin).tolist()
     middle = (torch.arange(side, dtype=torch.float64) + 0.5) / side
     y, x = torch.meshgrid(bottom + (top - bottom) * middle, left + (right - left) * middle, indexing="ij")
-    cells = torch.stack([x, y], dim=-1).view(-1, 2).to(train.pool.patches)
+    cells = torch.stack([x, y], dim=-1).view(-1, 2).to(train.pool.device, train.pool.patches.dtype)
 
     pair = module.pair
     training = {name: getattr(pair, name).training for name in module.networks}

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 
 from attnmosaic.callbacks.confusion import write_confusion
+from attnmosaic.callbacks.history import History, Row
 from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.training.base import RunModule
 from attnmosaic.training.module import StagewiseModule
@@ -23,8 +24,6 @@ FOCUS_COLUMNS = (
     "focus_false_pred_false",
 )
 """The published columns (``protocol.md``, "Focus against prediction"); raw counts."""
-
-Row = dict[str, Any]
 
 
 class RunTables(pl.Callback):
@@ -44,7 +43,7 @@ class RunTables(pl.Callback):
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.columns: dict[str, list[str]] = {}
-        self.rows: dict[str, list[Row]] = {}
+        self.rows: dict[str, History] = {}
         self._evaluated: dict[str, Row] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -59,19 +58,15 @@ class RunTables(pl.Callback):
             self.columns = {"metrics": ["epoch", *measured]}
         if pl_module.scale == "smoke":
             self.columns = {name: [*columns, "scale"] for name, columns in self.columns.items()}
-        self.rows = {name: [] for name in self.columns}
+        self.rows = {name: History(columns) for name, columns in self.columns.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the rows column by column, which is a tenth of the size."""
-        return {
-            name: {key: [row.get(key) for row in rows] for key in self.columns[name]}
-            for name, rows in self.rows.items()
-        }
+        """Returns the rows of every table; see `History`."""
+        return {name: rows.state_dict() for name, rows in self.rows.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for name, columns in state_dict.items():
-            values = zip(*columns.values(), strict=True)
-            self.rows[name] = [dict(zip(columns, row, strict=True)) for row in values]
+        for name, state in state_dict.items():
+            self.rows[name].load_state_dict(state)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -89,7 +84,7 @@ class RunTables(pl.Callback):
                 for split in SPLITS:
                     self._evaluated[split] = focus_row(pl_module.epochs_done, pl_module.evaluation(split).counts())
         elif self.rows["metrics"]:  # the full pass at the end, with the last epoch's weights
-            self.rows["metrics"][-1] |= _known(pl_module)
+            self.rows["metrics"].fill(_known(pl_module))
             if trainer.is_global_zero:
                 self._rewrite("metrics")
             if isinstance(pl_module, StagewiseModule):

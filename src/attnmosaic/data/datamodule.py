@@ -14,6 +14,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from attnmosaic.data.ahead import placed
 from attnmosaic.data.blocks import EpochBlocks, block_loader, row_loader
 from attnmosaic.data.classes import split_classes
 from attnmosaic.data.mosaics import Mosaics, draw_mosaics
@@ -125,10 +126,10 @@ class MosaicDataModule(pl.LightningDataModule):
         """Number of foreground classes, F."""
         return len(self.mosaics["train"].foreground_classes)
 
-    def mosaics_on(self, device: torch.device, dtype: torch.dtype) -> dict[str, Mosaics]:
-        """Returns every split and view on a device; those that share a pool share its one copy there."""
+    def mosaics_on(self, device: torch.device, dtype: torch.dtype, where: str = "auto") -> dict[str, Mosaics]:
+        """Returns every split and view on a device; those that share a pool share its one copy (see `placed`)."""
         pools = {id(m.pool): m.pool for m in self.mosaics.values()}
-        moved = {key: pool.to(device, dtype) for key, pool in pools.items()}
+        moved = dict(zip(pools, placed(pools.values(), device, dtype, where), strict=True))
         return {split: m.on(moved[id(m.pool)]) for split, m in self.mosaics.items()}
 
     def _mosaics_a_block(self) -> int:

@@ -1,6 +1,7 @@
 """Mosaics: rows of indices into a pool, one foreground patch and P - 1 background patches each."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,15 @@ class Mosaics:
 
     def patches(self, rows: Int[Tensor, " B"], dtype: torch.dtype) -> Float[Tensor, "B P *patch"]:
         """Looks up and scales the patches of some mosaics."""
-        return self.pool.gather(self.index[rows], dtype)
+        return self.pool.gather_rows(self.index, rows, dtype)
+
+    def ahead(self, parts: Sequence[Tensor]) -> AbstractContextManager[None]:
+        """Announces whose patches will be looked up next, in this order, whole or in slices; see `Pool.ahead`."""
+        return self.pool.ahead(parts, self.index)
 
     def on(self, pool: Pool) -> "Mosaics":
         """Returns the same mosaics over a copy of their pool, on that copy's device."""
-        device = pool.patches.device
+        device = pool.device
         return replace(
             self,
             pool=pool,
@@ -102,7 +107,9 @@ def draw_mosaics(
     for side, found in rows.items():
         if len(found) == 0:
             raise UserError(f"data.{side}: the data hold no patch of these classes; choose others")
-    index = rng.choice(rows["background"], size=(n, patches))
+    # As `rng.choice` draws them, number for number, but in place: that takes the memory of two tables.
+    index = rng.integers(len(rows["background"]), size=(n, patches))
+    np.take(rows["background"], index, out=index, mode="clip")  # "raise" would copy
     position = rng.integers(patches, size=n)
     chosen = rng.choice(rows["foreground"], size=n)
     index[np.arange(n), position] = chosen

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from attnmosaic.data.ahead import placed
 from attnmosaic.data.blocks import EpochBlocks, block_loader, row_loader
 from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.data.operations import OPERATIONS, Operation
@@ -186,10 +187,10 @@ class NumbersDataModule(pl.LightningDataModule):
         """``(C, H, W)``."""
         return self.examples["train"].pool.patch_shape
 
-    def examples_on(self, device: torch.device, dtype: torch.dtype) -> dict[str, Examples]:
-        """Returns every split on a device; train and test share the one copy of their pool there."""
+    def examples_on(self, device: torch.device, dtype: torch.dtype, where: str = "auto") -> dict[str, Examples]:
+        """Returns every split on a device; train and test share the one copy of their pool (see `placed`)."""
         pools = {id(e.pool): e.pool for e in self.examples.values()}
-        moved = {key: pool.to(device, dtype) for key, pool in pools.items()}
+        moved = dict(zip(pools, placed(pools.values(), device, dtype, where), strict=True))
         return {split: e.on(moved[id(e.pool)]) for split, e in self.examples.items()}
 
     def train_dataloader(self) -> DataLoader[Tensor]:

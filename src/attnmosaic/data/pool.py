@@ -1,7 +1,9 @@
 """The pool: the unique source patches that every mosaic of a data set is a row of indices into."""
 
+import contextlib
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -35,6 +37,11 @@ class Pool:
         return len(self.patches)
 
     @property
+    def device(self) -> torch.device:
+        """Where patches are wanted, and all there is to know of them is kept."""
+        return self.labels.device
+
+    @property
     def is_image(self) -> bool:
         return self.patches.dtype == torch.uint8
 
@@ -58,7 +65,26 @@ class Pool:
         """
         # Twenty times as fast as indexing with `index`, which moves images byte by byte.
         rows = self.patches.index_select(0, index.flatten())
-        picked = rows.view(*index.shape, *self.patches.shape[1:]).to(dtype)
+        return self.scaled(rows.view(*index.shape, *self.patches.shape[1:]), dtype)
+
+    def gather_rows(
+        self, table: Int[Tensor, "N P"], rows: Int[Tensor, " B"], dtype: torch.dtype
+    ) -> Float[Tensor, "B P *patch"]:
+        """Looks up and scales the patches that some rows of an index table name."""
+        return self.gather(table[rows], dtype)
+
+    def ahead(self, parts: Sequence[Tensor], table: Int[Tensor, "N P"] | None = None) -> AbstractContextManager[None]:
+        """Announces what will be looked up next, so that a pool elsewhere can send it; here it makes no difference.
+
+        Args:
+            parts: what `gather` will be asked for, whole or in slices, in this order; or, with a table, `gather_rows`.
+            table: index table.
+        """
+        return contextlib.nullcontext()
+
+    def scaled(self, patches: Tensor, dtype: torch.dtype) -> Tensor:
+        """Scales patches as the pool holds them, images ``[..., H, W, C]``; returns ``[..., *patch_shape]``."""
+        picked = patches.to(dtype)
         if not self.is_image:
             return picked
         if len(self.mean) == len(self.std) == 1:

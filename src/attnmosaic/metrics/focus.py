@@ -11,6 +11,14 @@ COUNTS = ("ftpt", "ffpt", "ftpf", "ffpf")
 """Focus true or false (F.) crossed with prediction true or false (P.)."""
 
 
+ROWS = 2**16
+"""Mosaics whose entropies are computed at a time: all at once would take twice the memory of their weights."""
+
+
+def _entropies(alpha: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
+    return torch.cat([attention_entropy(some) for some in alpha.split(ROWS)])
+
+
 class FocusMetrics(Metric):
     """Sums over mosaics: right for uneven batches, and summed over processes.
 
@@ -59,7 +67,7 @@ class FocusMetrics(Metric):
                 (~focused & ~right).sum(),
                 (largest >= 0.5).sum(),
                 alpha.gather(1, foreground.unsqueeze(1)).double().sum(),
-                attention_entropy(alpha).double().sum(),
+                _entropies(alpha).double().sum(),
             ]
         )
         self.sums[0] += batch

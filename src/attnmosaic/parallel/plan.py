@@ -34,8 +34,9 @@ def plan(
         jobs_per_gpu: how many jobs share one.
 
     Returns:
-        (jobs at once, threads of each): as many jobs as all of these allow, but at least one; the threads are
-        None for what a single run takes, which is right where jobs run one by one.
+        (jobs at once, threads of each): as many jobs as all of these allow, but at least one. The threads, which the
+        last digits of results depend on, follow from the cores and the number of jobs alone, not from the memory
+        that is free at the moment; they are None, for what a single run takes, if there is but one job.
 
     Raises:
         UserError: a number will not do.
@@ -55,8 +56,8 @@ def plan(
         if gpus:
             limits.append(gpus * jobs_per_gpu)
     at_once = max(1, min(limits))
-    if threads is None and at_once > 1:
-        threads = max(1, cores // at_once)
+    if threads is None and jobs > 1:
+        threads = max(1, cores // jobs)
     return at_once, threads
 
 

@@ -28,6 +28,7 @@ def main() -> None:
     from attnmosaic.cli import describe
     from attnmosaic.training.fit import fit
     from attnmosaic.training.globals import job_globals
+    from attnmosaic.training.threads import threads_for
 
     line = sys.stdin.readline()
     if not line:
@@ -36,7 +37,8 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, args=(Path(told["place"]["meeting"]).parent,), daemon=True).start()
     config, place = OmegaConf.create(told["config"]), Place(**told["place"])
     try:
-        with job_globals(config.seed.init, config.compute.threads, config.compute.matmul_precision, place.count):
+        threads = threads_for(config.compute.threads, config.ckpt_path)
+        with job_globals(config.seed.init, threads, config.compute.matmul_precision, place.count):
             fit(config, place)
     except Exception as error:
         print(describe(error), flush=True)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -14,6 +15,7 @@ from torchmetrics import Metric
 from attnmosaic.errors import RunError
 from attnmosaic.training import processes
 from attnmosaic.training.schedule import Schedule
+from attnmosaic.training.threads import save_threads
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +84,9 @@ class RunModule(pl.LightningModule):
         stream = [self.seed, self.current_epoch, 2, *([self.global_rank] if self.global_rank else [])]
         torch.manual_seed(int(np.random.SeedSequence(stream).generate_state(1)[0]))
         self.epoch_metrics = {}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        save_threads(checkpoint)
 
     def check_finite(self, losses: Sequence[Tensor], networks: nn.Module) -> None:
         """Checks an epoch's losses, one a step, and what they led to.

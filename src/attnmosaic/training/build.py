@@ -14,8 +14,8 @@ from attnmosaic.config import PAIR
 from attnmosaic.data.datamodule import MosaicDataModule
 from attnmosaic.data.numbers import NumbersDataModule
 from attnmosaic.errors import UserError
-from attnmosaic.room import check_fits
 from attnmosaic.nn.attention import WhereWhat
+from attnmosaic.room import check_fits
 from attnmosaic.training.base import RunModule
 from attnmosaic.training.make import first_line, make
 from attnmosaic.training.module import StagewiseModule
@@ -159,6 +159,7 @@ def _stagewise_module(config: DictConfig, data: MosaicDataModule) -> StagewiseMo
         clip_norm=config.optimizer.clip_norm,
         cache_gb=config.compute.cache_gb,
         graphs=config.compute.engine == "auto",
+        pool=config.compute.get("pool", "auto"),  # absent in checkpoints of before there was the key
         patch_shape=data.patch_shape,
         foreground_classes=data.mosaics["train"].foreground_classes,
         config=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
@@ -181,6 +182,7 @@ def _two_output_module(config: DictConfig, data: NumbersDataModule) -> TwoOutput
         image_shape=data.image_shape,
         seed=config.seed.order,
         clip_norm=config.optimizer.clip_norm,
+        pool=config.compute.get("pool", "auto"),
         config=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
     )
 

@@ -1,6 +1,9 @@
 """What need not be computed again while the where network stands still."""
 
+import contextlib
 import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from jaxtyping import Float, Int
@@ -56,10 +59,12 @@ class FrozenWhere:
             assert where is not None
             training = where.training
             where.eval()
-            size = rows_per_piece(math.prod(pool.patch_shape) * self.dtype.itemsize, pool.labels.device)
-            mine, _ = processes.share(torch.arange(len(pool), device=pool.labels.device))
-            scores = torch.cat([self.pair.score(pool.gather(piece, self.dtype)) for piece in mine.split(size)])
-            self._scores[id(pool)] = processes.whole(scores, len(pool))
+            size = rows_per_piece(math.prod(pool.patch_shape) * self.dtype.itemsize, pool.device)
+            mine, _ = processes.share(torch.arange(len(pool), device=pool.device))
+            pieces = mine.split(size)
+            with pool.ahead(pieces):
+                scores = [self.pair.score(pool.gather(piece, self.dtype)) for piece in pieces]
+            self._scores[id(pool)] = processes.whole(torch.cat(scores), len(pool))
             where.train(training)
         return self._scores[id(pool)]
 
@@ -73,11 +78,16 @@ class FrozenWhere:
             return alpha, aggregates.movedim(-1, 1) if mosaics.pool.is_image else aggregates
         alpha = self.weights(mosaics, rows)
         pieces = rows.split(self.mosaics_per_piece(split))
-        summed = [
-            aggregate(a, mosaics.patches(piece, self.dtype))
-            for a, piece in zip(alpha.split(len(pieces[0])), pieces, strict=True)
-        ]
+        with mosaics.ahead(pieces):
+            summed = [
+                aggregate(a, mosaics.patches(piece, self.dtype))
+                for a, piece in zip(alpha.split(len(pieces[0])), pieces, strict=True)
+            ]
         return alpha, summed[0] if len(summed) == 1 else torch.cat(summed)
+
+    def ahead(self, split: str, parts: Sequence[Tensor]) -> AbstractContextManager[None]:
+        """Announces which mosaics of a split come next, if that takes their patches; see `Pool.ahead`."""
+        return contextlib.nullcontext() if split in self._kept else self.mosaics[split].ahead(parts)
 
     def weights(self, mosaics: Mosaics, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P"]:
         """Returns the attention weights of some mosaics, by decree or from the scores of their patches."""
@@ -112,16 +122,21 @@ class FrozenWhere:
         size = n * (patches + math.prod(mosaics.pool.patch_shape)) * self.dtype.itemsize
         if split in self._kept or size > self.budget:
             return
-        alpha = self.weights(mosaics, torch.arange(n, device=mosaics.index.device))
-        kept: Tensor | None = None
-        mine, _ = processes.share(torch.arange(n, device=alpha.device))
-        for rows in mine.split(self.mosaics_per_piece(split)):
-            summed = aggregate(alpha[rows], mosaics.patches(rows, self.dtype))
-            if mosaics.pool.is_image:
-                summed = summed.movedim(1, -1)
-            if kept is None:
-                kept = summed.new_empty((n, *summed.shape[1:]))
-            kept[rows] = summed
+        mine, _ = processes.share(torch.arange(n, device=mosaics.index.device))
+        pieces = mine.split(self.mosaics_per_piece(split))
+        kept: tuple[Tensor, Tensor] | None = None
+        self.weights(mosaics, pieces[0][:1])  # scores the pool, before patches are on their way
+        with mosaics.ahead(pieces):
+            for rows in pieces:
+                alpha = self.weights(mosaics, rows)
+                summed = aggregate(alpha, mosaics.patches(rows, self.dtype))
+                if mosaics.pool.is_image:
+                    summed = summed.movedim(1, -1)
+                if kept is None:
+                    kept = alpha.new_empty((n, patches)), summed.new_empty((n, *summed.shape[1:]))
+                for whole, part in zip(kept, (alpha, summed), strict=True):
+                    whole[rows] = part
         assert kept is not None
-        processes.fill(kept)
-        self._kept[split] = alpha, kept
+        for whole in kept:
+            processes.fill(whole)
+        self._kept[split] = kept

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from attnmosaic.data.ahead import HostPool
+from attnmosaic.data.pool import Pool
 from attnmosaic.training.schedule import Stage
 from attnmosaic.training.steps import Seen, Steps
 
@@ -75,6 +77,11 @@ class GraphedSteps:
         self._rows.copy_(rows)
         self._replay()
         return Seen(*(part.clone() for part in self._seen))
+
+
+def can_capture(device: torch.device, pool: Pool) -> bool:
+    """Tells whether steps on patches of a pool can be captured; patches from main memory lie elsewhere each time."""
+    return device.type == "cuda" and not isinstance(pool, HostPool)
 
 
 def _settings(optimizer: Optimizer) -> tuple[Any, ...]:

@@ -19,7 +19,7 @@ from attnmosaic.nn.attention import WhereWhat
 from attnmosaic.training import processes
 from attnmosaic.training.base import RunModule, step_scheduler
 from attnmosaic.training.frozen import FrozenWhere
-from attnmosaic.training.graphs import GraphedSteps
+from attnmosaic.training.graphs import GraphedSteps, can_capture
 from attnmosaic.training.schedule import Schedule, Stage
 from attnmosaic.training.steps import Objective, Seen, Steps, mean_loss
 
@@ -49,7 +49,8 @@ class StagewiseModule(RunModule):
         microbatches: pieces each minibatch's gradient is accumulated over; None for as many as are fast.
         clip_norm: largest norm of a network's gradient, None for no clipping.
         cache_gb: memory that kept aggregates may take, in GB (1e9 bytes).
-        graphs: take steps as CUDA graphs where there is a GPU (see `GraphedSteps`).
+        graphs: take steps as CUDA graphs where there is a GPU (see `GraphedSteps`) that has the pool.
+        pool: where the pool is kept (see `placed`).
         patch_shape: ``(C, H, W)`` or ``(D,)``; with the next two saved in every checkpoint, so that the pair can be
             made again without its data.
         foreground_classes: names of the classes What tells apart, in label order.
@@ -78,6 +79,7 @@ class StagewiseModule(RunModule):
         clip_norm: float | None = None,
         cache_gb: float = 1.0,
         graphs: bool = True,
+        pool: str = "auto",
         patch_shape: Sequence[int],
         foreground_classes: Sequence[str],
         config: dict[str, Any],
@@ -95,6 +97,7 @@ class StagewiseModule(RunModule):
         self.clip_norm = clip_norm
         self.cache_gb = cache_gb
         self.graphs = graphs
+        self.pool = pool
         self.running = FocusMetrics()
         self.evaluations: dict[str, FocusMetrics] = {}
         self._seen: list[Seen] = []
@@ -114,7 +117,7 @@ class StagewiseModule(RunModule):
         """Puts the data where the networks are; only now has the trainer given them device and precision."""
         datamodule: MosaicDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
         dtype = next(self.parameters()).dtype
-        self.mosaics: dict[str, Mosaics] = datamodule.mosaics_on(self.device, dtype)
+        self.mosaics: dict[str, Mosaics] = datamodule.mosaics_on(self.device, dtype, self.pool)
         self.evaluations = {name: FocusMetrics().to(self.device) for name in datamodule.measured}
         self.frozen_where = FrozenWhere(self.pair, self.mosaics, dtype, round(self.cache_gb * 1e9))
 
@@ -128,7 +131,7 @@ class StagewiseModule(RunModule):
         self._take_data()
         self.steps = Steps(self.pair, self.objective, self.frozen_where, self.microbatches, self.clip_norm)
         self.warn_of_parts(self.steps.decomposes)
-        graphs = self.graphs and self.device.type == "cuda" and processes.count() == 1
+        graphs = self.graphs and processes.count() == 1 and can_capture(self.device, self.mosaics["train"].pool)
         self.graphed_steps = GraphedSteps(self.steps) if graphs else None
 
     def on_train_epoch_start(self) -> None:
@@ -144,9 +147,10 @@ class StagewiseModule(RunModule):
             self.frozen_where.keep("train")
         else:
             self.frozen_where.clear()
-        *others, last = rows.split(self.batch_size)
+        *others, last = minibatches = rows.split(self.batch_size)
+        mine = [processes.share(minibatch)[0] for minibatch in minibatches]
         take = self.graphed_steps or self.steps
-        with self._learning(stage) as optimizers:
+        with self._learning(stage) as optimizers, self.frozen_where.ahead("train", mine):
             plain = [optimizer.optimizer for optimizer in optimizers]
             learning = [list(getattr(self.pair, name).parameters()) for name in stage.learners]
             self._seen += [take(minibatch, stage, plain, learning) for minibatch in others]
@@ -208,8 +212,10 @@ class StagewiseModule(RunModule):
         data = self.mosaics[split]
         mine, own = processes.share(rows)
         # Piece by piece, so that aggregates stay in a CPU's caches until What has seen them.
-        attended = (self.frozen_where.attend(split, r) for r in mine.split(self.frozen_where.mosaics_per_piece(split)))
-        seen = [(self.pair.what(aggregates), alpha) for alpha, aggregates in attended]
+        pieces = mine.split(self.frozen_where.mosaics_per_piece(split))
+        with self.frozen_where.ahead(split, pieces):
+            attended = (self.frozen_where.attend(split, piece) for piece in pieces)
+            seen = [(self.pair.what(aggregates), alpha) for alpha, aggregates in attended]
         logits, alpha = (torch.cat(parts) for parts in zip(*seen, strict=True))
         if own:
             label = data.label[mine]

@@ -47,6 +47,7 @@ class TwoOutputModule(RunModule):
         image_shape: ``(C, H, W)`` of the images; saved in every checkpoint.
         seed: with the epoch it decides what the network draws while it trains (dropout).
         clip_norm: largest norm of the gradient, None for no clipping.
+        pool: where the pool is kept (see `placed`).
         config: the run's resolved config as plain containers; saved in every checkpoint.
 
     Raises:
@@ -67,6 +68,7 @@ class TwoOutputModule(RunModule):
         image_shape: tuple[int, ...],
         seed: int,
         clip_norm: float | None = None,
+        pool: str = "auto",
         config: dict[str, Any],
     ) -> None:
         super().__init__(seed)
@@ -77,6 +79,7 @@ class TwoOutputModule(RunModule):
         self.make_scheduler = scheduler
         self.operation = operation
         self.clip_norm = clip_norm
+        self.pool = pool
         self.metric_names = two_output_metrics(operation.name)
         self.headline = self.metric_names[1:]
         self.table_columns = (*self.headline, "loss")
@@ -96,7 +99,7 @@ class TwoOutputModule(RunModule):
     def _take_data(self) -> None:
         """Puts the data where the network is; only now has the trainer given it device and precision."""
         self.dtype_of_images = next(self.parameters()).dtype
-        self.examples = self.datamodule.examples_on(self.device, self.dtype_of_images)
+        self.examples = self.datamodule.examples_on(self.device, self.dtype_of_images, self.pool)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.make_optimizer(self.network.parameters())
