@@ -54,11 +54,10 @@ class SweepPlan(Callback):
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Writes the plan: only now is it known that there are to be jobs at all."""
-        if self._plan is None:
+        if self._plan is not None:
+            add_to_plan(Path(config.hydra.sweep.dir), self._plan)
+        if _current is not None:  # a lone run has no number
             job_began(config.hydra.job.num)
-            return
-        add_to_plan(Path(config.hydra.sweep.dir), self._plan)
-        job_began(config.hydra.job.num)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Tells of each job that ended, when it does."""
