@@ -15,7 +15,7 @@ from attnmosaic.runs import RESULT
 
 pytestmark = pytest.mark.faults
 
-KILLS = 12
+KILLS = 8
 """How often a search is killed."""
 
 TRIALS, WRITERS, REPORTS = 6, 4, 25
