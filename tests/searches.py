@@ -78,12 +78,11 @@ class Runs:
         return returns
 
 
-@pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Runs:
     """Replaces runs, and the composition of their configs, which takes as long."""
-    stand_in = Runs()
+    runs = Runs()
     basic = plugin("hydra._internal.core_plugins.basic_launcher.BasicLauncher")
-    monkeypatch.setattr(basic, "launch", lambda launcher, *args, **named: stand_in.launch(launcher, *args, **named))
+    monkeypatch.setattr(basic, "launch", lambda launcher, *args, **named: runs.launch(launcher, *args, **named))
     original, cache = loop.planned_job, {}
 
     def planned(config: Any, number: int, overrides: Sequence[str]) -> Any:
@@ -94,4 +93,4 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
         return dataclasses.replace(cache[key], folder=str(number), overrides=tuple(overrides))
 
     monkeypatch.setattr(loop, "planned_job", planned)
-    return stand_in
+    return runs

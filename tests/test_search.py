@@ -17,7 +17,7 @@ from light import answers
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages.journal import JournalFileBackend
-from searches import SEARCH, SPACE, Runs, facts, plugin, runs, study_of, told  # noqa: F401 (a fixture)
+from searches import SEARCH, SPACE, Runs, facts, plugin, stand_in, study_of, told
 
 from attnmosaic.collect import collect
 from attnmosaic.errors import UserError
@@ -32,6 +32,12 @@ PLAIN = (
 )  # fmt: skip
 NO_PRUNING = "hydra.sweeper.pruner=none"
 Sets = Callable[..., Any]
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
+    """Runs that take no time."""
+    return stand_in(monkeypatch)
 
 
 # ---- a search from end to end
@@ -50,6 +56,7 @@ def test_a_search(cli: Cli, tmp_path: Path) -> None:
     configs = [Run(Path("search") / str(n)).config or {} for n in range(3)]
     assert [config["lr"]["what"] for config in configs] == [trial.params["lr.what"] for trial in study.trials]
     assert {config["lr"]["where"] for config in configs} == {0.02}
+    assert not [n for n in range(3) if "Launching" in (Path("search") / str(n) / "train.log").read_text()]
 
     ended = [line for line in err.splitlines() if not line.startswith(("/", "  "))]
     assert [re.sub(r": accuracy train .*", "", line) for line in ended] == [
@@ -210,7 +217,7 @@ def test_a_study_out_of_reach_costs_no_trial(cli: Cli, monkeypatch: pytest.Monke
     assert [trial.state.name for trial in study_of("search").trials] == ["COMPLETE"]
 
 
-def test_hyperband_compares_where_all_cycles_end(cli: Cli, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_hyperband_compares_where_all_cycles_end(cli: Cli, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also those of k between the ends of a range: cycles of 4, 8 and 12 epochs end together every 24."""
     from attnmosaic.search.loop import Search
 
@@ -230,7 +237,7 @@ def test_hyperband_compares_where_all_cycles_end(cli: Cli, runs: Runs, monkeypat
 # ---- what is drawn
 
 
-def test_same_seed_same_trials(cli: Cli, runs: Runs) -> None:  # noqa: F811
+def test_same_seed_same_trials(cli: Cli, runs: Runs) -> None:
     """Wherever the search was stopped, and however it was started again; TPE has begun to learn by then."""
     given = (*SPACE, "hydra.sweeper.sampler_args={n_startup_trials:3}")
     for folder, n in (("a", 8), ("b", 3), ("b", 5), ("b", 8)):
@@ -246,7 +253,7 @@ def test_same_seed_same_trials(cli: Cli, runs: Runs) -> None:  # noqa: F811
     assert later > first
 
 
-def test_rounds(cli: Cli, runs: Runs) -> None:  # noqa: F811
+def test_rounds(cli: Cli, runs: Runs) -> None:
     """Several at once: as many as asked, drawn before any of them is told, and in all as many as asked."""
     batches: list[list[int]] = []
     launch = runs.launch
@@ -284,13 +291,10 @@ def test_the_command_line_counts() -> None:
     space = parse_space(params, typed, None, lambda fixed: {"lr.network": "as there is none"})
     assert {*space.searched} == {"+lr.other", "lr.where"}
     assert space.overrides({"+lr.other": 3, "lr.where": 1}) == [
-        "lr.what=0.1",
-        "scale=smoke",
-        "+lr.other=3",
-        "lr.where=1",
-    ]
+        "lr.what=0.1", "scale=smoke", "lr.where=1", "+lr.other=3",
+    ]  # fmt: skip
     assert [*space.corners()] == [
-        {"+lr.other": 3, "lr.where": 1}, {"+lr.other": 4, "lr.where": 1}, {"+lr.other": 3, "lr.where": 2},
+        {"+lr.other": 3, "lr.where": 1}, {"+lr.other": 3, "lr.where": 2}, {"+lr.other": 4, "lr.where": 1},
     ]  # fmt: skip
     with pytest.raises(UserError, match=r"lr\.network: cannot be searched, as there is none; leave it out"):
         parse_space({}, ["lr.network=interval(1,2)"], None, lambda fixed: {"lr.network": "as there is none"})
@@ -324,69 +328,63 @@ def test_what_is_searched_by_itself(
 # ---- what is kept
 
 
-def test_a_search_can_be_killed_anywhere(cli: Cli, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    """At every write of its journal, before, after and within it, and in every run: nothing is lost or done twice."""
+@pytest.mark.faults
+@pytest.mark.parametrize("at", ["before", "within", "after", "run"])
+def test_a_search_can_be_killed_anywhere(
+    cli: Cli,
+    runs: Runs,
+    monkeypatch: pytest.MonkeyPatch,
+    at: str,
+) -> None:
+    """Before, within and after every write of its journal, and in every run: nothing is lost or done twice."""
 
     class Killed(BaseException):
         pass
 
+    n = 4
     given = (
         *SPACE,
-        "hydra.sweeper.n_trials=5",
+        f"hydra.sweeper.n_trials={n}",
         "hydra.sweeper.n_jobs=2",
         "hydra.sweeper.sampler_args={n_startup_trials:2}",
     )
-    assert cli("train", *given, "hydra.sweep.dir=whole", *SEARCH)[0] == 0
-    whole, first = facts("whole"), [*runs.ran]
-    assert first == [*range(5)]
-    counted = 0
-    kill_at: tuple[int, str] = (0, "")
+    written = 0
+    kill_at = -1
     append = JournalFileBackend.append_logs
 
     def killing(self: Any, logs: list[Any]) -> None:
-        nonlocal counted
-        counted += 1
-        at = kill_at[1] if counted == kill_at[0] else ""
-        if at == "before":
-            raise Killed
+        nonlocal written
+        written += 1
+        if at == "run" or written != kill_at:
+            append(self, logs)
+            return
         if at == "within":
             with open(self._file_path, "ab") as journal:
                 journal.write(json.dumps(logs[0]).encode()[:-7])
-            raise Killed
-        append(self, logs)
         if at == "after":
+            append(self, logs)
+        raise Killed
+
+    def before(number: int) -> None:
+        if at == "run" and number == kill_at - 1:
             raise Killed
 
     monkeypatch.setattr(JournalFileBackend, "append_logs", killing)
-    killed_run = -1
-
-    def before(number: int) -> None:
-        if number == killed_run:
-            raise Killed
-
     runs.before = before
-    tries = 0
-    places = [(n, at) for n in range(1, 99) for at in ("before", "within", "after")] + [(-n, "run") for n in range(5)]
-    for place in places:
-        counted, kill_at, killed_run, runs.ran = 0, place, -place[0] if place[1] == "run" else -1, []
-        folder = f"hydra.sweep.dir=killed{tries}"
-        try:
-            cli("train", *given, folder, *SEARCH)
-        except Killed:
-            tries += 1
-        else:  # it has fewer writes than that
-            continue
-        kill_at, killed_run = (0, ""), -1
-        code, _, err = cli("train", *given, folder, *SEARCH)
+    assert cli("train", *given, "hydra.sweep.dir=whole", *SEARCH)[0] == 0
+    whole, places = facts("whole"), n if at == "run" else written
+    assert runs.ran == [*range(n)]
+    assert places >= n
+    for place in range(1, places + 1):
+        kill_at, written, runs.ran = place, 0, []
+        with pytest.raises(Killed):
+            cli("train", *given, f"hydra.sweep.dir=killed{place}", *SEARCH)
+        kill_at = -1
+        code, _, err = cli("train", *given, f"hydra.sweep.dir=killed{place}", *SEARCH)
         assert code == 0, (place, err)
-        assert facts(f"killed{tries - 1}") == whole, place
-        assert sorted(told(f"killed{tries - 1}")) == [*range(5)], place
-        # A run whose trial had been told is never launched again.
-        assert {*runs.ran} == {*range(5)}
-        if tries > 200:
-            break
-    print(f"killed at {tries} places")
-    assert tries > 30
+        assert facts(f"killed{place}") == whole, place
+        assert sorted(told(f"killed{place}")) == [*range(n)], place
+        assert {*runs.ran} == {*range(n)}
 
 
 def test_a_journal_outlives_its_writers(tmp_path: Path) -> None:
@@ -413,7 +411,7 @@ def test_drawing_leaves_the_study_as_it_is(tmp_path: Path) -> None:
     assert drawn == draw(study, Options().sampler_for(0), space) != draw(study, Options().sampler_for(1), space)
 
 
-def test_databases_of_optunas(cli: Cli, runs: Runs) -> None:  # noqa: F811
+def test_databases_of_optunas(cli: Cli, runs: Runs) -> None:
     given = (*SPACE, "hydra.sweep.dir=search", "hydra.sweeper.storage=sqlite:///study.db")
     for n in (1, 3):
         code, _, err = cli("train", *given, f"hydra.sweeper.n_trials={n}", *SEARCH)
@@ -436,7 +434,7 @@ def test_databases_of_optunas(cli: Cli, runs: Runs) -> None:  # noqa: F811
         ("hydra.sweeper.direction=minimize", r"hydra\.sweeper\.direction: got minimize, but the study .* to maximize"),
     ],
 )
-def test_a_folder_with_another_search(cli: Cli, runs: Runs, changed: str, why: str) -> None:  # noqa: F811
+def test_a_folder_with_another_search(cli: Cli, runs: Runs, changed: str, why: str) -> None:
     given = ("hydra.sweeper.n_trials=1", "hydra.sweep.dir=search")
     assert cli("train", *SPACE, *given, *SEARCH)[0] == 0
     before = Path("search/study.journal").read_text()
@@ -459,7 +457,7 @@ def test_a_search_with_other_settings_is_refused(cli: Cli) -> None:
     assert len(study_of("search").trials) == 1
 
 
-def test_one_search_a_folder(cli: Cli, runs: Runs) -> None:  # noqa: F811
+def test_one_search_a_folder(cli: Cli, runs: Runs) -> None:
     Path("search").mkdir()
     with FileLock("search/.search.lock"):
         code, _, err = cli("train", *SPACE, "hydra.sweep.dir=search", *SEARCH)
@@ -468,7 +466,7 @@ def test_one_search_a_folder(cli: Cli, runs: Runs) -> None:  # noqa: F811
     assert runs.ran == []
 
 
-def test_a_job_left_at_work_is_waited_for(cli: Cli, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_job_left_at_work_is_waited_for(cli: Cli, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a cluster jobs outlive their search: none is started beside them in the same folder."""
     from attnmosaic.search import loop
 
@@ -567,7 +565,7 @@ def test_optuna_is_imported_by_searches_alone(tmp_path: Path) -> None:
     assert (code, heavy) == (2, [])
 
 
-def test_beside_the_library_of_this_name(cli: Cli, runs: Runs) -> None:  # noqa: F811
+def test_beside_the_library_of_this_name(cli: Cli, runs: Runs) -> None:
     """Its schema, which Hydra would hold ours against, does not count."""
     from hydra.core.config_store import ConfigStore
 

@@ -1,6 +1,7 @@
 """Searches that are killed again and again, and several processes at one study."""
 
 import random
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from attnmosaic.runs import RESULT
 
 pytestmark = pytest.mark.faults
 
-KILLS = 12
+KILLS = 8
 """How often a search is killed."""
 
 TRIALS, WRITERS, REPORTS = 6, 4, 25
@@ -56,14 +57,23 @@ def _server() -> Any:
     stop_server()
 
 
-def ran(folder: Path, *more: str, kill_after: float | None = None) -> int | None:
-    """Searches, and kills the search after some seconds; returns the exit code."""
+def ran(folder: Path, *more: str, kill_at: int | None = None) -> int | None:
+    """Searches in ``killed``, or elsewhere, to its end or until it has come so far; returns the exit code."""
     process = CONTEXT.Process(target=search, args=(str(folder), *more))
     process.start()
-    process.join(kill_after)
-    process.kill()
+    while kill_at is not None and process.is_alive() and progress(folder / "killed") < kill_at:
+        time.sleep(0.002)
+    if kill_at is not None:
+        process.kill()
     process.join()
     return process.exitcode  # type: ignore[no-any-return]
+
+
+def progress(folder: Path) -> int:
+    """Returns how many lines the study and the runs of a search have written."""
+    return sum(
+        path.read_bytes().count(b"\n") for path in [*folder.glob("study.journal"), *folder.glob("*/metrics.csv")]
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,22 +83,17 @@ def ran(folder: Path, *more: str, kill_after: float | None = None) -> int | None
 )
 def test_killed_again_and_again(tmp_path: Path, more: tuple[str, ...]) -> None:
     """The study is that of a search that nobody killed, trial by trial, and so are the results."""
-    start = time.monotonic()
     assert ran(tmp_path, *more, "hydra.sweep.dir=whole") == 0
-    seconds = time.monotonic() - start
-    chance, kills, finished = random.Random(0), 0, {}
-    while kills < KILLS:
-        # Anywhere from its beginning to some trials on.
-        code = ran(tmp_path, *more, "hydra.sweep.dir=killed", kill_after=chance.uniform(0.1, 0.5) * seconds)
-        if code == 0:
-            break
-        kills += 1
+    marks = random.Random(0).sample(range(1, progress(tmp_path / "whole")), KILLS)
+    kills, finished = 0, {}
+    for mark in sorted(marks):
+        kills += ran(tmp_path, *more, "hydra.sweep.dir=killed", kill_at=mark) == -signal.SIGKILL
         now = {path: path.stat().st_mtime_ns for path in tmp_path.glob(f"killed/*/{RESULT}")}
         assert now.items() >= finished.items()  # none is run again
         finished = now
     assert ran(tmp_path, *more, "hydra.sweep.dir=killed") == 0
     print(f"{kills} kills, {len(finished)} trials finished before the last start")
-    assert kills >= 3
+    assert kills > KILLS // 2
     assert facts(tmp_path / "killed") == facts(tmp_path / "whole")
     assert sorted(told(tmp_path / "killed")) == [*range(TRIALS)]
     states = {trial.state.name for trial in study_of(tmp_path / "killed").trials}

@@ -54,14 +54,14 @@ class SweepPlan(Callback):
         for job in planned:
             check_available(job.data)
         self._plan = {"commands": [typed()], "jobs": {job.folder: job.plan for job in planned}}
-        folder = Path(config.hydra.sweep.dir)
-        begin_sweep(folder, config.progress, watched(planned, folder.absolute()))
-        in_order(True, lambda: how_to_go_on("hydra.sweep.dir", config.hydra.sweep))
+        jobs = watched(planned, Path(config.hydra.sweep.dir).absolute())
+        begin_sweep(config.hydra.sweep, config.progress, jobs)
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Writes the plan: only now is it known that there are to be jobs at all."""
         self.write(Path(config.hydra.sweep.dir))
-        job_began(config.hydra.job.num)
+        if _current is not None:  # a lone run has no number
+            job_began(config.hydra.job.num)
 
     def write(self, sweep: Path) -> None:
         """Adds this sweep's jobs to the plan in its folder."""
@@ -120,11 +120,13 @@ _current: tuple[Path, Display, Callable[[], list[str]]] | None = None
 """The sweep of this process, if one is at work: its folder, what shows how far it is, and what tells its end."""
 
 
-def begin_sweep(folder: Path, progress: str, jobs: list[Job], told: Callable[[], list[str]] | None = None) -> Display:
-    """Begins to watch the jobs of this process's sweep.
+def begin_sweep(
+    sweep: DictConfig, progress: str, jobs: list[Job], told: Callable[[], list[str]] | None = None
+) -> Display:
+    """Begins to watch the jobs of this process's sweep, and to end in order if told to stop.
 
     Args:
-        folder: the sweep's.
+        sweep: the section of Hydra's config that names the sweep's folder.
         progress: one of `PROGRESS`.
         jobs: by number.
         told: gives what is to be told when it ends; None for the tables of its runs.
@@ -133,7 +135,9 @@ def begin_sweep(folder: Path, progress: str, jobs: list[Job], told: Callable[[],
         What shows how far it is.
     """
     global _current
+    folder = Path(sweep.dir)
     os.environ[OF_SWEEP] = mode = shown(progress)
+    in_order(True, lambda: how_to_go_on("hydra.sweep.dir", sweep))
     _current = folder, Display(mode, jobs), told or (lambda: _tables(folder))
     return _current[1]
 

@@ -197,7 +197,7 @@ class Search:
                 job.state = states.get(trials[number].state.name, job.state)
             jobs.append(job)
         add_to_plan(self.folder, {"commands": [typed()], "jobs": {}})
-        display = begin_sweep(self.folder, self.config.progress, jobs, lambda: search_told(self))
+        display = begin_sweep(self.config.hydra.sweep, self.config.progress, jobs, lambda: search_told(self))
         display.watch.begun = True
         return display
 

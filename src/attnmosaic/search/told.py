@@ -50,7 +50,7 @@ def _table(search: "Search", trials: list[Any], title: str) -> str:
     console.print(table)
     drawn_table: str = console.file.getvalue()  # type: ignore[attr-defined]
     # A title of the table's own would be broken to its width.
-    return "\n".join([title, *(line.rstrip() for line in drawn_table.strip("\n").splitlines()), ""])
+    return "\n".join([title, *(line.rstrip() for line in drawn_table.strip("\n").rstrip().splitlines()), ""])
 
 
 def _state(search: "Search", trial: Any) -> str:
