@@ -158,12 +158,14 @@ def job_began(number: int) -> None:
 def job_ended(number: int, done: JobReturn) -> None:
     """Notes what came of a job of this process's sweep."""
     if _current is not None:
-        if done.status == JobStatus.COMPLETED and done._return_value is None:
-            _current[1].watch.passed_over(number)
+        watch = _current[1].watch
+        nothing = done.status == JobStatus.COMPLETED and done._return_value is None
+        if nothing and Run(watch.jobs[number].folder).state != "pruned":
+            watch.passed_over(number)
             return
         why = reason(done._return_value) if done.status == JobStatus.FAILED else None
         # Its line begins with what the job is called.
-        _current[1].watch.ended(number, why and why.removeprefix(f"job {number} ({' '.join(done.overrides or [])}): "))
+        watch.ended(number, why and why.removeprefix(f"job {number} ({' '.join(done.overrides or [])}): "))
 
 
 def jobs_left() -> None:
