@@ -313,12 +313,13 @@ def test_a_sweep_on_a_cluster(cli: Cli, tmp_path: Path, monkeypatch: pytest.Monk
         asked = (LAUNCHER, "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=null")
         code, _, err = cli("train", *ROWS, *asked, "hydra.launcher.partition=nope", "-m")
         assert code == 2
-        assert err.splitlines()[-1].startswith("error: hydra.launcher: Slurm does not take the jobs (invalid partition")
-        assert "Traceback" not in err
+        assert err.startswith("error: hydra.launcher: Slurm does not take the jobs (invalid partition specified: nope;")
+        assert err.count("\n") == 1
         _check_a_sweep(cluster, [sys.executable, "-m", "attnmosaic.train", *ROWS, *asked, "-m"])
-        known = cluster.jobs()
+        known = set(cluster.jobs())
         code, out, err = cli("train", *ROWS[:-1], f"+callbacks.fate.fate={','.join(FATES[:4])}", *asked, "-m")
-        assert (code, cluster.jobs()) == (0, known), err  # what has finished asks nothing of Slurm
+        assert code == 0, err
+        assert set(cluster.jobs()) <= known  # what has finished asks nothing of Slurm
         assert err.count("done before") == err.count("\n") == 4
         assert re.search(r"^ gaussian +4 finished", out, flags=re.M)
     (Path("go")).touch()
@@ -353,8 +354,9 @@ def _check_a_sweep(cluster: Cluster, command: list[str]) -> None:
         assert second.wait(60) == 130
     said = Path("second.err").read_text()
     both = re.findall(r"^Slurm has 5 jobs, 3 of them submitted before: (\d+ \d+); logs:", said, flags=re.M)[0]
-    assert f"\njobs go on; the same command waits for them, `scancel {both}` ends them\n" in said
-    assert said.splitlines()[-1] == "error: interrupted"
+    goes_on = f"jobs go on; the same command with hydra.sweep.dir=sweep waits for them, scancel {both} ends them"
+    assert goes_on in said.splitlines()
+    assert re.match(r"error: interrupted|stopped by SIGINT", said.splitlines()[-1])
 
     with _command(command, "third") as third:
         wait_for(lambda: "submitted before" in Path("third.err").read_text())
