@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -394,6 +395,12 @@ def _check_a_sweep(cluster: Cluster, command: list[str]) -> None:
     assert re.search(r"^ gaussian +4 finished, 2 +", out, flags=re.M)
 
 
-def _command(command: list[str], name: str) -> subprocess.Popen[str]:
+@contextmanager
+def _command(command: list[str], name: str) -> Iterator[subprocess.Popen[str]]:
     with Path(f"{name}.out").open("w") as out, Path(f"{name}.err").open("w") as err:
-        return subprocess.Popen(command, stdout=out, stderr=err, text=True)
+        process = subprocess.Popen(command, stdout=out, stderr=err, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
