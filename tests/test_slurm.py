@@ -1,11 +1,8 @@
 """Sweeps with ``hydra/launcher=submitit_slurm``, and runs that Slurm has started."""
 
-import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,15 +13,12 @@ import cloudpickle
 import pytest
 import pytorch_lightning as pl
 from cli import Cli
-from cluster import Cluster, slurm, wait_for
-from conftest import ROOT, SMALL
+from conftest import ROOT
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
-from test_resume import check_same
 
 from attnmosaic.errors import RunError, UserError
-from attnmosaic.runs import Run
 from attnmosaic.training.schedule import Schedule
 from attnmosaic.training.slurm import slurm_environment
 from attnmosaic.training.trainer import build_trainer
@@ -286,112 +280,3 @@ def test_a_trainer_under_slurm_of_ones_own(config: Callable[..., DictConfig], mo
     monkeypatch.setenv("SLURM_NTASKS", "1")
     trainer = build_trainer(config(own), "32-true")
     assert type(trainer._accelerator_connector.cluster_environment).__name__ == "SLURMEnvironment"  # type: ignore[attr-defined]
-
-
-FATES = ("works", "holds1", "holds2", "holds3", "bug", "killed")
-ROWS = (
-    *SMALL,
-    "schedule.k=2",
-    "schedule.epochs=5",
-    "callbacks.pictures=null",
-    "hydra.sweep.dir=sweep",
-    "+callbacks.fate._target_=fakes.Holds",
-    "+callbacks.fate.folder=${run_dir}",
-    "+callbacks.fate.until=go",
-    f"+callbacks.fate.fate={','.join(FATES)}",
-)
-
-
-@pytest.mark.faults
-def test_a_sweep_on_a_cluster(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who submits is killed, comes back, is interrupted, comes back; jobs are requeued, told and preempted."""
-    with slurm(cpus=len(FATES)) as cluster:
-        for name, value in cluster.environ.items():
-            monkeypatch.setenv(name, value)
-        path = os.pathsep.join([str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
-        monkeypatch.setenv("PYTHONPATH", path)
-        asked = (LAUNCHER, "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=null")
-        code, _, err = cli("train", *ROWS, *asked, "hydra.launcher.partition=nope", "-m")
-        assert code == 2
-        assert err.splitlines()[-1].startswith("error: hydra.launcher: Slurm does not take the jobs (invalid partition")
-        assert "Traceback" not in err
-        _check_a_sweep(cluster, [sys.executable, "-m", "attnmosaic.train", *ROWS, *asked, "-m"])
-        known = cluster.jobs()
-        code, out, err = cli("train", *ROWS[:-1], f"+callbacks.fate.fate={','.join(FATES[:4])}", *asked, "-m")
-        assert (code, cluster.jobs()) == (0, known), err  # what has finished asks nothing of Slurm
-        assert err.count("done before") == err.count("\n") == 4
-        assert re.search(r"^ gaussian +4 finished", out, flags=re.M)
-    (Path("go")).touch()
-    whole = [row for row in ROWS if not row.startswith(("hydra.sweep", "+callbacks.fate.fate"))]
-    code, _, err = cli("train", *whole, "+callbacks.fate.fate=works", "hydra.run.dir=whole")
-    assert code == 0, err
-    for number in range(4):
-        check_same(Path("whole"), Path("sweep", str(number)))
-        assert Path("whole/gradients.csv").read_text() == Path(f"sweep/{number}/gradients.csv").read_text()
-
-
-def _check_a_sweep(cluster: Cluster, command: list[str]) -> None:
-    rows = [Path("sweep", str(number)) for number in range(len(FATES))]
-    held = rows[1:4]
-    states = lambda: [cluster.jobs().get(f"{array}_{n}", "gone") for n in range(len(FATES))]  # noqa: E731
-
-    with _command(command, "first") as first:
-        wait_for(lambda: "logs: sweep/slurm" in Path("first.err").read_text())
-        array = re.findall(r"^Slurm has 6 jobs: (\d+); logs: sweep/slurm$", Path("first.err").read_text(), flags=re.M)[
-            0
-        ]
-        assert len(json.loads(Path("sweep/sweep.json").read_text())["jobs"]) == 6  # before any job begins
-        wait_for(lambda: all((row / "held").exists() for row in held))
-        wait_for(lambda: [state for state in states() if state != "RUNNING"] == ["COMPLETED", "FAILED", "FAILED"])
-        first.kill()
-    assert [Run(row).state for row in rows[:5]] == ["finished", "running", "running", "running", "failed"]
-
-    # Three go on, one has finished, the others are submitted again.
-    with _command(command, "second") as second:
-        wait_for(lambda: "logs: sweep/slurm" in Path("second.err").read_text())
-        second.send_signal(signal.SIGINT)
-        assert second.wait(60) == 130
-    said = Path("second.err").read_text()
-    both = re.findall(r"^Slurm has 5 jobs, 3 of them submitted before: (\d+ \d+); logs:", said, flags=re.M)[0]
-    assert f"\njobs go on; the same command waits for them, `scancel {both}` ends them\n" in said
-    assert said.splitlines()[-1] == "error: interrupted"
-
-    with _command(command, "third") as third:
-        wait_for(lambda: "submitted before" in Path("third.err").read_text())
-        cluster.tell("scontrol", "requeue", f"{array}_1")
-        cluster.tell("scancel", "--signal=USR2", f"{array}_2")
-        urgent = cluster.tell("sbatch", "--parsable", "--partition=urgent", "--exclusive", "--wrap", "sleep 1").strip()
-        wait_for(lambda: cluster.jobs()[urgent] == "COMPLETED")
-        assert third.poll() is None
-        Path("go").touch()
-        assert third.wait(300) == 1
-
-    for number, word in ((1, None), (2, "Caught signal SIGUSR2"), (3, "SIGTERM from Slurm: going on")):
-        assert int(cluster.detail(f"{array}_{number}", "Restarts")) >= 1
-        assert Path(f"sweep/{number}/held").read_text().startswith("0\n1\n")
-        assert "resuming after epoch" in (rows[number] / "train.log").read_text()
-        if word is not None:
-            assert word in Path(f"sweep/slurm/{array}_{number}_0_log.out").read_text()
-    assert [Run(row).state for row in rows] == ["finished"] * 4 + ["failed"] * 2
-    assert "ZeroDivisionError: a bug of the user's" in (Run(rows[4]).error or "")
-    assert re.search(
-        r"Slurm's job \S+ ended \(FAILED\), see sweep/slurm/\S+_log\.err$", (Run(rows[5]).error or "").strip()
-    )
-    err, out = Path("third.err").read_text(), Path("third.out").read_text()
-    lines = [line for line in err.splitlines() if line.startswith(("done", "failed", "stopped", "left"))]
-    told = [*{line.partition(":")[0]: line for line in lines}.values()]  # what a job of the second's failed with, too
-    assert len(told) == 6, err
-    failures = sorted(line.split("fate=")[1] for line in told if line.startswith("failed"))
-    assert failures[0] == "bug: ZeroDivisionError: a bug of the user's"
-    assert re.match(r"killed: Slurm's job \S+ ended \(FAILED\), see sweep/slurm/", failures[1])
-    assert [line.split(":")[0] for line in told].count("done before  gaussian seed 0 callbacks.fate.fate=works") == 1
-    assert sum(line.startswith("done") for line in told) == 4
-    submitted = json.loads(Path("sweep/slurm/submitted.json").read_text())
-    assert [submitted[str(number)]["job"] for number in range(4)] == [f"{array}_{number}" for number in range(4)]
-    assert "JobError: ZeroDivisionError: a bug of the user's" in err
-    assert re.search(r"^ gaussian +4 finished, 2 +", out, flags=re.M)
-
-
-def _command(command: list[str], name: str) -> subprocess.Popen[str]:
-    with Path(f"{name}.out").open("w") as out, Path(f"{name}.err").open("w") as err:
-        return subprocess.Popen(command, stdout=out, stderr=err, text=True)

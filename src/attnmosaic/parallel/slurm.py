@@ -1,7 +1,10 @@
 """The jobs of a sweep as an array job of Slurm: submitted, watched until the last has ended, found again later."""
 
+import contextlib
 import hashlib
+import io
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -125,7 +128,8 @@ class SlurmJobs:
             done |= wait_for(jobs, lambda number, state: self._lost(number, state, jobs, configs, numbered))
         except BaseException:  # Ctrl-C, say
             jobs_left()
-            print(f"jobs go on; the same command waits for them, `scancel {arrays}` ends them", file=sys.stderr)
+            again = f"the same command with hydra.sweep.dir={shlex.quote(str(self.sweep))} waits for them"
+            print(f"jobs go on; {again}, scancel {arrays} ends them", file=sys.stderr)
             raise
         return [done[number] for number in numbered]
 
@@ -163,7 +167,7 @@ class SlurmJobs:
         executor.update_parameters(**executor._convert_parameters(asked))
         environ = {AT_ONCE: str(min(len(configs), asked["array_parallelism"]))}
         try:
-            with executor.batch():
+            with contextlib.redirect_stderr(io.StringIO()), executor.batch():  # it prints what it raises, too
                 return {
                     number: executor.submit(
                         OnNode(number, overrides[number], config, self.task, self.hydra_context.callbacks, environ)
