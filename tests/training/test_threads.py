@@ -19,7 +19,7 @@ Train = Callable[..., dict[str, float]]
 # Large enough for threads to share the work, and so to add up in another order.
 IMAGES = (
     "experiment=stagewise", "data=digits", "data.train_mosaics=500", "data.batch_size=250", "schedule.k=1",
-    "schedule.epochs=4", "logger=none", "callbacks.cycle._target_=small.EveryEpoch",
+    "schedule.epochs=2", "logger=none", "callbacks.cycle._target_=small.EveryEpoch",
 )  # fmt: skip
 
 
@@ -68,21 +68,23 @@ def test_a_run_goes_on_with_its_threads(
     machine(1)  # of another machine, or with what a sweep gives each job
     caplog.set_level(logging.WARNING)
 
-    checkpoint = whole / "checkpoints" / "epoch-0002.ckpt"
-    assert train(*IMAGES, f"ckpt_path={checkpoint}", run_dir="from2") == metrics
-    assert threads(tmp_path / "from2") == 2
-    assert same(whole, tmp_path / "from2")
+    checkpoint = whole / "checkpoints" / "epoch-0001.ckpt"
+    assert train(*IMAGES, f"ckpt_path={checkpoint}", run_dir="from1") == metrics
+    assert threads(tmp_path / "from1") == 2
+    assert same(whole, tmp_path / "from1")
     (said,) = [record.message for record in caplog.records if "threads" in record.message]
     assert said.startswith("on 2 threads, as before")
     assert "there are 1 cores for this process; compute.threads=1 is faster" in said
     assert torch.get_num_threads() == 1, "put back"
 
-    stop_after(2, whole, tmp_path / "run")
+    stop_after(1, whole, tmp_path / "run")
     assert train(*IMAGES, run_dir="run") == metrics
     assert same(whole, tmp_path / "run")
 
-    evaluated = evaluate(config(f"ckpt_path={whole / 'checkpoints' / 'last.ckpt'}", "trainer.accelerator=cpu",
-                                name="evaluate", small=False, run_dir="evaluated"))  # fmt: skip
+    (tmp_path / "evaluated").mkdir()
+    last = f"ckpt_path={whole / 'checkpoints' / 'last.ckpt'}"
+    cpu = (last, "trainer.accelerator=cpu")
+    evaluated = evaluate(config(*cpu, name="evaluate", small=False, run_dir="evaluated"))
     assert evaluated == metrics
 
     train(*IMAGES, f"ckpt_path={checkpoint}", "compute.threads=1", run_dir="told")
