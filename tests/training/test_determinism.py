@@ -137,7 +137,16 @@ def of_jobs(folder: Path) -> dict[int, tuple[Any, dict[str, Tensor]]]:
 def test_however_a_sweep_runs(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One after another or at once, in any order; on images, where the threads decide the last digits."""
     monkeypatch.delenv("OMP_NUM_THREADS")
-    settings = (*SMALL, *DIGITS, "data.train_mosaics=500", "data.batch_size=250", "schedule.k=1", "schedule.epochs=2")
+    settings = (
+        *SMALL,
+        *DIGITS,
+        "data.train_mosaics=100",
+        "data.batch_size=50",
+        "schedule=joint",
+        "lr.what=0.5",
+        "lr.where=0.5",
+        "schedule.epochs=3",
+    )
     quiet = ("logger=none", "callbacks.pictures=null")
     joblib = ("hydra/launcher=joblib",)
     ways = {

@@ -18,8 +18,9 @@ Config = Callable[..., DictConfig]
 Train = Callable[..., dict[str, float]]
 # Large enough for threads to share the work, and so to add up in another order.
 IMAGES = (
-    "experiment=stagewise", "data=digits", "data.train_mosaics=500", "data.batch_size=250", "schedule.k=1",
-    "schedule.epochs=2", "logger=none", "callbacks.cycle._target_=small.EveryEpoch",
+    "experiment=stagewise", "data=digits", "data.train_mosaics=100", "data.batch_size=50", "schedule=joint",
+    "lr.what=0.5", "lr.where=0.5", "schedule.k=1", "schedule.epochs=3", "logger=none",
+    "callbacks.cycle._target_=small.EveryEpoch",
 )  # fmt: skip
 
 
