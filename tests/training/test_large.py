@@ -66,7 +66,7 @@ def test_entropies_in_pieces_are_those_at_once(monkeypatch: pytest.MonkeyPatch) 
     assert means[0] == means[1]
 
 
-BYTES = 26
+BYTES = 24
 """Of memory for each patch of each training mosaic, at most, everything that is logged and kept included: its row in
 the table (8), its weight as kept while What learns, as seen by steps and as kept for the record (4 each), and again
 while those of a split are put together (4)."""
