@@ -151,8 +151,8 @@ def test_what_a_checkpoint_took_stays_as_it_was() -> None:
     assert tensor.tolist() == [[0, 0], [1, 1], [2, 2]]
 
 
-EPOCHS = 1200
-EARLY, LATE = 200, 1100
+EPOCHS = 1010
+EARLY, LATE = 200, 1000
 RSS = 12_000
 """Bytes of memory an epoch, at most. What it has to keep is 1,300 bytes (rows of tables, answers of the record), in
 memory that doubles; the rest is the allocator's."""
@@ -169,10 +169,12 @@ class Growth(pl.Callback):
         self.noted: dict[int, tuple[int, int, int]] = {}
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.current_epoch in (EARLY, LATE):
-            gc.collect()
-            resident = int(re.findall(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[0]) * 1024
-            self.noted[trainer.current_epoch] = resident, len(gc.get_objects()), self.last.stat().st_size
+        for epoch in (EARLY, LATE):
+            if epoch - 10 < trainer.current_epoch <= epoch:  # the least of some: an image being drawn comes and goes
+                gc.collect()
+                resident = int(re.findall(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[0]) * 1024
+                least = min(resident, self.noted.get(epoch, (resident, 0, 0))[0])
+                self.noted[epoch] = least, len(gc.get_objects()), self.last.stat().st_size
 
 
 @pytest.mark.faults
