@@ -66,6 +66,19 @@ def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- what is read
 
 
+def test_however_many_threads_decode(
+    tmp_path: Path, pools: Callable[..., tuple[Pool, Pool]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path / "fruit", each=30)
+    loaded = []
+    for threads in (1, 8):
+        monkeypatch.setattr("os.cpu_count", lambda threads=threads: threads)
+        loaded.append(pools(tmp_path / "fruit", cache_dir=tmp_path / f"cache{threads}"))
+    for one, other in zip(*loaded, strict=True):
+        assert torch.equal(one.patches, other.patches)
+        assert torch.equal(one.labels, other.labels)
+
+
 def test_one_folder_is_split(tmp_path: Path, pools: Callable[..., tuple[Pool, Pool]]) -> None:
     train, held_out = pools(fill(tmp_path / "fruit"))
     assert train.classes == held_out.classes == CLASSES

@@ -11,6 +11,8 @@ import torch
 from omegaconf import DictConfig
 from small import fit
 
+from attnmosaic.data.ahead import placed
+from attnmosaic.data.pool import Pool
 from attnmosaic.training import graphs, module
 from attnmosaic.training.steps import Seen
 
@@ -79,3 +81,36 @@ def test_two_gpus_give_one_gpus_numbers(train: Train) -> None:
     one = train(*settings, "trainer.accelerator=gpu", run_dir="one")
     two = train(*settings, "trainer=ddp", "trainer.accelerator=gpu", run_dir="two")
     assert two == pytest.approx(one, rel=1e-9, abs=1e-9)
+
+
+def test_patches_sent_ahead_are_the_right_ones() -> None:
+    """While the device is kept busy, so that whatever does not wait for what it needs goes wrong."""
+    device = torch.device("cuda")
+    pixels = torch.randint(256, (20_000, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pool = Pool(pixels, torch.arange(len(pixels)) % 10, tuple("0123456789"))
+    (host,), (near,) = (placed([pool], device, torch.float32, where) for where in ("host", "device"))
+    table = torch.randint(len(pool), (2000, 9), device=device)
+    parts = torch.randperm(2000, device=device).split(100)
+    torch.cuda._sleep(10**7)
+    with host.ahead(parts, table):
+        for part in parts:
+            for piece in part.chunk(3):
+                there = host.gather_rows(table, piece, torch.float32)
+                torch.cuda._sleep(10**6)
+                assert torch.equal(there, near.gather(table[piece], torch.float32))
+    assert torch.equal(host.gather(table[:50], torch.float32), near.gather(table[:50], torch.float32))
+
+
+@pytest.mark.parametrize("order", ["what_then_where", "joint"])
+@pytest.mark.parametrize("cache_gb", [0, 1])
+def test_a_pool_in_main_memory(config: Callable[..., DictConfig], order: str, cache_gb: int) -> None:
+    settings = (
+        "data=digits", "model=cnn", f"schedule={order}", f"compute.cache_gb={cache_gb}", "precision=float64",
+        "trainer.accelerator=gpu", "data.steps_per_block=null", "schedule.k=2", "schedule.epochs=4", "logger=none",
+    )  # fmt: skip
+    near = fit(config(*settings, "compute.engine=eager", "compute.pool=device"))
+    host = fit(config(*settings, "compute.pool=host"))
+    assert host.graphed_steps is None
+    assert host.mosaics["train"].pool.patches.device.type == "cpu"
+    for one, other in zip(near.parameters(), host.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)

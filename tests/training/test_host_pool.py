@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from devices import Device
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from small import fit
 from torch import Tensor
 
 from attnmosaic.callbacks.gradients import mean_alpha_gradients
+from attnmosaic.config import config_hash
 from attnmosaic.data.pool import Pool
 from attnmosaic.train import train
 from attnmosaic.training import frozen, graphs, module
@@ -96,3 +97,11 @@ def test_gradients_over_all_mosaics(config: Config, device: Device) -> None:
         module.frozen_where.clear()
         means.append(mean_alpha_gradients(module))
     assert torch.equal(*means)
+
+
+def test_where_the_pool_is_makes_no_other_run(config: Config) -> None:
+    """So that a run goes on, and a row of a table counts, on a machine with another GPU."""
+    near, host = (OmegaConf.to_container(config(given), resolve=True) for given in ("compute.pool=auto", HOST))
+    assert config_hash(near) == config_hash(host)
+    del near["compute"]["pool"]  # as in checkpoints of before there was the key
+    assert config_hash(near) == config_hash(host)

@@ -66,7 +66,7 @@ class RunTables(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, state in state_dict.items():
-            self.rows[name].load_state_dict(state)
+            self.rows.setdefault(name, History(())).load_state_dict(state)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:

@@ -30,6 +30,10 @@ BLOCK_VALUES = 2**26
 """Values of patches a block on a CPU: about a second of a ConvNet's training, a whole epoch of 2-D points."""
 
 
+STEP_WEIGHTS = 2**22
+"""Attention weights an evaluation step, at most: several copies of them are at hand at a time."""
+
+
 class MosaicDataModule(pl.LightningDataModule):
     """Training mosaics and both test sets, drawn over a training pool and a held-out pool.
 
@@ -145,7 +149,7 @@ class MosaicDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader[Tensor]]:
         """Returns one loader for each of `measured`."""
-        size = self.eval_batch_size or self._mosaics_a_block()
+        size = self.eval_batch_size or min(self._mosaics_a_block(), max(1, STEP_WEIGHTS // self.patches))
         return [row_loader(len(self.mosaics[split]), size) for split in self.measured]
 
     def export(self, folder: str | Path) -> list[Path]:

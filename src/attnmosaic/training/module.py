@@ -181,6 +181,7 @@ class StagewiseModule(RunModule):
         )
         data = self.mosaics["train"]
         self.running.update(mean_loss(self._seen), logits, alpha, data.label[rows], data.foreground[rows])
+        self._seen.clear()  # weights of every mosaic: not to be held while others are measured
         self.record("running", self.running, stage=float(stage))
         for scheduler, name in zip(self._schedulers(), self.make_schedulers, strict=True):
             if name in stage.learners:

@@ -1,0 +1,105 @@
+"""A run that goes on, or is measured again, computes on as many threads as it began with."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import joblib
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from attnmosaic.evaluate import evaluate
+from attnmosaic.training.threads import threads_for
+
+Config = Callable[..., DictConfig]
+Train = Callable[..., dict[str, float]]
+# Large enough for threads to share the work, and so to add up in another order.
+IMAGES = (
+    "experiment=stagewise", "data=digits", "data.train_mosaics=100", "data.batch_size=50", "schedule=joint",
+    "lr.what=0.5", "lr.where=0.5", "schedule.k=1", "schedule.epochs=3", "logger=none",
+    "callbacks.cycle._target_=small.EveryEpoch",
+)  # fmt: skip
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Sets the cores that this process may use."""
+    own = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    def cores(n: int) -> None:
+        torch.set_num_threads(n)
+        monkeypatch.setattr(joblib, "cpu_count", lambda: n)
+
+    yield cores
+    torch.set_num_threads(own)
+
+
+def threads(folder: Path) -> int:
+    return json.loads((folder / "result.json").read_text())["threads"]
+
+
+def weights(folder: Path) -> list[torch.Tensor]:
+    return [*torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"].values()]
+
+
+def same(one: Path, other: Path) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(weights(one), weights(other), strict=True))
+
+
+def stop_after(epoch: int, whole: Path, stopped: Path) -> None:
+    """Makes a run's folder what it was after an epoch."""
+    shutil.copytree(whole, stopped)
+    (stopped / "result.json").unlink()
+    for checkpoint in (stopped / "checkpoints").glob("*.ckpt"):
+        if checkpoint.name != f"epoch-{epoch:04}.ckpt":
+            checkpoint.unlink()
+
+
+def test_a_run_goes_on_with_its_threads(
+    train: Train, config: Config, tmp_path: Path, machine: Callable[[int], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = tmp_path / "whole"
+    machine(2)
+    metrics = train(*IMAGES, run_dir="whole")
+    assert threads(whole) == 2
+    machine(1)  # of another machine, or with what a sweep gives each job
+    caplog.set_level(logging.WARNING)
+
+    checkpoint = whole / "checkpoints" / "epoch-0001.ckpt"
+    assert train(*IMAGES, f"ckpt_path={checkpoint}", run_dir="from1") == metrics
+    assert threads(tmp_path / "from1") == 2
+    assert same(whole, tmp_path / "from1")
+    (said,) = [record.message for record in caplog.records if "threads" in record.message]
+    assert said.startswith("on 2 threads, as before")
+    assert "there are 1 cores for this process; compute.threads=1 is faster" in said
+    assert torch.get_num_threads() == 1, "put back"
+
+    stop_after(1, whole, tmp_path / "run")
+    assert train(*IMAGES, run_dir="run") == metrics
+    assert same(whole, tmp_path / "run")
+
+    (tmp_path / "evaluated").mkdir()
+    last = f"ckpt_path={whole / 'checkpoints' / 'last.ckpt'}"
+    cpu = (last, "trainer.accelerator=cpu")
+    evaluated = evaluate(config(*cpu, name="evaluate", small=False, run_dir="evaluated"))
+    assert evaluated == metrics
+
+    train(*IMAGES, f"ckpt_path={checkpoint}", "compute.threads=1", run_dir="told")
+    assert threads(tmp_path / "told") == 1, "told otherwise"
+    assert not same(whole, tmp_path / "told"), "else this test shows nothing"
+
+
+def test_what_no_checkpoint_tells(tmp_path: Path, train: Train, machine: Callable[[int], None]) -> None:
+    assert threads_for(None, None) is None
+    assert threads_for(3, tmp_path / "is not read") == 3
+    machine(2)
+    train("schedule.epochs=1", "logger=none")
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint.pop("threads") == 2
+    torch.save(checkpoint, path)
+    assert threads_for(None, path) is None, "checkpoints of before"
