@@ -20,7 +20,7 @@ from attnmosaic.training.checkpoint import WholeCheckpoints, read_checkpoint
 from attnmosaic.training.trainer import build_trainer
 
 Train = Callable[..., dict[str, float]]
-FLIPS, MANY_FLIPS = 300, 6000
+FLIPS, MANY_FLIPS = 300, 4000
 """Random bits turned over, in a test of seconds and in one of minutes."""
 
 
@@ -73,7 +73,7 @@ def test_every_bit_of_some_headers(checkpoint: Path, tmp_path: Path) -> None:
     """Where zipfile, which checks, and torch, which loads, might take the same file for different ones."""
     whole, good = checkpoint.read_bytes(), packed(read_checkpoint(checkpoint))
     places = [match.start() for kind in (b"PK\x01\x02", b"PK\x03\x04") for match in re.finditer(kind, whole)]
-    chosen = [places[n] for n in (0, 1, 3, len(places) // 2 - 1, len(places) // 2, len(places) // 2 + 3)]
+    chosen = [places[n] for n in (0, 3, len(places) // 2, len(places) // 2 + 3)]
     spans = [*(range(place, place + 64) for place in chosen), range(len(whole) - 98, len(whole))]
     path = tmp_path / "flipped.ckpt"
     for byte in (byte for span in spans for byte in span):
