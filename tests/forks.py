@@ -148,7 +148,9 @@ def in_writing(file: str, step: str, nth: int, action: str) -> None:
             return getattr(os, name)
 
         def fsync(self, number: int) -> None:
+            nonlocal opened
             if step == "written" and number == opened:
+                opened = None  # the next file may get the same number
                 act(action)
             os.fsync(number)
 

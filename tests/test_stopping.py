@@ -22,7 +22,7 @@ from attnmosaic.runs import RESULT, Run
 pytestmark = pytest.mark.faults
 
 LONG = (*SMALL, "schedule.k=2", "schedule.epochs=100000", "trainer.check_val_every_n_epoch=1000", "logger=none")
-SWEEP = (*LONG, "seed.all=0,1", "hydra.sweep.dir=sweep", "-m")
+SWEEP = (*LONG, "seed.all=0,1", "hydra.sweep.dir=sweep")
 PATIENCE = 120
 """Seconds after which nothing will come any more."""
 
@@ -124,7 +124,7 @@ def test_the_terminal_gets_its_cursor_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_sweep(tmp_path: Path, launcher: str, name: str, code: int) -> None:
     """Its jobs end with it, none has failed, and its table is shown; also where all its processes are told."""
-    with command(tmp_path, *SWEEP, f"hydra/launcher={launcher}") as process:
+    with command(tmp_path, *SWEEP, f"hydra/launcher={launcher}", "-m") as process:
         jobs = [tmp_path / "sweep" / str(job) for job in range(2 if launcher == "joblib" else 1)]
         wait_until(lambda: all((job / "checkpoints" / "last.ckpt").exists() for job in jobs), "a checkpoint of each")
         os.killpg(process.pid, getattr(signal, name))
@@ -138,7 +138,7 @@ def test_a_sweep(tmp_path: Path, launcher: str, name: str, code: int) -> None:
 
 
 def test_a_killed_sweep_leaves_no_job(tmp_path: Path) -> None:
-    with command(tmp_path, *SWEEP, "hydra/launcher=joblib") as process:
+    with command(tmp_path, *SWEEP, "hydra/launcher=joblib", "-m") as process:
         jobs = [tmp_path / "sweep" / str(job) for job in range(2)]
         wait_until(lambda: all((job / "checkpoints" / "last.ckpt").exists() for job in jobs), "a checkpoint of each")
         process.kill()
