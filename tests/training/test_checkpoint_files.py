@@ -68,6 +68,17 @@ def test_flipped_bits(checkpoint: Path, tmp_path: Path, flips: int) -> None:
     assert found > flips / 2  # the others fell where nothing is: between parts, in dates
 
 
+def test_a_part_that_became_a_folder(checkpoint: Path) -> None:
+    """By one bit of its attributes: zipfile reads it all the same, torch gives whatever is in the memory."""
+    whole = checkpoint.read_bytes()
+    for match in re.finditer(b"PK\x01\x02", whole):
+        damaged = bytearray(whole)
+        damaged[match.start() + 38] ^= 0x10
+        checkpoint.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"it is damaged: \S+ is a folder"):
+            read_checkpoint(checkpoint)
+
+
 @pytest.mark.faults
 def test_every_bit_of_some_headers(checkpoint: Path, tmp_path: Path) -> None:
     """Where zipfile, which checks, and torch, which loads, might take the same file for different ones."""
