@@ -102,3 +102,14 @@ class Holds(Fate):
                 file.write(f"{os.environ.get('SLURM_RESTART_COUNT', '0')}\n")
             while not self.until.exists():
                 time.sleep(0.05)
+
+
+class Noted(pl.Callback):
+    """Writes down which process trains in which folder."""
+
+    def __init__(self, file: str) -> None:
+        self.file = Path(file)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        with self.file.open("a") as noted:
+            noted.write(f"{os.getpid()} {Path(trainer.default_root_dir).absolute()}\n")

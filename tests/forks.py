@@ -148,7 +148,9 @@ def in_writing(file: str, step: str, nth: int, action: str) -> None:
             return getattr(os, name)
 
         def fsync(self, number: int) -> None:
+            nonlocal opened
             if step == "written" and number == opened:
+                opened = None  # the next file may get the same number
                 act(action)
             os.fsync(number)
 
@@ -181,10 +183,14 @@ def _serve() -> None:
 
     for module in PRELOAD:
         importlib.import_module(module)
+    from attnmosaic.stopping import SIGNALS, listen
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the fork listens
     for line in sys.stdin:
         asked = json.loads(line)
         child = os.fork()
         if child == 0:
+            listen()
             _run(**asked)
         if asked["moment"][:1] == ["after"]:
             _, seconds, action = asked["moment"]
@@ -203,7 +209,7 @@ def _run(arguments: list[str], folder: str, moment: list[Any], environ: dict[str
     for stream in (1, 2):
         os.dup2(printed, stream)
     sys.argv = ["attnmosaic.train", *arguments]
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     code = 0
     try:
         if moment:

@@ -202,6 +202,16 @@ def test_a_run_that_ended_early_ends_there_again(train: Train, tmp_path: Path) -
     assert Run(tmp_path / "run").epochs_done == 2
 
 
+def test_a_run_that_ended_in_its_first_epoch_does_so_too(train: Train, tmp_path: Path) -> None:
+    """`EarlyStopping` calls that epoch 0, which is also what it says of a run that it did not stop."""
+    early = (*SHORT, "callbacks=stop_at_loss", "callbacks.stop.stopping_threshold=1000")
+    whole = train(*early)
+    assert Run(tmp_path / "run").epochs_done == 1
+    (tmp_path / "run" / RESULT).unlink()
+    assert train(*early) == whole
+    assert Run(tmp_path / "run").epochs_done == 1
+
+
 def test_states_of_damaged_folders(tmp_path: Path) -> None:
     assert Run(tmp_path / "nowhere").state == "missing"
     (tmp_path / "config.yaml").write_text("name: [")

@@ -22,7 +22,8 @@ from screen import Screen
 
 from attnmosaic.collect import main as collect
 from attnmosaic.config import conf_dir, register
-from attnmosaic.runs import RESULT, Run
+from attnmosaic.runs import LOCK, RESULT, Run
+from attnmosaic.sweep import PASSED_OVER
 from attnmosaic.tables.published import published_tables
 
 TABLES = sorted(path.stem for path in (ROOT / "conf" / "reproduce").glob("*.yaml"))
@@ -345,3 +346,92 @@ def test_pace(tmp_path: Path, train: Callable[..., dict[str, float]], caplog: py
         "not counted: epochs in which where learns, none was seen yet",
         "6 min left for this run, about 8 min for the sweep (2 jobs to finish)",
     ]
+
+
+HELD = "import sys; from pathlib import Path; from attnmosaic.runs import claimed\n"
+HELD += "with claimed(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+
+
+@pytest.mark.parametrize("launcher", ["basic", pytest.param("joblib", marks=pytest.mark.faults)])
+def test_what_another_process_runs_is_passed_over(
+    cli: Cli, tmp_path: Path, capfd: pytest.CaptureFixture[str], launcher: str
+) -> None:
+    """It has neither failed nor finished; when its process was killed, the same command runs it."""
+    other = FOLDER / "joint" / "seed0"
+    sweep = ("train", *TWO_ROWS, "seed.all=0", f"hydra/launcher={launcher}", "callbacks.pictures=null", "-m")
+    with subprocess.Popen(
+        [sys.executable, "-c", HELD, str(other)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        before = {path for path in other.iterdir() if not path.name.startswith(".")}
+        code, _, err = cli(*sweep)
+        assert code == PASSED_OVER == 75
+        told = [line for line in err.splitlines() if line.startswith(("passed over", "done", "failed", "error"))]
+        assert told[-1].startswith("passed over: 1 of 2 jobs, which another process is running; ")
+        assert sorted(line.split(":")[0] for line in told[:-1]) == [
+            "done  gradients/type2 seed 0", "passed over  gradients/joint seed 0",
+        ]  # fmt: skip
+        assert {path for path in other.iterdir() if not path.name.startswith(".")} - before <= {other / "train.log"}
+        assert Run(FOLDER / "type2" / "seed0").state == "finished"
+        holder.kill()
+    assert (other / LOCK).exists()  # and nobody holds it
+    assert cli(*sweep)[0] == 0
+    assert {Run(FOLDER / row / "seed0").state for row in ("joint", "type2")} == {"finished"}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_two_processes_in_one_sweep(tmp_path: Path, launcher: str) -> None:
+    """Started at once: each row is trained once, by one of them, and together they are all."""
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])}
+    noted = ("+callbacks.noted._target_=fakes.Noted", f"+callbacks.noted.file={tmp_path / 'noted.txt'}")
+    command = [
+        sys.executable, "-m", "attnmosaic.train", *TWO_ROWS, "seed.all=0,1", f"hydra/launcher={launcher}", *noted,
+        "callbacks.pictures=null", "-m",
+    ]  # fmt: skip
+    started = [
+        subprocess.Popen(
+            command, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=300)[0] for process in started]
+    codes = {process.returncode for process in started}
+    assert codes <= {0, PASSED_OVER}, said
+    assert 0 in codes or all("passed over: " in text for text in said)
+    rows = [tmp_path / FOLDER / row / f"seed{seed}" for row in ("joint", "type2") for seed in (0, 1)]
+    assert {Run(row).state for row in rows} == {"finished"}
+    begun = [line.split() for line in (tmp_path / "noted.txt").read_text().splitlines()]
+    assert sorted(folder for _, folder in begun) == sorted(map(str, rows))
+    assert not any("failed" in text for text in said)
+
+
+def test_a_lock_without_a_holder_is_no_obstacle(cli: Cli, tmp_path: Path) -> None:
+    """As a reboot leaves it, of a run, of its sweep and of the data."""
+    for folder in (FOLDER / "joint" / "seed0", FOLDER):
+        folder.mkdir(parents=True, exist_ok=True)
+    for lock in (FOLDER / "joint" / "seed0" / LOCK, FOLDER / ".sweep.lock"):
+        lock.write_text("4242\nanother-machine\n")
+    code, _, err = cli("train", *TWO_ROWS, "seed.all=0", "callbacks.pictures=null", "-m")
+    assert code == 0, err
+
+
+def test_a_failed_job_is_on_the_disk_and_in_its_table(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
+    """With its trace, where it is a bug; the others finish, and the exit code tells."""
+    bug = ("+callbacks.fate._target_=fakes.Fate", "+callbacks.fate.folder=${run_dir}", "+callbacks.fate.fate=bug,works")
+    with pytest.raises(ZeroDivisionError):  # as a command: with its trace, and exit code 1
+        cli(
+            "train", *TWO_ROWS[:1], "experiment=gradients/joint", *TWO_ROWS[2:], "seed.all=0", *bug,
+            "hydra.sweep.subdir=${hydra.job.num}", "callbacks.pictures=null", "-m",
+        )  # fmt: skip
+    err = capfd.readouterr().err
+    failed, works = Run(FOLDER / "0"), Run(FOLDER / "1")
+    assert (failed.state, works.state) == ("failed", "finished")
+    assert failed.error is not None
+    for text in (failed.error, (failed.folder / "train.log").read_text()):
+        assert "Traceback" in text
+        assert "ZeroDivisionError: a bug of the user's" in text
+    assert "ZeroDivisionError: a bug of the user's" in err
+    collect([str(FOLDER)])
+    assert re.search(r"1 finished, 1 failed .*\n *\(ZeroDivisionError: a", capfd.readouterr().out)

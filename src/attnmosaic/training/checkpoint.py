@@ -81,6 +81,10 @@ def _load(path: str | Path, map_location: Any, weights_only: bool | None) -> dic
     return loaded
 
 
+_FOLDER = 0x10
+"""The bit by which a zip file's part is a folder (MS-DOS's attribute)."""
+
+
 def _check_sums(file: IO[bytes]) -> None:
     """Compares each part of a checkpoint with its CRC-32, which tells any flipped bit.
 
@@ -93,6 +97,8 @@ def _check_sums(file: IO[bytes]) -> None:
         if any(info.compress_type != zipfile.ZIP_STORED for info in infos) or sum(i.file_size for i in infos) > size:
             raise zipfile.BadZipFile("its parts are larger than the file")  # they would fill the memory
         for info in infos:
+            if info.is_dir() or info.external_attr & _FOLDER:  # torch would give whatever is in the memory for it
+                raise zipfile.BadZipFile(f"{info.filename} is a folder")
             with parts.open(info) as part:
                 while part.read(1 << 20):
                     pass
