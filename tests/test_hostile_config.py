@@ -1,7 +1,11 @@
 """Any config at all is a run or a slip told in one line: overrides drawn at random through the train command."""
 
-import re
+import copy
+import shutil
 import string
+import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +13,23 @@ import pytest
 from cli import Cli
 from conftest import SMALL, SMALL_NUMBERS
 from hostile import bounded
+from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from omegaconf import DictConfig
 
-from attnmosaic.cli import _keys
-from attnmosaic.config import conf_dir
+from attnmosaic.cli import _keys, told
+from attnmosaic.config import conf_dir, register
+from attnmosaic.errors import one_line
+from attnmosaic.train import train
 
-FEW, MANY = 25, 400
-"""Commands tried by every run of the tests, and by ``make test-faults``."""
+FEW, MANY = 80, 3000
+"""Configs tried by every run of the tests, and by ``make test-faults``."""
+
+FEW_COMMANDS, MANY_COMMANDS = 6, 100
+"""Commands likewise: composing one takes Hydra half a second."""
 
 BASES = (
     ("data=gaussian", *SMALL),
@@ -27,28 +40,28 @@ BASES = (
 )
 
 
-def _known() -> list[str]:
-    """Returns every key of a config of each kind."""
-    from hydra import compose, initialize_config_dir
-
-    from attnmosaic.config import register
-
+def _composed(base: tuple[str, ...]) -> DictConfig:
     register()
-    found: set[str] = set()
     with initialize_config_dir(conf_dir(), version_base="1.3"):
-        for base in BASES:
-            found.update(_keys(compose("train", [*base])))
-    # Where a run writes is the user's own choice, and the test's.
-    return sorted(key for key in found if not key.startswith(("run_dir", "paths")) and not key.endswith(("folder", "dirpath")))
+        return compose("train", [*base], return_hydra_config=False)
 
 
-KEYS = _known()
+@cache
+def keys_of(base: tuple[str, ...]) -> list[str]:
+    """Returns every key of a config, but for where a run writes: that is the user's own choice, and the test's."""
+    keys = _keys(_composed(base))
+    return [key for key in keys if not key.startswith(("run_dir", "paths")) and not key.endswith(("folder", "dirpath"))]
+
+
 GROUPS = ("data", "model", "schedule", "objective", "optimizer", "scheduler", "trainer", "logger", "callbacks", "experiment",
           "scale", "debug", "data/weights")  # fmt: skip
+CHOICES = ("none", "null", "mlp", "cnn", "digits", "joint", "x", "[a,b]", "''")
 
 NUMBERS = st.one_of(
     st.integers(-3, 70).map(str),
-    st.sampled_from(["1e3", "1e30", "-1e400", "nan", "inf", "-inf", "0.0", "-0.5", "1e-320", "0x10", "1_000", "2147483647"]),
+    st.sampled_from(
+        ["1e3", "1e30", "-1e400", "nan", "inf", "-inf", "0.0", "-0.5", "1e-320", "0x10", "1_000", "2147483647"]
+    ),
     st.integers(0, 40).map(lambda n: str(10**n)),
     st.floats(allow_nan=False, allow_infinity=False).map(str),
 )
@@ -64,26 +77,30 @@ PLAIN = st.one_of(NUMBERS, WORDS)
 VALUES = st.one_of(
     PLAIN,
     st.lists(PLAIN, max_size=3).map(lambda v: f"[{','.join(v)}]"),
-    st.lists(st.lists(NUMBERS, max_size=3).map(lambda v: f"[{','.join(v)}]"), max_size=3).map(lambda v: f"[{','.join(v)}]"),
+    st.lists(st.lists(NUMBERS, max_size=3).map(lambda v: f"[{','.join(v)}]"), max_size=3).map(
+        lambda v: f"[{','.join(v)}]"
+    ),
     st.dictionaries(st.sampled_from(["a", "_target_", "split", "weights"]), PLAIN, max_size=2).map(
         lambda d: "{" + ",".join(f"{k}:{v}" for k, v in d.items()) + "}"
     ),
 )
-OVERRIDES = st.one_of(
-    st.tuples(st.sampled_from(KEYS), VALUES).map("=".join),
-    st.tuples(st.sampled_from(KEYS), VALUES).map("=".join),
-    st.tuples(st.sampled_from(KEYS), VALUES).map("=".join),
-    st.tuples(st.sampled_from(KEYS), st.sampled_from(["new", "_target_", "lr", "a.b", "_partial_", "_args_"]), VALUES).map(
+
+
+@st.composite
+def commands(draw: st.DrawFn, groups: bool = False) -> tuple[tuple[str, ...], list[str]]:
+    """Draws the beginning of a command and one or two more overrides, most of them of keys that there are."""
+    base = draw(st.sampled_from(BASES))
+    known = st.sampled_from(keys_of(base))
+    set_to = st.tuples(known, VALUES).map("=".join)
+    added = st.tuples(known, st.sampled_from(["new", "_target_", "lr", "a.b", "_partial_", "_args_"]), VALUES).map(
         lambda parts: f"+{parts[0]}.{parts[1]}={parts[2]}"
-    ),
-    st.sampled_from(KEYS).map("~{}".format),
-    st.sampled_from(KEYS).map("++{}=1".format),
-    st.tuples(st.sampled_from(GROUPS), st.sampled_from(["none", "null", "mlp", "cnn", "digits", "joint", "x", "[a,b]", "''"])).map(
-        "=".join
-    ),
-    st.text(string.printable.replace("\0", ""), max_size=12).filter(lambda t: not t.startswith("-")),
-)
-COMMANDS = st.tuples(st.sampled_from(BASES), st.lists(OVERRIDES, min_size=1, max_size=2))
+    )
+    left_out = known.map("~{}".format)
+    forced = st.tuples(known, PLAIN).map(lambda parts: f"++{parts[0]}={parts[1]}")
+    junk = st.text(string.printable.replace("\0", ""), max_size=12).filter(lambda text: not text.startswith("-"))
+    other = st.tuples(st.sampled_from(GROUPS), st.sampled_from(CHOICES)).map("=".join)
+    kinds = [set_to, set_to, set_to, set_to, added, left_out, forced, junk, *([other] * 3 if groups else [])]
+    return base, draw(st.lists(st.one_of(kinds), min_size=1, max_size=2))
 
 
 class Door:
@@ -95,7 +112,8 @@ class Door:
         import attnmosaic.training.outcome as outcome
         from attnmosaic.config import metrics_of
 
-        self.cli, self.folder, self.built = cli, folder, 0
+        self.cli, self.monkeypatch, self.folder, self.built = cli, monkeypatch, folder, 0
+        self.composed: dict[tuple[str, ...], DictConfig] = {}
 
         def fit(trainer: pl.Trainer, module: Any, **_: Any) -> None:
             self.built += 1
@@ -108,20 +126,44 @@ class Door:
         monkeypatch.setattr(outcome, "finish_run", finish)
         monkeypatch.setattr(outcome, "final_table", lambda *_: "")
 
-    def check(self, *overrides: str) -> None:
-        self.tried = overrides
-        where = () if any("name=" in override for override in overrides) else (f"hydra.run.dir={self.folder}/run",)
+    def command(self, base: tuple[str, ...], overrides: list[str]) -> None:
+        """Gives it as a command, Hydra and all."""
+        named = any("name=" in override for override in overrides)
         with bounded():
-            code, out, err = self.cli("train", *overrides, *where)
-        told = [line for line in err.splitlines() if not re.match(r"\[?\d|.*Warning", line)]
+            code, out, err = self.cli(
+                "train", *base, *overrides, *(() if named else (f"hydra.run.dir={self.folder}/run",))
+            )
         if code == 0:
             assert "Traceback" not in out + err
             return
         assert code == 2, err
-        assert err.count("\n") == 1, err
-        assert err.startswith("error: "), told
-        assert err.removesuffix("\n").isprintable(), err
-        assert len(err) < 3000, err
+        assert err.startswith("error: "), err
+        check_told(err.removeprefix("error: ").removesuffix("\n"))
+
+    def config(self, base: tuple[str, ...], overrides: list[str]) -> None:
+        """Gives it from Python: its overrides are parsed and applied by Hydra, to a config composed once."""
+        self.monkeypatch.setattr(sys, "argv", ["attnmosaic.train", *base, *overrides])
+        if base not in self.composed:
+            self.composed[base] = _composed(base)
+        config = copy.deepcopy(self.composed[base])
+        config.run_dir = str(self.folder / "run")
+        try:
+            with bounded():
+                parsed = OverridesParser.create().parse_overrides(overrides)
+                ConfigLoaderImpl._apply_overrides_to_config(parsed, config)
+                train(config)
+        except Exception as error:
+            line = told(error)
+            if line is None:
+                raise
+            assert line[1] == 2, line
+            check_told(one_line(line[0]))
+
+
+def check_told(line: str) -> None:
+    assert line.isprintable(), line
+    assert 5 < len(line) < 3000, line
+    assert "Traceback" not in line
 
 
 @pytest.fixture
@@ -129,27 +171,33 @@ def door(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Door:
     return Door(cli, monkeypatch, tmp_path)
 
 
-def try_many(door: Door, examples: int) -> None:
-    import shutil
-
+def try_many(door: Door, way: Callable[..., None], drawn: st.SearchStrategy[Any], examples: int) -> None:
     @settings(
         max_examples=examples, derandomize=True, deadline=None, database=None, suppress_health_check=[*HealthCheck],
         phases=[Phase.generate, Phase.shrink],
     )  # fmt: skip
-    @given(COMMANDS)
+    @given(drawn)
     def one(command: tuple[tuple[str, ...], list[str]]) -> None:
         shutil.rmtree(door.folder / "run", ignore_errors=True)
-        base, overrides = command
-        door.check(*base, *overrides)
+        way(*command)
 
     one()
     assert door.built > examples / 20, "some are to be runs"
 
 
 def test_random_commands(door: Door) -> None:
-    try_many(door, FEW)
+    try_many(door, door.command, commands(groups=True), FEW_COMMANDS)
+
+
+def test_random_configs(door: Door) -> None:
+    try_many(door, door.config, commands(), FEW)
 
 
 @pytest.mark.faults
 def test_many_random_commands(door: Door) -> None:
-    try_many(door, MANY)
+    try_many(door, door.command, commands(groups=True), MANY_COMMANDS)
+
+
+@pytest.mark.faults
+def test_many_random_configs(door: Door) -> None:
+    try_many(door, door.config, commands(), MANY)

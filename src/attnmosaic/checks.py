@@ -13,6 +13,7 @@ from attnmosaic.data.classes import split_classes
 from attnmosaic.data.folder_layout import check_folder
 from attnmosaic.data.operations import OPERATIONS
 from attnmosaic.errors import UserError, not_among
+from attnmosaic.nodes import check_nodes
 from attnmosaic.room import check_data_fit
 from attnmosaic.training.schedule import ORDERS
 
@@ -136,6 +137,7 @@ def check_settings(plain: dict[str, Any]) -> None:
             shown = "null" if value is None else value
             raise UserError(f"{key}: got {shown}, needs {wording}; type for example {key}={example}")
     _check_networks(plain)
+    check_nodes(plain)
     for key, words in (
         ("schedule.order", tuple(ORDERS)),
         ("precision", tuple(PRECISIONS)),
@@ -185,7 +187,7 @@ def _check_networks(plain: dict[str, Any]) -> None:
         raise UserError(
             "model.network: takes images with a number, but these data are mosaics; type data=digits_and_number"
         )
-    if data["operation"] not in OPERATIONS:
+    if not isinstance(data["operation"], str) or data["operation"] not in OPERATIONS:
         raise not_among("data.operation", data["operation"], OPERATIONS)
     order, microbatches = plain["schedule"]["order"], plain["optimizer"]["microbatches"]
     if order != "joint":

@@ -13,6 +13,7 @@ from attnmosaic.cli import describe, guard, run
 from attnmosaic.config import PRECISIONS, conf_dir, register, resolve, scaled
 from attnmosaic.files import write_atomically
 from attnmosaic.lean import import_lightning
+from attnmosaic.nodes import check_parts
 from attnmosaic.progress import hush
 from attnmosaic.runs import CONFIG, ERROR, claimed, earlier_result
 from attnmosaic.sweep import end_sweep
@@ -38,6 +39,7 @@ def train(config: DictConfig) -> dict[str, float]:
         UserError: the config, the data or the checkpoint named in it will not do; or the folder holds another run.
         RunError: the loss became infinite or not a number.
     """
+    check_parts(config)
     config = scaled(config)
     check(config)
     config = resolve(config)
@@ -90,7 +92,7 @@ def _train(config: DictConfig) -> dict[str, float]:
 
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="train")
 def _job(config: DictConfig) -> float:
-    hush(config.progress)
+    hush(config.get("progress", "auto"))
     return guard(train, config)[config.optimized_metric]
 
 

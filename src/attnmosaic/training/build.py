@@ -14,8 +14,8 @@ from attnmosaic.config import PAIR
 from attnmosaic.data.datamodule import MosaicDataModule
 from attnmosaic.data.numbers import NumbersDataModule
 from attnmosaic.errors import UserError
-from attnmosaic.room import check_fits
 from attnmosaic.nn.attention import WhereWhat
+from attnmosaic.room import check_fits
 from attnmosaic.training.base import RunModule
 from attnmosaic.training.make import first_line, make
 from attnmosaic.training.module import StagewiseModule
