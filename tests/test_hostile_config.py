@@ -22,13 +22,13 @@ from omegaconf import DictConfig
 
 from attnmosaic.cli import _keys, told
 from attnmosaic.config import conf_dir, register
-from attnmosaic.errors import one_line
+from attnmosaic.errors import UserError, one_line
 from attnmosaic.train import train
 
-FEW, MANY = 80, 3000
+FEW, MANY = 25, 600
 """Configs tried by every run of the tests, and by ``make test-faults``."""
 
-FEW_COMMANDS, MANY_COMMANDS = 6, 100
+FEW_COMMANDS, MANY_COMMANDS = 3, 50
 """Commands likewise: composing one takes Hydra half a second."""
 
 BASES = (
@@ -53,8 +53,21 @@ def keys_of(base: tuple[str, ...]) -> list[str]:
     return [key for key in keys if not key.startswith(("run_dir", "paths")) and not key.endswith(("folder", "dirpath"))]
 
 
-GROUPS = ("data", "model", "schedule", "objective", "optimizer", "scheduler", "trainer", "logger", "callbacks", "experiment",
-          "scale", "debug", "data/weights")  # fmt: skip
+GROUPS = (
+    "data",
+    "model",
+    "schedule",
+    "objective",
+    "optimizer",
+    "scheduler",
+    "trainer",
+    "logger",
+    "callbacks",
+    "experiment",
+    "scale",
+    "debug",
+    "data/weights",
+)
 CHOICES = ("none", "null", "mlp", "cnn", "digits", "joint", "x", "[a,b]", "''")
 
 NUMBERS = st.one_of(
@@ -66,13 +79,46 @@ NUMBERS = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False).map(str),
 )
 WORDS = st.one_of(
-    st.sampled_from(["null", "true", "false", "''", "abc", "???", "NULL", "~", "what_only", "torch.nn.ReLU", "high", "'[1,2]'",
-                     "${lr.what}", "${oc.env:HOME}", "${oc.env:NO_SUCH}", "${nothing}", "${hydra:job.num}", "${row:${name}}",
-                     "${name}", "'${', '", "${model}", "${run_dir}", "${oc.create:[1]}", "../../x", "/dev/null", "a b", "%s",
-                     "{x}", "torch.nn.Linear", "os.getcwd", "attnmosaic.data.weights.RandomPatch"]),
-    st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12).map(lambda t: "'" + t.replace("'", "") + "'"),
+    st.sampled_from(
+        [
+            "null",
+            "true",
+            "false",
+            "''",
+            "abc",
+            "???",
+            "NULL",
+            "~",
+            "what_only",
+            "torch.nn.ReLU",
+            "high",
+            "'[1,2]'",
+            "${lr.what}",
+            "${oc.env:HOME}",
+            "${oc.env:NO_SUCH}",
+            "${nothing}",
+            "${hydra:job.num}",
+            "${row:${name}}",
+            "${name}",
+            "'${', '",
+            "${model}",
+            "${run_dir}",
+            "${oc.create:[1]}",
+            "../../x",
+            "/dev/null",
+            "a b",
+            "%s",
+            "{x}",
+            "torch.nn.Linear",
+            "os.getcwd",
+            "attnmosaic.data.weights.RandomPatch",
+        ]
+    ),
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12).map(
+        lambda t: "'" + t.replace("'", "") + "'"
+    ),
     st.text(string.printable.replace("\0", ""), max_size=8),
-)  # fmt: skip
+)
 PLAIN = st.one_of(NUMBERS, WORDS)
 VALUES = st.one_of(
     PLAIN,
@@ -201,3 +247,69 @@ def test_many_random_commands(door: Door) -> None:
 @pytest.mark.faults
 def test_many_random_configs(door: Door) -> None:
     try_many(door, door.config, commands(), MANY)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            ("data.train_mosaics=2000000000",),
+            r"data\.train_mosaics: got 2000000000, which takes .* GB .* are free; type a",
+        ),
+        (("data.patches=2000000000",), r"data\.train_mosaics: got 60, which takes .* GB of memory at least"),
+        (("data.points=2000000000",), r"data\.points: got 2000000000, which takes "),
+        (("model.what.hidden=[1000000000,9]",), r"model\.what: got attnmosaic\.nn\.networks\.MLP, which takes .* GB"),
+        (
+            ("data.train_mosaics=1000000000000",),
+            r"data\.train_mosaics: got 1000000000000, needs a whole number of at least 1",
+        ),
+        (
+            ("seed.init=99999999999999999999",),
+            r"seed\.init: got \d+, needs a whole number of at least 0 and below 2\^63",
+        ),
+    ],
+    ids=str,
+)
+def test_counts_that_no_memory_holds(door: Door, given: tuple[str, ...], said: str) -> None:
+    with bounded(), pytest.raises(UserError, match=said):
+        train(configured(door, *given))
+    assert door.built == 0
+
+
+FOUND = {
+    "~progress": r"progress: was left out, and a run has it",
+    "~at_most": r"at_most: was left out, and a run has it",
+    "~trainer": r"trainer: was left out, and a run has it",
+    "~callbacks.cycle._target_": r"callbacks\.cycle: got .*, needs a _target_ and its arguments; see conf/callbacks",
+    "callbacks.tables._target_=[]": r"callbacks\.tables\._target_: got \[\], needs the name of what is to be made",
+    "model.what._target_=0.5": r"model\.what\._target_: got 0\.5, needs the name of what is to be made",
+    "+data.views.x.weights.new={}": r"data\.views\.x: got .*, needs split and weights",
+    "+model.what._partial_=7": r"model\.what\._partial_: got 7, needs true or false",
+    "model.what._target_=abc": r"model\.what\._target_: cannot import 'abc' \(it is nothing that can be called\)",
+    "+at_most.data.points=x": r"at_most\.data: got .*, needs counts of a section",
+}
+
+
+@pytest.mark.parametrize("override", FOUND)
+def test_what_random_configs_found(door: Door, override: str) -> None:
+    with pytest.raises(UserError, match=FOUND[override]):
+        train(configured(door, override))
+
+
+@pytest.mark.parametrize("given", ["1e999999999", "-1E999999999", "inf", "nan", "1/0", "9" * 5000, "x" * 5000])
+def test_a_weight_that_would_take_hours(given: str) -> None:
+    from attnmosaic.data.weights import FixedWeights
+
+    with (
+        bounded(20),
+        pytest.raises(UserError, match="foreground weight: got .*, needs a number or fraction from 0 to 1"),
+    ):
+        FixedWeights(given)
+
+
+def configured(door: Door, *overrides: str) -> DictConfig:
+    """Returns the 2-D config with overrides, some of which no command line takes."""
+    config = copy.deepcopy(_composed(BASES[0]))
+    config.run_dir = str(door.folder / "run")
+    ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides([*overrides]), config)
+    return config

@@ -23,24 +23,26 @@ from attnmosaic.data.own_mosaics import find_sources, read_mosaic
 from attnmosaic.errors import UserError
 from attnmosaic.predict import _open
 
-FEW, MANY = 150, 20_000
+FEW, MANY = 150, 6_000
 """Damaged files tried by every run of the tests, and by ``make test-faults``."""
 
 
 def pixels(height: int = 6, width: int = 7) -> np.ndarray:
-    return np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8)
+    """Returns a smooth picture without symmetry, which JPEG keeps about as it is."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([40 + 9 * x + 3 * y, 200 - 12 * y - x, 90 + 5 * x + 7 * y], axis=-1).astype(np.uint8)
 
 
 def encoded(kind: str, **options: Any) -> bytes:
     held = io.BytesIO()
-    image = Image.fromarray(pixels())
-    image.convert(options.pop("mode", "RGB")).save(held, kind, **options)
+    image, mode = Image.fromarray(pixels()), options.pop("mode", "RGB")
+    (image.quantize(256) if mode == "P" else image.convert(mode)).save(held, kind, **options)
     return held.getvalue()
 
 
 WHOLE = {
     "png": encoded("PNG"),
-    "interlaced palette png": encoded("PNG", mode="P", transparency=3),
+    "palette png": encoded("PNG", mode="P", transparency=3),
     "jpeg": encoded("JPEG", quality=95),
     "progressive jpeg": encoded("JPEG", progressive=True),
     "cmyk jpeg": encoded("JPEG", mode="CMYK"),
@@ -94,12 +96,14 @@ def try_damaged(folder: Path, examples: int) -> None:
         path.write_bytes(drawn[1])
         with bounded(20, 3):
             try:
-                image = open_image(path, "RGB")
+                image: Any = open_image(path, "RGB")
             except UnreadableError as error:
-                refused += 1
-                assert str(error).isprintable()
-                assert len(str(error)) < 500
-                return
+                image = str(error)
+        if isinstance(image, str):
+            refused += 1
+            assert image.isprintable()
+            assert len(image) < 500
+            return
         read += 1
         assert image.mode == "RGB"
         assert min(image.size) >= 1
@@ -126,12 +130,10 @@ def test_whole_files_have_their_pixels(tmp_path: Path, kind: str) -> None:
     wanted, got = Image.fromarray(pixels()), open_image(path, "RGB")
     if "exif" in kind:
         wanted = wanted.transpose(Image.Transpose.ROTATE_270)
-    far = {"jpeg": 90, "gif": 80, "palette": 80}
-    most = max((value for name, value in far.items() if name in kind), default=0)
+    lossy = any(name in kind for name in ("jpeg", "gif", "palette"))
     assert got.size == wanted.size
     difference = np.abs(np.asarray(got).astype(int) - np.asarray(wanted).astype(int))
-    assert difference.mean() <= most / 2
-    assert difference.max() <= (255 if most else 0)
+    assert difference.max() <= (20 if lossy else 0)
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
@@ -161,6 +163,8 @@ def listening(path: Path) -> None:
     os.chdir(here)
 
 
+NO_WIDTH = b"GIF89a\0\0\x05\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\0\0\x05\0\0\x02\x02D\x01\0;"
+
 ODD: dict[str, Callable[[Path], Any]] = {
     "a pipe": pipe,
     "a socket": listening,
@@ -175,7 +179,7 @@ ODD: dict[str, Callable[[Path], Any]] = {
     "a smaller bomb": lambda path: path.write_bytes(bomb(10_000, 10_000)),
     "the largest size": lambda path: path.write_bytes(bomb(2**31 - 1, 2**31 - 1)),
     "no size": lambda path: path.write_bytes(bomb(0, 0)),
-    "no width": lambda path: path.write_bytes(b"GIF89a\0\0\x05\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\0\0\x05\0\0\x02\x02D\x01\0;"),
+    "no width": lambda path: path.write_bytes(NO_WIDTH),
     "text that inflates": lambda path: path.write_bytes(
         bomb(8, 8, *[chunk(b"zTXt", b"k\0\0" + zlib.compress(b"\0" * 60_000_000)) for _ in range(3)])
     ),
