@@ -302,7 +302,7 @@ def test_a_weight_that_would_take_hours(given: str) -> None:
 
     with (
         bounded(20),
-        pytest.raises(UserError, match="foreground weight: got .*, needs a number or fraction from 0 to 1"),
+        pytest.raises(UserError, match=r"foreground weight: got .*, needs a number or fraction from 0 to 1"),
     ):
         FixedWeights(given)
 
