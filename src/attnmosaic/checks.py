@@ -117,7 +117,13 @@ def check(config: DictConfig) -> None:
         key = missing[0]
         raise UserError(f"{key}: has no value and needs one; type {key}={_EXAMPLES.get(key, 'VALUE')}")
     plain: Any = OmegaConf.to_container(config, resolve=True)
+    _check_networks(plain)
     check_settings(plain)
+    if plain["data"].get("weights") is not None and plain["schedule"]["order"] != "what_only":
+        raise UserError(
+            "data.weights: decree the attention, so Where cannot learn; got "
+            f"schedule.order={plain['schedule']['order']}, type schedule=what_only (or data.weights=null)"
+        )
     _check_classes(plain["data"])
     check_data_fit(plain["data"])
     check_available(plain["data"])
@@ -136,7 +142,6 @@ def check_settings(plain: dict[str, Any]) -> None:
         if found and not (value is None and key in _NULLABLE) and not allowed(value):
             shown = "null" if value is None else value
             raise UserError(f"{key}: got {shown}, needs {wording}; type for example {key}={example}")
-    _check_networks(plain)
     check_nodes(plain)
     for key, words in (
         ("schedule.order", tuple(ORDERS)),
@@ -150,11 +155,6 @@ def check_settings(plain: dict[str, Any]) -> None:
         found, value = _lookup(plain, key)  # absent in checkpoints of before there was the key
         if found and value not in words:
             raise not_among(key, value, words)
-    if plain["data"].get("weights") is not None and plain["schedule"]["order"] != "what_only":
-        raise UserError(
-            "data.weights: decree the attention, so Where cannot learn; got "
-            f"schedule.order={plain['schedule']['order']}, type schedule=what_only (or data.weights=null)"
-        )
 
 
 def check_ckpt_path(path: str | Path) -> None:
