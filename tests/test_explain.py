@@ -480,9 +480,13 @@ def test_checkpoints_that_will_not_do(bright: Path, tmp_path: Path) -> None:
     def other(section: str, **values: Any) -> Callable[[dict[str, Any]], Any]:
         return lambda saved: saved["config"][section].update(values)
 
-    refused(
-        other("model", network={"_target_": "x"}), r"two outputs.*python -m attnmosaic\.predict ckpt_path=\S+ image="
-    )
+    def two_outputs(saved: dict[str, Any]) -> None:
+        saved["config"]["model"] = {"network": {"_target_": "x"}}
+        saved["config"]["optimizer"]["network"] = {"_target_": "x"}
+        saved["config"]["data"]["operation"] = "sum"
+        saved["config"]["optimized_metric"] = "test/sum_accuracy"
+
+    refused(two_outputs, r"two outputs.*python -m attnmosaic\.predict ckpt_path=\S+ image=")
     refused(
         other("data", weights={"_target_": "x"}), r"has no where network: .*\(data\.weights\).*experiment=stagewise"
     )

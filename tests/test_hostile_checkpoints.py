@@ -1,7 +1,7 @@
 """Checkpoints that somebody made to do harm: each door answers in one line, and runs nothing of what they name."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -115,19 +115,27 @@ def test_nothing_it_names_is_imported(ask: Callable[..., Any], door: str, key: s
 
 
 GADGETS = (
-    "os.system", "builtins.eval", "builtins.exec", "subprocess.Popen", "shutil.rmtree", "pathlib.Path", "functools.partial",
-    "torch.load", "torch.hub.load", "torch.save", "torch.jit.load", "torch.nn.DataParallel", "torch.nn.Module",
-    "torch.nn.modules.module.register_module_forward_hook", "torch.nn.parallel.DistributedDataParallel", "torch.ops.load_library",
-    "torch.utils.cpp_extension.load", "torch.optim.Optimizer", "torch.optim.lr_scheduler.LambdaLR",
-    "torchvision.datasets.utils.extract_archive", "torchvision.datasets.folder.default_loader", "torchvision.datasets.ImageFolder",
+    "os.system", "builtins.eval", "builtins.exec", "subprocess.Popen", "shutil.rmtree", "pathlib.Path",
+    "functools.partial", "torch.load", "torch.hub.load", "torch.save", "torch.jit.load", "torch.nn.DataParallel",
+    "torch.nn.Module", "torch.nn.modules.module.register_module_forward_hook",
+    "torch.nn.parallel.DistributedDataParallel", "torch.ops.load_library", "torch.utils.cpp_extension.load",
+    "torch.optim.Optimizer", "torch.optim.lr_scheduler.LambdaLR", "torchvision.datasets.utils.extract_archive",
+    "torchvision.datasets.folder.default_loader", "torchvision.datasets.ImageFolder",
     "torchvision.transforms.Lambda", "pytorch_lightning.Trainer", "pytorch_lightning.callbacks.ModelCheckpoint",
-    "pytorch_lightning.loggers.CSVLogger", "hydra.utils.get_method", "hydra.utils.instantiate", "numpy.load", "numpy.save",
-    "attnmosaic.callbacks.tables.RunTables", "attnmosaic.files.write_atomically", "attnmosaic.training.make.instantiate",
-    "attnmosaic.nn.networks.torch.load", "attnmosaic.data.images.Path", "torch.nn.Linear.__init__.__globals__",
+    "pytorch_lightning.loggers.CSVLogger", "hydra.utils.get_method", "hydra.utils.instantiate", "numpy.load",
+    "numpy.save", "attnmosaic.callbacks.tables.RunTables", "attnmosaic.files.write_atomically",
+    "attnmosaic.training.make.instantiate", "attnmosaic.nn.networks.torch.load", "attnmosaic.data.images.Path",
+    "torch.nn.Linear.__init__.__globals__",
 )  # fmt: skip
-
-
-NO_NAMES = ("", "x", "os.system ", "os.system\n", "a.b]; rm -rf ~ #", "torch.nn.Linear\x1b[2J", "torch.nn.Ｌinear")
+NO_NAMES = (
+    "",
+    "x",
+    "os.system ",
+    "os.system\n",
+    "a.b]; rm -rf ~ #",
+    "torch.nn.Linear\x1b[2J",
+    "torch.nn.\N{FULLWIDTH LATIN CAPITAL LETTER L}inear",
+)
 
 
 @pytest.mark.parametrize("target", [*GADGETS, *NO_NAMES])
@@ -167,7 +175,8 @@ def test_what_is_trusted_is_made(ask: Callable[..., Any], trust: str) -> None:
         payload.CALLED.clear()
         code, _, err = ask(door, put(key, f"payload.{made}"), trust)
         assert code == 0, err
-        assert payload.CALLED == [made]
+        (called,) = payload.CALLED
+        assert called == made
 
 
 @pytest.mark.parametrize(
@@ -241,11 +250,23 @@ def test_going_on_makes_nothing_of_the_file(ask: Callable[..., Any], tmp_path: P
 
 # ---- what it may not read
 
+DOORS = ("evaluate", "explain", "predict", "train")
 
-@pytest.mark.parametrize("door", ["evaluate", "explain", "predict", "train"])
-@pytest.mark.parametrize("text", ["x${oc.env:SECRET,no}", "${hydra:runtime.cwd}", "${"])
+
+def in_turn(cases: Iterable[str]) -> list[Any]:
+    """Returns every case with every door: by default each case is tried at one of them, in turn."""
+    return [
+        pytest.param(case, door, marks=[] if (i + j) % len(DOORS) == 0 else pytest.mark.faults)
+        for i, case in enumerate(cases)
+        for j, door in enumerate(DOORS)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "door"), in_turn(["x${oc.env:SECRET,no}", "${hydra:runtime.cwd}", "${", "${lr.what}"])
+)
 def test_no_interpolation_is_resolved(
-    ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, door: str, text: str, tmp_path: Path
+    ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, text: str, door: str, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("SECRET", "a-secret")
     for key in ("name", "data.classes", "model.what"):
@@ -311,33 +332,41 @@ ODD: dict[str, Change] = {
     "weights": lambda held: held["state_dict"].update(x="y"),
     "no weights": lambda held: held.update(state_dict=[]),
     "a shape": lambda held: held["hyper_parameters"].update(patch_shape="xyz", image_shape="xyz"),
-    "a large shape": lambda held: held["hyper_parameters"].update(patch_shape=[3, 10**6, 10**6], image_shape=[1, 10**9, 9]),
+    "a large shape": lambda held: held["hyper_parameters"].update(patch_shape=[3, 10**9], image_shape=[10**9]),
     "a long shape": lambda held: held["hyper_parameters"].update(patch_shape=[1] * 2000, image_shape=[1] * 2000),
     "classes": lambda held: held["hyper_parameters"].update(foreground_classes=[1, 2, 3]),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", ODD)
-def test_what_no_run_saves_is_refused(ask: Callable[..., Any], what: str) -> None:
-    answered = 0
-    for door in ("evaluate", "explain", "predict", "train"):
-        if (what, door) == ("classes", "predict"):
-            continue
-        code, _, err = ask(door, ODD[what])
-        check_line(code, err, r"ckpt_path: 'hostile\.ckpt' ")
-        answered += 1
-    assert answered >= 3
+@pytest.mark.parametrize(("what", "door"), in_turn(ODD))
+def test_what_no_run_saves_is_refused(ask: Callable[..., Any], what: str, door: str) -> None:
+    if (what, door) == ("classes", "predict"):
+        pytest.skip("what a network with two outputs tells apart is no part of its checkpoint")
+    code, _, err = ask(door, ODD[what])
+    check_line(code, err, r"ckpt_path: 'hostile\.ckpt' ")
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("data.mean", "x"), ("data.std", [0]), ("data.patches", 0), ("data.patches", "x"), ("data.patches", None),
-        ("precision", "float7"), ("compute", {}), ("compute.matmul_precision", "x"), ("scale", "x"), ("data.operation", "x"),
-        ("data.patches", 10**30), ("lr", {}), ("data.mean", [0.5] * 7), ("data.mean", {}), ("data.std", None),
+        ("data.mean", "x"),
+        ("data.std", [0]),
+        ("data.patches", 0),
+        ("data.patches", "x"),
+        ("data.patches", None),
+        ("precision", "float7"),
+        ("compute", {}),
+        ("compute.matmul_precision", "x"),
+        ("scale", "x"),
+        ("data.operation", "x"),
+        ("data.patches", 10**30),
+        ("lr", {}),
+        ("data.mean", [0.5] * 7),
+        ("data.mean", {}),
+        ("data.std", None),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_odd_settings(ask: Callable[..., Any], key: str, value: Any) -> None:
     """Each door takes them for what they are, or says in one line what is wrong."""
     for door in ("evaluate", "explain", "predict"):
@@ -368,3 +397,26 @@ def test_no_file_it_names_is_removed(ask: Callable[..., Any], tmp_path: Path, ho
     code, _, err = ask("train", change)
     assert (precious / "thesis.tex").read_text() == "years"
     check_line(code, err, r"a checkpoint's path that leads elsewhere")
+
+
+def test_nothing_is_written_where_it_says(ask: Callable[..., Any], tmp_path: Path) -> None:
+    """Decoded images are kept in the user's own cache, whatever the cache of the run was."""
+    for name in ("a", "b", "c"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(3):
+            Image.new("L", (8, 8), 40 * i).save(tmp_path / "images" / name / f"{i}.png")
+
+    def change(held: dict[str, Any]) -> None:
+        data = config_of(held)["data"]
+        data.update(
+            _target_="attnmosaic.data.image_folder.ImageFolderMosaics", root=str(tmp_path / "images"), color=False,
+            image_size=None, cache_dir=str(tmp_path / "elsewhere"), foreground=["a", "b"], classes=None,
+        )  # fmt: skip
+        for name in ("weight", "bias"):  # two classes, not three
+            key = f"pair.what.layers.1.{name}"
+            held["state_dict"][key] = held["state_dict"][key][:2].clone()
+
+    code, _, err = ask("evaluate", change)
+    assert code == 0, err
+    assert not (tmp_path / "elsewhere").exists()
+    assert [*(tmp_path / "cache").glob("images-*.pt")]

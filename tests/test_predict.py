@@ -89,8 +89,12 @@ LIGHT = {
     ("ckpt_path=no.ckpt", "image=a.png", "number=2.5"): r"number: Value '2\.5' of type 'float' could not",
     ("ckpt_path=no.ckpt", "image=a.png", "number=3"): r"ckpt_path: 'no\.ckpt' does not exist",
     ("ckpt_path=text.ckpt", "image=a.png", "number=3"): r"image: 'a\.png' does not exist",
-    ("ckpt_path=text.ckpt", "image=text.ckpt", "number=3"): r"image: cannot read 'text\.ckpt' \(cannot identify",
-    ("ckpt_path=text.ckpt", "image=deep.png", "number=3"): r"image: cannot read 'deep\.png' \(its pixels are of mode I",
+    ("ckpt_path=text.ckpt", "image=text.ckpt", "number=3"): r"image: cannot read 'text\.ckpt', which is no image in",
+    (
+        "ckpt_path=text.ckpt",
+        "image=deep.png",
+        "number=3",
+    ): r"image: cannot read 'deep\.png', which has pixels of mode I",
     ("ckpt_pth=text.ckpt",): r"ckpt_pth: there is no such config key; did you mean ckpt_path\?",
 }
 

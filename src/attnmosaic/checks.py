@@ -13,6 +13,7 @@ from attnmosaic.data.classes import split_classes
 from attnmosaic.data.folder_layout import check_folder
 from attnmosaic.data.operations import OPERATIONS
 from attnmosaic.errors import UserError, not_among
+from attnmosaic.nodes import check_nodes
 from attnmosaic.room import check_data_fit
 from attnmosaic.training.schedule import ORDERS
 
@@ -116,7 +117,14 @@ def check(config: DictConfig) -> None:
         key = missing[0]
         raise UserError(f"{key}: has no value and needs one; type {key}={_EXAMPLES.get(key, 'VALUE')}")
     plain: Any = OmegaConf.to_container(config, resolve=True)
+    _check_networks(plain)
     check_settings(plain)
+    _check_processes(plain)
+    if plain["data"].get("weights") is not None and plain["schedule"]["order"] != "what_only":
+        raise UserError(
+            "data.weights: decree the attention, so Where cannot learn; got "
+            f"schedule.order={plain['schedule']['order']}, type schedule=what_only (or data.weights=null)"
+        )
     _check_classes(plain["data"])
     check_data_fit(plain["data"])
     check_available(plain["data"])
@@ -135,8 +143,7 @@ def check_settings(plain: dict[str, Any]) -> None:
         if found and not (value is None and key in _NULLABLE) and not allowed(value):
             shown = "null" if value is None else value
             raise UserError(f"{key}: got {shown}, needs {wording}; type for example {key}={example}")
-    _check_networks(plain)
-    _check_processes(plain)
+    check_nodes(plain)
     for key, words in (
         ("schedule.order", tuple(ORDERS)),
         ("precision", tuple(PRECISIONS)),
@@ -150,11 +157,6 @@ def check_settings(plain: dict[str, Any]) -> None:
         found, value = _lookup(plain, key)  # absent in checkpoints of before there was the key
         if found and value not in words:
             raise not_among(key, value, words)
-    if plain["data"].get("weights") is not None and plain["schedule"]["order"] != "what_only":
-        raise UserError(
-            "data.weights: decree the attention, so Where cannot learn; got "
-            f"schedule.order={plain['schedule']['order']}, type schedule=what_only (or data.weights=null)"
-        )
 
 
 def check_ckpt_path(path: str | Path) -> None:
@@ -187,7 +189,7 @@ def _check_networks(plain: dict[str, Any]) -> None:
         raise UserError(
             "model.network: takes images with a number, but these data are mosaics; type data=digits_and_number"
         )
-    if data["operation"] not in OPERATIONS:
+    if not isinstance(data["operation"], str) or data["operation"] not in OPERATIONS:
         raise not_among("data.operation", data["operation"], OPERATIONS)
     order, microbatches = plain["schedule"]["order"], plain["optimizer"]["microbatches"]
     if order != "joint":

@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from attnmosaic.config import conf_dir
-from attnmosaic.errors import BusyError, JobError, RunError, UserError, nearest, not_among
+from attnmosaic.errors import BusyError, JobError, RunError, UserError, nearest, not_among, one_line
 from attnmosaic.files import disk_trouble, write_atomically
 from attnmosaic.runs import CONFIG, ERROR, SWEEP
 from attnmosaic.stopping import in_order, listen, told_stop
@@ -169,7 +169,7 @@ def _fail(error: Exception) -> NoReturn:
     line = told(error)
     if line is None:
         raise error
-    print(f"error: {' '.join(line[0].split())}", file=sys.stderr)
+    print(f"error: {one_line(line[0])}", file=sys.stderr)
     sys.exit(line[1])
 
 
@@ -189,6 +189,8 @@ def advice(error: Exception, overrides: list[str]) -> str:
     if isinstance(error, OverrideParseException):
         return f"{error.override}: is not a valid override ({str(error).splitlines()[0]}); quote lists: 'key=[a,b]'"
     text = str(error)
+    if "UserError raised while resolving interpolation: " in text:  # a resolver's own
+        return text.splitlines()[0].partition(": ")[2]
     if key := re.search(r"Could not override '([\w./@]+)'", text):
         return _unknown_key(key[1], overrides)
     cause = error.__cause__

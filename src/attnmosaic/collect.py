@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from attnmosaic.errors import UserError
+from attnmosaic.errors import UserError, one_line
 from attnmosaic.runs import some_runs
 from attnmosaic.tables.render import FORMATS
 from attnmosaic.tables.reproduced import Reproduced, reproduce
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         tables = collect(given.folder)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
     try:
         print("\n".join(FORMATS[given.format](table) for table in tables), flush=True)

@@ -11,6 +11,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import II, MISSING, DictConfig, OmegaConf, open_dict
 
+from attnmosaic.errors import UserError
+
 PRECISIONS = {"float32": "32-true", "float64": "64-true", "bfloat16": "bf16-mixed"}
 """Our names of precisions and Lightning's."""
 
@@ -185,12 +187,32 @@ class PredictConfig:
 def register() -> None:
     """Makes the schemas and resolvers known to Hydra."""
     # The row of a table that an experiment is: row1 of table1/row1.
-    OmegaConf.register_new_resolver("row", lambda name: name.rpartition("/")[2], replace=True)
+    OmegaConf.register_new_resolver("row", lambda name: folder_name(name).rpartition("/")[2], replace=True)
+    OmegaConf.register_new_resolver("folder", folder_name, replace=True)
     store = ConfigStore.instance()
     store.store(group="schema", name="train", node=TrainConfig)
     store.store(group="schema", name="evaluate", node=EvaluateConfig)
     store.store(group="schema", name="explain", node=ExplainConfig)
     store.store(group="schema", name="predict", node=PredictConfig)
+
+
+def folder_name(name: object) -> str:
+    """Returns a run's ``name``, which folders are called by, if it leads into them and nowhere else.
+
+    Raises:
+        UserError: it does not.
+    """
+    text = str(name)
+    parts = text.split("/")
+    # A folder's name has 255 bytes at most.
+    good = all(part.strip(" .") and len(part.encode(errors="replace")) <= 200 for part in parts)
+    if not good or not text.isprintable() or "\\" in text:
+        shown = ascii(text if len(text) <= 80 else f"{text[:80]} ...")
+        raise UserError(
+            f"name: got {shown}, needs a name that a folder can have, without .. and not beginning with /; "
+            "type for example name=mine"
+        )
+    return text
 
 
 def scaled(config: DictConfig) -> DictConfig:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from attnmosaic.drawing.figures import DEFAULT_FORMATS, FORMATS
 from attnmosaic.drawing.run import draw_run
-from attnmosaic.errors import UserError
+from attnmosaic.errors import UserError, one_line
 from attnmosaic.runs import some_runs
 
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         folders = run_folders(given.folder)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
     failed = False
     for folder in folders:

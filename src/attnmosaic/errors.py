@@ -27,6 +27,12 @@ class JobError(Exception):
     """A bug in a job of a sweep. Its trace is a note: the error itself may not survive the way between processes."""
 
 
+def one_line(text: str) -> str:
+    """Returns text on one line, without what would move a terminal's cursor: names in it may be anybody's."""
+    words = " ".join(text.split())
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in words)
+
+
 def nearest(given: object, allowed: Iterable[object], n: int = 3) -> list[str]:
     """Returns up to n of the allowed words, those most like the given one first."""
     words = [str(word) for word in allowed]

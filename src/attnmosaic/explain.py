@@ -16,15 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from attnmosaic.checks import check_ckpt_path
 from attnmosaic.cli import guard, run
 from attnmosaic.config import conf_dir, register
-from attnmosaic.data.own_mosaics import (
-    MOST_CELLS,
-    OwnMosaic,
-    Source,
-    UnreadableError,
-    find_sources,
-    printable,
-    read_mosaic,
-)
+from attnmosaic.data.decode import UnreadableError, printable
+from attnmosaic.data.own_mosaics import MOST_CELLS, OwnMosaic, Source, find_sources, read_mosaic
 from attnmosaic.errors import UserError, not_among
 from attnmosaic.explained import INDEX, TABLE, Explained, picture_names, table_columns
 from attnmosaic.lean import import_lightning

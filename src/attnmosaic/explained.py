@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from attnmosaic.data.own_mosaics import Source, printable
+from attnmosaic.data.decode import printable
+from attnmosaic.data.own_mosaics import Source
 
 TABLE, INDEX = "explained.csv", "index.png"
 

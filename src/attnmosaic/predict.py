@@ -89,14 +89,15 @@ def _check_number(number: Any) -> int:
 
 def _open(image: Any) -> Any:
     """Returns an image as a PIL image, decoded."""
-    from PIL import Image, ImageOps
+    from PIL import Image
+
+    from attnmosaic.data.decode import UnreadableError, open_image, printable
 
     if isinstance(image, (str, Path)) and not Path(image).is_file():
         raise UserError(f"image: '{image}' does not exist; type image=FILE")
     try:
         if isinstance(image, (str, Path)):
-            with Image.open(image) as opened:
-                picture = ImageOps.exif_transpose(opened)
+            picture = open_image(Path(image))
         elif isinstance(image, Image.Image):
             picture = image
         elif str(getattr(image, "dtype", "")) == "uint8" and image.ndim in (2, 3):
@@ -106,10 +107,13 @@ def _open(image: Any) -> Any:
         if picture.mode.startswith(("I", "F")):  # Pillow would clip them to white
             raise ValueError(f"its pixels are of mode {picture.mode}, only 8-bit images are read")
         picture.load()
-    # Pillow raises many kinds on hostile files: OSError, SyntaxError, ValueError, DecompressionBombError ...
-    except Exception as error:
-        name = f"'{image}'" if isinstance(image, (str, Path)) else f"a {type(image).__name__}"
-        raise UserError(f"image: cannot read {name} ({error}); give a PNG or JPEG file, say") from error
+    except UnreadableError as error:
+        name = printable(str(image))
+        raise UserError(f"image: cannot read '{name}', which {error}; give a PNG or JPEG file, say") from error
+    except Exception as error:  # whatever Pillow raises on hostile pixels
+        raise UserError(
+            f"image: cannot read a {type(image).__name__} ({error}); give a PNG or JPEG file, say"
+        ) from error
     return picture
 
 

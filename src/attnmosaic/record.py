@@ -174,5 +174,5 @@ def read_record(path: Path) -> Record:
             plane=plane,
             scale=str(arrays["scale"]),
         )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise UserError(f"'{path}' is no record of mosaics that can be read ({type(error).__name__})") from error

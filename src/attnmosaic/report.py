@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from attnmosaic.errors import UserError
+from attnmosaic.errors import UserError, one_line
 from attnmosaic.reporting.page import write_report
 from attnmosaic.runs import newest
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except OSError as error:
             raise UserError(f"--out: cannot write '{out}' ({error.strerror}); name another file") from error
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
     size = out.stat().st_size / 1e6
     print(f"report: {out} ({size:.1f} MB, one file); open it in a browser: {out.absolute().as_uri()}")

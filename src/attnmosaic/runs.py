@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from attnmosaic.config import decisive
 from attnmosaic.errors import BusyError, UserError
 from attnmosaic.files import remove_unfinished
+from attnmosaic.trust import NotPlainError, check_plain
 
 RESULT, CONFIG, ERROR, LOCK, SWEEP = "result.json", "config.yaml", "error.txt", ".lock", "sweep.json"
 METRICS_CSV, CHECKPOINTS, PRUNED = "metrics.csv", "checkpoints", "pruned.txt"
@@ -42,11 +43,13 @@ class Run:
         """The resolved config; None before the run has begun, or if it cannot be read."""
         try:
             loaded = yaml.load(self._read(CONFIG) or "", Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            check_plain(loaded)  # aliases of YAML can make more of a page than any memory holds
             decisive(loaded)
             return (
                 loaded if isinstance(loaded["name"], str) and loaded["seed"] and loaded["schedule"]["epochs"] else None
             )
-        except (yaml.YAMLError, KeyError, TypeError, AttributeError):  # not the whole of a config
+        except (yaml.YAMLError, NotPlainError, RecursionError, KeyError, TypeError, ValueError, AttributeError):
+            # Not the whole of a config.
             return None
 
     @cached_property

@@ -20,6 +20,7 @@ from attnmosaic.config import conf_dir, register, resolve, scaled
 from attnmosaic.errors import BusyError, Pruned, RunError
 from attnmosaic.files import write_atomically
 from attnmosaic.lean import import_lightning
+from attnmosaic.nodes import check_parts
 from attnmosaic.parallel.ranks import Ranks, processes_of
 from attnmosaic.progress import hush
 from attnmosaic.runs import CONFIG, ERROR, PRUNED, claimed, earlier_result
@@ -47,6 +48,7 @@ def train(config: DictConfig) -> dict[str, float]:
         RunError: the loss became infinite or not a number; or the folder has vanished.
         Pruned: a search ended the run early; its folder says so, and has no result.
     """
+    check_parts(config)
     config = scaled(config)
     check(config)
     config = resolve(config)
@@ -98,7 +100,7 @@ def _train(config: DictConfig, ranks: Ranks) -> dict[str, float]:
 
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="train")
 def _job(config: DictConfig) -> float | None:
-    hush(config.progress)
+    hush(config.get("progress", "auto"))
     try:
         return guard(_measure, config)
     except BusyError:

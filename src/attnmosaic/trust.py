@@ -1,8 +1,8 @@
 """What a config that somebody else saved may ask for. Light: imports no torch.
 
-A config names by ``_target_`` what is to be imported and called, so one out of a checkpoint is a program of whoever made
-the file. Only what is listed here is made of it, if the user does not say otherwise: an allow-list, as what could do
-harm cannot be listed.
+A config names by ``_target_`` what is to be imported and called, so one out of a checkpoint is a program of whoever
+made the file. Only what is listed here is made of it, if the user does not say otherwise: an allow-list, as what could
+do harm cannot be listed.
 """
 
 import re
@@ -25,15 +25,15 @@ _LISTED = {
     "torchvision.datasets": "CIFAR10 CIFAR100 FashionMNIST KMNIST MNIST",
     "torchvision.transforms": "CenterCrop Compose Grayscale Pad Resize",
     # Layers alone: no containers of other processes' work (DataParallel), no functions, nothing that hooks or loads.
-    "torch.nn": "AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveMaxPool1d AdaptiveMaxPool2d AlphaDropout AvgPool1d AvgPool2d "
-    "BatchNorm1d BatchNorm2d Bilinear CELU Conv1d Conv2d ConvTranspose1d ConvTranspose2d Dropout Dropout1d Dropout2d ELU "
-    "Flatten GELU GLU GroupNorm Hardshrink Hardsigmoid Hardswish Hardtanh Identity InstanceNorm1d InstanceNorm2d "
-    "LayerNorm LeakyReLU Linear LocalResponseNorm LogSigmoid LogSoftmax MaxPool1d MaxPool2d Mish PReLU RMSNorm RReLU ReLU "
-    "ReLU6 SELU Sequential SiLU Sigmoid Softmax Softmax2d Softmin Softplus Softshrink Softsign Tanh Tanhshrink Threshold "
-    "Unflatten Upsample ZeroPad1d ZeroPad2d CrossEntropyLoss NLLLoss",
+    "torch.nn": "AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveMaxPool1d AdaptiveMaxPool2d AlphaDropout AvgPool1d "
+    "AvgPool2d BatchNorm1d BatchNorm2d Bilinear CELU Conv1d Conv2d ConvTranspose1d ConvTranspose2d Dropout Dropout1d "
+    "Dropout2d ELU Flatten GELU GLU GroupNorm Hardshrink Hardsigmoid Hardswish Hardtanh Identity InstanceNorm1d "
+    "InstanceNorm2d LayerNorm LeakyReLU Linear LocalResponseNorm LogSigmoid LogSoftmax MaxPool1d MaxPool2d Mish "
+    "PReLU RMSNorm RReLU ReLU ReLU6 SELU Sequential SiLU Sigmoid Softmax Softmax2d Softmin Softplus Softshrink "
+    "Softsign Tanh Tanhshrink Threshold Unflatten Upsample ZeroPad1d ZeroPad2d CrossEntropyLoss NLLLoss",
     "torch.optim": "ASGD Adadelta Adagrad Adam AdamW Adamax NAdam RAdam RMSprop Rprop SGD",
-    "torch.optim.lr_scheduler": "ConstantLR CosineAnnealingLR CosineAnnealingWarmRestarts CyclicLR ExponentialLR LinearLR "
-    "MultiStepLR OneCycleLR PolynomialLR ReduceLROnPlateau StepLR",
+    "torch.optim.lr_scheduler": "ConstantLR CosineAnnealingLR CosineAnnealingWarmRestarts CyclicLR ExponentialLR "
+    "LinearLR MultiStepLR OneCycleLR PolynomialLR ReduceLROnPlateau StepLR",
 }
 
 TARGETS = frozenset(f"{module}.{name}" for module, names in _LISTED.items() for name in names.split())
@@ -83,7 +83,7 @@ def check_trusted(config: Mapping[str, Any], sections: Sequence[str], path: obje
             continue
         if isinstance(target, str) and _NAME.fullmatch(target):
             raise UserError(
-                f"ckpt_path: '{path}' names {target} as its {where}, which is neither of this program nor a plain layer of "
+                f"ckpt_path: '{path}' names {target} as its {where}, which is neither of this program nor a layer of "
                 f"torch's and would run with your rights; if you trust whoever made the file, type trust=[{target}] "
                 "(or its package, or trust=all)"
             )

@@ -36,6 +36,9 @@ def class_names(folder: Path) -> list[str]:
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not names:
         raise UserError(f"data.root: '{folder}' holds no folders; it needs one folder of images a class")
+    for name in names:
+        if not name.isprintable():  # it is to stand in tables, pictures and pages
+            raise UserError(f"data.root: the folder {name!a} in '{folder}' has no name to print; rename it")
     return names
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from attnmosaic.data.decode import UnreadableError, open_image, open_regular, printable
 from attnmosaic.data.folder_layout import check_folder, find_splits, list_images
 from attnmosaic.data.images import ImageMosaics
 from attnmosaic.data.locks import locked
@@ -88,10 +89,10 @@ def load_images(
         UserError: an image is broken, or images differ in size.
     """
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        digests = list(threads.map(lambda p: hashlib.sha256(_read(p)).digest(), paths, chunksize=64))
+        digests = list(threads.map(_digest_of, paths, chunksize=64))
     key = hashlib.sha256(f"{CACHE_FORMAT} {image_size} {color}".encode())
     for path, digest in zip(paths, digests, strict=True):
-        key.update(str(path.relative_to(folder)).encode() + b"\0" + digest)
+        key.update(os.fsencode(path.relative_to(folder)) + b"\0" + digest)
     file = cache_dir / f"images-{key.hexdigest()[:32]}.pt"
     with locked(cache_dir, file.stem):
         for abandoned in cache_dir.glob(f"{file.stem}.*.tmp"):
@@ -130,11 +131,12 @@ def _digest(images: torch.Tensor) -> bytes:
     return hashlib.sha256(images.numpy().data).digest()
 
 
-def _read(path: Path) -> bytes:
+def _digest_of(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
-        raise UserError(f"data.root: cannot read '{path}' ({error.strerror})") from error
+        raise UserError(f"data.root: cannot read '{printable(str(path))}' ({error.strerror})") from error
 
 
 def _decode_all(paths: Sequence[Path], image_size: int | None, color: bool) -> np.ndarray:
@@ -162,13 +164,11 @@ def _decode_all(paths: Sequence[Path], image_size: int | None, color: bool) -> n
 
 def _decode(path: Path, image_size: int | None, color: bool) -> np.ndarray:
     try:
-        with Image.open(path) as opened:
-            if opened.mode.startswith(("I", "F")):  # Pillow would clip them to white
-                raise ValueError(f"its pixels are of mode {opened.mode}, only 8-bit images are read")
-            image = ImageOps.exif_transpose(opened).convert("RGB" if color else "L")
-    # Pillow raises many kinds on hostile files: OSError, SyntaxError, ValueError, DecompressionBombError ...
-    except Exception as error:
-        raise UserError(f"data.root: cannot decode '{path}' ({error}); repair, convert or remove it") from error
+        image = open_image(path, "RGB" if color else "L")
+    except UnreadableError as error:
+        raise UserError(
+            f"data.root: cannot decode '{printable(str(path))}', which {error}; repair, convert or remove it"
+        ) from error
     if image_size is not None:
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
     array = np.asarray(image)

@@ -1,29 +1,21 @@
 """Mosaics of one's own images: a picture cut into cells, or a folder of patches. Light: imports no torch."""
 
-import os
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
+from attnmosaic.data.decode import UnreadableError, as_text, open_image, printable
 from attnmosaic.data.folder_layout import IMAGE_SUFFIXES
 from attnmosaic.errors import UserError
-
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""What is read, whatever a file's name says: Pillow knows formats that start other programs."""
 
 LONGEST = 768
 """Pixels of the longer side that a picture is kept with, to be drawn."""
 
 MOST_CELLS = 32
 """Along each side of a picture."""
-
-
-class UnreadableError(Exception):
-    """An image that makes no patches; its text says why."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +65,15 @@ def find_sources(images: Path) -> list[Source]:
         UserError: there are none.
     """
     if images.is_file():
-        return [Source(_text(images.name), images)]
+        return [Source(as_text(images.name), images)]
     if not images.is_dir():
         raise UserError(f"images: '{images}' does not exist; type images=DIR, a folder of images, or images=FILE")
     sources = []
     for path in _listed(images):
         if _is_image(path):
-            sources.append(Source(_text(path.name), path))
+            sources.append(Source(as_text(path.name), path))
         elif path.is_dir() and (files := tuple(filter(_is_image, _listed(path)))):
-            sources.append(Source(_text(path.name), path, files))
+            sources.append(Source(as_text(path.name), path, files))
     if not sources:
         raise UserError(
             f"images: '{images}' holds no images, nor folders of images (looked for "
@@ -101,16 +93,6 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
-def _text(name: str) -> str:
-    """Returns a file's name as text that can be written; bytes that are none become replacement characters."""
-    return os.fsencode(name).decode("utf-8", "replace")
-
-
-def printable(name: str) -> str:
-    """Returns a name on one line, without what would move a terminal's cursor."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in _text(name))
-
-
 def read_mosaic(source: Source, grid: int, patch_shape: Sequence[int]) -> OwnMosaic:
     """Reads a mosaic's patches.
 
@@ -127,8 +109,9 @@ def read_mosaic(source: Source, grid: int, patch_shape: Sequence[int]) -> OwnMos
         UnreadableError: the picture, or every image of the folder, cannot be read, or it has fewer pixels than cells.
     """
     channels, height, width = patch_shape
+    mode = "L" if channels == 1 else "RGB"
     if not source.files:
-        picture = _open(source.path, channels)
+        picture = open_image(source.path, mode)
         if min(picture.size) < grid:
             across, down = picture.size
             raise UnreadableError(f"has {across} x {down} pixels, too few for {grid} x {grid} cells")
@@ -138,7 +121,7 @@ def read_mosaic(source: Source, grid: int, patch_shape: Sequence[int]) -> OwnMos
     patches, unread = [], []
     for file in source.files:
         try:
-            patches.append(ImageOps.fit(_open(file, channels), (width, height), Image.Resampling.BICUBIC))
+            patches.append(ImageOps.fit(open_image(file, mode), (width, height), Image.Resampling.BICUBIC))
         except UnreadableError as error:
             unread.append(f"'{printable(source.name)}/{printable(file.name)}' {error}")
     if not patches:
@@ -157,22 +140,3 @@ def cut(size: tuple[int, int], grid: int) -> Iterator[tuple[int, int, int, int]]
 def _stacked(images: Sequence[Image.Image]) -> np.ndarray:
     pixels = np.stack([np.asarray(image) for image in images])
     return pixels if pixels.ndim == 4 else pixels[..., None]
-
-
-def _open(path: Path, channels: int) -> Image.Image:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as opened:
-                if opened.mode.startswith(("I", "F")):  # Pillow would clip them to white
-                    raise UnreadableError(f"has pixels of mode {opened.mode}, only 8-bit images are read")
-                return ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
-    except UnreadableError:
-        raise
-    except UnidentifiedImageError as error:
-        raise UnreadableError("is no image in a format that is read (PNG, JPEG, WebP, BMP, GIF, TIFF)") from error
-    # Pillow raises many kinds on hostile files: OSError, SyntaxError, ValueError, DecompressionBombError ...
-    except Exception as error:
-        why = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-        raise UnreadableError(f"cannot be read ({printable(why.splitlines()[0])})") from error

@@ -127,7 +127,8 @@ def _download(key: str, make: Callable[[], Any], lock_dir: Path, instead: str) -
         absent = [folder for folder in (root, *root.parents) if not folder.exists()]
         before = files()
         try:
-            yield
+            with _archives_kept_inside():
+                yield
         except BaseException as error:
             for path in sorted(files() - before, reverse=True):
                 if path.is_dir():
@@ -144,6 +145,23 @@ def _download(key: str, make: Callable[[], Any], lock_dir: Path, instead: str) -
                 f"({_first_line(error)}); put {_files_wanted(made, root)}, or name the folder that has it with "
                 f"paths.data=DIR, or use {instead}"
             ) from error
+
+
+@contextlib.contextmanager
+def _archives_kept_inside() -> Iterator[None]:
+    """Has every tar archive unpacked as data: no absolute names, no ``..``, no links out, no devices.
+
+    It is what Python does from 3.14 on, and torchvision lately; zip archives are always unpacked so.
+    """
+    if not hasattr(tarfile, "data_filter"):  # before Python 3.11.4
+        yield
+        return
+    before = vars(tarfile.TarFile)["extraction_filter"]
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+    try:
+        yield
+    finally:
+        tarfile.TarFile.extraction_filter = before
 
 
 def _first_line(error: BaseException) -> str:

@@ -37,9 +37,11 @@ class FixedWeights:
     """
 
     def __init__(self, foreground: str | float) -> None:
+        text = str(foreground)
         try:
-            self.foreground = Fraction(str(foreground))
-        except (ValueError, ZeroDivisionError):
+            # A power of ten would be written out: 1e999999999 takes hours.
+            self.foreground = Fraction(float(text)) if "e" in text.lower() else Fraction(text)
+        except (ValueError, ZeroDivisionError, OverflowError):
             self.foreground = Fraction(-1)
         if not 0 <= self.foreground <= 1:
             raise UserError(f"foreground weight: got {foreground}, needs a number or fraction from 0 to 1, 5/9 say")

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from attnmosaic.data.own_mosaics import LONGEST, OwnMosaic, cut, printable
+from attnmosaic.data.decode import printable
+from attnmosaic.data.own_mosaics import LONGEST, OwnMosaic, cut
 from attnmosaic.drawing.palette import BLUE, GREY, SKY, SMOKE, SMOKE_COLOR
 from attnmosaic.drawing.raster import INK, PAPER, SHADE, columns, font, picture
 from attnmosaic.explained import Explained

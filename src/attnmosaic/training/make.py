@@ -26,8 +26,10 @@ def make(key: str, node: Any, **arguments: Any) -> Any:
         return instantiate(node, _convert_="all", **arguments)
     except InstantiationException as error:
         cause = error.__cause__
-        if cause is None or isinstance(cause, (UserError, RunError)):
+        if isinstance(cause, (UserError, RunError)):
             raise
+        if cause is None:  # Hydra itself will not make it
+            raise UserError(f"{key}: {first_line(error)}") from error
         raise UserError(f"{key}: {node._target_} answers: {first_line(cause)}") from error
 
 
@@ -50,7 +52,8 @@ def check_targets(node: Any, key: str = "") -> None:
             check_targets(item, f"{key}.{i}")
     elif key.endswith("._target_"):
         try:
-            get_object(node)
+            if not callable(get_object(node)):
+                raise TypeError("it is nothing that can be called")
         except Exception as error:
             module, _, name = node.rpartition(".")
             try:

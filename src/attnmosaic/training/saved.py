@@ -12,6 +12,7 @@ from torch import Tensor
 
 from attnmosaic.checks import check_settings
 from attnmosaic.config import TrainConfig, decisive, networks_of
+from attnmosaic.data.operations import OPERATIONS
 from attnmosaic.errors import UserError
 from attnmosaic.training.checkpoint import read_checkpoint
 from attnmosaic.trust import NotPlainError, check_plain
@@ -58,6 +59,8 @@ def _check_sections(config: dict[str, Any]) -> None:
     for name in networks_of(config):
         if not isinstance(config["model"].get(name), dict) or "_target_" not in config["model"][name]:
             raise ValueError(f"model.{name} has no _target_")
+    if networks_of(config) == ("network",) and config["data"]["operation"] not in OPERATIONS:
+        raise ValueError("data.operation is none")
     check_settings(config)
     decisive(config)
 

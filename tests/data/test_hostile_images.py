@@ -1,0 +1,270 @@
+"""Image files that anybody may have made: the pixels, or one line that names the file; never a hang, never a trace."""
+
+import io
+import os
+import socket
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hostile import bounded
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from attnmosaic.data.decode import UnreadableError, open_image
+from attnmosaic.data.folder_layout import check_folder
+from attnmosaic.data.image_folder import load_images
+from attnmosaic.data.own_mosaics import find_sources, read_mosaic
+from attnmosaic.errors import UserError
+from attnmosaic.predict import _open
+
+FEW, MANY = 150, 6_000
+"""Damaged files tried by every run of the tests, and by ``make test-faults``."""
+
+
+def pixels(height: int = 6, width: int = 7) -> np.ndarray:
+    """Returns a smooth picture without symmetry, which JPEG keeps about as it is."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([40 + 9 * x + 3 * y, 200 - 12 * y - x, 90 + 5 * x + 7 * y], axis=-1).astype(np.uint8)
+
+
+def encoded(kind: str, **options: Any) -> bytes:
+    held = io.BytesIO()
+    image, mode = Image.fromarray(pixels()), options.pop("mode", "RGB")
+    (image.quantize(256) if mode == "P" else image.convert(mode)).save(held, kind, **options)
+    return held.getvalue()
+
+
+WHOLE = {
+    "png": encoded("PNG"),
+    "palette png": encoded("PNG", mode="P", transparency=3),
+    "jpeg": encoded("JPEG", quality=95),
+    "progressive jpeg": encoded("JPEG", progressive=True),
+    "cmyk jpeg": encoded("JPEG", mode="CMYK"),
+    "exif jpeg": encoded("JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"),
+    "gif": encoded("GIF"),
+    "animated gif": encoded("GIF", save_all=True, append_images=[Image.new("RGB", (7, 6))]),
+    "bmp": encoded("BMP"),
+    "webp": encoded("WEBP", lossless=True),
+    "tiff": encoded("TIFF"),
+    "packed tiff": encoded("TIFF", compression="tiff_lzw"),
+    "ppm": encoded("PPM"),
+}
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> tuple[str, bytes]:
+    """Draws a file with some bytes changed, left out, put in or cut off."""
+    kind = draw(st.sampled_from(sorted(WHOLE)))
+    held = bytearray(WHOLE[kind])
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, max(0, len(held) - 1)))
+        how = draw(st.sampled_from(["flip", "set", "insert", "delete", "cut", "large", "double"]))
+        if how == "flip" and held:
+            held[at] ^= 1 << draw(st.integers(0, 7))
+        elif how == "set" and held:
+            held[at] = draw(st.sampled_from([0, 1, 127, 128, 255]))
+        elif how == "insert":
+            held[at:at] = draw(st.binary(max_size=8))
+        elif how == "delete":
+            del held[at : at + draw(st.integers(1, 8))]
+        elif how == "cut":
+            del held[at:]
+        elif how == "large":
+            held[at : at + 4] = draw(st.sampled_from([b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\xff\xff"]))
+        else:
+            held += held[at:]
+    return kind, bytes(held)
+
+
+def try_damaged(folder: Path, examples: int) -> None:
+    read = refused = 0
+    path = folder / "x.png"
+
+    @settings(
+        max_examples=examples, derandomize=True, deadline=None, database=None, suppress_health_check=[*HealthCheck],
+        phases=[Phase.generate, Phase.shrink],
+    )  # fmt: skip
+    @given(damaged())
+    def one(drawn: tuple[str, bytes]) -> None:
+        nonlocal read, refused
+        path.write_bytes(drawn[1])
+        with bounded(20, 3):
+            try:
+                image: Any = open_image(path, "RGB")
+            except UnreadableError as error:
+                image = str(error)
+        if isinstance(image, str):
+            refused += 1
+            assert image.isprintable()
+            assert len(image) < 500
+            return
+        read += 1
+        assert image.mode == "RGB"
+        assert min(image.size) >= 1
+        assert np.asarray(image).shape == (image.height, image.width, 3)
+
+    one()
+    assert min(read, refused) > examples / 20
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    try_damaged(tmp_path, FEW)
+
+
+@pytest.mark.faults
+def test_many_damaged_files(tmp_path: Path) -> None:
+    try_damaged(tmp_path, MANY)
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_whole_files_have_their_pixels(tmp_path: Path, kind: str) -> None:
+    """Whatever their name says they are."""
+    path = tmp_path / "wrong.ppm"
+    path.write_bytes(WHOLE[kind])
+    wanted, got = Image.fromarray(pixels()), open_image(path, "RGB")
+    if "exif" in kind:
+        wanted = wanted.transpose(Image.Transpose.ROTATE_270)
+    lossy = any(name in kind for name in ("jpeg", "gif", "palette"))
+    assert got.size == wanted.size
+    difference = np.abs(np.asarray(got).astype(int) - np.asarray(wanted).astype(int))
+    assert difference.max() <= (20 if lossy else 0)
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def bomb(width: int, height: int, *more: bytes) -> bytes:
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + b"".join(more)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 99))
+        + chunk(b"IEND", b"")
+    )
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def listening(path: Path) -> None:
+    here = os.getcwd()
+    os.chdir(path.parent)  # a socket's address is short
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(path.name)
+    os.chdir(here)
+
+
+NO_WIDTH = b"GIF89a\0\0\x05\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\0\0\x05\0\0\x02\x02D\x01\0;"
+
+ODD: dict[str, Callable[[Path], Any]] = {
+    "a pipe": pipe,
+    "a socket": listening,
+    "endless": lambda path: path.symlink_to("/dev/zero"),
+    "nothing": lambda path: path.symlink_to("/dev/null"),
+    "a loop": lambda path: path.symlink_to(path),
+    "a dangling link": lambda path: path.symlink_to("nowhere.png"),
+    "empty": lambda path: path.touch(),
+    "a program": lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n"),
+    "svg": lambda path: path.write_text("<svg xmlns='http://www.w3.org/2000/svg'><script>1</script></svg>"),
+    "a bomb": lambda path: path.write_bytes(bomb(20_000, 20_000)),
+    "a smaller bomb": lambda path: path.write_bytes(bomb(10_000, 10_000)),
+    "the largest size": lambda path: path.write_bytes(bomb(2**31 - 1, 2**31 - 1)),
+    "no size": lambda path: path.write_bytes(bomb(0, 0)),
+    "no width": lambda path: path.write_bytes(NO_WIDTH),
+    "text that inflates": lambda path: path.write_bytes(
+        bomb(8, 8, *[chunk(b"zTXt", b"k\0\0" + zlib.compress(b"\0" * 60_000_000)) for _ in range(3)])
+    ),
+    "16 bits": lambda path: Image.fromarray(np.zeros((6, 7), np.uint16)).save(path, "PNG"),
+    "floats": lambda path: Image.fromarray(np.zeros((6, 7), np.float32)).save(path, "TIFF"),
+    "cut": lambda path: path.write_bytes(WHOLE["png"][:60]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_what_is_no_image(tmp_path: Path, what: str) -> None:
+    """Wherever it is given: in a folder of classes, to `explain`, to `predict`; each in one line, at once."""
+    path = tmp_path / "classes" / "a" / "x.png"
+    path.parent.mkdir(parents=True)
+    ODD[what](path)
+
+    def folder() -> None:
+        load_images([path], tmp_path / "classes", 8, True, tmp_path / "cache")
+
+    def explained() -> None:
+        (source,) = find_sources(path)
+        read_mosaic(source, 2, (3, 8, 8))
+
+    for given_to, refusal in (
+        (folder, UserError),
+        (explained, (UserError, UnreadableError)),
+        (lambda: _open(path), UserError),
+    ):
+        with bounded(30, 3), pytest.raises(refusal) as caught:
+            given_to()
+        assert str(caught.value).isprintable()
+        assert given_to is explained or str(path) in str(caught.value)
+
+
+def test_odd_shapes_are_read(tmp_path: Path) -> None:
+    for name, size in (("wide.png", (100_000, 1)), ("high.png", (1, 100_000)), ("dot.png", (1, 1))):
+        Image.new("L", size, 7).save(tmp_path / name)
+        with bounded(30, 3):
+            images = load_images([tmp_path / name], tmp_path, 8, True, tmp_path / "cache")
+        assert images.shape == (1, 8, 8, 3)
+        assert images.unique().tolist() == [7]
+
+
+def test_odd_names(tmp_path: Path) -> None:
+    """File names that are no text are read; folders that a class is called by are to be printable."""
+    for name in (b"\xff\xfe.png", b"a\nb.png", b"\x1b[2J.png", "名前.png".encode(), b"'; rm -rf .png", b"%s${x}.png"):
+        folder = os.fsencode(tmp_path / "good" / "a")
+        os.makedirs(folder, exist_ok=True)
+        Image.new("L", (8, 8), 7).save(tmp_path / "x.png")
+        os.rename(tmp_path / "x.png", os.path.join(folder, name))
+    paths = sorted((tmp_path / "good" / "a").iterdir())
+    assert load_images(paths, tmp_path / "good", None, False, tmp_path / "cache").shape == (6, 8, 8, 1)
+    paths[0].write_bytes(b"broken")
+    with pytest.raises(UserError, match="cannot decode") as caught:
+        load_images(paths, tmp_path / "good", None, False, tmp_path / "cache")
+    assert str(caught.value).isprintable()
+    for name in (b"\xff", b"a\nb", b"\x1b[2J"):
+        folder = os.path.join(os.fsencode(tmp_path / "bad" / name.hex()), name)
+        os.makedirs(folder)
+        Image.new("L", (8, 8)).save(tmp_path / "x.png")
+        os.rename(tmp_path / "x.png", os.path.join(folder, b"x.png"))
+        with pytest.raises(UserError, match="has no name to print; rename it") as caught:
+            check_folder(tmp_path / "bad" / name.hex())
+        assert str(caught.value).isprintable()
+
+
+def test_folders_called_like_images(tmp_path: Path) -> None:
+    """They are folders; and links to folders are not followed round and round."""
+    (tmp_path / "a" / "b.png").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(tmp_path / "a" / "b.png" / "c.png")
+    (tmp_path / "a" / "again").symlink_to(tmp_path / "a")
+    with bounded(20):
+        assert check_folder(tmp_path) == ["a"]
+        (source,) = find_sources(tmp_path / "a")
+    assert [file.name for file in source.files] == ["c.png"]
+
+
+def test_thousands_of_classes(tmp_path: Path) -> None:
+    from attnmosaic.data.classes import split_classes
+
+    for i in range(2_000):
+        (tmp_path / f"c{i:04}").mkdir()
+        (tmp_path / f"c{i:04}" / "x.png").touch()
+    names = check_folder(tmp_path)
+    assert len(names) == 2_000
+    with pytest.raises(UserError) as caught:
+        split_classes(["nothing", "c0001"], None, names)
+    assert len(str(caught.value)) < 600
