@@ -54,6 +54,10 @@ FATE = ("+callbacks.fate._target_=fakes.Fate", "+callbacks.fate.folder=${run_dir
         (1, 16, {"n_jobs": 1, "free_gb": 0.1}, 1, None),
         (10, 2, {"n_jobs": 5, "free_gb": 1, "gpus": 1, "jobs_per_gpu": 1}, 5, 1),
         (3, 16, {"n_jobs": 5, "threads": 2}, 3, 2),
+        # Each of two processes has its own threads and memory.
+        (10, 16, {"processes": 2}, 8, 1),
+        (2, 16, {"processes": 2}, 2, 4),
+        (8, 16, {"processes": 2, "free_gb": 6.2}, 2, 1),
     ],
 )
 def test_how_many_jobs_at_once(jobs: int, cores: int, given: dict[str, Any], at_once: int, threads: int | None) -> None:

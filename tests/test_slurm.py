@@ -201,7 +201,6 @@ def test_a_job_that_failed_elsewhere(tmp_path: Path) -> None:
 
 
 ONE = {"SLURM_JOB_ID": "5", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
-TWO = {**ONE, "SLURM_STEP_NUM_TASKS": "2"}
 
 
 @pytest.mark.parametrize(
@@ -210,29 +209,19 @@ TWO = {**ONE, "SLURM_STEP_NUM_TASKS": "2"}
         ({}, {"devices": 1}, None),
         (ONE, {"devices": 1}, "LightningEnvironment"),
         ({**ONE, "SLURM_STEP_NUM_TASKS": "1"}, {"devices": 2}, "LightningEnvironment"),
-        ({**ONE, "TORCHELASTIC_RUN_ID": "x"}, {"devices": 2}, None),
         (ONE, {"devices": 1, "plugins": ["own"]}, None),
-        ({**TWO, "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}, {"devices": 2}, "SLURMEnvironment"),
-        (
-            {**TWO, "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1"},
-            {"devices": 1, "num_nodes": 2},
-            "SLURMEnvironment",
-        ),
     ],
 )
 def test_processes_of_a_run_under_slurm(
-    monkeypatch: pytest.MonkeyPatch, environ: Mapping[str, str], trainer: Mapping[str, Any], kind: str | None
+    environ: Mapping[str, str], trainer: Mapping[str, Any], kind: str | None
 ) -> None:
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)  # Lightning's own looks there
     found = slurm_environment(environ, trainer)
     assert (None if found is None else type(found).__name__) == kind
-    assert not getattr(found, "auto_requeue", False)
 
 
 def test_a_run_in_several_tasks() -> None:
-    with pytest.raises(UserError, match=r"trainer\.devices: got 1, but Slurm has started 2 tasks.*srun --ntasks=1"):
-        slurm_environment(TWO, {"devices": 1})
+    with pytest.raises(UserError, match=r"Slurm has started 2 tasks, each the same run.*srun --ntasks=1"):
+        slurm_environment({**ONE, "SLURM_STEP_NUM_TASKS": "2"}, {"devices": 2})
 
 
 class Signals(pl.Callback):

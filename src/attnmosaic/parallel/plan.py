@@ -14,6 +14,7 @@ def plan(
     jobs: int,
     cores: int,
     *,
+    processes: int = 1,
     n_jobs: int | None = None,
     threads: int | None = None,
     free_gb: float | None = None,
@@ -26,10 +27,11 @@ def plan(
     Args:
         jobs: how many there are.
         cores: how many may be used.
+        processes: of a job that trains with several; each has its own threads and takes its own memory.
         n_jobs: the user's own number of jobs at once, which nothing but their number lowers.
-        threads: the user's own number of threads of a job.
+        threads: the user's own number of threads of a process.
         free_gb: memory that is left; None if that is not known.
-        gb_per_job: memory that a job takes.
+        gb_per_job: memory that a process of a job takes.
         gpus: how many there are, or groups of them if a job takes several; 0 if the jobs use none.
         jobs_per_gpu: how many jobs share one.
 
@@ -50,14 +52,14 @@ def plan(
     if n_jobs is not None:
         limits.append(n_jobs)
     else:
-        limits.append(cores // (threads or 1))
+        limits.append(cores // processes // (threads or 1))
         if free_gb is not None:
-            limits.append(int(free_gb / gb_per_job))
+            limits.append(int(free_gb / gb_per_job / processes))
         if gpus:
             limits.append(gpus * jobs_per_gpu)
     at_once = max(1, min(limits))
     if threads is None and jobs > 1:
-        threads = max(1, cores // jobs)
+        threads = max(1, cores // processes // jobs)
     return at_once, threads
 
 

@@ -8,10 +8,8 @@ from typing import Any
 import pytorch_lightning as pl
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
 from attnmosaic.errors import UserError
-from attnmosaic.parallel.plan import devices
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +18,8 @@ def slurm_environment(environ: Mapping[str, str], trainer: Mapping[str, Any]) ->
     """Returns what is to tell Lightning of the processes of a run under Slurm; None elsewhere, where it finds out.
 
     Left alone, Lightning takes every process with ``SLURM_NTASKS`` for one of several, and answers signals by saving a
-    checkpoint of its own and requeueing the job. A run here goes on from its newest checkpoint however it ended.
+    checkpoint of its own and requeueing the job. A run here goes on from its newest checkpoint however it ended, and
+    starts its other processes itself, if it has any.
 
     Args:
         environ: the environment variables.
@@ -29,21 +28,15 @@ def slurm_environment(environ: Mapping[str, str], trainer: Mapping[str, Any]) ->
     Raises:
         UserError: Slurm has started several tasks, and each would be the same run.
     """
-    if "SLURM_JOB_ID" not in environ or "TORCHELASTIC_RUN_ID" in environ or trainer.get("plugins"):
+    if "SLURM_JOB_ID" not in environ or trainer.get("plugins"):
         return None
     tasks = environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if tasks == "1":  # if it takes several devices, it starts their processes itself
-        return LightningEnvironment()
-    if _processes(trainer) == 1:
+    if tasks != "1":
         raise UserError(
-            f"trainer.devices: got 1, but Slurm has started {tasks} tasks, each the same run; type srun --ntasks=1"
+            f"Slurm has started {tasks} tasks, each the same run, which starts its other processes itself; type srun "
+            "--ntasks=1"
         )
-    return SLURMEnvironment(auto_requeue=False)
-
-
-def _processes(trainer: Mapping[str, Any]) -> int | None:
-    asked = devices({**trainer, "accelerator": "any"})
-    return None if asked is None else asked * int(trainer.get("num_nodes", 1))
+    return LightningEnvironment()
 
 
 class DeafToTerm(pl.Callback):

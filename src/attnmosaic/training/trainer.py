@@ -50,7 +50,8 @@ def build_trainer(config: DictConfig, precision: str, place: Place | None = None
         given["strategy"] = SharedSteps(place)
     elif config.trainer.get("strategy") == "ddp":  # of one process
         given["strategy"] = "auto"
-    if place is None and (environment := slurm_environment(os.environ, config.trainer)) is not None:
+    environment = slurm_environment(os.environ, config.trainer)
+    if place is None and environment is not None:  # several processes have an environment of their own
         given["plugins"] = [environment]
     if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
         callbacks.append(DeafToTerm())

@@ -51,15 +51,18 @@ class AttnmosaicLauncher(Launcher):
 
         from attnmosaic.parallel.jobs import Jobs
         from attnmosaic.parallel.plan import asked_threads, devices, free_gb, groups, plan, visible_gpus
+        from attnmosaic.parallel.ranks import processes_of
 
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
         takes = devices(OmegaConf.select(self.config, "trainer") or {})
         gpus = [] if takes == 0 else visible_gpus(os.environ)
+        each_starts = processes_of({"trainer": OmegaConf.select(self.config, "trainer") or {}})
         at_once, threads = plan(
             len(job_overrides),
             cpu_count(),
+            processes=each_starts,
             threads=asked_threads(OmegaConf.select(self.config, "compute.threads"), os.environ),
             free_gb=free_gb(),
             gpus=len(groups(gpus, takes)),
