@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def test_what_a_run_leaves(cli: Cli, tmp_path: Path) -> None:
         assert counts[3] + counts[4] == round(n * float(table[4][f"{split}/accuracy"]))
 
     names = {p.name for p in (folder / "checkpoints").iterdir()}
-    assert names == {"last.ckpt", "epoch-0004.ckpt", "epoch-0008.ckpt"}
+    assert names == {"last.ckpt", "before_last.ckpt", "epoch-0004.ckpt", "epoch-0008.ckpt"}
     for name in names:
         checkpoint = torch.load(folder / "checkpoints" / name, weights_only=True)
         assert checkpoint["hyper_parameters"]["config"]["lr"] == {"what": 0.1, "where": 0.01, "network": 0.001}
@@ -149,7 +150,8 @@ def test_what_a_run_of_two_outputs_leaves(cli: Cli, tmp_path: Path) -> None:
     assert [*table[0]] == ["epoch", *(f"{p}/{m}" for p in ("running", *SPLITS) for m in metrics)]
     assert [row["epoch"] for row in table if row["test/loss"]] == ["2", "4", "5"]
     assert {name: float(table[-1][name]) for name in final["metrics"]} == final["metrics"]
-    assert {p.name for p in (folder / "checkpoints").iterdir()} == {"last.ckpt", "epoch-0002.ckpt", "epoch-0004.ckpt"}
+    names = {p.name for p in (folder / "checkpoints").iterdir()}
+    assert names == {"last.ckpt", "before_last.ckpt", "epoch-0002.ckpt", "epoch-0004.ckpt"}
     events = EventAccumulator(str(folder)).Reload()
     assert {f"{prefix}/{m}" for prefix in ("running", *SPLITS) for m in metrics} <= set(events.Tags()["scalars"])
     assert "stage" not in events.Tags()["scalars"]
@@ -281,12 +283,15 @@ def test_every_debug_config(cli: Cli, tmp_path: Path, debug: str) -> None:
 
 def test_a_finished_run_is_told_by_its_result_alone(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that stops in its last step leaves no result, and no half of one."""
-    from attnmosaic import files
+    replace = os.replace
 
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
+    def full(source: Path, target: Path) -> None:
+        if Path(target).name == "result.json":
+            raise OSError(28, "No space left on device")
+        replace(source, target)
 
-    monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        cli("train", *SMALL, *SHORT, "hydra.run.dir=run")
+    monkeypatch.setattr("attnmosaic.files.os.replace", full)
+    code, _, err = cli("train", *SMALL, *SHORT, "hydra.run.dir=run")
+    assert code == 1
+    assert "run/result.json' (No space left on device); what was written before is whole" in err
     assert not [p.name for p in (tmp_path / "run").iterdir() if "result" in p.name]

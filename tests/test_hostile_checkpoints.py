@@ -388,7 +388,7 @@ def test_no_file_it_names_is_removed(ask: Callable[..., Any], tmp_path: Path, ho
     (precious / "thesis.tex").write_text("years")
 
     def change(held: dict[str, Any]) -> None:
-        state = next(state for name, state in held["callbacks"].items() if name.startswith("ModelCheckpoint"))
+        state = next(state for name, state in held["callbacks"].items() if name.startswith("LastCheckpoint"))
         state.update(
             best_model_path=how.format(precious if "://" in how else tmp_path),
             dirpath=str(tmp_path / "out/checkpoints"),

@@ -170,7 +170,7 @@ def test_jobs_on_several_gpus(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None
     launcher = ("hydra/launcher=joblib", "hydra.launcher.jobs_per_gpu=1", "trainer.devices=2")
     code, _, err = cli("train", "seed.all=0,1,2", *launcher, "-m")
     assert code == 0, err
-    assert err.startswith("3 jobs, 2 at once, threads of each: 8\n")
+    assert err.startswith("3 jobs, 2 at once, threads of each: 5\n")
     assert [job.return_value for job in returned] == ["3,4", "5,6", "3,4"]
     returned.clear()
     code, _, err = cli("train", "trainer.devices=1,4", "hydra/launcher=joblib", "-m")
