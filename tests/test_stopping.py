@@ -172,8 +172,9 @@ def test_an_end_in_order_has_a_limit(tmp_path: Path) -> None:
     """Whoever swallows the first signal is ended by time, or by the second."""
     hangs = (
         "import sys, time, signal, os\nfrom attnmosaic import stopping\nstopping.GRACE = int(sys.argv[1])\n"
-        "stopping.listen()\nstopping.in_order(True)\nprint('ready', flush=True)\n"
-        "while True:\n try:\n  time.sleep(100)\n except KeyboardInterrupt:\n  print('swallowed', flush=True)\n"
+        "stopping.listen()\nstopping.in_order(True)\nsaid = 'ready'\n"
+        "while True:\n try:\n  print(said, flush=True)\n  time.sleep(100)\n"
+        " except KeyboardInterrupt:\n  said = 'swallowed'\n"
     )
     for grace, again in ((1, False), (1000, True)):
         with subprocess.Popen(

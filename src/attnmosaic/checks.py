@@ -13,7 +13,7 @@ from attnmosaic.data.classes import split_classes
 from attnmosaic.data.folder_layout import check_folder
 from attnmosaic.data.operations import OPERATIONS
 from attnmosaic.errors import UserError, not_among
-from attnmosaic.nodes import check_nodes
+from attnmosaic.nodes import check_nodes, check_sections
 from attnmosaic.room import check_data_fit
 from attnmosaic.training.schedule import ORDERS
 
@@ -117,6 +117,7 @@ def check(config: DictConfig) -> None:
         key = missing[0]
         raise UserError(f"{key}: has no value and needs one; type {key}={_EXAMPLES.get(key, 'VALUE')}")
     plain: Any = OmegaConf.to_container(config, resolve=True)
+    check_sections(plain)
     _check_networks(plain)
     check_settings(plain)
     _check_processes(plain)

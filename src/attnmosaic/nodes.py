@@ -29,6 +29,17 @@ def check_parts(config: Mapping[str, Any]) -> None:
             )
 
 
+def check_sections(plain: Mapping[str, Any]) -> None:
+    """Checks that every section of a resolved config is one: an interpolation may stand for anything.
+
+    Raises:
+        UserError: one is not.
+    """
+    for section, kind in _SECTIONS.items():
+        if section in plain and not isinstance(plain[section], kind):
+            raise UserError(f"{section}: got {plain[section]}, needs a section of keys; see conf/{section}")
+
+
 def check_nodes(plain: Mapping[str, Any]) -> None:
     """Checks every node of a resolved config that something is made of, and the names that files are called by.
 
@@ -36,9 +47,7 @@ def check_nodes(plain: Mapping[str, Any]) -> None:
         UserError: see `attnmosaic.checks.check`.
     """
     folder_name(plain["name"])
-    for section, kind in _SECTIONS.items():
-        if section in plain and not isinstance(plain[section], kind):
-            raise UserError(f"{section}: got {plain[section]}, needs a section of keys; see conf/{section}")
+    check_sections(plain)
     needed = ["data", "objective", "trainer"]
     needed += [f"{part}.{name}" for part in ("model", "optimizer") for name in networks_of(plain)]
     if plain["data"].get("weights") is not None:

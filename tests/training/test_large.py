@@ -1,6 +1,7 @@
 """Many mosaics, many patches, many epochs: what grows, and how fast."""
 
 import gc
+import logging
 import re
 import subprocess
 import sys
@@ -88,6 +89,7 @@ def peak(folder: Path, *overrides: str) -> int:
 
 
 @pytest.mark.faults
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_of_300_000_mosaics_of_100_patches(tmp_path: Path) -> None:
     """Both stages, evaluations and all that a run keeps, beyond what a tenth of the mosaics takes."""
     small, large = (
@@ -179,8 +181,11 @@ class Growth(pl.Callback):
 
 @pytest.mark.faults
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory_over_a_thousand_epochs(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_over_a_thousand_epochs(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """All that a run logs and keeps by default is on; both stages take turns."""
+    caplog.set_level(logging.WARNING)  # pytest keeps every message
     growth = Growth(tmp_path / "run")
     monkeypatch.setattr("attnmosaic.training.trainer._instances", watched(growth))
     train(config("schedule.k=2", f"schedule.epochs={EPOCHS}", "progress=quiet", "callbacks.cycle=null"))
