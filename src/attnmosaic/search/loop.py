@@ -10,7 +10,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -23,7 +22,7 @@ from attnmosaic.errors import RunError, UserError, not_among
 from attnmosaic.planned import Planned, measures, planned_job
 from attnmosaic.runs import Run, earlier_result
 from attnmosaic.search.options import Options
-from attnmosaic.search.space import Space, parse_space
+from attnmosaic.search.space import Space, grammar, parse_space
 from attnmosaic.search.told import search_told
 from attnmosaic.sweep import add_to_plan, begin_sweep, typed
 from attnmosaic.training.schedule import ORDERS, Schedule
@@ -292,7 +291,7 @@ class Search:
             "longest": self.longest,
             "every": self.every,
         }
-        return [f"+callbacks.pruning={_grammar(given)}"]
+        return [f"+callbacks.pruning={grammar(given)}"]
 
 
 def _alone(planned: Planned, folder: Path) -> DictConfig:
@@ -326,14 +325,3 @@ def _leave_log() -> None:
 
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _grammar(value: Any) -> str:
-    """Returns a value in the grammar of Hydra's overrides."""
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_grammar(child)}" for key, child in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(_grammar, value)) + "]"
-    if isinstance(value, str):
-        return str(QuotedString(value, Quote.single).with_quotes())
-    return "null" if value is None else str(value)
