@@ -1,8 +1,10 @@
 """Searches whose runs take no time: what is kept on disk, and what a kill leaves of it, is all that they are for."""
 
 import dataclasses
+import errno
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import optuna
 import pytest
+import pytorch_lightning as pl
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 
@@ -94,3 +97,14 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Runs:
 
     monkeypatch.setattr(loop, "planned_job", planned)
     return runs
+
+
+class FullDisk(pl.Callback):
+    """There is no room, in the second epoch, until there is a file."""
+
+    def __init__(self, until: str) -> None:
+        self.until = Path(until)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch == 1 and not self.until.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "last.ckpt")

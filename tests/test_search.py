@@ -191,6 +191,23 @@ def test_a_trial_pruned_before_it_was_told(cli: Cli, monkeypatch: pytest.MonkeyP
     assert facts("search") == facts("whole")
 
 
+@pytest.mark.parametrize(
+    "launcher", [(), ("hydra/launcher=joblib", "hydra.launcher.n_jobs=1")], ids=["basic", "joblib"]
+)
+def test_a_full_disk_costs_no_trial(cli: Cli, tmp_path: Path, launcher: tuple[str, ...]) -> None:
+    """The search ends in one line, and the same command goes on with the trial; none is recorded as failed."""
+    search = (*PLAIN, "hydra.sweeper.n_trials=2", *launcher, "+callbacks.full._target_=searches.FullDisk", *SEARCH)
+    room = tmp_path / "room"
+    code, _, err = cli("train", *search, f"+callbacks.full.until={room}")
+    assert code == 1
+    assert "error: trial 0: no room on the disk" in err
+    assert [trial.state.name for trial in study_of("search").trials] == ["RUNNING"]
+    room.touch()
+    code, _, err = cli("train", *search, f"+callbacks.full.until={room}")
+    assert code == 0, err
+    assert [trial.state.name for trial in study_of("search").trials] == ["COMPLETE"] * 2
+
+
 def test_a_pruned_run_can_be_ended(cli: Cli) -> None:
     """Outside its search it goes on from its checkpoint, to the numbers of a run that was never pruned."""
     assert cli("train", *PLAIN, *PRUNED, *SEARCH)[0] == 0

@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from attnmosaic.config import conf_dir
-from attnmosaic.errors import BusyError, JobError, RunError, UserError, nearest, not_among, one_line
+from attnmosaic.errors import BusyError, DiskError, JobError, RunError, UserError, nearest, not_among, one_line
 from attnmosaic.files import disk_trouble, write_atomically
 from attnmosaic.runs import CONFIG, ERROR, SWEEP
 from attnmosaic.stopping import in_order, listen, told_stop
@@ -137,6 +137,16 @@ def describe(error: BaseException) -> str:
     """Returns what to write down of an error: its line, or its trace if it needs one."""
     line = told(error)
     return line[0] if line is not None else "".join(traceback.format_exception(error)).rstrip()
+
+
+def blames_disk(error: BaseException) -> bool:
+    """Whether the disk is to blame for an error."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, DiskError) or disk_trouble(link) is not None:
+            return True
+        link = link.__cause__
+    return False
 
 
 def told(error: BaseException) -> tuple[str, int] | None:

@@ -23,6 +23,10 @@ class Pruned(Exception):
     """A trial of a search that was ended early, as it promised less than others; no failure."""
 
 
+class DiskError(RunError):
+    """A run that the disk has ended: it is as good as any, and goes on once the disk will do."""
+
+
 class JobError(Exception):
     """A bug in a job of a sweep. Its trace is a note: the error itself may not survive the way between processes."""
 

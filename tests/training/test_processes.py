@@ -171,20 +171,41 @@ def test_a_loss_that_is_no_number_ends_all(train: Train) -> None:
 
 
 @pytest.mark.faults
-def test_none_outlives_the_first(tmp_path: Path) -> None:
-    """SIGKILL of the process that was started; the other one ends by itself."""
+@pytest.mark.parametrize(
+    ("who", "signum", "code", "said"),
+    [
+        ("first", signal.SIGKILL, -signal.SIGKILL, ""),
+        ("first", signal.SIGTERM, 143, "stopped by SIGTERM; the same command goes on"),
+        ("first", signal.SIGINT, 130, "stopped by SIGINT; the same command goes on"),
+        ("other", signal.SIGTERM, 1, "error: process 1 of 2 of this run ended with exit code -15"),
+    ],
+    ids=["first-KILL", "first-TERM", "first-INT", "other-TERM"],
+)
+def test_none_outlives_another(tmp_path: Path, who: str, signum: int, code: int, said: str) -> None:
+    """Whichever process is told to end while it trains: both do, and nothing of how they met is left."""
+    run, temporary = tmp_path / "run", tmp_path / "temporary"
+    temporary.mkdir()
     command = [sys.executable, "-m", "attnmosaic.train", *SMALL, *TWO, "schedule.epochs=100000", "logger=none"]
-    process = subprocess.Popen([*command, f"hydra.run.dir={tmp_path / 'run'}"], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, f"hydra.run.dir={run}", "progress=quiet"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": str(temporary)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # also in the background
+    )
     deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
+    while not (run / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     others = children(process.pid)
     assert len(others) == 1
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    while any(map(alive, others)) and time.monotonic() < deadline:
+    os.kill(process.pid if who == "first" else others[0], signum)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert err.strip().rpartition("\n")[2] == said
+    while (any(map(alive, others)) or [*temporary.glob("attnmosaic-*")]) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(alive, others))
+    assert not [*temporary.glob("attnmosaic-*")]
 
 
 @pytest.mark.faults

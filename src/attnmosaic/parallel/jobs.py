@@ -22,9 +22,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from attnmosaic.cli import told
+from attnmosaic.cli import blames_disk, told
 from attnmosaic.display import Lines
-from attnmosaic.errors import JobError, RunError, UserError
+from attnmosaic.errors import DiskError, JobError, RunError, UserError
 from attnmosaic.files import write_atomically
 from attnmosaic.parallel.plan import environment
 from attnmosaic.parallel.server import CONTEXT
@@ -247,7 +247,8 @@ def portable(error: Exception) -> Exception:
     if line is None:
         sent: Exception = JobError(f"{type(error).__name__}: {error}")
     else:
-        sent = (UserError if line[1] == 2 else RunError)(line[0])
+        kind = UserError if line[1] == 2 else DiskError if blames_disk(error) else RunError
+        sent = kind(line[0])
     sent.add_note("".join(traceback.format_exception(error)).rstrip())
     return sent
 

@@ -17,9 +17,13 @@ from attnmosaic.parallel.ranks import Place
 def main() -> None:
     """Takes the run's config from the first line of standard input, trains along, and writes no file.
 
-    What goes wrong is printed; the exit code is then 1. It ends at once when standard input does.
+    What goes wrong is printed; the exit code is then 1. It ends when standard input does, and no sooner.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What a terminal or Slurm sends to all processes is for the first one to answer, which ends this one, too.
+    deaf = ["SIGINT", "SIGHUP", *(["SIGTERM", "SIGUSR1", "SIGUSR2"] if "SUBMITIT_EXECUTOR" in os.environ else [])]
+    for name in deaf:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     warnings.simplefilter("ignore")  # the process that writes says it all, too
     logging.disable(logging.WARNING)
     import_lightning()
@@ -34,7 +38,8 @@ def main() -> None:
     if not line:
         return
     told = json.loads(line)
-    threading.Thread(target=_end_with_parent, args=(Path(told["place"]["meeting"]).parent,), daemon=True).start()
+    parent = threading.Thread(target=_end_with_parent, args=(Path(told["place"]["meeting"]).parent,), daemon=True)
+    parent.start()
     config, place = OmegaConf.create(told["config"]), Place(**told["place"])
     try:
         threads = threads_for(config.compute.threads, config.ckpt_path)
@@ -43,6 +48,7 @@ def main() -> None:
     except Exception as error:
         print(describe(error), flush=True)
         os._exit(1)
+    parent.join()  # which may have figures to draw
 
 
 def _end_with_parent(folder: Path) -> None:

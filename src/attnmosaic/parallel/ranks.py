@@ -2,11 +2,12 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,9 @@ def processes_of(config: Mapping[str, Any]) -> int:
     if trainer.get("strategy") != "ddp":
         return 1
     devices = trainer.get("devices", 1)
-    return devices if isinstance(devices, int) else len(devices)
+    if isinstance(devices, int):
+        return max(1, devices)
+    return len(devices) if isinstance(devices, Sequence) and not isinstance(devices, str) else 1
 
 
 class Ranks:
@@ -59,14 +62,11 @@ class Ranks:
         self.place: Place | None = None
         """Of this process; None if it trains the run alone."""
         self._processes: list[subprocess.Popen[str]] = []
+        self._folder: str | None = None
         self._failed: str | None = None
         self._over = threading.Event()
 
     def __enter__(self) -> "Ranks":
-        if self.count == 1:
-            return self
-        self._folder = tempfile.TemporaryDirectory(prefix="attnmosaic-")
-        self.place = Place(0, self.count, str(Path(self._folder.name) / "meeting"))
         for _ in range(1, self.count):
             process = subprocess.Popen(
                 [sys.executable, "-m", "attnmosaic.parallel.rank"],
@@ -85,9 +85,12 @@ class Ranks:
         Args:
             config: the run's, as plain containers.
         """
+        if self.count == 1:
+            return
+        self._folder = tempfile.mkdtemp(prefix="attnmosaic-")
+        self.place = Place(0, self.count, str(Path(self._folder) / "meeting"))
         for rank, process in enumerate(self._processes, start=1):
             assert process.stdin is not None
-            assert self.place is not None
             place = replace(self.place, rank=rank)
             try:
                 process.stdin.write(json.dumps({"config": config, "place": asdict(place)}) + "\n")
@@ -120,7 +123,8 @@ class Ranks:
             assert process.stdin is not None
             process.stdin.close()
             process.wait()
-        self._folder.cleanup()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
         # The other's end is why this process could not go on; what it raised itself is only that nobody answers.
         if alone and self._failed is not None:
             raise RunError(self._failed) from error

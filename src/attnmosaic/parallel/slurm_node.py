@@ -12,11 +12,12 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher  # type: ignore[import-untyped]
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from submitit.core.utils import DelayedSubmission, UncompletedJobError, cloudpickle_dump, temporary_save_path
 
 from attnmosaic.errors import RunError
 from attnmosaic.parallel.jobs import Composed, portable
+from attnmosaic.parallel.ranks import processes_of
 
 
 class OnNode:
@@ -54,10 +55,9 @@ class OnNode:
         for file in (paths.result_pickle, paths.submitted_pickle):  # submitit trips over what a killed start left
             file.with_suffix(f"{file.suffix}.save_tmp").unlink(missing_ok=True)
         os.chdir(self.folder)
-        cores = {"OMP_NUM_THREADS": cores} if (cores := os.environ.get("SLURM_CPUS_PER_TASK")) else {}
-        os.environ.update({**cores, **self.environ, **os.environ})
         launcher = SlurmLauncher()
         launcher.config, callbacks, singletons = cloudpickle.loads(self.shared)
+        os.environ.update({**_threads(launcher.config), **self.environ, **os.environ})
         launcher.hydra_context = HydraContext(config_loader=Composed(), callbacks=callbacks)  # type: ignore[arg-type]
         launcher.task_function = _Task(*self.task)
         done: JobReturn = launcher(*self.arguments, singletons)
@@ -70,6 +70,13 @@ class OnNode:
     def checkpoint(self) -> DelayedSubmission:
         """Returns what is to be started when Slurm has ended this; called by submitit's signal handler."""
         return DelayedSubmission(self)
+
+
+def _threads(config: Any) -> dict[str, str]:
+    """Returns the variable that gives each process of a run its share of the job's cores."""
+    cores = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    processes = processes_of({"trainer": OmegaConf.select(config, "trainer") or {}})
+    return {"OMP_NUM_THREADS": str(max(1, int(cores) // processes))} if cores.isdecimal() else {}
 
 
 class _Task:

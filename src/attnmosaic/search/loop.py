@@ -15,7 +15,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from attnmosaic.checks import check
-from attnmosaic.cli import told
+from attnmosaic.cli import blames_disk, reason, told
 from attnmosaic.config import PROGRESS, other_networks, resolve
 from attnmosaic.display import Display
 from attnmosaic.errors import RunError, UserError, not_among
@@ -76,7 +76,7 @@ class Search:
 
         Raises:
             UserError: a trial was refused for a slip; or the folder holds another search, or one that is at work.
-            RunError: no trial was finished.
+            RunError: no trial was finished; or the disk, or whoever stops jobs, has ended one.
         """
         from attnmosaic.search.study import open_study
 
@@ -244,15 +244,18 @@ class Search:
             overrides.append([*planned.overrides, *self._pruning(number)])
         done: Sequence[JobReturn] = self.launcher.launch(overrides, initial_job_idx=numbers[0])
         _leave_log()
-        slips = []
+        left: list[Exception] = []  # of trials that are as good as any, and stay to be gone on with
         for number, job in zip(numbers, done, strict=True):
-            said = told(job._return_value) if job.status == JobStatus.FAILED else None
+            error = job._return_value if job.status == JobStatus.FAILED else None
+            said = None if error is None else told(error)
             if said is not None and said[1] == 2:
-                slips.append(said[0])  # to be put right; the trial itself is as good as any
+                left.append(UserError(said[0]))
+            elif error is not None and (blames_disk(error) or Run(self._folder(number)).state == "stopped"):
+                left.append(RunError(f"trial {number}: {reason(error)}"))
             else:
                 self._tell(number)
-        if slips:
-            raise UserError(slips[0])
+        if left:
+            raise left[0]
 
     def _tell(self, number: int) -> None:
         """Tells the study what became of a trial, as its run's folder has it."""

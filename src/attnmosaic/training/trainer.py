@@ -56,6 +56,8 @@ def build_trainer(config: DictConfig, precision: str, place: Place | None = None
     if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
         callbacks.append(DeafToTerm())
     trainer: pl.Trainer = make("trainer", config.trainer, **given)
+    # Lightning's handler of SIGTERM talks to the other processes, which do not listen just then. Ours has none to ask.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # none of the user's own (trainer.plugins)
         trainer.strategy.checkpoint_io = WholeCheckpoints()
     if place is None and trainer.world_size > 1:

@@ -59,8 +59,10 @@ class AttnmosaicLauncher(Launcher):
         takes = devices(OmegaConf.select(self.config, "trainer") or {})
         gpus = [] if takes == 0 else visible_gpus(os.environ)
         each_starts = processes_of({"trainer": OmegaConf.select(self.config, "trainer") or {}})
+        # A search comes in rounds, of which one that goes on may lack some: its threads are those of a whole round.
+        jobs = max(len(job_overrides), OmegaConf.select(self.config, "hydra.sweeper.n_jobs") or 1)
         at_once, threads = plan(
-            len(job_overrides),
+            jobs,
             cpu_count(),
             processes=each_starts,
             threads=asked_threads(OmegaConf.select(self.config, "compute.threads"), os.environ),
