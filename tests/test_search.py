@@ -530,7 +530,8 @@ LIGHT = {
 def light(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], tuple[int, str, list[str]]]:
     """Runs every slip in one fresh process."""
     folder = tmp_path_factory.mktemp("slips")
-    given = [(*slip, "hydra/sweeper=optuna", "hydra.sweep.dir=search", "-m") for slip in LIGHT]
+    one = "hydra.sweeper.n_trials=1"  # so that what is not refused soon ends
+    given = [(one, *slip, "hydra/sweeper=optuna", "hydra.sweep.dir=search", "-m") for slip in LIGHT]
     told = dict(zip(LIGHT, answers("train", given, folder), strict=True))
     assert not [*folder.rglob("study.journal")]
     return told
@@ -546,7 +547,7 @@ def test_slips(light: dict[tuple[str, ...], tuple[int, str, list[str]]], slip: t
     assert heavy == []
 
 
-def test_without_the_package(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package(cli: Cli, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     sweeper = plugin("hydra_plugins.attnmosaic_sweeper.AttnmosaicSweeper")
     monkeypatch.setitem(sweeper.setup.__globals__, "find_spec", lambda name: None)
     code, _, err = cli("train", *SPACE, *SEARCH)
