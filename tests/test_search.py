@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from cli import Cli
 from conftest import SMALL
 from filelock import FileLock
 from light import answers
-from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages.journal import JournalFileBackend
 from searches import SEARCH, SPACE, Runs, facts, plugin, stand_in, study_of, told
@@ -570,8 +570,12 @@ def test_beside_the_library_of_this_name(cli: Cli, runs: Runs) -> None:
     """Its schema, which Hydra would hold ours against, does not count."""
     from hydra.core.config_store import ConfigStore
 
-    other = OmegaConf.create({"_target_": "elsewhere.Sweeper", "n_trials": 20})
-    ConfigStore.instance().store(group="hydra/sweeper", name="optuna", node=other, provider="another")
+    @dataclass
+    class Other:  # only a class takes no other keys
+        _target_: str = "elsewhere.Sweeper"
+        n_trials: int = 20
+
+    ConfigStore.instance().store(group="hydra/sweeper", name="optuna", node=Other, provider="another")
     code, _, err = cli("train", *SPACE, "hydra.sweeper.n_trials=1", "hydra.sweep.dir=search", *SEARCH)
     assert code == 0, err
     assert sys.modules.get("elsewhere") is None
