@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 
-class HangError(Exception):
-    """What was tried did not end in time."""
+class HangError(BaseException):
+    """What was tried did not end in time. No `Exception`: what is tried may make one line of any of those."""
 
 
 @contextlib.contextmanager

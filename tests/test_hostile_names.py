@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from cli import Cli
 from hostile import bounded
+from omegaconf import open_dict
 from reports import composed, pair_metrics, write_run
 from test_slips import check_line
 
@@ -38,6 +39,16 @@ def test_a_name_leads_nowhere(
     assert everything(tmp_path) == before
 
 
+def test_a_row_s_name_leads_nowhere(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of a table have folders called by it, in one that is called by the table."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    before = everything(tmp_path)
+    code, _, err = cli("train", "-m", "reproduce=table1", "seed.all=0", "name=a/..")
+    check_line(code, err, r"name: got 'a/\.\.', needs a name that a folder can have")
+    assert everything(tmp_path) == before
+
+
 @pytest.mark.parametrize("name", ["a\nb", "a\0b", "../x", "/x", "a\x1b[2J"], ids=ascii)
 def test_a_name_from_python(train: Callable[..., Any], config: Callable[..., Any], name: str, tmp_path: Path) -> None:
     from attnmosaic.train import train as door
@@ -50,14 +61,28 @@ def test_a_name_from_python(train: Callable[..., Any], config: Callable[..., Any
     assert not (tmp_path / "run").exists()
 
 
+RANDOM = "attnmosaic.data.weights.RandomPatch"
+
+
+@pytest.mark.parametrize("view", ["train", "held_out"])
+def test_a_view_called_as_a_split(cli: Cli, view: str) -> None:
+    """It would be measured in the split's place."""
+    code, _, err = cli("train", f"+data.views={{{view}:{{split:train,weights:{{_target_:{RANDOM}}}}}}}")
+    check_line(code, err, rf"^error: data\.views\.{view}: is no name for a view")
+
+
 @pytest.mark.parametrize(
-    "view", ["'../../x'", "train", "held_out", "'a/b'", "'.x'", "'a b'", "'a\nb'", "'x y'", "''"], ids=ascii
+    "view", ["../../x", "train", "test", "a/b", ".x", "a b", "a\nb", "x y", "", "x\n", "-x", "x" * 62], ids=ascii
 )
-def test_a_view_s_name(cli: Cli, view: str) -> None:
-    """One that is called as a split would be measured in its place."""
-    given = "{split:train,weights:{_target_:attnmosaic.data.weights.RandomPatch}}"
-    code, _, err = cli("train", f"+data.views={{{view}:{given}}}", "hydra.run.dir=run")
-    check_line(code, err, r"^error: \S*data\.views")
+def test_a_view_s_name(config: Callable[..., Any], view: str) -> None:
+    """Most of these no command line takes."""
+    from attnmosaic.checks import check
+
+    made = config()
+    with open_dict(made):
+        made.data.views = {view: {"split": "train", "weights": {"_target_": RANDOM}}}
+    with pytest.raises(UserError, match="is no name for a view"):
+        check(made)
 
 
 # ---- what others wrote

@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from cli import Cli
 from conftest import SMALL
 from filelock import FileLock
 from light import answers
-from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages.journal import JournalFileBackend
 from searches import SEARCH, SPACE, Runs, facts, plugin, stand_in, study_of, told
@@ -547,7 +547,8 @@ LIGHT = {
 def light(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], tuple[int, str, list[str]]]:
     """Runs every slip in one fresh process."""
     folder = tmp_path_factory.mktemp("slips")
-    given = [(*slip, "hydra/sweeper=optuna", "hydra.sweep.dir=search", "-m") for slip in LIGHT]
+    one = "hydra.sweeper.n_trials=1"  # so that what is not refused soon ends
+    given = [(one, *slip, "hydra/sweeper=optuna", "hydra.sweep.dir=search", "-m") for slip in LIGHT]
     told = dict(zip(LIGHT, answers("train", given, folder), strict=True))
     assert not [*folder.rglob("study.journal")]
     return told
@@ -563,7 +564,7 @@ def test_slips(light: dict[tuple[str, ...], tuple[int, str, list[str]]], slip: t
     assert heavy == []
 
 
-def test_without_the_package(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package(cli: Cli, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     sweeper = plugin("hydra_plugins.attnmosaic_sweeper.AttnmosaicSweeper")
     monkeypatch.setitem(sweeper.setup.__globals__, "find_spec", lambda name: None)
     code, _, err = cli("train", *SPACE, *SEARCH)
@@ -586,8 +587,12 @@ def test_beside_the_library_of_this_name(cli: Cli, runs: Runs) -> None:
     """Its schema, which Hydra would hold ours against, does not count."""
     from hydra.core.config_store import ConfigStore
 
-    other = OmegaConf.create({"_target_": "elsewhere.Sweeper", "n_trials": 20})
-    ConfigStore.instance().store(group="hydra/sweeper", name="optuna", node=other, provider="another")
+    @dataclass
+    class Other:  # only a class takes no other keys
+        _target_: str = "elsewhere.Sweeper"
+        n_trials: int = 20
+
+    ConfigStore.instance().store(group="hydra/sweeper", name="optuna", node=Other, provider="another")
     code, _, err = cli("train", *SPACE, "hydra.sweeper.n_trials=1", "hydra.sweep.dir=search", *SEARCH)
     assert code == 0, err
     assert sys.modules.get("elsewhere") is None

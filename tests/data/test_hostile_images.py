@@ -140,13 +140,13 @@ def chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def bomb(width: int, height: int, *more: bytes) -> bytes:
+def bomb(width: int, height: int, *more: bytes, rows: int = 0) -> bytes:
     head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", head)
         + b"".join(more)
-        + chunk(b"IDAT", zlib.compress(b"\0" * 99))
+        + chunk(b"IDAT", zlib.compress(b"\0" * (99 + rows * (width + 1)), 1))
         + chunk(b"IEND", b"")
     )
 
@@ -173,10 +173,11 @@ ODD: dict[str, Callable[[Path], Any]] = {
     "a loop": lambda path: path.symlink_to(path),
     "a dangling link": lambda path: path.symlink_to("nowhere.png"),
     "empty": lambda path: path.touch(),
+    "another format": lambda path: Image.new("L", (6, 7)).save(path, "PCX"),
     "a program": lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n"),
     "svg": lambda path: path.write_text("<svg xmlns='http://www.w3.org/2000/svg'><script>1</script></svg>"),
     "a bomb": lambda path: path.write_bytes(bomb(20_000, 20_000)),
-    "a smaller bomb": lambda path: path.write_bytes(bomb(10_000, 10_000)),
+    "a smaller bomb": lambda path: path.write_bytes(bomb(10_000, 10_000, rows=10_000)),
     "the largest size": lambda path: path.write_bytes(bomb(2**31 - 1, 2**31 - 1)),
     "no size": lambda path: path.write_bytes(bomb(0, 0)),
     "no width": lambda path: path.write_bytes(NO_WIDTH),
@@ -212,6 +213,13 @@ def test_what_is_no_image(tmp_path: Path, what: str) -> None:
             given_to()
         assert str(caught.value).isprintable()
         assert given_to is explained or str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("what", ["a pipe", "endless", "nothing"])
+def test_what_is_no_file_is_not_read(tmp_path: Path, what: str) -> None:
+    ODD[what](tmp_path / "x.png")
+    with bounded(5, 3), pytest.raises(UnreadableError, match="it is no file but a folder, a pipe or a device"):
+        open_image(tmp_path / "x.png")
 
 
 def test_odd_shapes_are_read(tmp_path: Path) -> None:

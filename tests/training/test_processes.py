@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.checks import check
 from attnmosaic.config import resolve, scaled
-from attnmosaic.errors import RunError, UserError
+from attnmosaic.errors import Pruned, RunError, UserError
 from attnmosaic.parallel.ranks import processes_of
 from attnmosaic.training.schedule import ORDERS
 
@@ -159,6 +159,18 @@ def test_another_process_ends(train: Train, tmp_path: Path, how: str) -> None:
     assert said in (tmp_path / "ended" / "error.txt").read_text()
     assert not (tmp_path / "ended" / "result.json").exists()
     assert train(*settings, run_dir="ended") == whole
+
+
+@pytest.mark.faults
+def test_a_search_ends_a_run(train: Train, tmp_path: Path) -> None:
+    """The first process is told to; that the others then find nobody is no failure."""
+    ends = (
+        "+callbacks.ends._target_=watchers.Ends", "+callbacks.ends.rank=0", "+callbacks.ends.epoch=3",
+        "+callbacks.ends.how=pruned",
+    )  # fmt: skip
+    with pytest.raises(Pruned, match="it was enough"):
+        train(*UNEVEN, *TWO, *ends, "logger=none", run_dir="ended")
+    assert not (tmp_path / "ended" / "error.txt").exists()
 
 
 @pytest.mark.faults

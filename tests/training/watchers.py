@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from attnmosaic.data.pool import Pool
+from attnmosaic.errors import Pruned
 
 
 class OneWriter(pl.Callback):
@@ -61,7 +62,7 @@ class ScoredPatches(pl.Callback):
 
 
 class Ends(pl.Callback):
-    """Lets a process of a run end in an epoch: by SIGKILL, or by an error."""
+    """Lets a process of a run end in an epoch: by SIGKILL, by an error, or as a search ends it."""
 
     def __init__(self, rank: int, epoch: int, how: str) -> None:
         self.rank, self.epoch, self.how = rank, epoch, how
@@ -70,6 +71,8 @@ class Ends(pl.Callback):
         if (trainer.global_rank, trainer.current_epoch) == (self.rank, self.epoch):
             if self.how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self.how == "pruned":
+                raise Pruned("it was enough")
             raise ValueError("a bug in one process")
 
 
