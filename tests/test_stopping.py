@@ -32,7 +32,7 @@ def command(folder: Path, *arguments: str, **popen: Any) -> Iterator[subprocess.
     """Starts a real command in a session of its own, of which nothing is left afterwards."""
     process = subprocess.Popen(
         [sys.executable, "-m", "attnmosaic.train", *arguments], cwd=folder, env=os.environ, start_new_session=True,
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **popen},
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "preexec_fn": hear, **popen},
     )  # fmt: skip
     try:
         yield process
@@ -40,6 +40,12 @@ def command(folder: Path, *arguments: str, **popen: Any) -> Iterator[subprocess.
         for pid in _session(process.pid):
             os.kill(pid, signal.SIGKILL)
         process.wait()
+
+
+def hear() -> None:
+    """Lets a process hear all signals, also where these tests run under nohup or in the background."""
+    for signum in stopping.SIGNALS:
+        signal.signal(signum, signal.SIG_DFL)
 
 
 def _session(leader: int) -> list[int]:
@@ -77,9 +83,10 @@ def test_a_run(tmp_path: Path, name: str, code: int) -> None:
 
 
 def test_while_it_imports(tmp_path: Path) -> None:
-    """Before there is anything to go on with."""
+    """Before there is anything to go on with: in the first import, here one that does not come to its end."""
+    (tmp_path / "hydra.py").write_text("import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(1000)")
     with command(tmp_path, *LONG) as process:
-        wait_until(lambda: _listens(process.pid), "a handler")
+        wait_until((tmp_path / "begun").exists, "an import")
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 143
         assert printed(process) == "stopped by SIGTERM\n"
@@ -178,7 +185,11 @@ def test_an_end_in_order_has_a_limit(tmp_path: Path) -> None:
     )
     for grace, again in ((1, False), (1000, True)):
         with subprocess.Popen(
-            [sys.executable, "-c", hangs, str(grace)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+            [sys.executable, "-c", hangs, str(grace)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+            preexec_fn=hear,
         ) as process:
             assert process.stdout is not None
             assert process.stderr is not None
