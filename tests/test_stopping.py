@@ -32,7 +32,7 @@ def command(folder: Path, *arguments: str, **popen: Any) -> Iterator[subprocess.
     """Starts a real command in a session of its own, of which nothing is left afterwards."""
     process = subprocess.Popen(
         [sys.executable, "-m", "attnmosaic.train", *arguments], cwd=folder, env=os.environ, start_new_session=True,
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **popen},
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "preexec_fn": hear, **popen},
     )  # fmt: skip
     try:
         yield process
@@ -40,6 +40,12 @@ def command(folder: Path, *arguments: str, **popen: Any) -> Iterator[subprocess.
         for pid in _session(process.pid):
             os.kill(pid, signal.SIGKILL)
         process.wait()
+
+
+def hear() -> None:
+    """Lets a process hear all signals, also where these tests run under nohup or in the background."""
+    for signum in stopping.SIGNALS:
+        signal.signal(signum, signal.SIG_DFL)
 
 
 def _session(leader: int) -> list[int]:
@@ -77,9 +83,10 @@ def test_a_run(tmp_path: Path, name: str, code: int) -> None:
 
 
 def test_while_it_imports(tmp_path: Path) -> None:
-    """Before there is anything to go on with."""
+    """Before there is anything to go on with: in the first import, here one that does not come to its end."""
+    (tmp_path / "hydra.py").write_text("import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(1000)")
     with command(tmp_path, *LONG) as process:
-        wait_until(lambda: _listens(process.pid), "a handler")
+        wait_until((tmp_path / "begun").exists, "an import")
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 143
         assert printed(process) == "stopped by SIGTERM\n"
@@ -138,6 +145,33 @@ def test_a_sweep(tmp_path: Path, launcher: str, name: str, code: int) -> None:
         wait_until(lambda: not _session(process.pid), "all processes have ended")
 
 
+def test_jobs_that_are_told_alone(tmp_path: Path) -> None:
+    """SIGHUP they leave to the sweep, which is told, too; what SIGTERM ends has stopped, and has not failed."""
+    with command(tmp_path, *SWEEP, "hydra/launcher=joblib", "-m") as process:
+        jobs = [tmp_path / "sweep" / str(job) for job in range(2)]
+        written = [job / "checkpoints" / "last.ckpt" for job in jobs]
+        wait_until(lambda: all(last.exists() for last in written), "a checkpoint of each")
+        pids = _grandchildren(process.pid)
+        for pid in pids:
+            os.kill(pid, signal.SIGHUP)
+        before = [last.stat().st_mtime_ns for last in written]
+        wait_until(lambda: all(last.stat().st_mtime_ns > at for last, at in zip(written, before, strict=True)), "more")
+        assert len(pids) == 2
+        assert _grandchildren(process.pid) == pids
+        os.kill(pids[0], signal.SIGTERM)
+        wait_until(lambda: any("killed by SIGTERM" in (job / "train.log").read_text() for job in jobs), "its end")
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(PATIENCE) == 143
+        assert [Run(job).state for job in jobs] == ["stopped"] * 2
+
+
+def _grandchildren(pid: int) -> list[int]:
+    """Returns the jobs of a sweep: forks of the server that it has started."""
+    listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = {int(child): int(parent) for child, parent in map(str.split, listed.splitlines())}
+    return sorted(child for child, parent in parents.items() if parents.get(parent) == pid)
+
+
 def test_a_killed_sweep_leaves_no_job(tmp_path: Path) -> None:
     with command(tmp_path, *SWEEP, "hydra/launcher=joblib", "-m") as process:
         jobs = [tmp_path / "sweep" / str(job) for job in range(2)]
@@ -173,12 +207,16 @@ def test_an_end_in_order_has_a_limit(tmp_path: Path) -> None:
     hangs = (
         "import sys, time, signal, os\nfrom attnmosaic import stopping\nstopping.GRACE = int(sys.argv[1])\n"
         "stopping.listen()\nstopping.in_order(True)\nsaid = 'ready'\n"
-        "while True:\n try:\n  print(said, flush=True)\n  time.sleep(100)\n"
+        "for _ in range(2):\n try:\n  print(said, flush=True)\n  time.sleep(30)\n"
         " except KeyboardInterrupt:\n  said = 'swallowed'\n"
     )
     for grace, again in ((1, False), (1000, True)):
         with subprocess.Popen(
-            [sys.executable, "-c", hangs, str(grace)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+            [sys.executable, "-c", hangs, str(grace)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+            preexec_fn=hear,
         ) as process:
             assert process.stdout is not None
             assert process.stderr is not None
@@ -187,6 +225,6 @@ def test_an_end_in_order_has_a_limit(tmp_path: Path) -> None:
             assert process.stdout.readline() == b"swallowed\n"
             if again:
                 process.send_signal(signal.SIGINT)
-            assert process.stderr.read() == b"stopped by SIGINT\n" if again else b"stopped by SIGTERM\n"
+            assert process.stderr.read() == (b"stopped by SIGINT\n" if again else b"stopped by SIGTERM\n")
             assert process.wait() == (130 if again else 143)
     assert stopping.GRACE == 10

@@ -22,7 +22,7 @@ from screen import Screen
 
 from attnmosaic.collect import main as collect
 from attnmosaic.config import conf_dir, register
-from attnmosaic.runs import LOCK, RESULT, Run
+from attnmosaic.runs import LOCK, RESULT, Run, claimed
 from attnmosaic.sweep import PASSED_OVER
 from attnmosaic.tables.published import published_tables
 
@@ -380,6 +380,22 @@ def test_what_another_process_runs_is_passed_over(
     assert {Run(FOLDER / row / "seed0").state for row in ("joint", "type2")} == {"finished"}
 
 
+def test_what_another_process_finishes_meanwhile(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at it and the end of the sweep: then all jobs are done, and the exit code says so."""
+    other = FOLDER / "joint" / "seed0"
+
+    def tables(folder: Path) -> list[str]:
+        (other / RESULT).write_bytes((FOLDER / "type2" / "seed0" / RESULT).read_bytes())
+        return []
+
+    monkeypatch.setattr("attnmosaic.sweep._tables", tables)
+    with claimed(other):
+        code, _, err = cli("train", *TWO_ROWS, "seed.all=0", "callbacks.pictures=null", "-m")
+    assert code == 0, err
+    assert "passed over  gradients/joint seed 0: " in err
+    assert "passed over: " not in err
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_two_processes_in_one_sweep(tmp_path: Path, launcher: str) -> None:
@@ -413,8 +429,10 @@ def test_a_lock_without_a_holder_is_no_obstacle(cli: Cli, tmp_path: Path) -> Non
         folder.mkdir(parents=True, exist_ok=True)
     for lock in (FOLDER / "joint" / "seed0" / LOCK, FOLDER / ".sweep.lock"):
         lock.write_text("4242\nanother-machine\n")
+    (FOLDER / ".sweep.json.4242.tmp").write_text("half a plan")
     code, _, err = cli("train", *TWO_ROWS, "seed.all=0", "callbacks.pictures=null", "-m")
     assert code == 0, err
+    assert not [*FOLDER.rglob("*.tmp")]
 
 
 def test_a_failed_job_is_on_the_disk_and_in_its_table(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:

@@ -282,6 +282,8 @@ def test_damaged_cache_is_made_again(
     first = pools(root)
     (file,) = cached(tmp_path)
     file.write_bytes(damage(file.read_bytes()))
+    file.with_suffix(".1.tmp").write_bytes(b"half")  # as a crash leaves it; and a lock that nobody holds
+    file.with_suffix(".lock").write_text("4242\nanother-machine\n")
     again = pools(root)
     assert cached(tmp_path) == [file]
     forbid_decoding(monkeypatch)

@@ -199,6 +199,10 @@ def test_the_newest_but_one(train: Train, tmp_path: Path) -> None:
     (folder / "last.ckpt").write_bytes((folder / "last.ckpt").read_bytes()[:-500])
     assert train(*settings) == whole
     assert epochs() == {"before_last.ckpt": 4, "last.ckpt": 5}
+    (folder.parent / "result.json").unlink()
+    (folder / "before_last.ckpt").replace(folder / "last.ckpt")  # as a stop after epoch 4 leaves it
+    assert train(*settings) == whole
+    assert epochs() == {"before_last.ckpt": 4, "last.ckpt": 5}
 
 
 def test_keeping_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

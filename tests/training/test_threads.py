@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig
 
 from attnmosaic.evaluate import evaluate
+from attnmosaic.training import outcome
 from attnmosaic.training.threads import threads_for
 
 Config = Callable[..., DictConfig]
@@ -60,7 +61,12 @@ def stop_after(epoch: int, whole: Path, stopped: Path) -> None:
 
 
 def test_a_run_goes_on_with_its_threads(
-    train: Train, config: Config, tmp_path: Path, machine: Callable[[int], None], caplog: pytest.LogCaptureFixture
+    train: Train,
+    config: Config,
+    tmp_path: Path,
+    machine: Callable[[int], None],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = tmp_path / "whole"
     machine(2)
@@ -85,8 +91,13 @@ def test_a_run_goes_on_with_its_threads(
     (tmp_path / "evaluated").mkdir()
     last = f"ckpt_path={whole / 'checkpoints' / 'last.ckpt'}"
     cpu = (last, "trainer.accelerator=cpu")
+    used, evaluation_of = [], outcome.evaluation_of
+    monkeypatch.setattr(
+        outcome, "evaluation_of", lambda of: (used.append(torch.get_num_threads()), evaluation_of(of))[1]
+    )
     evaluated = evaluate(config(*cpu, name="evaluate", small=False, run_dir="evaluated"))
     assert evaluated == metrics
+    assert used == [2], "equal numbers of so few mosaics do not show it"
 
     train(*IMAGES, f"ckpt_path={checkpoint}", "compute.threads=1", run_dir="told")
     assert threads(tmp_path / "told") == 1, "told otherwise"

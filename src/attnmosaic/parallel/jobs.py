@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import cloudpickle
@@ -178,6 +179,7 @@ def _serve(
     """Runs a job, in its own process, and sends where it logs and what came of it."""
     for signum in {*SIGNALS} - {signal.SIGTERM}:  # Ctrl-C and a closed terminal: the parent ends its jobs
         signal.signal(signum, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_at_once)  # Lightning's own handler, alone, would make an exit with code 0 of it
     logging.raiseExceptions = False  # see attnmosaic.cli.run
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if output is not None:
@@ -213,6 +215,12 @@ def _serve(
     except Exception as error:
         done = failed(overrides, portable(error))
     send.send_bytes(cloudpickle.dumps(done))
+
+
+def _end_at_once(signum: int, _: FrameType | None) -> None:
+    """Ends this process by a signal, as it would end without a handler."""
+    signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)
 
 
 class Composed:
