@@ -196,14 +196,15 @@ def test_a_trial_pruned_before_it_was_told(cli: Cli, monkeypatch: pytest.MonkeyP
 )
 def test_a_full_disk_costs_no_trial(cli: Cli, tmp_path: Path, launcher: tuple[str, ...]) -> None:
     """The search ends in one line, and the same command goes on with the trial; none is recorded as failed."""
-    search = (*PLAIN, "hydra.sweeper.n_trials=2", *launcher, "+callbacks.full._target_=searches.FullDisk", *SEARCH)
     room = tmp_path / "room"
-    code, _, err = cli("train", *search, f"+callbacks.full.until={room}")
+    full = ("+callbacks.full._target_=searches.FullDisk", f"+callbacks.full.until={room}")
+    search = (*PLAIN, "hydra.sweeper.n_trials=2", *launcher, *full, *SEARCH)
+    code, _, err = cli("train", *search)
     assert code == 1
     assert "error: trial 0: no room on the disk" in err
     assert [trial.state.name for trial in study_of("search").trials] == ["RUNNING"]
     room.touch()
-    code, _, err = cli("train", *search, f"+callbacks.full.until={room}")
+    code, _, err = cli("train", *search)
     assert code == 0, err
     assert [trial.state.name for trial in study_of("search").trials] == ["COMPLETE"] * 2
 

@@ -178,9 +178,7 @@ class SlurmJobs:
             told = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
             why = "; ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in told)
             nobody = "configuration source" in why or "Unable to contact" in why
-            advice = (
-                "is there a cluster? hydra/launcher=joblib needs none" if nobody else "type another hydra.launcher.KEY"
-            )
+            advice = "is there a cluster? type hydra/launcher=joblib" if nobody else "type other hydra.launcher.KEY=..."
             raise UserError(f"hydra.launcher: Slurm does not take the jobs ({why}); {advice}") from error
 
     def _noted(self) -> dict[str, Any]:

@@ -47,11 +47,11 @@ class DeafToTerm(pl.Callback):
     takes no answer. Lightning would end the run.
     """
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        signal.signal(signal.SIGTERM, _go_on)
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._before = signal.signal(signal.SIGTERM, _go_on)
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        signal.signal(signal.SIGTERM, _go_on)
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        signal.signal(signal.SIGTERM, self._before)
 
 
 def _go_on(*_: object) -> None:
