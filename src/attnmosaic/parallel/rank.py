@@ -47,7 +47,7 @@ def main() -> None:
             fit(config, place)
     except Exception as error:
         print(describe(error), flush=True)
-        parent.join(timeout=1)  # if it is that one which is gone, there is something to clear away
+        parent.join(timeout=0.5)  # if it is that one which is gone, there is something to clear away
         os._exit(1)
     parent.join()  # which may have figures to draw
 

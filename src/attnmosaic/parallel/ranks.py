@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from attnmosaic.errors import Pruned, RunError
+from attnmosaic.errors import RunError
 
 PATIENCE = 60
 """Seconds this process has to notice by itself that another one of its run is gone. (With NCCL it does not.)"""
@@ -113,7 +113,7 @@ class Ranks:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if self.count == 1:
             return
-        alone = isinstance(error, Exception) and not _tells(error)
+        alone = _is_lost(error)
         if alone:
             self._wait_for_reason()
         self._over.set()
@@ -131,19 +131,11 @@ class Ranks:
 
     def _wait_for_reason(self) -> None:
         """Gives the watching threads a moment: this process may notice an end before they do."""
-        for process in self._processes:
-            try:
-                process.wait(timeout=1)
-            except subprocess.TimeoutExpired:
-                continue
-            for _ in range(100):
-                if process.returncode == 0 or self._failed is not None:
-                    break
-                self._over.wait(0.01)
+        for _ in range(500):
+            if self._failed is not None or self._over.wait(0.01):
+                return
 
 
-def _tells(error: Exception) -> bool:
-    """Whether an error says by itself why the run ends."""
-    from attnmosaic.cli import told
-
-    return isinstance(error, Pruned) or told(error) is not None
+def _is_lost(error: BaseException | None) -> bool:
+    """Whether an error only says that another process does not answer; any other says by itself what is wrong."""
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in ("gloo", "nccl", "peer"))
