@@ -57,11 +57,9 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     assert isinstance(trained, DictConfig)
     trained.trainer = config.trainer
     trained.logger = trained.callbacks = None
-    for key in {
-        "cache_dir",
-        "lock_dir",
-    } & trained.data.keys() - config.data.keys():  # written to: never where a file says
-        trained.data[key] = config.paths.cache
+    for key in ("cache_dir", "lock_dir"):  # written to: never where a file says
+        if key in trained.data and key not in config.data:
+            trained.data[key] = config.paths.cache
     check(trained)
     trained = resolve(trained)
     check_targets(trained)
