@@ -57,7 +57,7 @@ def cases(device: torch.device, images: bool) -> list[Case]:
     assert isinstance(module, StagewiseModule)
     mosaics = data.mosaics_on(device, torch.float32)
     frozen = FrozenWhere(module.pair, mosaics, torch.float32, 10**9)
-    steps = Steps(module.pair, module.objective, frozen)
+    steps = Steps(module.pair, module.objective, frozen, decomposes=True)
     rows = torch.randperm(30_000, generator=torch.Generator().manual_seed(0))[:250].to(device)
     patch = mosaics["train"].pool.patches[0].nbytes
 

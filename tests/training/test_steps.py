@@ -121,6 +121,10 @@ def largest(logits: Tensor, alpha: Tensor, label: Tensor) -> Tensor:
 )
 def test_what_decomposes(where: nn.Module, what: nn.Module, objective: Any, expected: bool) -> None:
     pair = WhereWhat(where, what)
+    torch.manual_seed(0)  # with other weights a network may be dead, and all its outputs equal
+    for module in pair.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
     before, state = torch.get_rng_state(), {k: v.clone() for k, v in pair.state_dict().items()}
     assert decomposes(pair, objective, (2,), 9) is expected
     assert torch.equal(before, torch.get_rng_state())

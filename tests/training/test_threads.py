@@ -17,9 +17,9 @@ from attnmosaic.training.threads import threads_for
 
 Config = Callable[..., DictConfig]
 Train = Callable[..., dict[str, float]]
-# Large enough for threads to share the work, and so to add up in another order.
+# Large enough to be split into pieces, whose gradients add up in another order than the whole's.
 IMAGES = (
-    "experiment=stagewise", "data=digits", "data.train_mosaics=100", "data.batch_size=50", "schedule=joint",
+    "experiment=stagewise", "data=digits", "data.train_mosaics=1000", "data.batch_size=1000", "schedule=joint",
     "lr.what=0.5", "lr.where=0.5", "schedule.k=1", "schedule.epochs=3", "logger=none",
     "callbacks.cycle._target_=small.EveryEpoch",
 )  # fmt: skip

@@ -114,13 +114,17 @@ def mean_alpha_gradients(module: StagewiseModule, mosaics: int | None = None) ->
     what.eval()
     mine, own = processes.share(torch.arange(n, device=data.index.device))
     pieces = mine[:own].split(frozen.mosaics_per_piece("train"))
+
+    def measure(rows: Tensor) -> Tensor:
+        patches = data.patches(rows, frozen.dtype)
+        # Over all mosaics it pays to score each unique patch of the pool once.
+        alpha = frozen.weights(data, rows) if mosaics is None else frozen.fresh_weights(data, patches, rows)
+        gradient = alpha_gradients(what, module.objective, alpha, patches, data.label[rows])
+        return torch.stack([side.double().sum() for side in foreground_and_background(gradient, data.foreground[rows])])
+
     with data.ahead(pieces):
-        for rows in pieces:
-            patches = data.patches(rows, frozen.dtype)
-            # Over all mosaics it pays to score each unique patch of the pool once.
-            alpha = frozen.weights(data, rows) if mosaics is None else frozen.fresh_weights(data, patches, rows)
-            gradient = alpha_gradients(what, module.objective, alpha, patches, data.label[rows])
-            sides = foreground_and_background(gradient, data.foreground[rows])
-            sums += torch.stack([side.double().sum() for side in sides])
+        # The first piece has the pool scored, which the others share.
+        for part in [measure(rows) for rows in pieces[:1]] + module.workers.map(measure, pieces[1:]):
+            sums += part
     what.train(training)
     return processes.summed(sums) / n

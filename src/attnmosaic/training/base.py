@@ -16,6 +16,7 @@ from attnmosaic.errors import RunError
 from attnmosaic.training import processes
 from attnmosaic.training.schedule import Schedule
 from attnmosaic.training.threads import save_threads
+from attnmosaic.training.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class RunModule(pl.LightningModule):
         table_columns: the metrics of the table at the end of a run.
         table_caption: what the splits are, below that table.
         epoch_metrics: what this epoch measured so far, ``{"<split>/<metric>": value}``; callbacks write it down.
+        workers: compute pieces of a minibatch, or of an evaluation step, at once.
     """
 
     schedule: Schedule
@@ -53,6 +55,7 @@ class RunModule(pl.LightningModule):
         super().__init__()
         self.seed = seed
         self.epoch_metrics: dict[str, float] = {}
+        self.workers = Workers(1)
 
     @property
     def learners(self) -> tuple[str, ...]:
@@ -68,6 +71,15 @@ class RunModule(pl.LightningModule):
     def epochs_done(self) -> int:
         """Epochs trained, counted from 1 while the first one is still being evaluated."""
         return self.current_epoch + (self.trainer.state.fn == TrainerFn.FITTING)
+
+    def take_threads(self, decomposes: bool) -> None:
+        """Lets pieces of a minibatch use the threads, on a CPU and if they give what the whole would; else torch."""
+        if decomposes and self.device.type == "cpu" and self.workers.count == 1:
+            self.workers = Workers.instead_of_torch()
+
+    def teardown(self, stage: str) -> None:
+        self.workers.close()
+        self.workers = Workers(1)
 
     def warn_of_parts(self, decomposes: bool) -> None:
         """Says so where parts of a minibatch, one a process, do not give what the whole would."""
@@ -86,7 +98,7 @@ class RunModule(pl.LightningModule):
         self.epoch_metrics = {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        save_threads(checkpoint)
+        save_threads(checkpoint, max(self.workers.count, torch.get_num_threads()))
 
     def check_finite(self, losses: Sequence[Tensor], networks: nn.Module) -> None:
         """Checks an epoch's losses, one a step, and what they led to.

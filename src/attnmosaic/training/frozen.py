@@ -13,6 +13,7 @@ from attnmosaic.data.mosaics import Mosaics
 from attnmosaic.data.pool import Pool
 from attnmosaic.nn.attention import WhereWhat, aggregate
 from attnmosaic.training import processes
+from attnmosaic.training.workers import Workers
 
 PIECE = {"cpu": 2**23, "gpu": 2**30}
 """Bytes of patches to compute on at a time: what stays in a CPU's caches; what leaves a GPU's memory room."""
@@ -37,15 +38,25 @@ class FrozenWhere:
         dtype: floating type of patches.
         budget: bytes that kept weights and aggregates may take; over it, aggregates are summed afresh for every
             minibatch.
+        workers: compute pieces at once; None: one by one.
     """
 
-    def __init__(self, pair: WhereWhat, mosaics: dict[str, Mosaics], dtype: torch.dtype, budget: int) -> None:
+    def __init__(
+        self,
+        pair: WhereWhat,
+        mosaics: dict[str, Mosaics],
+        dtype: torch.dtype,
+        budget: int,
+        workers: Workers | None = None,
+    ) -> None:
         self.pair = pair
         self.mosaics = mosaics
         self.dtype = dtype
         self.budget = budget
+        self.workers = workers or Workers(1)
         self._scores: dict[int, Float[Tensor, " U"]] = {}
-        self._kept: dict[str, tuple[Float[Tensor, "N P"], Float[Tensor, N * patch]]] = {}
+        self._kept: dict[str, tuple[Tensor, ...]] = {}
+        """Attention weights ``[N, P]`` and aggregates ``[N, *patch]``, images channels last."""
 
     def clear(self) -> None:
         self._scores.clear()
@@ -63,7 +74,7 @@ class FrozenWhere:
             mine, _ = processes.share(torch.arange(len(pool), device=pool.device))
             pieces = mine.split(size)
             with pool.ahead(pieces):
-                scores = [self.pair.score(pool.gather(piece, self.dtype)) for piece in pieces]
+                scores = self.workers.map(lambda piece: self.pair.score(pool.gather(piece, self.dtype)), pieces)
             self._scores[id(pool)] = processes.whole(torch.cat(scores), len(pool))
             where.train(training)
         return self._scores[id(pool)]
@@ -124,19 +135,23 @@ class FrozenWhere:
             return
         mine, _ = processes.share(torch.arange(n, device=mosaics.index.device))
         pieces = mine.split(self.mosaics_per_piece(split))
-        kept: tuple[Tensor, Tensor] | None = None
+
+        def sum_up(rows: Tensor) -> tuple[Tensor, Tensor]:
+            alpha = self.weights(mosaics, rows)
+            summed = aggregate(alpha, mosaics.patches(rows, self.dtype))
+            return alpha, summed.movedim(1, -1) if mosaics.pool.is_image else summed
+
+        def fill(rows: Tensor) -> None:
+            for whole, part in zip(kept, sum_up(rows), strict=True):
+                whole[rows] = part
+
         self.weights(mosaics, pieces[0][:1])  # scores the pool, before patches are on their way
         with mosaics.ahead(pieces):
-            for rows in pieces:
-                alpha = self.weights(mosaics, rows)
-                summed = aggregate(alpha, mosaics.patches(rows, self.dtype))
-                if mosaics.pool.is_image:
-                    summed = summed.movedim(1, -1)
-                if kept is None:
-                    kept = alpha.new_empty((n, patches)), summed.new_empty((n, *summed.shape[1:]))
-                for whole, part in zip(kept, (alpha, summed), strict=True):
-                    whole[rows] = part
-        assert kept is not None
+            first = sum_up(pieces[0])
+            kept = tuple(part.new_empty((n, *part.shape[1:])) for part in first)
+            for whole, part in zip(kept, first, strict=True):
+                whole[pieces[0]] = part
+            self.workers.map(fill, pieces[1:])
         for whole in kept:
             processes.fill(whole)
         self._kept[split] = kept

@@ -21,7 +21,7 @@ from attnmosaic.training.base import RunModule, step_scheduler
 from attnmosaic.training.frozen import FrozenWhere
 from attnmosaic.training.graphs import GraphedSteps, can_capture
 from attnmosaic.training.schedule import Schedule, Stage
-from attnmosaic.training.steps import Objective, Seen, Steps, mean_loss
+from attnmosaic.training.steps import Objective, Seen, Steps, decomposes, mean_loss
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 MakeScheduler = Callable[[Optimizer], LRScheduler]
@@ -119,7 +119,10 @@ class StagewiseModule(RunModule):
         dtype = next(self.parameters()).dtype
         self.mosaics: dict[str, Mosaics] = datamodule.mosaics_on(self.device, dtype, self.pool)
         self.evaluations = {name: FocusMetrics().to(self.device) for name in datamodule.measured}
-        self.frozen_where = FrozenWhere(self.pair, self.mosaics, dtype, round(self.cache_gb * 1e9))
+        train = self.mosaics["train"]
+        self.decomposes = decomposes(self.pair, self.objective, train.pool.patch_shape, train.index.shape[1])
+        self.take_threads(self.decomposes)
+        self.frozen_where = FrozenWhere(self.pair, self.mosaics, dtype, round(self.cache_gb * 1e9), self.workers)
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[LRScheduler]]:
         made = {name: self.make_optimizers[name](getattr(self.pair, name).parameters()) for name in self.networks}
@@ -129,8 +132,15 @@ class StagewiseModule(RunModule):
 
     def on_fit_start(self) -> None:
         self._take_data()
-        self.steps = Steps(self.pair, self.objective, self.frozen_where, self.microbatches, self.clip_norm)
-        self.warn_of_parts(self.steps.decomposes)
+        self.steps = Steps(
+            self.pair,
+            self.objective,
+            self.frozen_where,
+            self.microbatches,
+            self.clip_norm,
+            decomposes=self.decomposes,
+        )
+        self.warn_of_parts(self.decomposes)
         graphs = self.graphs and processes.count() == 1 and can_capture(self.device, self.mosaics["train"].pool)
         self.graphed_steps = GraphedSteps(self.steps) if graphs else None
 
@@ -214,9 +224,14 @@ class StagewiseModule(RunModule):
         mine, own = processes.share(rows)
         # Piece by piece, so that aggregates stay in a CPU's caches until What has seen them.
         pieces = mine.split(self.frozen_where.mosaics_per_piece(split))
+
+        def measure(piece: Tensor) -> tuple[Tensor, Tensor]:
+            alpha, aggregates = self.frozen_where.attend(split, piece)
+            return self.pair.what(aggregates), alpha
+
         with self.frozen_where.ahead(split, pieces):
-            attended = (self.frozen_where.attend(split, piece) for piece in pieces)
-            seen = [(self.pair.what(aggregates), alpha) for alpha, aggregates in attended]
+            first = measure(pieces[0])  # scores the pool
+            seen = [first, *self.workers.map(measure, pieces[1:])]
         logits, alpha = (torch.cat(parts) for parts in zip(*seen, strict=True))
         if own:
             label = data.label[mine]

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import joblib
-import torch
 
 from attnmosaic.training.checkpoint import read_checkpoint
 
@@ -14,9 +13,9 @@ log = logging.getLogger(__name__)
 _KEY = "threads"
 
 
-def save_threads(checkpoint: dict[str, Any]) -> None:
+def save_threads(checkpoint: dict[str, Any], threads: int) -> None:
     """Writes into a checkpoint how many threads its run computes on."""
-    checkpoint[_KEY] = torch.get_num_threads()
+    checkpoint[_KEY] = threads
 
 
 def threads_for(asked: int | None, ckpt_path: str | Path | None) -> int | None:

@@ -1,6 +1,7 @@
 """The LightningModule of one network with two outputs."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from attnmosaic.metrics.two_outputs import TwoOutputMetrics
 from attnmosaic.training import processes
 from attnmosaic.training.base import RunModule, step_scheduler
 from attnmosaic.training.schedule import Schedule
+from attnmosaic.training.workers import add_up, flop_of, gradients, with_gradients
 
 
 class _Seen(NamedTuple):
@@ -100,6 +102,17 @@ class TwoOutputModule(RunModule):
         """Puts the data where the network is; only now has the trainer given it device and precision."""
         self.dtype_of_images = next(self.parameters()).dtype
         self.examples = self.datamodule.examples_on(self.device, self.dtype_of_images, self.pool)
+        mixing = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+        self.decomposes = not any(isinstance(module, mixing) for module in self.network.modules())
+        self.take_threads(self.decomposes)
+        self._flop = self._forward_flop() if self.workers.count > 1 else 0
+
+    @torch.no_grad()
+    def _forward_flop(self) -> int:
+        """Counts the operations of a forward pass for one example."""
+        two = self.examples["train"].take(torch.arange(2) % len(self.examples["train"]), self.dtype_of_images)
+        network = copy.deepcopy(self.network)  # whatever it keeps of what it sees
+        return flop_of(lambda: network(two.image, two.number)) // 2
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.make_optimizer(self.network.parameters())
@@ -120,8 +133,7 @@ class TwoOutputModule(RunModule):
 
     def on_fit_start(self) -> None:
         self._take_data()
-        mixing = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-        self.warn_of_parts(not any(isinstance(module, mixing) for module in self.network.modules()))
+        self.warn_of_parts(self.decomposes)
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
@@ -131,9 +143,24 @@ class TwoOutputModule(RunModule):
 
     def training_step(self, rows: Tensor, batch_idx: int) -> Tensor:
         mine, own = processes.share(rows)
-        loss, classes = self._look(self.learnt.take(mine, self.dtype_of_images))
+        loss, classes = self._in_pieces(mine)
         self._seen.append(_Seen(loss.detach(), classes[:, :own]))
         return loss if own == len(rows) else loss * (own / len(rows))
+
+    def _in_pieces(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Does what `_look` does, piece by piece, several at once where there are threads for it."""
+        pieces = rows.chunk(self.workers.pieces(3 * len(rows) * self._flop))
+        if len(pieces) == 1:
+            return self._look(self.learnt.take(rows, self.dtype_of_images))
+        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+
+        def compute(piece: Tensor) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
+            loss, classes = self._look(self.learnt.take(piece, self.dtype_of_images))
+            loss = loss * (len(piece) / len(rows))
+            return loss.detach(), classes, gradients(loss, parameters)
+
+        losses, classes, parts = zip(*self.workers.map(compute, pieces), strict=True)
+        return with_gradients(torch.stack(losses).sum(), parameters, add_up(parts)), torch.cat(classes, dim=1)
 
     def on_after_backward(self) -> None:
         processes.sum_gradients(self.network.parameters())
@@ -181,8 +208,11 @@ class TwoOutputModule(RunModule):
     def validation_step(self, rows: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
         split = SPLITS[dataloader_idx]
         mine, own = processes.share(rows)
-        loss, classes = self._look(self.examples[split].take(mine, self.dtype_of_images))
-        if own:
+        pieces = mine.chunk(self.workers.pieces(len(mine) * self._flop))
+        seen = self.workers.map(
+            lambda piece: self._look(self.examples[split].take(piece, self.dtype_of_images)), pieces
+        )
+        for loss, classes in seen if own else ():
             self.evaluation(split).update(loss, *classes)
 
     def on_validation_epoch_end(self) -> None:
