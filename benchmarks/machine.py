@@ -4,14 +4,13 @@ import os
 import platform
 import subprocess
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from attnmosaic.training.outcome import cpu_name
+from attnmosaic.training.outcome import cpu_name, versions
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -22,10 +21,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("attnmosaic", "torch", "pytorch-lightning", "numpy")},
-        },
+        "versions": versions(),
         "ceilings": ceilings(device),
     }
 
