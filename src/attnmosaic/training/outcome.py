@@ -82,7 +82,7 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "attnmosaic": attnmosaic.__version__,
         "torch": str(torch.__version__),
-        "pytorch-lightning": pl.__version__,
+        "pytorch-lightning": pl.__version__,  # type: ignore[attr-defined]
         "numpy": np.__version__,
     }
 
