@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from attnmosaic.files import write_atomically
+from attnmosaic.training.globals import job_globals
 from benchmarks import cases, machine
 from benchmarks.cases import OURS, PLAIN, REFERENCE, Times
 
@@ -142,6 +143,7 @@ def main() -> None:
     parser.add_argument("--only", choices=GROUPS, nargs="+", default=list(GROUPS), help="measure these groups alone")
     parser.add_argument("--repeats", type=int, default=3, help="rounds; contenders take turns in each")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--matmul-precision", default="highest", choices=("highest", "high", "medium"))
     parser.add_argument("--json", type=Path, help="where to write; default: outputs/benchmarks/TIME.json")
     parser.add_argument("--compare", type=Path, nargs=2, metavar=("OLD", "NEW"), help="show two measurements")
     given = parser.parse_args()
@@ -151,13 +153,16 @@ def main() -> None:
         return
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     device = torch.device(given.device)
-    described = machine.describe(device)
-    times = measure(given.only, given.repeats, device)
+    # For all contenders alike what `attnmosaic.train` sets: torch by itself leaves TF32 on for convolutions.
+    with job_globals(0, None, given.matmul_precision):
+        described = machine.describe(device)
+        times = measure(given.only, given.repeats, device)
     path = given.json or Path("outputs", "benchmarks", time.strftime("%Y-%m-%d_%H-%M-%S.json"))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps({"machine": described, "times": times}, indent=2))
     console.print(table(times))
     console.print(f"{described['device']}, {described['threads']} threads, torch {described['versions']['torch']}")
+    console.print(f"matrix products: {described['matmul_precision']}, TF32 in convolutions: {described['cudnn_tf32']}")
     for name, value in described["ceilings"].items():
         console.print(f"  {name}: {value:.3g}")
     console.print(f"written to {path}")

@@ -4,28 +4,26 @@ import os
 import platform
 import subprocess
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from attnmosaic.training.outcome import cpu_name
+from attnmosaic.training.outcome import cpu_name, versions
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Returns machine, versions and commit."""
+    """Returns machine, versions, commit and the settings that decide how exactly numbers are computed."""
     return {
         "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "cudnn_tf32": torch.backends.cudnn.allow_tf32,
         "system": platform.platform(),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("attnmosaic", "torch", "pytorch-lightning", "numpy")},
-        },
+        "versions": versions(),
         "ceilings": ceilings(device),
     }
 

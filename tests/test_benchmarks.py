@@ -3,7 +3,10 @@
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +43,39 @@ def test_images_and_points(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     out = capsys.readouterr().out
     assert all(case in out for case in written["times"])
     assert "x reference (>= 80)" in out
+
+
+@pytest.mark.parametrize(("given", "tf32"), [("highest", False), ("high", True)])
+def test_all_contenders_compute_with_the_same_precision(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, given: str, tf32: bool
+) -> None:
+    """With that of a run; torch's own settings are others, and what is measured says which it was."""
+    seen: dict[str, set[tuple[str, bool]]] = {}
+
+    def noting(name: str, gives: Any) -> Callable[..., Any]:
+        def measure(*_: Any, **__: Any) -> Any:
+            setting = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+            seen.setdefault(name, set()).add(setting)
+            return gives
+
+        return measure
+
+    epochs = SimpleNamespace(others={"what": [1.0], "where": [1.0]})
+    contenders = ("reference_times", "plain_times", "our_times", "bare_epochs", "train")
+    for name in contenders:
+        module, gives = (project, (epochs, None)) if name == "train" else (cases, {})
+        monkeypatch.setattr(module, name, noting(name, gives))
+    monkeypatch.setattr(machine, "ceilings", lambda device: {})
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    arguments = ["--only", "images", "points", "--repeats", "1", "--device", "cpu", "--matmul-precision", given]
+    path = tmp_path / "now.json"
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments, "--json", str(path)])
+    benchmarks.main()
+    assert seen == {name: {(given, tf32)} for name in contenders}
+    described = json.loads(path.read_text())["machine"]
+    assert (described["matmul_precision"], described["cudnn_tf32"]) == (given, tf32)
+    assert f"matrix products: {given}, TF32 in convolutions: {tf32}" in capsys.readouterr().out
+    assert torch.backends.cudnn.allow_tf32
 
 
 def test_logging(monkeypatch: pytest.MonkeyPatch) -> None:

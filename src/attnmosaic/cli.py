@@ -24,7 +24,17 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from attnmosaic.config import conf_dir
-from attnmosaic.errors import BusyError, DiskError, JobError, RunError, UserError, nearest, not_among, one_line
+from attnmosaic.errors import (
+    BusyError,
+    DiskError,
+    JobError,
+    RunError,
+    UserError,
+    gpu_memory_trouble,
+    nearest,
+    not_among,
+    one_line,
+)
 from attnmosaic.files import disk_trouble, write_atomically
 from attnmosaic.runs import CONFIG, ERROR, SWEEP
 from attnmosaic.stopping import in_order, listen, told_stop
@@ -157,7 +167,7 @@ def told(error: BaseException) -> tuple[str, int] | None:
             return str(link), 2
         if isinstance(link, RunError):
             return str(link), 1
-        if (line := disk_trouble(link)) is not None:
+        if (line := disk_trouble(link) or gpu_memory_trouble(link)) is not None:
             return line, 1
         link = link.__cause__
     if isinstance(error, (ConfigCompositionException, OverrideParseException, OmegaConfBaseException)):

@@ -1,6 +1,7 @@
 """Errors that are shown to the user as one line."""
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 
@@ -29,6 +30,23 @@ class DiskError(RunError):
 
 class JobError(Exception):
     """A bug in a job of a sweep. Its trace is a note: the error itself may not survive the way between processes."""
+
+
+def gpu_memory_trouble(error: BaseException) -> str | None:
+    """Returns the line that reports a GPU whose memory is used up, or None for any other error. Imports no torch."""
+    torch = sys.modules.get("torch")
+    text = str(error)
+    # CUDA and its libraries take memory of their own, and report it in their own words.
+    full = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    if torch is None or not isinstance(error, RuntimeError):
+        return None
+    if not isinstance(error, torch.OutOfMemoryError) and not any(words in text for words in full):
+        return None
+    begin, free, _ = text.partition(" is free")  # what follows is about torch's allocator
+    return (
+        f"GPU memory is used up ({(begin + free).splitlines()[0]}); type compute.cache_gb=0 or a smaller "
+        "data.batch_size, and where jobs of a sweep share a GPU hydra.launcher.jobs_per_gpu=1"
+    )
 
 
 def one_line(text: str) -> str:

@@ -154,7 +154,7 @@ class Recorder:
         self.captured: list[Stage] = []
         self.replayed = 0
 
-    def __call__(self, work: Callable[[], Seen]) -> tuple[Seen, Callable[[], None]]:
+    def __call__(self, work: Callable[[], Seen], stream: None) -> tuple[Seen, Callable[[], None]]:
         self.captured.append(self.module.stage)
         fixed = self.constants()
         before = {key: value.clone() for key, value in self.module.state_dict().items()}
@@ -222,7 +222,7 @@ def test_replayed_steps_are_taken_steps(config: Config, more: tuple[str, ...], c
 
 
 class Refusing(Recorder):
-    def __call__(self, work: Callable[[], Seen]) -> tuple[Seen, Callable[[], None]]:
+    def __call__(self, work: Callable[[], Seen], stream: None) -> tuple[Seen, Callable[[], None]]:
         raise RuntimeError("operation not permitted when stream is capturing")
 
 

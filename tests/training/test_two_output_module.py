@@ -158,11 +158,12 @@ def test_what_must_not_change_the_weights(config: Config, change: str) -> None:
     assert torch.equal(one, weights(fit(config(SUM, *SHORT, change))))
 
 
-def test_clipping(config: Config) -> None:
+@pytest.mark.parametrize("fused", [True, False])
+def test_clipping(config: Config, fused: bool) -> None:
     """With plain SGD at rate 1, a step is as long as the clipped gradient."""
     settings = config(
-        SUM, "optimizer.network={_target_: torch.optim.SGD}", "lr.network=1", "optimizer.clip_norm=0.001",
-        "data.batch_size=60", "schedule.epochs=1", *QUIET,
+        SUM, "optimizer.network={_target_: torch.optim.SGD}", f"+optimizer.network.fused={fused}", "lr.network=1",
+        "optimizer.clip_norm=0.001", "data.batch_size=60", "schedule.epochs=1", *QUIET,
     )  # fmt: skip
     for precision in ("float64", "bfloat16"):
         settings.precision = precision

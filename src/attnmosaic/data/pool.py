@@ -32,6 +32,7 @@ class Pool:
     classes: tuple[str, ...]
     mean: tuple[float, ...] = field(default=(0.5,))
     std: tuple[float, ...] = field(default=(0.5,))
+    _scaling: dict[torch.dtype, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.patches)
@@ -90,9 +91,19 @@ class Pool:
         if len(self.mean) == len(self.std) == 1:
             picked.mul_(1 / (255 * self.std[0])).sub_(self.mean[0] / self.std[0])
         else:
-            std = picked.new_tensor(self.std)
-            picked.mul_(1 / (255 * std)).sub_(picked.new_tensor(self.mean) / std)
+            factor, offset = self._by_channel(picked)
+            picked.mul_(factor).sub_(offset)
         return picked.movedim(-1, -3)
+
+    def _by_channel(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns what pixels are multiplied by and what is subtracted then, one a channel, of like's dtype and device.
+
+        Copied from the host once and kept: each copy waits for a GPU, and a CUDA graph cannot capture it.
+        """
+        if like.dtype not in self._scaling:
+            std = like.new_tensor(self.std)
+            self._scaling[like.dtype] = 1 / (255 * std), like.new_tensor(self.mean) / std
+        return self._scaling[like.dtype]
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Pool":
         """Returns the pool on a device; points take the dtype now, pixels stay uint8."""

@@ -4,13 +4,13 @@ import base64
 import hashlib
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from attnmosaic import __version__
 from attnmosaic.drawing import palette
 from attnmosaic.record import RECORD, Record, read_record
 from attnmosaic.reporting.comparison import MARKS, Comparison, compare
@@ -86,7 +86,7 @@ def render(folder: Path, out: Path) -> str:
         commands=_commands(shown),
         span=span(run.run for run in shown),
         made=time.time(),
-        version=version("attnmosaic"),
+        version=__version__,
         states={state: count for state in STATES if (count := sum(run.state == state for run in shown))},
         verdicts=_verdicts(tables),
         marks=MARKS,

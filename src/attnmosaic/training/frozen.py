@@ -15,8 +15,9 @@ from attnmosaic.nn.attention import WhereWhat, aggregate
 from attnmosaic.training import processes
 from attnmosaic.training.workers import Workers
 
-PIECE = {"cpu": 2**23, "gpu": 2**30}
-"""Bytes of patches to compute on at a time: what stays in a CPU's caches; what leaves a GPU's memory room."""
+PIECE = {"cpu": 2**23, "gpu": 2**27}
+"""Bytes of patches to compute on at a time: what stays in a CPU's caches; what leaves a GPU's memory to other runs, as
+the activations of a piece take several times as much."""
 
 
 def rows_per_piece(row_bytes: int, device: torch.device) -> int:

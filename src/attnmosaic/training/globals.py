@@ -49,8 +49,6 @@ def job_globals(seed: int, threads: int | None, matmul_precision: str, processes
         # What a trainer of this job asks for is set by Lightning, over these.
         torch.use_deterministic_algorithms(False)
         cudnn.benchmark, cudnn.deterministic = False, False
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
         # Device tables and tips; what matters of them is in result.json.
         lightning_log.setLevel(logging.WARNING)
         with warnings.catch_warnings():

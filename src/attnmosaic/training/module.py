@@ -19,7 +19,7 @@ from attnmosaic.nn.attention import WhereWhat
 from attnmosaic.training import processes
 from attnmosaic.training.base import RunModule, step_scheduler
 from attnmosaic.training.frozen import FrozenWhere
-from attnmosaic.training.graphs import GraphedSteps, can_capture
+from attnmosaic.training.graphs import GraphedSteps, can_capture, set_capturable
 from attnmosaic.training.schedule import Schedule, Stage
 from attnmosaic.training.steps import Objective, Seen, Steps, decomposes, mean_loss
 
@@ -143,6 +143,10 @@ class StagewiseModule(RunModule):
         self.warn_of_parts(self.decomposes)
         graphs = self.graphs and processes.count() == 1 and can_capture(self.device, self.mosaics["train"].pool)
         self.graphed_steps = GraphedSteps(self.steps) if graphs else None
+
+    def on_train_start(self) -> None:
+        for optimizer in self.trainer.optimizers:
+            set_capturable(optimizer, graphs=self.graphed_steps is not None)
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()

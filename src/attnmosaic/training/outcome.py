@@ -5,10 +5,10 @@ import json
 import math
 import platform
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -18,6 +18,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+import attnmosaic
 from attnmosaic.config import config_hash
 from attnmosaic.errors import RunError
 from attnmosaic.files import sync_files, write_atomically
@@ -71,10 +72,18 @@ def _result(config: dict[str, Any], metrics: dict[str, float], trainer: pl.Train
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({cpu_name()})",
         "processes": trainer.world_size,
         "threads": torch.get_num_threads(),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("attnmosaic", "torch", "pytorch-lightning", "numpy")},
-        },
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that numbers may depend on, as the imported modules report them: none need be installed."""
+    return {
+        "python": platform.python_version(),
+        "attnmosaic": attnmosaic.__version__,
+        "torch": str(torch.__version__),
+        "pytorch-lightning": pl.__version__,  # type: ignore[attr-defined]
+        "numpy": np.__version__,
     }
 
 

@@ -1,0 +1,217 @@
+"""No step mixes devices or waits for the GPU; found without one, on tensors that have no values."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fake_cuda import CUDA, NoWaits, Waits, bfloat16, fake_cuda, on_fake_cuda, zero_gradients
+from omegaconf import DictConfig
+from small import build
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorDeviceMismatchError
+
+from attnmosaic.callbacks.gradients import mean_alpha_gradients
+from attnmosaic.callbacks.record import look
+from attnmosaic.data.images import DigitsMosaics
+from attnmosaic.data.pool import Pool
+from attnmosaic.data.sources import Images, image_pool
+from attnmosaic.nn.networks import ConvNet
+from attnmosaic.training.module import StagewiseModule
+from attnmosaic.training.schedule import Stage
+from attnmosaic.training.steps import Seen, mean_loss
+
+Config = Callable[..., DictConfig]
+
+# Fake tensors know of no fused SGD, of no streams and of no free memory.
+EAGER = ("compute.engine=eager", "compute.pool=device", "+optimizer.what.foreach=true", "+optimizer.where.foreach=true")
+CNN = ("data=digits", "model=cnn")
+
+
+class ColourDigits(DigitsMosaics):
+    """The digits in three channels, each with a mean and a deviation of its own."""
+
+    def load_pools(self) -> tuple[Pool, Pool]:
+        def coloured(pool: Pool) -> Pool:
+            pixels = np.repeat(pool.patches.numpy(), 3, axis=3)
+            images = Images(torch.from_numpy(pixels), pool.labels.numpy(), pool.classes)
+            return image_pool(images, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+
+        train, held_out = super().load_pools()
+        return coloured(train), coloured(held_out)
+
+
+COLOUR = (*CNN, "data._target_=test_fake_cuda.ColourDigits")
+
+FAMILIES = {
+    "points": (),
+    "images": CNN,
+    "colour, means and deviations by channel": COLOUR,
+    "the same on pieces of a minibatch": (*COLOUR, "optimizer.microbatches=3"),
+    "pieces, clipped, with entropy": (
+        *CNN, "optimizer.microbatches=3", "optimizer.clip_norm=0.1", "objective.entropy=0.3"
+    ),
+    "nothing kept": (*CNN, "compute.cache_gb=0"),
+    "Adam": (*CNN, "optimizer=adam"),
+    "RMSprop": (*CNN, "optimizer.what._target_=torch.optim.RMSprop", "optimizer.where._target_=torch.optim.RMSprop"),
+    "float64": (*CNN, "precision=float64"),
+    "fixed attention weights": ("experiment=weighted_average", "data=digits", "data.foreground=[7,8,9]"),
+}  # fmt: skip
+
+
+def step(module: StagewiseModule, stage: Stage, rows: Tensor) -> Seen:
+    """Takes a step as `StagewiseModule.training_step` does."""
+    module.pair.requires_grad_(False)
+    networks = [getattr(module.pair, name).requires_grad_(True) for name in stage.learners]
+    learning = [list(network.parameters()) for network in networks]
+    optimizers = [module.make_optimizers[name](p) for name, p in zip(stage.learners, learning, strict=True)]
+    seen = module.steps(rows, stage, optimizers, learning, lambda _: zero_gradients([p for ps in learning for p in ps]))
+    assert {part.device for part in seen} == {CUDA}
+    return seen
+
+
+def train_and_measure(module: StagewiseModule) -> None:
+    """Takes steps in every stage, the second of each without waiting; then measures, and does what callbacks do."""
+    rows = torch.arange(25).to(CUDA)
+    for stage in (Stage.WHAT, Stage.WHERE, Stage.JOINT):
+        if module.pair.where is None and stage is not Stage.WHAT:
+            continue
+        module.frozen_where.keep("train") if stage is Stage.WHAT else module.frozen_where.clear()
+        first = step(module, stage, rows)
+        with NoWaits():
+            second = step(module, stage, rows)
+        data = module.mosaics["train"]
+        module.running.update(
+            mean_loss([first, second]), second.logits, second.alpha, data.label[rows], data.foreground[rows]
+        )
+    module.frozen_where.clear()
+    for number, split in enumerate(module.evaluations):
+        with torch.no_grad():
+            module.validation_step(torch.arange(16).to(CUDA), 0, number)
+        assert {value.device for value in module.evaluation(split).compute().values()} == {CUDA}
+        module.frozen_where.clear()
+    look(module, module.mosaics["held_out"], torch.arange(8).to(CUDA))
+    for mosaics in (20, None):
+        assert mean_alpha_gradients(module, mosaics).device == CUDA
+
+
+@pytest.fixture
+def stepped(config: Config, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Trains and measures on the fake GPU."""
+
+    def work(*overrides: str, precision: Any = nullcontext) -> None:
+        module, data = build(config(*overrides, *EAGER))
+        with fake_cuda(monkeypatch), precision():
+            on_fake_cuda(module, data)
+            train_and_measure(module)
+
+    return work
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("precision", [nullcontext, bfloat16], ids=["float32", "bfloat16"])
+def test_no_step_waits_or_mixes_devices(stepped: Callable[..., None], family: str, precision: Any) -> None:
+    stepped(*FAMILIES[family], precision=precision)
+
+
+def test_bfloat16_is_in_effect() -> None:
+    layer = nn.Linear(2, 3)
+    with pytest.MonkeyPatch.context() as patch, fake_cuda(patch):
+        layer, images = layer.to(CUDA), torch.zeros(4, 2).to(CUDA)
+        with bfloat16():
+            assert layer(images).dtype == torch.bfloat16
+        assert layer(images).dtype == torch.float32
+
+
+@pytest.mark.parametrize("more", [(), ("optimizer.clip_norm=0.1",)])
+@pytest.mark.parametrize("precision", [nullcontext, bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("experiment", ["mnist_sum", "mnist_product"])
+def test_two_outputs(
+    config: Config, monkeypatch: pytest.MonkeyPatch, experiment: str, precision: Any, more: tuple[str, ...]
+) -> None:
+    module, data = build(config(f"experiment={experiment}", "compute.pool=device", *more))
+    with fake_cuda(monkeypatch), precision():
+        on_fake_cuda(module, data)
+        module.on_train_epoch_start()
+        optimizer: Any = module.configure_optimizers()
+        rows = torch.arange(25).to(CUDA)
+        for waits in (nullcontext(), NoWaits()):
+            with waits:
+                optimizer.zero_grad()
+                assert module.training_step(rows, 0).device == CUDA
+                zero_gradients(list(module.network.parameters()))
+                module.on_after_backward()
+                module.configure_gradient_clipping(optimizer)
+                optimizer.step()
+
+
+# ---- what shows that a fault would be found
+
+
+def scaled_on_the_host(self: Pool, patches: Tensor, dtype: torch.dtype) -> Tensor:
+    """Scales channels by numbers that are copied to the device at every call."""
+    std = (picked := patches.to(dtype)).new_tensor(self.std)
+    return picked.mul_(1 / (255 * std)).sub_(picked.new_tensor(self.mean) / std).movedim(-1, -3)
+
+
+def test_means_copied_at_every_gather_are_found(stepped: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pool, "scaled", scaled_on_the_host)
+    with pytest.raises(Waits, match="_to_copy"):
+        stepped(*COLOUR)
+
+
+class Waiting(ConvNet):
+    """Looks at a number on the host."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / max(1.0, x.max().item())
+
+
+class Mixing(ConvNet):
+    """Adds a tensor that no module holds, and so stays on the host."""
+
+    def __init__(self, in_shape: tuple[int, ...], outputs: int, **sizes: Any) -> None:
+        super().__init__(in_shape, outputs, **sizes)
+        self.offset = torch.zeros(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.offset
+
+
+@pytest.mark.parametrize("network", ["where", "what"])
+@pytest.mark.parametrize(
+    ("fault", "found"), [(Waiting, DataDependentOutputException), (Mixing, FakeTensorDeviceMismatchError)]
+)
+def test_faults_of_a_network_are_found(
+    stepped: Callable[..., None], network: str, fault: type, found: type[Exception]
+) -> None:
+    with pytest.raises(found):
+        stepped(*CNN, f"model.{network}._target_=test_fake_cuda.{fault.__name__}")
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x.tolist(),
+        lambda x: bool(x.sum() > 0),
+        lambda x: x[x > 0],
+        lambda x: x.new_tensor((0.1, 0.2, 0.3)),
+        lambda x: torch.tensor(1.0, device="cuda"),
+        lambda x: x.sum().cpu(),
+        lambda x: x.cpu(),
+        lambda x: x[torch.arange(2)],
+        lambda x: x.index_select(0, torch.arange(2)),
+        lambda x: x + torch.zeros(3),
+        lambda x: x.copy_(torch.zeros(3)),
+    ],
+)
+def test_waits_and_mixed_devices_are_found(work: Callable[[Tensor], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_cuda(monkeypatch):
+        there = torch.zeros(3).to(CUDA)
+        with NoWaits():
+            assert (2 * there + torch.tensor(1.0)).device == CUDA, "a number on the host is no wait"
+            with pytest.raises(RuntimeError):
+                work(there)
