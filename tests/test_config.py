@@ -8,7 +8,19 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from attnmosaic.config import METRICS, conf_dir, config_hash, metrics_of, networks_of, register
+from attnmosaic.config import (
+    METRICS,
+    TrainConfig,
+    conf_dir,
+    config_hash,
+    metrics_of,
+    networks_of,
+    register,
+    resolve,
+    scaled,
+)
+from attnmosaic.errors import UserError
+from attnmosaic.nodes import check_keys
 
 EXPERIMENT = """# @package _global_
 name: mine
@@ -79,3 +91,119 @@ def test_the_hash_is_of_the_trained_networks_alone(config: Callable[..., DictCon
     assert one == hashed(config("experiment=mnist_sum", "lr.what=7", "+optimizer.where.eps=1", "scheduler.what=x"))
     for change in ("lr.network=7", "model.network.dropout=0.2", "data.operation=product", "data.redraw=true"):
         assert one != hashed(config("experiment=mnist_sum", change)), change
+
+
+MINE = "mine.Net"
+REPLACED = {
+    ("model.where._target_=mine.Net",): ("model.where", {"_target_": MINE}),
+    ("model=mlp_50", "model.what._target_=mine.Net"): ("model.what", {"_target_": MINE}),
+    ("data=digits", "model=cnn", "model.where._target_=mine.Net"): ("model.where", {"_target_": MINE}),
+    ("experiment=mnist_sum", "model.network._target_=mine.Net"): ("model.network", {"_target_": MINE}),
+    ("experiment=mnist_product", "model.network._target_=mine.Net"): ("model.network", {"_target_": MINE}),
+    ("optimizer.what._target_=torch.optim.AdamW",): ("optimizer.what", {"_target_": "torch.optim.AdamW"}),
+    ("optimizer.where._target_=torch.optim.RMSprop",): ("optimizer.where", {"_target_": "torch.optim.RMSprop"}),
+    ("scheduler=cosine", "scheduler.what._target_=mine.Lr"): ("scheduler.what", {"_target_": "mine.Lr"}),
+    ("objective._target_=mine.Loss",): ("objective", {"_target_": "mine.Loss"}),
+    ("+data/weights=fixed", "data.weights._target_=mine.W"): ("data.weights", {"_target_": "mine.W"}),
+    ("logger.tensorboard._target_=mine.Logger",): ("logger.tensorboard", {"_target_": "mine.Logger"}),
+    # What is given stays, also where its value is the old one.
+    ("model.where._target_=mine.Net", "model.where.hidden=[4,8]"): (
+        "model.where",
+        {"_target_": MINE, "hidden": [4, 8]},
+    ),
+    ("model.where._target_=mine.Net", "+model.where.depth=3"): ("model.where", {"_target_": MINE, "depth": 3}),
+    ("optimizer.what._target_=torch.optim.RMSprop", "optimizer.what.momentum=0.9"): (
+        "optimizer.what",
+        {"_target_": "torch.optim.RMSprop", "momentum": 0.9},
+    ),
+    ("model.where._target_=mine.Net", "~model.where.hidden"): ("model.where", {"_target_": MINE}),
+    ("optimizer.what._target_=torch.optim.SGD",): ("optimizer.what", {"_target_": "torch.optim.SGD", "momentum": 0.9}),
+    ("experiment=mine",): ("model.where", {"_target_": MINE, "hidden": [4, 8], "width": 2}),
+    ("experiment=mine", "model=cnn"): ("model.where", {"_target_": MINE, "hidden": [4, 8], "width": 2}),
+    ("model.where._target_=mine.Net",) * 2: ("model.what", {"_target_": "attnmosaic.nn.networks.MLP", "hidden": [4]}),
+}
+
+
+@pytest.mark.parametrize("overrides", REPLACED, ids=" ".join)
+def test_a_new_target_replaces_its_node(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    """However it was composed: nothing but the config itself tells which arguments were given."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\nname: mine\nmodel: {where: {_target_: mine.Net, hidden: [4, 8], width: 2}}\n"
+    )
+    register()
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        composed = compose("train", [*overrides, f"hydra.searchpath=[file://{tmp_path}]", "run_dir=run"])
+    key, node = REPLACED[overrides]
+    assert OmegaConf.select(resolve(scaled(composed)), key) == node
+
+
+KEPT = (
+    "data._target_=x",
+    "trainer._target_=x",
+    "callbacks.last._target_=x",
+    "experiment=stagewise data.train_set._target_=x",
+)
+
+
+@pytest.mark.parametrize("overrides", KEPT)
+def test_data_trainer_and_callbacks_keep_their_settings(config: Callable[..., DictConfig], overrides: str) -> None:
+    *base, changed = overrides.split()
+    key = changed.partition("._target_")[0]
+    before, after = (OmegaConf.select(resolve(scaled(config(*base, *more))), key) for more in ((), (changed,)))
+    assert after == {**before, "_target_": "x"}
+
+
+READ = [
+    ("+width=8", "model.where.hidden=[${width}]"),
+    ("+my.width=8", "model.where.hidden=[${my.width}]"),
+    ("+my={a:{b:8}}", "model.where.hidden=[${my.a.b}]"),
+    ("+lr.base=0.1", "lr.what=${lr.base}"),
+    ("+lr.base=0.1", "lr.what=${.base}"),
+    ("+base=0.1", "lr.what=${..base}"),
+    ("+x=8", "model.where.hidden=[${oc.select:x,8}]"),
+    ("+x=2", "lr.what='${twice:${x}}'"),
+    ("+paths.x=outs", "paths.cache=${paths.output}/${paths.x}"),
+    ("+kind=a", "+widths={a:8,b:9}", "model.where.hidden=['${widths.${kind}}']"),
+    ("+schedule.x=3", "schedule.epochs=${schedule.x}"),
+    ("+rates={what:0.1,where:0.2}", "lr=${rates}"),
+]
+
+
+@pytest.mark.parametrize("overrides", READ, ids=" ".join)
+def test_a_key_that_an_interpolation_reads(config: Callable[..., DictConfig], overrides: tuple[str, ...]) -> None:
+    OmegaConf.register_new_resolver("twice", lambda x: 2 * x, replace=True)
+    check_keys(config(*overrides), TrainConfig)
+
+
+UNREAD = {
+    ("+model.attention=sparsemax",): r"model\.attention: got sparsemax, .*allowed: model\.where, model\.what",
+    ("+model.temperature=0.5",): r"model\.temperature",
+    ("+lr.nonsense=3",): r"lr\.nonsense: got 3, .*allowed: lr\.what, lr\.where, lr\.network",
+    ("+lr.all=0.1",): r"lr\.all",  # the name of a key that an interpolation does read
+    ("+optimizer.x=1",): r"optimizer\.x",
+    ("+scheduler.x=1",): r"scheduler\.x",
+    ("+schedule.epoch=1",): r"schedule\.epoch: .*did you mean schedule\.epochs\?",
+    ("+seed.x=1",): r"seed\.x",
+    ("+paths.x=1",): r"paths\.x",
+    ("+compute.thread=1",): r"compute\.thread: .*did you mean compute\.threads\?",
+    ("+x=3",): r"x: got 3, but nothing reads this key",
+    ("+epochs=5",): r"epochs: got 5, .*did you mean schedule\.epochs\?",
+    ("+my.width=8",): r"my: got",
+    ("+x=3", "+y=${x}"): r"y: got 3",
+    ("+width=8", "+widht=9", "model.where.hidden=[${width}]"): r"widht: got 9",
+    ("+began_otherwise.x=1",): r"began_otherwise: got",
+}
+
+
+@pytest.mark.parametrize("overrides", UNREAD, ids=" ".join)
+def test_a_key_that_nothing_reads(config: Callable[..., DictConfig], overrides: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match=UNREAD[overrides]):
+        check_keys(config(*overrides), TrainConfig)
+
+
+def test_a_runs_own_config_passes(config: Callable[..., DictConfig]) -> None:
+    """It has values for interpolations, so that nothing reads ``width`` any more, and what the program adds to it."""
+    saved = resolve(config("+width=8", "model.where.hidden=[${width}]"))
+    saved.began_otherwise = {"lr.what": 0.1}
+    check_keys(saved, TrainConfig)

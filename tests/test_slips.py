@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from cli import Cli
+from conftest import SMALL
 from light import LARGE, answers
 
 LIGHT = {
@@ -70,6 +71,25 @@ LIGHT = {
     ("+trainer.val_check_interval=0.3",): r"trainer\.val_check_interval: got 0\.3, needs 1\.0",
     ("data=image_folder", "data.root=split", "data.foreground=[a,b]"): r"hold different classes \(b, c\)",
     ("data=image_folder", "data.root=numbers", "data.foreground=[1,2]"): r"1 may be the class named '1' or .*index 1",
+    ("data=image_folder", "data.root=words", "data.foreground=[true,false,unsure]"): (
+        r"""data\.foreground: true may be the class named 'true'; .*'data\.foreground=\["true","false",unsure\]'"""
+    ),
+    ("data=image_folder", "data.root=words", 'data.foreground=["true",unsure]', "data.background=[false]"): (
+        r"""data\.background: false may be .*'data\.background=\["false"\]'"""
+    ),
+    ("--config-dir=own", "experiment=zeros", "data.root=zeros"): (
+        r"""data\.foreground: 1 may be the class named '01' or the class at index 1, '02'; .*=\["01","02"\]'"""
+    ),
+    ("data=cifar10", "data.classes=[1,2,3]"): r"data\.classes: got \[1, 2, 3\], needs a list of class names, in quotes",
+    ("data=cifar10", "data.foreground=[[horse],ship]"): r"data\.foreground: got .*, needs a list of class names",
+    (
+        "+model.attention=sparsemax",
+    ): r"model\.attention: got sparsemax, but nothing reads this key, allowed: model\.where",
+    ("model.attention=sparsemax",): r"model\.attention: there is no such config key.*\(--cfg job shows them all\)$",
+    ("objective.entrpy=1",): r"objective\.entrpy: .*did you mean objective\.entropy.* an argument of its _target_\)$",
+    ("+schedule.x=1",): r"schedule\.x: got 1, but nothing reads this key, allowed: schedule\.order, schedule\.k, sch",
+    ("+x=3",): r"x: got 3, but nothing reads this key",
+    ("+at_most.data.nonsense=3",): r"at_most\.data\.nonsense: got 3, but data has no such count",
     ("ckpt_path=nowhere.ckpt",): r"ckpt_path: 'nowhere\.ckpt' does not exist",
     ("data=image_folder",): r"data\.\w+: has no value and needs one; type data\.\w+=",
     ("data=image_folder", "data.root=nowhere", "data.foreground=[a,b]"): r"data\.root: 'nowhere' does not exist",
@@ -85,10 +105,15 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], tupl
     (folder / "empty").mkdir()
     for name in (
         *("pets/cat", "pets/dog", "pets/bird", "split/train/a", "split/train/b", "split/test/a", "split/test/c"),
-        *("numbers/1", "numbers/2", "numbers/3"),
+        *("numbers/1", "numbers/2", "numbers/3", "words/false", "words/other", "words/true", "words/unsure"),
+        *("zeros/01", "zeros/02", "zeros/03"),
     ):
         (folder / name).mkdir(parents=True)
         (folder / name / "image.png").touch()
+    (folder / "own" / "experiment").mkdir(parents=True)
+    (folder / "own" / "experiment" / "zeros.yaml").write_text(
+        "# @package _global_\ndefaults: [override /data: image_folder]\nname: zeros\ndata: {foreground: [01, 02]}\n"
+    )
     return dict(zip(LIGHT, answers("train", LIGHT, folder, (*LARGE, "numpy")), strict=True))
 
 
@@ -109,13 +134,29 @@ def check_line(code: int, err: str, wanted: str) -> None:
 HEAVY = {
     ("model.where._target_=attnmosaic.nn.networks.MPL",): r"model\.where\._target_: cannot import .*networks\.MLP\?",
     ("model.where._target_=no.such.Net",): r"model\.where\._target_: cannot import 'no\.such\.Net'",
-    ("model=cnn",): r"model\.where: .*ConvNet does not take patches of shape \(2,\)",
+    ("model=cnn",): r"model\.where: .*ConvNet cannot be built with .*in_shape=\(2,\).* choose another model",
+    ("model.where._target_=fakes.MyWhere", "+model.where.depth=3"): (
+        r"model\.where: fakes\.MyWhere cannot be built with depth=3, .*; leave out model\.where\.depth"
+    ),
+    ("model.where._target_=attnmosaic.nn.networks.ConvNet",): r"model\.where: .*ConvNet cannot be built with in_shape",
+    ("model=cnn", "data=digits", "model.where._target_=attnmosaic.nn.networks.MLP"): (
+        r"model\.where: .*MLP cannot be built .*'hidden'.*type \+model\.where\.hidden=VALUE"
+    ),
+    ("data=digits", "model=cnn", "model.where._target_=fakes.MyWhere"): (
+        r"model\.where: fakes\.MyWhere does not take patches of shape \(1, 8, 8\)"
+    ),
     (
         "model.what._target_=torch.nn.Flatten",
         "~model.what.hidden",
     ): r"model\.what: .*\(2,\) outputs .*needs \(3,\)",
     ("trainer.devices=2",): r"trainer\.devices: got 2, a run uses one; type trainer=ddp trainer\.devices=2",
-    ("+data.bogus=1",): r"data: .*bogus",
+    ("+data.bogus=1",): r"data: .*bogus.*; leave out data\.bogus",
+    (
+        "experiment=stagewise",
+        "data.train_set._target_=fakes.TinyCifar10",
+        "data.test_set._target_=fakes.TinyCifar10",
+        "+data.train_set.bogus=1",
+    ): r"data\.train_set: TinyCifar10 got an unexpected keyword argument 'bogus'",
     ("+objective.foo=1",): r"objective: .*foo",
     ("scheduler.what=foo",): r"scheduler\.what: got foo, needs a _target_",
     ("trainer.accelerator=gpu",): r"trainer\.accelerator: got gpu, but PyTorch finds no GPU.*trainer\.accelerator=cpu",
@@ -144,6 +185,30 @@ def test_evaluate_slips(cli: Cli, tmp_path: Path) -> None:
     check_line(*cli("evaluate", "ckpt_path=no.ckpt")[::2], r"ckpt_path: 'no\.ckpt' does not exist")
     (tmp_path / "text.ckpt").write_text("hello")
     check_line(*cli("evaluate", "ckpt_path=text.ckpt")[::2], r"'text\.ckpt' is no readable attnmosaic checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("door", "added", "said"),
+    [
+        ("evaluate", "+x=3", r"x: got 3, but nothing reads this key, allowed: name, ckpt_path, data"),
+        ("evaluate", "+compute.thread=1", r"compute\.thread: got 1, .*did you mean compute\.threads\?"),
+        ("evaluate", "+paths.x=1", r"paths\.x: got 1"),
+        ("explain", "+grids=3", r"grids: got 3, .*did you mean grid\?"),
+        ("explain", "+paths.x=1", r"paths\.x: got 1"),
+        ("predict", "+inverted=true", r"inverted: got True, .*did you mean invert\?"),
+    ],
+)
+def test_a_key_that_another_command_does_not_read(cli: Cli, tmp_path: Path, door: str, added: str, said: str) -> None:
+    (tmp_path / "some.ckpt").touch()
+    arguments = {"explain": ["images=."], "predict": ["image=x.png", "number=5"]}.get(door, [])
+    check_line(*cli(door, "ckpt_path=some.ckpt", *arguments, added)[::2], said)
+
+
+def test_a_key_that_names_the_folder(cli: Cli, tmp_path: Path) -> None:
+    """Hydra's own section may read it, too."""
+    code, _, err = cli("train", "+x=mine", "hydra.run.dir=runs/${x}", *SMALL, "schedule.k=1", "schedule.epochs=1")
+    assert (code, err) == (0, "")
+    assert (tmp_path / "runs" / "mine" / "result.json").exists()
 
 
 def test_stack_trace_on_request(tmp_path: Path) -> None:

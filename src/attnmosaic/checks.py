@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.config import PAIR, PRECISIONS, PROGRESS, metrics_of, networks_of
 from attnmosaic.data.available import check_available
-from attnmosaic.data.classes import split_classes
+from attnmosaic.data.classes import check_names, split_classes
 from attnmosaic.data.folder_layout import check_folder
 from attnmosaic.data.operations import OPERATIONS
 from attnmosaic.errors import UserError, not_among
@@ -36,7 +36,11 @@ _NOT_NEGATIVE: _Rule = (lambda v: _number(v) and v >= 0, "a number of at least 0
 _SHARE: _Rule = (lambda v: _number(v) and 0 < v < 1, "a share above 0 and below 1", 0.2)
 _UNIT: _Rule = (lambda v: _number(v) and 0 <= v <= 1, "a number from 0 to 1", 0.0)
 _PATCHES: _Rule = (lambda v: _integer(v) and 2 <= v < _MOST, "a whole number of at least 2 and below 2^31", 9)
-_CLASSES: _Rule = (lambda v: isinstance(v, list), "a list of class names or indices", "[0,1]")
+_CLASSES: _Rule = (
+    lambda v: isinstance(v, list) and not any(isinstance(item, (list, dict)) for item in v),
+    "a list of class names or indices",
+    "[0,1]",
+)
 _MEAN: _Rule = (lambda v: all(map(_number, v if isinstance(v, list) else [v])), "a number, or one a channel", 0.5)
 _STD: _Rule = (
     lambda v: all(_number(x) and x > 0 for x in (v if isinstance(v, list) else [v])),
@@ -248,6 +252,8 @@ def _check_classes(data: dict[str, Any]) -> None:
     if "foreground" not in data:
         return
     classes: Sequence[str] | None = data.get("classes")
+    if classes is not None:
+        check_names(classes)
     if "means" in data:
         classes = [str(i) for i in range(len(data["means"]))]
     elif "root" in data:

@@ -240,9 +240,12 @@ def _unknown_option(path: str, options: Iterable[str], overrides: list[str]) -> 
 
 
 def _unknown_key(key: str, overrides: list[str]) -> str:
-    close = nearest(key, _known_keys(key, overrides))
+    known = [*_known_keys(key, overrides)]
+    close = nearest(key, known)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
-    return f"{key}: there is no such config key{hint} (--cfg job shows them all; +{key}=... adds one)"
+    node = key.rpartition(".")[0]
+    adds = f"; +{key}=... adds an argument of its _target_" if f"{node}._target_" in known else ""
+    return f"{key}: there is no such config key{hint} (--cfg job shows them all{adds})"
 
 
 def _door() -> str:

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -189,6 +190,8 @@ def register() -> None:
     # The row of a table that an experiment is: row1 of table1/row1.
     OmegaConf.register_new_resolver("row", lambda name: folder_name(name).rpartition("/")[2], replace=True)
     OmegaConf.register_new_resolver("folder", folder_name, replace=True)
+    # An argument that conf/ has for a target; it goes with the target when that is replaced, see `scaled`.
+    OmegaConf.register_new_resolver("with", lambda target, value: value, replace=True)
     store = ConfigStore.instance()
     store.store(group="schema", name="train", node=TrainConfig)
     store.store(group="schema", name="evaluate", node=EvaluateConfig)
@@ -216,8 +219,12 @@ def folder_name(name: object) -> str:
 
 
 def scaled(config: DictConfig) -> DictConfig:
-    """Returns the config with its counts cut to those of ``at_most``, where it has them (``scale=smoke``)."""
-    cut = config.copy()
+    """Returns a composed config as its run takes it.
+
+    Counts are cut to those of ``at_most``, where it has them (``scale=smoke``). Arguments that a file of ``conf/`` has
+    for its own target (``${with:TARGET,VALUE}``) are removed where ``_target_`` names another.
+    """
+    cut = _without_replaced(config)
     limits = config.at_most
     with open_dict(cut):
         cut.at_most = {}
@@ -227,6 +234,27 @@ def scaled(config: DictConfig) -> DictConfig:
                 if given is None or (isinstance(given, int) and given > most):  # what is no number, `check` will tell
                     cut[section][key] = most
     return cut
+
+
+def _without_replaced(config: DictConfig) -> DictConfig:
+    kept = config.copy()
+    with open_dict(kept):
+        for key, raw in leaves(OmegaConf.to_container(config, resolve=False)):
+            if isinstance(raw, str) and (owner := re.match(r"\$\{with:([\w.]+),", raw)):
+                path, _, name = key[:-1].rpartition("[")
+                node = OmegaConf.select(kept, path) if path else kept
+                if node.get("_target_") != owner[1]:
+                    del node[name]
+    return kept
+
+
+def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the keys and values of a plain config, a key as ``[data][views][0]``."""
+    if not isinstance(node, (dict, list)):
+        yield key, node
+        return
+    for name, child in node.items() if isinstance(node, dict) else enumerate(node):
+        yield from leaves(child, f"{key}[{name}]")
 
 
 def resolve(config: DictConfig) -> DictConfig:

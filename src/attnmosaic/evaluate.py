@@ -9,10 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.checks import check, check_ckpt_path
 from attnmosaic.cli import guard, run
-from attnmosaic.config import PRECISIONS, conf_dir, register, resolve
+from attnmosaic.config import PRECISIONS, EvaluateConfig, conf_dir, register, resolve
 from attnmosaic.errors import UserError
 from attnmosaic.files import write_atomically
 from attnmosaic.lean import import_lightning
+from attnmosaic.nodes import check_keys
 from attnmosaic.trust import check_trusted
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     Raises:
         UserError: the checkpoint or its data will not do, or it names what ``config.trust`` does not.
     """
+    check_keys(config, EvaluateConfig)
     if OmegaConf.is_missing(config, "ckpt_path"):
         raise UserError("ckpt_path: has no value and needs one; type ckpt_path=outputs/.../checkpoints/last.ckpt")
     check_ckpt_path(config.ckpt_path)

@@ -15,12 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.checks import check_ckpt_path
 from attnmosaic.cli import guard, run
-from attnmosaic.config import conf_dir, register
+from attnmosaic.config import ExplainConfig, conf_dir, register
 from attnmosaic.data.decode import UnreadableError, printable
 from attnmosaic.data.own_mosaics import MOST_CELLS, OwnMosaic, Source, find_sources, read_mosaic
 from attnmosaic.errors import UserError, not_among
 from attnmosaic.explained import INDEX, TABLE, Explained, picture_names, table_columns
 from attnmosaic.lean import import_lightning
+from attnmosaic.nodes import check_keys
 from attnmosaic.runs import CONFIG
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ def _look(
 
 def _explain(config: DictConfig) -> None:
     """Explains as a config says, and writes table and pictures into its ``run_dir`` while it does."""
+    check_keys(config, ExplainConfig)
     for key, example in (("ckpt_path", "outputs/.../checkpoints/last.ckpt"), ("images", "DIR")):
         if OmegaConf.is_missing(config, key):
             raise UserError(f"{key}: has no value and needs one; type {key}={example}")

@@ -1,14 +1,22 @@
 """Whether a config has the parts that a run takes, and its nodes what can be made. Light: imports no torch."""
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
-from attnmosaic.config import TrainConfig, folder_name, networks_of
-from attnmosaic.errors import UserError
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from attnmosaic.config import TrainConfig, folder_name, leaves, networks_of
+from attnmosaic.errors import UserError, nearest
 
 _SPLITS = ("train", "test", "held_out")
+
+_CUT_WHERE_THERE = {f"{split}_{what}" for split in _SPLITS for what in ("mosaics", "images")}
+"""Counts that ``at_most`` may have for data without them."""
 
 
 def check_parts(config: Mapping[str, Any]) -> None:
@@ -27,6 +35,78 @@ def check_parts(config: Mapping[str, Any]) -> None:
                 f"at_most.{section}: got {_short(counts)}, needs counts of a section; type for example "
                 "at_most.data.train_mosaics=500"
             )
+        if absent := counts.keys() - config[section].keys() - _CUT_WHERE_THERE:
+            raise UserError(
+                f"at_most.{section}.{min(absent)}: got {counts[min(absent)]}, but {section} has no such count"
+            )
+
+
+def check_keys(config: DictConfig, schema: type) -> None:
+    """Checks that the program or an interpolation reads every key of a command's config.
+
+    Arguments of a ``_target_`` are left to the target, names of loggers and callbacks are the user's.
+
+    Args:
+        config: composed and not resolved. A run's without interpolations (its ``config.yaml``) is not checked: what
+            they read is not known any more.
+        schema: the dataclass of the command's config.
+
+    Raises:
+        UserError: nothing reads a key; names the nearest known one.
+    """
+    names = {"": [field.name for field in fields(schema)]}
+    names |= {section: [field.name for field in fields(kind)] for section, kind in _FIXED.items() if section in config}
+    nodes = {section: OmegaConf.select(config, section) if section else config for section in names}
+    added = [
+        (section, name)
+        for section, node in nodes.items()
+        if isinstance(node, DictConfig)
+        for name in map(str, node)
+        if name not in names[section]
+    ]
+    if not added or (schema is TrainConfig and not _interpolated(config)):
+        return
+    every = config.copy()
+    if HydraConfig.initialized():  # a run's folder may be named by any key
+        with open_dict(every):
+            every.hydra = HydraConfig.get()
+    for section, name in added:
+        if _is_read(every, section, name):
+            continue
+        dotted = {s: [f"{s}.{n}".lstrip(".") for n in known] for s, known in names.items()}
+        key = f"{section}.{name}".lstrip(".")
+        close = nearest(key, itertools.chain(*(keys for s, keys in dotted.items() if s or not section)), n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(
+            f"{key}: got {_short(nodes[section].get(name))}, but nothing reads this key, "
+            f"allowed: {', '.join(dotted[section])}{hint}"
+        )
+
+
+_FIXED: dict[str, Any] = {field.name: field.type for field in fields(TrainConfig) if is_dataclass(field.type)}
+"""Sections whose keys are known, and their schemas."""
+
+
+def _is_read(config: DictConfig, section: str, name: str) -> bool:
+    """Whether the value of an interpolation depends on a key."""
+    before, other = _interpolated(config), config.copy()
+    OmegaConf.copy_cache(config, other)  # the time of its start, say
+    with open_dict(other):
+        (other[section] if section else other)[name] = "another value"
+    return any(value != before[key] for key, value in _interpolated(other).items())
+
+
+def _interpolated(config: DictConfig) -> dict[str, Any]:
+    """Returns the values of all interpolations, or the errors they lead to, by their keys."""
+    values: dict[str, Any] = {}
+    for key, raw in leaves(OmegaConf.to_container(config, resolve=False)):
+        if isinstance(raw, str) and "${" in raw:
+            try:
+                value = OmegaConf.select(config, key)
+                values[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            except OmegaConfBaseException as error:
+                values[key] = str(error)
+    return values
 
 
 def check_sections(plain: Mapping[str, Any]) -> None:

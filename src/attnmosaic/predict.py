@@ -9,10 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.checks import check_ckpt_path
 from attnmosaic.cli import guard, run
-from attnmosaic.config import PAIR, conf_dir, networks_of, register
+from attnmosaic.config import PAIR, PredictConfig, conf_dir, networks_of, register
 from attnmosaic.data.operations import OPERATIONS
 from attnmosaic.errors import UserError
 from attnmosaic.lean import import_lightning
+from attnmosaic.nodes import check_keys
 from attnmosaic.trust import check_trusted
 
 register()
@@ -126,6 +127,7 @@ def _pixels(picture: Any, mode: str) -> Any:
 
 
 def _answer(config: DictConfig) -> dict[str, int]:
+    check_keys(config, PredictConfig)
     for key, example in (("ckpt_path", "outputs/.../checkpoints/last.ckpt"), ("image", "FILE"), ("number", "5")):
         if OmegaConf.is_missing(config, key):
             raise UserError(f"{key}: has no value and needs one; type {key}={example}")

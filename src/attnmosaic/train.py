@@ -16,11 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.checks import check
 from attnmosaic.cli import describe, guard, run
-from attnmosaic.config import conf_dir, register, resolve, scaled
+from attnmosaic.config import TrainConfig, conf_dir, register, resolve, scaled
 from attnmosaic.errors import BusyError, Pruned, RunError
 from attnmosaic.files import write_atomically
 from attnmosaic.lean import import_lightning
-from attnmosaic.nodes import check_parts
+from attnmosaic.nodes import check_keys, check_parts
 from attnmosaic.parallel.ranks import Ranks, processes_of
 from attnmosaic.progress import hush
 from attnmosaic.runs import CONFIG, ERROR, PRUNED, claimed, earlier_result
@@ -49,8 +49,9 @@ def train(config: DictConfig) -> dict[str, float]:
         Pruned: a search ended the run early; its folder says so, and has no result.
     """
     check_parts(config)
-    config = scaled(config)
+    composed, config = config, scaled(config)
     check(config)
+    check_keys(composed, TrainConfig)
     config = resolve(config)
     folder = Path(config.run_dir)
     with claimed(folder):

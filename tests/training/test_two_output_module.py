@@ -282,7 +282,7 @@ class OneOutput(nn.Module):
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (("data.image_size=20",), r"model\.network: .*SumNet does not take images of shape \(1, 20, 20\) \(SumNet"),
+        (("data.image_size=20",), r"model\.network: .*SumNet cannot be built with .*in_shape=\(1, 20, 20\).*SumNet"),
         (("model.network.dropout=2.0",), r"model\.network: .*dropout"),
         (("data.train_images=51",), r"data\.batch_size: 51 training images leave a minibatch of one.*=26"),
         (("data.batch_size=1",), r"data\.batch_size: 60 training images leave a minibatch of one.*=2"),

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import inspect
 import shutil
 import tarfile
 import tempfile
@@ -88,8 +89,15 @@ def load_set(key: str, make: Callable[[], Any], lock_dir: Path, instead: str) ->
         instead: what to type to use other data, told where these cannot be had.
 
     Raises:
-        UserError: the data cannot be downloaded, or the images are of different sizes or not of 8 bits.
+        UserError: the data set does not take its arguments or cannot be downloaded, or the images are of different
+            sizes or not of 8 bits.
     """
+    if isinstance(make, functools.partial):
+        with contextlib.suppress(ValueError):  # what is written in C may tell no signature
+            try:
+                inspect.signature(make.func).bind(*make.args, **make.keywords)
+            except TypeError as error:
+                raise UserError(f"{key}: {getattr(make.func, '__name__', make.func)} {error}; see conf/data") from error
     with _download(key, make, lock_dir, instead):
         source = make()
     images, labels = [], []

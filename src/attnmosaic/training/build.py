@@ -17,7 +17,7 @@ from attnmosaic.errors import UserError
 from attnmosaic.nn.attention import WhereWhat
 from attnmosaic.room import check_fits
 from attnmosaic.training.base import RunModule
-from attnmosaic.training.make import first_line, make
+from attnmosaic.training.make import first_line, make, remedy
 from attnmosaic.training.module import StagewiseModule
 from attnmosaic.training.schedule import Schedule
 from attnmosaic.training.two_outputs import TwoOutputModule
@@ -37,7 +37,8 @@ def build_network(config: DictConfig, name: str, in_shape: tuple[int, ...], outp
         seed: init seed.
 
     Raises:
-        UserError: the target does not take such patches or gives another number of outputs.
+        UserError: the target cannot be built with its arguments, does not take such patches, or gives another number
+            of outputs.
     """
     given = _derived(config, in_shape=in_shape, outputs=outputs)
     network, got = _make_network(config, f"model.{name}", given, 2 * seed + PAIR.index(name), torch.zeros(2, *in_shape))
@@ -60,7 +61,7 @@ def build_two_outputs(config: DictConfig, in_shape: tuple[int, ...], results: in
         seed: init seed.
 
     Raises:
-        UserError: the target does not take such images, or gives other outputs.
+        UserError: the target cannot be built with its arguments, does not take such images, or gives other outputs.
     """
     given = _derived(config, in_shape=in_shape, outputs=results)
     tried = torch.zeros(2, *in_shape), torch.zeros(2, dtype=torch.int64)
@@ -85,16 +86,25 @@ def _make_network(
         torch.manual_seed(seed)
         try:
             network: nn.Module = instantiate(config, **given)
+        except Exception as error:
+            cause = error.__cause__ or error
+            arguments = [f"{name}={config[name]}" for name in map(str, config) if name != "_target_"]
+            arguments += [f"{name}={value}" for name, value in given.items()]
+            what = remedy(key, config, cause) or "; choose another model for these data"
+            raise UserError(
+                f"{key}: {config._target_} cannot be built with {', '.join(arguments) or 'no arguments'} "
+                f"({first_line(cause)}){what}"
+            ) from error
+        try:
             training = network.training
             with torch.no_grad():
                 got = network.eval()(*tried)
             network.train(training)
         except Exception as error:
-            reason = first_line(error.__cause__ or error)
             kind = "patches" if len(tried) == 1 else "images"
             raise UserError(
-                f"{key}: {config._target_} does not take {kind} of shape {tuple(tried[0].shape[1:])} ({reason}); "
-                "choose another model for these data"
+                f"{key}: {config._target_} does not take {kind} of shape {tuple(tried[0].shape[1:])} "
+                f"({first_line(error)}); choose another model for these data"
             ) from error
     return network, got
 

@@ -1,5 +1,6 @@
 """Makes the objects a config names."""
 
+import re
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -30,7 +31,16 @@ def make(key: str, node: Any, **arguments: Any) -> Any:
             raise
         if cause is None:  # Hydra itself will not make it
             raise UserError(f"{key}: {first_line(error)}") from error
-        raise UserError(f"{key}: {node._target_} answers: {first_line(cause)}") from error
+        raise UserError(f"{key}: {node._target_} answers: {first_line(cause)}{remedy(key, node, cause)}") from error
+
+
+def remedy(key: str, node: Any, error: BaseException) -> str:
+    """Returns what to type where a target lacks an argument, or does not take one that its node has; or nothing."""
+    if (extra := re.search(r"unexpected keyword argument '(\w+)'", str(error))) and extra[1] in node:
+        return f"; leave out {key}.{extra[1]} ('~{key}.{extra[1]}' where a file has it)"
+    if absent := re.search(r"missing .*?required .*?'(\w+)'", str(error)):
+        return f"; type +{key}.{absent[1]}=VALUE"
+    return ""
 
 
 def first_line(error: BaseException) -> str:
