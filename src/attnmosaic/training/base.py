@@ -56,6 +56,7 @@ class RunModule(pl.LightningModule):
         self.seed = seed
         self.epoch_metrics: dict[str, float] = {}
         self.workers = Workers(1)
+        self._stop_asked = False
 
     @property
     def learners(self) -> tuple[str, ...]:
@@ -96,6 +97,17 @@ class RunModule(pl.LightningModule):
         stream = [self.seed, self.current_epoch, 2, *([self.global_rank] if self.global_rank else [])]
         torch.manual_seed(int(np.random.SeedSequence(stream).generate_state(1)[0]))
         self.epoch_metrics = {}
+        self._stop_asked = False
+
+    # A callback may ask for the end within an epoch (a timer, say). Metrics, tables and checkpoints are of complete
+    # epochs: the run ends with this one.
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._stop_asked |= self.trainer.should_stop
+        self.trainer.should_stop = False
+
+    def on_train_epoch_end(self) -> None:
+        self.trainer.should_stop |= self._stop_asked
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         save_threads(checkpoint, max(self.workers.count, torch.get_num_threads()))
