@@ -152,10 +152,10 @@ def test_the_metric_has_the_direction(cli: Cli, runs: Runs, metric: str) -> None
 
 
 def test_a_metric_without_a_direction(cli: Cli, runs: Runs) -> None:
-    given = ("optimized_metric=test/entropy", "hydra.sweeper.n_trials=1", "hydra.sweep.dir=search", *SEARCH)
-    assert cli("train", *SPACE, *given)[0] == 2
+    given = ("optimized_metric=test/entropy", "hydra.sweeper.n_trials=1", "hydra.sweep.dir=search")
+    assert cli("train", *SPACE, *given, *SEARCH)[0] == 2
     assert not Path("search/study.journal").exists()
-    assert cli("train", *SPACE, *given, "hydra.sweeper.direction=minimize")[0] == 0
+    assert cli("train", *SPACE, *given, "hydra.sweeper.direction=minimize", *SEARCH)[0] == 0
     assert study_of("search").direction.name == "MINIMIZE"
 
 
@@ -518,9 +518,9 @@ def test_a_folder_with_another_search(cli: Cli, runs: Runs, changed: str, why: s
 
 
 def test_a_folder_with_a_search_in_the_other_direction(cli: Cli, runs: Runs) -> None:
-    given = (*SPACE, "optimized_metric=test/entropy", "hydra.sweeper.n_trials=1", "hydra.sweep.dir=search", *SEARCH)
-    assert cli("train", *given, "hydra.sweeper.direction=minimize")[0] == 0
-    code, _, err = cli("train", *given, "hydra.sweeper.direction=maximize")
+    given = (*SPACE, "optimized_metric=test/entropy", "hydra.sweeper.n_trials=1", "hydra.sweep.dir=search")
+    assert cli("train", *given, "hydra.sweeper.direction=minimize", *SEARCH)[0] == 0
+    code, _, err = cli("train", *given, "hydra.sweeper.direction=maximize", *SEARCH)
     assert code == 2
     assert "holds another search (hydra.sweeper.direction: minimize before, maximize now)" in err
     assert runs.ran == [0]
