@@ -7,7 +7,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from attnmosaic.config import PRECISIONS
-from attnmosaic.errors import UserError
+from attnmosaic.errors import UserError, gpu_memory_trouble
 from attnmosaic.parallel.ranks import Place
 from attnmosaic.training import processes
 from attnmosaic.training.base import RunModule
@@ -43,8 +43,18 @@ def fit(config: DictConfig, place: Place | None = None) -> tuple[pl.Trainer, Run
             trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
         except MisconfigurationException as error:  # of a callback or logger, most of them before the first step
             raise UserError(f"trainer: {first_line(error)}; leave out what asks for it") from error
-        except Exception as error:
-            if (callback := _raised_by(error)) is None:
+        except (
+            ArithmeticError,
+            AttributeError,
+            ImportError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            # Of several processes the one that is lost is not to blame; nor is a callback for a device that is full.
+            callback = None if processes.count() > 1 or gpu_memory_trouble(error) else _raised_by(error)
+            if callback is None:
                 raise
             raise UserError(
                 f"callbacks: {callback} does not work with this run ({first_line(error)}); leave it out"
