@@ -18,7 +18,7 @@ TAKEN = frozenset({
 })  # fmt: skip
 """Arguments that do what Lightning documents; some of their values are refused in `attnmosaic.checks`."""
 
-_OFF = (None, 1, 1.0)
+_OFF = (None, 1.0)  # a whole 1 would be one batch
 _ALL = "evaluations take all examples; type data.test_mosaics=N or data.held_out_images=N"
 
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -77,8 +77,9 @@ def check_trainer(trainer: Mapping[str, Any], epochs: int | None = None) -> None
         UserError: one of them does nothing, or not what it says; names what to type instead.
     """
     for key, value in trainer.items():
-        if key in REFUSED and value not in REFUSED[key][0]:
-            raise UserError(f"trainer.{key}: got {_shown(value)}, which a run does not take: {REFUSED[key][1]}")
+        allowed, instead = REFUSED.get(key, ((value,), ""))
+        if not any(type(value) is type(same) and value == same for same in allowed):
+            raise UserError(f"trainer.{key}: got {_shown(value)}, which a run does not take: {instead}")
     if epochs is not None and trainer.get("max_epochs", epochs) != epochs:
         raise UserError(
             f"trainer.max_epochs: got {_shown(trainer['max_epochs'])}, but a run has the epochs of its schedule "

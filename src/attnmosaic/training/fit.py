@@ -16,6 +16,9 @@ from attnmosaic.training.make import first_line, make
 from attnmosaic.training.resume import check_resume
 from attnmosaic.training.trainer import build_trainer, interruptible
 
+_OF_CALLBACKS = (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a callback raises that does not suit a run; errors of disks and of this program are reported on their own."""
+
 
 def fit(config: DictConfig, place: Place | None = None) -> tuple[pl.Trainer, RunModule]:
     """Trains a run's networks and measures them with their final weights.
