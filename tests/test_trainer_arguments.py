@@ -23,8 +23,7 @@ OTHERS: dict[str, Any] = {
     "enable_checkpointing": False, "enable_progress_bar": True, "fast_dev_run": True, "gradient_clip_algorithm": "norm",
     "gradient_clip_val": 1.0, "limit_predict_batches": 2, "limit_test_batches": 1, "limit_train_batches": 0.5,
     "limit_val_batches": 0, "logger": True, "max_steps": 10, "min_steps": 10, "model_registry": "mine",
-    "num_sanity_val_steps": 2, "overfit_batches": 1, "precision": "64-true", "sync_batchnorm": True,
-    "use_distributed_sampler": True,
+    "num_sanity_val_steps": 2, "overfit_batches": 1, "precision": "64-true", "use_distributed_sampler": True,
 }  # fmt: skip
 """A value for each refused argument that is not Lightning's default."""
 
@@ -80,10 +79,12 @@ def test_refused(key: str) -> None:
         ("+trainer.deterministic=maybe", r"trainer\.deterministic: got maybe, needs true, false or warn"),
         ("+trainer.benchmark=2", r"trainer\.benchmark: got 2, needs true or false"),
         ("+trainer.inference_mode=abc", r"trainer\.inference_mode: got abc, needs true or false"),
+        ("+trainer.sync_batchnorm=yes", r"trainer\.sync_batchnorm: got yes, needs true or false"),
+        ("+trainer.sync_batchnorm=true", r"trainer\.sync_batchnorm: .*on GPUs alone; leave it out"),
         ("trainer.log_every_n_steps=0", r"trainer\.log_every_n_steps: got 0, needs"),
     ],
 )
-def test_refused_before_anything_heavy(train: Train, given: str, wanted: str) -> None:
+def test_refused_before_training(train: Train, given: str, wanted: str) -> None:
     with pytest.raises(UserError, match=wanted):
         train(*SHORT, given)
 

@@ -89,6 +89,7 @@ _RULES: dict[str, _Rule] = {
     "trainer.deterministic": _DETERMINISTIC,
     "trainer.enable_model_summary": _FLAG,
     "trainer.inference_mode": _FLAG,
+    "trainer.sync_batchnorm": _FLAG,
     "trainer.log_every_n_steps": _COUNT,
     "trainer.reload_dataloaders_every_n_epochs": _WHOLE,
     "trainer.val_check_interval": _ONE,

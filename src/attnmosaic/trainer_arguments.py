@@ -14,7 +14,7 @@ from attnmosaic.errors import UserError
 TAKEN = frozenset({
     "accelerator", "benchmark", "check_val_every_n_epoch", "default_root_dir", "detect_anomaly", "deterministic",
     "devices", "enable_model_summary", "inference_mode", "log_every_n_steps", "max_time", "min_epochs", "num_nodes",
-    "plugins", "profiler", "reload_dataloaders_every_n_epochs", "val_check_interval",
+    "plugins", "profiler", "reload_dataloaders_every_n_epochs", "sync_batchnorm", "val_check_interval",
 })  # fmt: skip
 """Arguments that do what Lightning documents; some of their values are refused in `attnmosaic.checks`."""
 
@@ -57,7 +57,6 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "num_sanity_val_steps": ((0,), "evaluations follow epochs; type scale=smoke to see one within seconds"),
     "overfit_batches": ((0, 0.0), "type debug=overfit"),
     "precision": ((None,), "it is a key of its own; type precision=float32, precision=float64 or precision=bfloat16"),
-    "sync_batchnorm": ((False,), "each process normalises its own part of a minibatch; type trainer.devices=1"),
     "use_distributed_sampler": ((False,), "processes share out each minibatch themselves; leave it out"),
 }
 """Arguments that would do nothing or something else: the values that change nothing, and what to type instead."""

@@ -69,6 +69,8 @@ def build_trainer(config: DictConfig, precision: str, place: Place | None = None
             f"trainer.devices: got {config.trainer.devices}, which are {trainer.world_size} here; "
             f"type trainer=ddp trainer.devices={trainer.world_size}, or trainer.devices=1"
         )
+    if config.trainer.get("sync_batchnorm") and trainer.strategy.root_device.type != "cuda":
+        raise UserError("trainer.sync_batchnorm: torch synchronises batch normalisation on GPUs alone; leave it out")
     if trainer.strategy.root_device.type == "mps":
         raise UserError("trainer.accelerator: Apple's GPUs lack the metrics' float64; type trainer.accelerator=cpu")
     return trainer
