@@ -73,8 +73,11 @@ class UsesUp(MLP):
         return super().forward(x)
 
 
+USES_UP = ("model.what._target_=test_gpu_memory.UsesUp", "model.what.hidden=[4]")
+
+
 def test_a_run_ends_with_the_line(cli: Cli) -> None:
-    code, _, err = cli("train", *SMALL, "model.what._target_=test_gpu_memory.UsesUp", "hydra.run.dir=run")
+    code, _, err = cli("train", *SMALL, *USES_UP, "hydra.run.dir=run")
     assert code == 1
     assert err.startswith("error: GPU memory is used up (CUDA out of memory. Tried to allocate 2.00 GiB.")
     assert err.count("\n") <= 1

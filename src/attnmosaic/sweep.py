@@ -49,6 +49,8 @@ class SweepPlan(Callback):
         guard_sweep(self._settle, config)
 
     def _settle(self, config: DictConfig) -> None:
+        if config.hydra.job.config_name != "train" and not is_own(config.hydra):
+            return  # a search, which takes no other command and says so
         write_out_sweeps(config)
         self._folder = Path(settle_folder(config)).absolute()  # a job may change into another
         if config.hydra.job.config_name != "train":

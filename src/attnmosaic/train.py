@@ -97,7 +97,7 @@ def _train(config: DictConfig, ranks: Ranks) -> dict[str, float]:
         metrics = finish_run(config, trainer, module)
     log.info("%s", final_table(metrics, module))
     if reason := reason_of_end(trainer, config.schedule.epochs):
-        log.info("ended after epoch %d of %d: %s", module.epochs_done, config.schedule.epochs, reason)
+        log.info("ended after epoch %d of %d: %s", trainer.current_epoch, config.schedule.epochs, reason)
     log.info("plots, tables, checkpoints: %s\nTensorBoard: tensorboard --logdir %s", config.run_dir, config.run_dir)
     return metrics
 

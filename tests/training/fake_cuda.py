@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from attnmosaic.training import steps
+from attnmosaic.training import module
 from attnmosaic.training.base import RunModule
 
 CUDA = torch.device("cuda", 0)
@@ -39,14 +39,19 @@ class NoWaits(TorchDispatchMode):
         return result
 
 
+def _no_gradients(loss: Tensor, inputs: Any, *_: Any, **__: Any) -> tuple[Tensor, ...]:
+    inputs = [inputs] if isinstance(inputs, Tensor) else inputs
+    return tuple(torch.zeros_like(value) + 0 * loss.detach().sum() for value in inputs)
+
+
 @contextlib.contextmanager
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Lets ``.to("cuda")`` give fake tensors in a block; mixing devices raises, as do values that are asked for.
 
     Gradients are zeros: torch's autograd needs a GPU's driver.
     """
-    monkeypatch.setattr(steps, "decomposes", lambda *_: True)  # compares numbers
-    monkeypatch.setattr(torch.autograd, "grad", lambda loss, x: (torch.zeros_like(x) + 0 * loss.detach(),))
+    monkeypatch.setattr(module, "decomposes", lambda *_: True)  # compares numbers
+    monkeypatch.setattr(torch.autograd, "grad", _no_gradients)
     replaced = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # `to` could not turn a tensor into a fake one
     try:

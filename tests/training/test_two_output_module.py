@@ -284,8 +284,11 @@ class OneOutput(nn.Module):
     [
         (("data.image_size=20",), r"model\.network: .*SumNet cannot be built with .*in_shape=\(1, 20, 20\).*SumNet"),
         (("model.network.dropout=2.0",), r"model\.network: .*dropout"),
-        (("data.train_images=51",), r"data\.batch_size: 51 training images leave a minibatch of one.*=26"),
-        (("data.batch_size=1",), r"data\.batch_size: 60 training images leave a minibatch of one.*=2"),
+        (
+            ("data.train_images=51",),
+            r"data\.batch_size: got 25, which leaves of 51 training examples a part of one.*=26",
+        ),
+        (("data.batch_size=1",), r"data\.batch_size: got 1, which leaves of 60 training examples a part of one.*=2"),
         (
             ("model.network._target_=test_two_output_module.OneOutput", "~model.network.dropout"),
             r"OneOutput must give two outputs, of 10 and of 19 logits",

@@ -75,7 +75,8 @@ class Steps:
         self.decomposes = decomposes
         self.mosaics = frozen.mosaics["train"]
         self.own = microbatches is None and decomposes
-        self._flop = forward_flop(pair, self.mosaics.pool.patch_shape) if self.own else (0, 0)
+        several = self.own and frozen.workers.count > 1
+        self._flop = forward_flop(pair, self.mosaics.pool.patch_shape) if several else (0, 0)
         self._pool_patches: Tensor | None = None
 
     def __call__(
