@@ -20,7 +20,7 @@ from attnmosaic.files import remove_unfinished
 from attnmosaic.trust import NotPlainError, check_plain
 
 RESULT, CONFIG, ERROR, LOCK, SWEEP = "result.json", "config.yaml", "error.txt", ".lock", "sweep.json"
-METRICS_CSV, CHECKPOINTS, PRUNED = "metrics.csv", "checkpoints", "pruned.txt"
+METRICS_CSV, CHECKPOINTS, LAST, PRUNED = "metrics.csv", "checkpoints", "last.ckpt", "pruned.txt"
 
 AT_ONCE = "ATTNMOSAIC_JOBS_AT_ONCE"
 """The environment variable that tells a job how many of its sweep run at once."""
