@@ -7,7 +7,7 @@ UV_VERSION := 0.13.8
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults lint bench train report tensorboard lock clean
+.PHONY: help demo test test-faults test-matrix lint bench train report tensorboard lock clean
 .PHONY: reproduce reproduce-table1 reproduce-table2 reproduce-averages reproduce-gradients reproduce-mnist
 
 help: ## list the targets
@@ -21,6 +21,19 @@ test: $(VENV)/installed ## run the test suite
 
 test-faults: $(VENV)/installed ## the slow half of it: kills, clusters, hostile input, a thousand epochs (docs/reliability.md)
 	$(BIN)/python -m pytest -m faults $(ARGS)
+
+# Settings that stand in for other machines: CPUs without AVX or AVX-512, other numbers of threads, a core that is not ours.
+SETTINGS ?= default avx2 one four busy
+on_default := env ATEN_CPU_CAPABILITY=default
+on_avx2 := env ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
+on_one := env OMP_NUM_THREADS=1
+on_four := env OMP_NUM_THREADS=4
+on_busy := $(BIN)/python -m benchmarks.busy
+
+test-matrix: $(addprefix test-on-,$(SETTINGS)) ## run the test suite as on other machines; SETTINGS=avx2 chooses
+
+test-on-%: $(VENV)/installed
+	$(on_$*) $(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/installed ## check style and types
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """The cases: each measures seconds of one unit of work, for every contender in turn, several times over."""
 
+import json
 import os
 import re
 import subprocess
@@ -20,13 +21,13 @@ from attnmosaic.data.datamodule import MosaicDataModule
 from attnmosaic.data.mosaics import Mosaics, draw_mosaics
 from attnmosaic.nn.attention import WhereWhat
 from attnmosaic.nn.networks import MLP
-from benchmarks import plain, project, reference
+from benchmarks import machine, plain, project, reference
 from benchmarks.project import finish
 
 Times = dict[str, dict[str, list[float]]]
 """Seconds by case and contender, one value a repeat."""
 
-REFERENCE, PLAIN, SINGLE, OURS = "reference", "plain", "S = 1", "attnmosaic"
+REFERENCE, PLAIN, SINGLE, OURS, QUIET = "reference", "plain", "S = 1", "attnmosaic", "quiet machine"
 MOSAICS, BATCH, K = 30_000, 250, 5
 STEPS = MOSAICS // BATCH
 STEPS_OF_REFERENCE = 2
@@ -234,6 +235,34 @@ def command_cases(repeats: int) -> Iterator[tuple[str, str, float]]:
         yield "--help", OURS, command(*TRAIN, "--help")[0]
         yield "--cfg job", OURS, command(*TRAIN, "--cfg", "job")[0]
         yield "a slip answered", OURS, command(*TRAIN, "schedule.k=0")[0]
+
+
+RUNS = {
+    "gaussian": (),
+    "digits": ("experiment=stagewise", "data=digits", "schedule.epochs=10"),
+    "mnist_sum": ("experiment=mnist_sum",),
+    "mnist_product": ("experiment=mnist_product",),
+}
+"""Default runs that need no download."""
+
+
+def busy_cases(repeats: int) -> Iterator[tuple[str, str, float]]:
+    """Yields (case, contender, seconds of training) on a quiet machine, and beside a process that needs a core."""
+    for _ in range(repeats):
+        for name, settings in RUNS.items():
+            yield f"one core busy: {name}", QUIET, seconds_of_training(*settings)
+            with machine.busy_core():
+                yield f"one core busy: {name}", OURS, seconds_of_training(*settings)
+
+
+def seconds_of_training(*settings: str) -> float:
+    """Returns how long a run trains, without imports, figures and the final evaluation."""
+    with tempfile.TemporaryDirectory() as folder:
+        _, printed = command(*TRAIN, *settings, "callbacks.pictures=null", "progress=quiet", f"hydra.run.dir={folder}")
+        result = Path(folder, "result.json")
+        if not result.exists():
+            raise RuntimeError(printed)
+        return float(json.loads(result.read_text())["seconds"])
 
 
 def memory_cases() -> Iterator[tuple[str, str, float]]:

@@ -1,9 +1,12 @@
-"""What a measurement was made on, and what that machine can do at best."""
+"""What a measurement was made on, what that machine can do at best, and how to keep a core of it busy."""
 
+import contextlib
 import os
 import platform
 import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,16 @@ import numpy as np
 import torch
 
 from attnmosaic.training.outcome import cpu_name, versions
+
+
+@contextlib.contextmanager
+def busy_core() -> Iterator[None]:
+    """Keeps a core busy meanwhile, by another process."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as spinning:
+        try:
+            yield
+        finally:
+            spinning.kill()
 
 
 def describe(device: torch.device) -> dict[str, Any]:

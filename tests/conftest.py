@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from jaxtyping import install_import_hook
 
-# Small tensors gain nothing from threads, and a busy machine makes them wait for each other.
-os.environ["OMP_NUM_THREADS"] = "1"
+# Small tensors gain nothing from threads, and the workers of pytest share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Before anything of the package is imported: every shape in a signature is then checked on every call.
 install_import_hook(["attnmosaic.data", "attnmosaic.nn", "attnmosaic.metrics"], "beartype.beartype")

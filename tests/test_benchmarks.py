@@ -1,9 +1,12 @@
 """The benchmarks run, on small data, and judge and compare rightly. What they measure is no test's concern."""
 
+import contextlib
 import json
+import os
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +16,7 @@ import torch
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import cases, growth, machine, project
-from benchmarks.cases import OURS, PLAIN, REFERENCE, SINGLE
+from benchmarks.cases import OURS, PLAIN, QUIET, REFERENCE, SINGLE
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +46,39 @@ def test_images_and_points(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     out = capsys.readouterr().out
     assert all(case in out for case in written["times"])
     assert "x reference (>= 80)" in out
+
+
+def test_a_busy_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run is measured beside no other process, then beside one that is gone afterwards."""
+    beside: list[bool] = []
+
+    @contextlib.contextmanager
+    def busy() -> Iterator[None]:
+        beside.append(True)
+        yield
+        beside.append(False)
+
+    monkeypatch.setattr(cases.machine, "busy_core", busy)
+    few = ("data.train_mosaics=30", "data.test_mosaics=30", "data.held_out_mosaics=30", "schedule.epochs=2")
+    monkeypatch.setattr(cases, "RUNS", {"gaussian": few})
+    times: cases.Times = {}
+    cases.gather(cases.busy_cases(1), times)
+    ((case, contenders),) = times.items()
+    assert contenders.keys() == {QUIET, OURS}
+    assert beside == [True, False]
+    monkeypatch.setitem(benchmarks.TARGETS, case, {QUIET: 0.4})
+    met = [verdict for _, verdict in benchmarks.verdicts(case, {QUIET: [2.0], OURS: [4.0]})]
+    missed = [verdict for _, verdict in benchmarks.verdicts(case, {QUIET: [2.0], OURS: [6.0]})]
+    assert (met, missed) == ([True], [False])
+
+
+def test_a_core_is_kept_busy_meanwhile() -> None:
+    with machine.busy_core():
+        (spinning,) = subprocess.run(
+            ["pgrep", "-P", str(os.getpid()), "-f", "while True"], capture_output=True, text=True
+        ).stdout.split()
+        assert Path("/proc", spinning).exists()
+    assert not Path("/proc", spinning).exists()
 
 
 @pytest.mark.parametrize(("given", "tf32"), [("highest", False), ("high", True)])

@@ -20,9 +20,11 @@ from optuna.storages.journal import JournalFileBackend
 from searches import SEARCH, SPACE, Runs, facts, plugin, stand_in, study_of, told
 
 from attnmosaic.collect import collect
+from attnmosaic.config import METRICS, two_output_metrics
+from attnmosaic.data.operations import OPERATIONS
 from attnmosaic.errors import UserError
 from attnmosaic.runs import RESULT, Run
-from attnmosaic.search.options import Options
+from attnmosaic.search.options import _BETTER, Options
 from attnmosaic.search.space import parse_space
 from attnmosaic.search.study import draw, open_storage, open_study
 
@@ -113,12 +115,63 @@ def test_a_slip_ends_a_search(cli: Cli) -> None:
     assert study_of("search").trials[0].params == drawn
 
 
+@pytest.mark.parametrize("launcher", ["basic", pytest.param("joblib", marks=pytest.mark.faults)])
+def test_a_search_over_experiments(cli: Cli, launcher: str) -> None:
+    """The folder has no experiment's name, and all trials are in it, each with its result."""
+    space = ("experiment=choice(gaussian,gaussian_type1)", "lr.what=0.01", "lr.where=0.01", "hydra.sweeper.n_trials=3")
+    given = [override for override in PLAIN if override not in ("hydra.sweep.dir=search", "schedule.k=1")]
+    random = ("hydra.sweeper.sampler=random", f"hydra/launcher={launcher}", "hydra.sweeper.params={}")
+    code, out, err = cli("train", *given, *space, *random, *SEARCH)
+    assert code == 0, err
+    (folder,) = Path("outputs/sweeps").iterdir()
+    assert sorted(path.parent.name for path in folder.glob("*/result.json")) == ["0", "1", "2"]
+    trials = study_of(folder).trials
+    assert {(trial.state.name, trial.params["experiment"]) for trial in trials} == {
+        ("COMPLETE", "gaussian"), ("COMPLETE", "gaussian_type1"),
+    }  # fmt: skip
+    assert out.count(" finished\n") == 4  # in the heading, too
+
+
+# ---- the direction
+
+
+@pytest.mark.parametrize("metric", ["test/loss", "test/ffpf", "test/accuracy"])
+def test_the_metric_has_the_direction(cli: Cli, runs: Runs, metric: str) -> None:
+    """The best trial, the table's order and what is drawn next follow from it."""
+    given = (f"optimized_metric={metric}", "hydra.sweeper.n_trials=6", "hydra.sweep.dir=search")
+    code, out, err = cli("train", *SPACE, *given, *SEARCH)
+    assert code == 0, err
+    trials, less = study_of("search").trials, metric != "test/accuracy"
+    best = (min if less else max)(trials, key=lambda trial: trial.value)
+    assert study_of("search").best_trial.number == best.number
+    assert out.startswith(f"\n{metric}, {'minimized' if less else 'maximized'}; 6 of 6 trials, 6 finished")
+    assert f"best: trial {best.number}, " in out
+    rows = [float(line.split()[1]) for line in out.splitlines() if re.match(r" +\d+ +\d\.\d{4} ", line)]
+    assert rows == sorted(rows, reverse=not less)
+    assert len(rows) == 6
+
+
+def test_a_metric_without_a_direction(cli: Cli, runs: Runs) -> None:
+    given = ("optimized_metric=test/entropy", "hydra.sweeper.n_trials=1", "hydra.sweep.dir=search")
+    assert cli("train", *SPACE, *given, *SEARCH)[0] == 2
+    assert not Path("search/study.journal").exists()
+    assert cli("train", *SPACE, *given, "hydra.sweeper.direction=minimize", *SEARCH)[0] == 0
+    assert study_of("search").direction.name == "MINIMIZE"
+
+
+def test_each_metric_was_thought_of() -> None:
+    """Those of a run of either kind: a new one has a direction, or is one of these."""
+    every = {*METRICS, *(name for operation in OPERATIONS for name in two_output_metrics(operation))}
+    assert every - _BETTER.keys() == {"ffpt", "ftpf", "confident", "entropy"}
+    assert _BETTER.keys() <= every
+
+
 # ---- pruning
 
 PRUNED = (
     "lr.what=choice(0.1,1e-9)", "lr.where=0.01", "trainer.check_val_every_n_epoch=1", "hydra.sweeper.pruner=median",
     "hydra.sweeper.pruner_args={n_startup_trials:1}", "hydra.sweeper.sampler=random", "hydra.sweeper.n_trials=5",
-    "optimized_metric=test/loss", "hydra.sweeper.direction=minimize", "schedule.k=2", "schedule.epochs=12",
+    "optimized_metric=test/loss", "schedule.k=2", "schedule.epochs=12",
 )  # fmt: skip
 
 
@@ -449,7 +502,6 @@ def test_databases_of_optunas(cli: Cli, runs: Runs) -> None:
         ),
         ("lr.what=0.1", r"holds another search \(lr\.what: .* before, None now\)"),
         ("optimized_metric=test/loss", r"another search \(optimized_metric: test/accuracy before, test/loss now\)"),
-        ("hydra.sweeper.direction=minimize", r"hydra\.sweeper\.direction: got minimize, but the study .* to maximize"),
     ],
 )
 def test_a_folder_with_another_search(cli: Cli, runs: Runs, changed: str, why: str) -> None:
@@ -463,6 +515,15 @@ def test_a_folder_with_another_search(cli: Cli, runs: Runs, changed: str, why: s
     assert err.count("\n") == 1
     assert facts("search")
     assert len(Path("search/study.journal").read_text().splitlines()) <= len(before.splitlines()) + 1
+
+
+def test_a_folder_with_a_search_in_the_other_direction(cli: Cli, runs: Runs) -> None:
+    given = (*SPACE, "optimized_metric=test/entropy", "hydra.sweeper.n_trials=1", "hydra.sweep.dir=search")
+    assert cli("train", *given, "hydra.sweeper.direction=minimize", *SEARCH)[0] == 0
+    code, _, err = cli("train", *given, "hydra.sweeper.direction=maximize", *SEARCH)
+    assert code == 2
+    assert "holds another search (hydra.sweeper.direction: minimize before, maximize now)" in err
+    assert runs.ran == [0]
 
 
 def test_a_search_with_other_settings_is_refused(cli: Cli) -> None:
@@ -518,6 +579,15 @@ LIGHT = {
     ("hydra.sweeper.sampler=tpee",): r"hydra\.sweeper\.sampler: got 'tpee', allowed: tpe, random; did you mean",
     ("hydra.sweeper.pruner=medium",): r"hydra\.sweeper\.pruner: got 'medium', allowed: none, median, hyperband; did",
     ("hydra.sweeper.direction=up",): r"hydra\.sweeper\.direction: got 'up', allowed: maximize, minimize",
+    ("hydra.sweeper.direction=minimize",): r"hydra\.sweeper\.direction: got minimize, needs maximize for test/accuracy",
+    (
+        "optimized_metric=test/loss",
+        "hydra.sweeper.direction=maximize",
+    ): r"hydra\.sweeper\.direction: got maximize, needs",
+    ("optimized_metric=test/entropy",): r"hydra\.sweeper\.direction: required for test/entropy; type .*=maximize or",
+    ("optimized_metric=test/loss,test/accuracy",): r"optimized_metric: differs between trials \(test/loss, test/acc",
+    ("experiment=glob(gradeints/*)",): r"experiment: got glob\(gradeints/\*\), which matches none of gaussian, ",
+    ("schedule.k=range(3,3)",): r"schedule\.k: got range\(3,3\), which has no values; type",
     ("hydra.sweeper.n_trials=0",): r"hydra\.sweeper\.n_trials: got 0, needs a whole number of at least 1; type",
     ("hydra.sweeper.n_jobs=1.5",): r"hydra\.sweeper\.n_jobs: got 1\.5, needs a whole number",
     ("hydra.sweeper.seed=-1",): r"hydra\.sweeper\.seed: got -1, needs a whole number of at least 0",

@@ -62,6 +62,21 @@ def test_a_sweep_on_a_cluster(cli: Cli, tmp_path: Path, monkeypatch: pytest.Monk
         assert Path("whole/gradients.csv").read_text() == Path(f"sweep/{number}/gradients.csv").read_text()
 
 
+@pytest.mark.faults
+def test_a_sweep_over_experiments_on_a_cluster(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its jobs run in the sweep's folder, of which the name has no experiment's."""
+    with slurm() as cluster:
+        for name, value in cluster.environ.items():
+            monkeypatch.setenv(name, value)
+        asked = (LAUNCHER, "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=null", "callbacks.pictures=null")
+        given = ("experiment=gaussian,gaussian_type1", "scale=smoke", "trainer.accelerator=cpu", *asked)
+        code, _, err = cli("train", *given, "-m")
+        assert code == 0, err
+    (plan,) = Path().rglob("sweep.json")
+    assert plan.parent.parent == Path("outputs/smoke/sweeps")
+    assert {*Path().rglob("result.json")} == {plan.parent / job / "result.json" for job in ("0", "1")}
+
+
 def _check_a_sweep(cluster: Cluster, command: list[str]) -> None:
     rows = [Path("sweep", str(number)) for number in range(len(FATES))]
     held = rows[1:4]

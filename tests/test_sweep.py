@@ -135,6 +135,186 @@ def test_a_sweep_stopped_and_started_again(
     assert plan["commands"] == [f"{again} progress=quiet -m", f"{again} -m"]
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that take no time."""
+
+    def train(config: Any) -> dict[str, float]:
+        folder = Path(config.run_dir)
+        (folder / RESULT).write_text(json.dumps({"name": config.name, "scale": config.scale, "metrics": {}}))
+        return {config.optimized_metric: 0.5}
+
+    monkeypatch.setattr("attnmosaic.train.train", train)
+
+
+TIME = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "folder"),
+    [
+        (["experiment=gaussian,gaussian_type1"], f"outputs/sweeps/{TIME}"),
+        (["experiment=gradients/joint,gradients/type2"], f"outputs/sweeps/gradients/{TIME}"),
+        (["experiment=gaussian_type1,gaussian_type2", "seed.all=0,1", "scale=smoke"], f"outputs/smoke/sweeps/{TIME}"),
+        (["scale=smoke,full"], f"outputs/sweeps/gaussian/{TIME}"),
+        (["name=a,b"], f"outputs/sweeps/{TIME}"),
+        (["paths.output=out/a,out/b"], f"out/sweeps/gaussian/{TIME}"),
+        (["lr.what=0.1,0.2", "hydra.sweep.dir=out/${lr.what}"], "out"),
+        (["lr.what=0.1,0.2", "hydra.sweep.dir='out/lr ${lr.what}/${now:%Y}'"], r"out/\d{4}"),
+        (["seed.all=0,1", "hydra.sweep.dir=out/${hydra.job.num}"], "out"),
+        (["+trainer.foo=1,2", "hydra.sweep.dir=out/${trainer.foo}/x"], "out/x"),
+        (["experiment=gaussian,gaussian_type1", 'hydra.sweep.dir="o/a=b, [é] {x} \'$y"'], r"o/a=b, \[é\] \{x\} '\$y"),
+        (["seed.all=0,1"], f"outputs/sweeps/gaussian/{TIME}"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_sweep_has_one_folder(cli: Cli, quick: None, overrides: list[str], folder: str) -> None:
+    """Whatever is swept: the plan, Hydra's record, every run and the table are in it; the same command finds it."""
+    code, out, err = cli("train", *overrides, "progress=quiet", "-m")
+    assert code == 0, err
+    (plan,) = Path().rglob("sweep.json")
+    jobs = list(json.loads(plan.read_text())["jobs"])
+    assert re.fullmatch(folder, str(plan.parent))
+    assert {*Path().rglob("multirun.yaml")} == {plan.parent / "multirun.yaml"}
+    assert {*Path().rglob(RESULT)} == {plan.parent / job / RESULT for job in jobs}
+    assert len(jobs) >= 2
+    assert f"runs: {plan.parent}\n" in out
+    assert not re.search(r"\d missing", out)
+    dirs = [override for override in overrides if not override.startswith("hydra.sweep.dir")]
+    again = plan.parent.as_posix().replace("'", r"\'")
+    code, _, err = cli("train", *dirs, f"hydra.sweep.dir='{again}'", "progress=quiet", "-m")
+    assert code == 0, err
+    assert [*Path().rglob("sweep.json")] == [plan]
+    assert list(json.loads(plan.read_text())["jobs"]) == jobs
+
+
+def test_jobs_that_change_into_their_folders(cli: Cli, quick: None) -> None:
+    code, _, err = cli("train", "seed.all=0,1", "hydra.sweep.dir=sweep", "hydra.job.chdir=True", "-m")
+    assert code == 0, err
+    assert [*Path().rglob("sweep.json")] == [Path("sweep/sweep.json")]
+
+
+@pytest.mark.parametrize("launcher", [pytest.param("joblib", marks=pytest.mark.faults)])
+def test_one_folder_in_other_processes(cli: Cli, launcher: str) -> None:
+    given = ("experiment=gaussian,gaussian_type1", "scale=smoke", "trainer.accelerator=cpu", "callbacks.pictures=null")
+    code, out, err = cli("train", *given, f"hydra/launcher={launcher}", "-m")
+    assert code == 0, err
+    (plan,) = Path().rglob("sweep.json")
+    assert {*Path().rglob(RESULT)} == {plan.parent / job / RESULT for job in ("0", "1")}
+    assert "missing" not in out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["paths.output=a,b"], r"hydra\.sweep\.dir: a sweep has one folder, and its jobs would have 'a/sweeps/.*=DIR"),
+        (["lr.what=1,2", "hydra.sweep.dir=${lr.what}"], r"hydra\.sweep\.dir: a sweep has one folder, .*'1\.0', '2\.0'"),
+        (["paths.output=/a,/b"], r"hydra\.sweep\.dir: a sweep has one folder"),
+        (["run_dir=x", "seed.all=0,1"], r"run_dir: a sweep's runs write into the sweep's folder; type hydra\.sweep\.d"),
+        (["run_dir=x,y"], r"run_dir: a sweep's runs"),
+        (["reproduce=table1,table2"], r"reproduce: got table1,table2, and a table is a sweep; type a command for each"),
+        (["reproduce=gradients", "lr.what=1,2"], r"hydra\.sweep\.subdir: got 'joint/seed0' for 2 jobs, needs another"),
+        (["reproduce=gradients", "scale=smoke,full"], r"hydra\.sweep\.subdir: got 'joint/seed0' for 2 jobs, needs"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_sweep_in_several_folders_is_refused(cli: Cli, quick: None, overrides: list[str], said: str) -> None:
+    code, _, err = cli("train", *overrides, "-m")
+    assert (code, err.count("\n")) == (2, 1), err
+    assert re.match(f"error: {said}", err), err
+    assert not [*Path().iterdir()]
+
+
+GRADIENTS = ["joint", "type1", "type2", "type3", "type4", "type5", "what_then_where", "where_then_what"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        (["experiment=glob(gradients/*)"], [f"gradients/{name}" for name in GRADIENTS]),
+        (["experiment=glob(gradients/j*)"], ["gradients/joint"]),
+        (
+            ["experiment=glob([gradients/type*,gaussian])"],
+            ["gaussian", *(f"gradients/type{i}" for i in range(1, 6))],
+        ),
+        (["experiment=glob(gaussian*)"], ["gaussian", *(f"gaussian_type{i}" for i in range(1, 6))]),
+        (
+            ["experiment=glob(gradients/*,exclude=*/type*)"],
+            [f"gradients/{name}" for name in GRADIENTS if "type" not in name],
+        ),
+        (["experiment=glob('*/joint')"], ["gradients/joint"]),
+        (
+            ["reproduce=gradients", "experiment=glob(gradients/type?)", "seed.all=0"],
+            [f"gradients/type{i}" for i in range(1, 6)],
+        ),
+        (
+            ["reproduce=gradients", "hydra.sweeper.params.experiment='glob(gradients/w*)'", "seed.all=0"],
+            ["gradients/what_then_where", "gradients/where_then_what"],
+        ),
+        (
+            ["experiment=shuffle(gaussian,gaussian_type1,gaussian_type2,gaussian_type3,gaussian_type4)"],
+            ["gaussian", *(f"gaussian_type{i}" for i in range(1, 5))],
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_globs(cli: Cli, quick: None, overrides: list[str], names: list[str]) -> None:
+    """They find a group's files, and by a folder's name those in its folders; the plan's jobs are those that run."""
+    code, _, err = cli("train", *overrides, "hydra.sweep.dir=sweep", "progress=quiet", "-m")
+    assert code == 0, err
+    jobs = json.loads(Path("sweep/sweep.json").read_text())["jobs"]
+    assert sorted(job["name"] for job in jobs.values()) == sorted(names)
+    results = {folder: json.loads(Path("sweep", folder, RESULT).read_text()) for folder in jobs}
+    assert {folder: result["name"] for folder, result in results.items()} == {f: job["name"] for f, job in jobs.items()}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["experiment=glob(gradeints/*)"],
+            r"experiment: got glob\(gradeints/\*\), which .* did you mean glob\(gradients/\*\)",
+        ),
+        (
+            ["experiment=glob([gradients/*,tabel1/*])"],
+            r"experiment: got glob\(tabel1/\*\), which matches none of gaussian",
+        ),
+        (
+            ["experiment=glob(nothing*)"],
+            r"experiment: got glob\(nothing\*\), which matches none of gaussian, .*table2/row8\n",
+        ),
+        (["experiment=glob(*,exclude=*)"], r"experiment: got glob\(\*,exclude=\*\), which has no values; type"),
+        (["lr.what=glob(*)"], r"lr\.what: glob\(\) takes the name of a group"),
+        (["seed.all=range(3,3)"], r"seed\.all: got range\(3,3\), which has no values; type for example seed\.all="),
+        (["seed.all=0,1", "lr.what=range(1,0)"], r"lr\.what: got range\(1,0\), which has no values"),
+        (["seed.all=shuffle(range(3,3))"], r"seed\.all: got shuffle\(range\(3,3\)\), which has no values"),
+        (
+            ["reproduce=table1", "experiment=glob(table9/*)"],
+            r"experiment: got glob\(table9/\*\), .*did you mean glob\(table",
+        ),
+        (
+            ["reproduce=table1", "hydra.sweeper.params.experiment='range(0,0)'"],
+            r"experiment: got range\(0,0\), which has no",
+        ),
+        (["lr.what=interval(0.1,1)"], r"lr\.what: an interval is for a search; type lr\.what=A,B, or hydra/sweeper="),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_a_sweep_without_jobs_is_refused(cli: Cli, overrides: list[str], said: str, launcher: str) -> None:
+    code, _, err = cli("train", *overrides, f"hydra/launcher={launcher}", "-m")
+    assert (code, err.count("\n")) == (2, 1), err
+    assert re.match(f"error: {said}", err), err
+    assert not [*Path().iterdir()]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "explain", "predict"])
+def test_other_commands_without_jobs(cli: Cli, command: str) -> None:
+    code, _, err = cli(command, "ckpt_path=range(0,0)", "-m")
+    assert (code, err) == (2, "error: ckpt_path: got range(0,0), which has no values; type for example ckpt_path=A,B\n")
+    assert not [*Path().iterdir()]
+
+
 @pytest.mark.pictures
 def test_smoke_is_written_on_everything(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
     code, out, _ = cli("train", *TWO_ROWS, "seed.all=0", "-m")

@@ -15,6 +15,7 @@ from attnmosaic.data.operations import OPERATIONS
 from attnmosaic.errors import UserError, not_among
 from attnmosaic.nodes import check_nodes, check_sections
 from attnmosaic.room import check_data_fit
+from attnmosaic.trainer_arguments import check_trainer
 from attnmosaic.training.schedule import ORDERS
 
 
@@ -49,6 +50,8 @@ _STD: _Rule = (
 )
 _ONE: _Rule = (lambda v: v == 1 and isinstance(v, float), "1.0: evaluations come at the end of an epoch", 1.0)
 _FLAG: _Rule = (lambda v: isinstance(v, bool), "true or false", "true")
+_DETERMINISTIC: _Rule = (lambda v: isinstance(v, bool) or v == "warn", "true, false or warn", "true")
+_WHOLE: _Rule = (lambda v: _integer(v) and 0 <= v < _MOST, "a whole number of at least 0 and below 2^31", 0)
 _MEANS: _Rule = (
     lambda v: isinstance(v, list) and len(v) >= 3 and all(_is_mean(m) for m in v),
     "a list of at least three classes, each a point [x, y] or a list of such points",
@@ -81,6 +84,14 @@ _RULES: dict[str, _Rule] = {
     "compute.cache_gb": _NOT_NEGATIVE,
     "trainer.check_val_every_n_epoch": _COUNT,
     "trainer.max_epochs": _COUNT,
+    "trainer.benchmark": _FLAG,
+    "trainer.detect_anomaly": _FLAG,
+    "trainer.deterministic": _DETERMINISTIC,
+    "trainer.enable_model_summary": _FLAG,
+    "trainer.inference_mode": _FLAG,
+    "trainer.sync_batchnorm": _FLAG,
+    "trainer.log_every_n_steps": _COUNT,
+    "trainer.reload_dataloaders_every_n_epochs": _WHOLE,
     "trainer.val_check_interval": _ONE,
     "data.seed": _SEED,
     "data.order_seed": _SEED,
@@ -106,6 +117,7 @@ _RULES: dict[str, _Rule] = {
 }
 _NULLABLE = {
     "optimizer.clip_norm", "optimizer.microbatches", "compute.threads", "data.background", "data.image_size",
+    "trainer.benchmark", "trainer.deterministic", "trainer.enable_model_summary",
     "data.steps_per_block", "data.eval_batch_size", "data.train_images", "data.held_out_images",
 }  # fmt: skip
 
@@ -124,6 +136,7 @@ def check(config: DictConfig) -> None:
     check_sections(plain)
     _check_networks(plain)
     check_settings(plain)
+    check_trainer(plain["trainer"], plain["schedule"]["epochs"] if "max_epochs" in plain["trainer"] else None)
     _check_processes(plain)
     if plain["data"].get("weights") is not None and plain["schedule"]["order"] != "what_only":
         raise UserError(

@@ -89,7 +89,9 @@ def guard(task: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     """Runs the task of one job; a slip ends a single run at once, but only its own job of a sweep."""
     of = HydraConfig.get()
     if of.job.config_name == "train" and of.mode == RunMode.RUN:
-        in_order(False, lambda: how_to_go_on("hydra.run.dir", of.run))
+        section: Any = of.run
+        timed = "${now:" in str(section._get_node("dir")._value())
+        in_order(False, lambda: how_to_go_on("hydra.run.dir", section.dir, timed))
     try:
         return task(config)
     except BusyError as error:  # what is in the folder, log and all, is the other process's
@@ -114,18 +116,17 @@ def guard_sweep(task: Callable[[DictConfig], Any], config: DictConfig) -> None:
         _fail(error)
 
 
-def how_to_go_on(key: str, section: Any) -> str:
+def how_to_go_on(key: str, folder: str, timed: bool) -> str:
     """Returns what to add to the news of a stop: how to go on with what lies in a folder, if there is any of it.
 
     Args:
         key: the key that names the folder on the command line.
-        section: the section of Hydra's config that has it, as ``dir``.
+        folder: the folder.
+        timed: whether its name has the time, so that the same command alone would have another.
     """
-    folder = str(section.dir)
     if not any(Path(folder, name).exists() for name in (CONFIG, SWEEP)):
         return ""
-    another = "${now:" in str(section._get_node("dir")._value())  # the next time
-    return f"; the same command{f' with {key}={shlex.quote(folder)}' if another else ''} goes on"
+    return f"; the same command{f' with {key}={shlex.quote(folder)}' if timed else ''} goes on"
 
 
 def _write_down(message: str) -> None:

@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.cli import guard_sweep, how_to_go_on, reason
 from attnmosaic.config import PROGRESS
 from attnmosaic.data.available import check_available
 from attnmosaic.display import Display, Lines
-from attnmosaic.errors import not_among
+from attnmosaic.errors import UserError, not_among
 from attnmosaic.files import remove_unfinished, write_atomically
-from attnmosaic.planned import planned_jobs, watched
+from attnmosaic.planned import check_one_folder, is_own, planned_jobs, settle_folder, watched, write_out_sweeps
 from attnmosaic.progress import OF_SWEEP, shown
 from attnmosaic.runs import SWEEP, Run, read_plan
 from attnmosaic.stopping import in_order
@@ -33,10 +34,10 @@ PASSED_OVER = 75
 
 
 class SweepPlan(Callback):
-    """Ends a sweep whose data cannot be had; for another it writes ``sweep.json``, the plan, and watches the jobs.
+    """Settles a sweep's jobs and folder before it begins, and writes ``sweep.json``, the plan of its trainings.
 
-    Works with Hydra's own sweeper, which knows all jobs beforehand. A sweep started again in the same folder adds to
-    its plan.
+    A sweep that can have no jobs, or whose data cannot be had, ends there. The jobs are known beforehand with Hydra's
+    own sweeper only; a search watches its trials itself. A sweep started again in the same folder adds to its plan.
     """
 
     def __init__(self) -> None:
@@ -44,29 +45,42 @@ class SweepPlan(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Composes every job and looks for its data."""
-        if _is_ours(config.hydra) and config.hydra.job.config_name == "train":
-            guard_sweep(self._look, config)
+        guard_sweep(self._settle, config)
 
-    def _look(self, config: DictConfig) -> None:
+    def _settle(self, config: DictConfig) -> None:
+        write_out_sweeps(config)
+        self._folder = Path(settle_folder(config)).absolute()  # a job may change into another
+        if config.hydra.job.config_name != "train":
+            return
         if config.progress not in PROGRESS:
             raise not_among("progress", config.progress, PROGRESS)
+        check_one_folder(config)
+        if is_own(config.hydra):
+            self._look(config)
+
+    def _look(self, config: DictConfig) -> None:
         planned = [*planned_jobs(config)]
+        for folder, jobs in Counter(job.folder for job in planned).items():
+            if jobs > 1:
+                raise UserError(
+                    f"hydra.sweep.subdir: got '{folder}' for {jobs} jobs, needs another for each; "
+                    "type for example 'hydra.sweep.subdir=${hydra.job.num}'"
+                )
         for job in planned:
             check_available(job.data)
         self._plan = {"commands": [typed()], "jobs": {job.folder: job.plan for job in planned}}
-        jobs = watched(planned, Path(config.hydra.sweep.dir).absolute())
-        begin_sweep(config.hydra.sweep, config.progress, jobs)
+        begin_sweep(config, watched(planned, self._folder))
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Writes the plan: only now is it known that there are to be jobs at all."""
-        self.write(Path(config.hydra.sweep.dir))
+        self.write()
         if _current is not None:  # a lone run has no number
             job_began(config.hydra.job.num)
 
-    def write(self, sweep: Path) -> None:
+    def write(self) -> None:
         """Adds this sweep's jobs to the plan in its folder."""
         if self._plan is not None:
-            add_to_plan(sweep, self._plan)
+            add_to_plan(self._folder, self._plan)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Tells of each job that ended, when it does."""
@@ -77,15 +91,10 @@ class SweepPlan(Callback):
             print(f"failed  {job}: {reason(job_return._return_value)}", file=sys.stderr)
 
 
-def _is_ours(hydra: DictConfig) -> bool:
-    """Whether the sweeper is Hydra's own, which knows all jobs beforehand and needs no answer of theirs."""
-    return str(hydra.sweeper._target_).endswith("BasicSweeper")
-
-
 def may_pass_over() -> bool:
     """Whether this is a job of a sweep that goes on without its answer."""
     hydra: Any = HydraConfig.get()
-    return bool(hydra.mode == RunMode.MULTIRUN and _is_ours(hydra))
+    return bool(hydra.mode == RunMode.MULTIRUN and is_own(hydra))
 
 
 def add_to_plan(sweep: Path, more: dict[str, Any]) -> None:
@@ -120,14 +129,11 @@ _current: tuple[Path, Display, Callable[[], list[str]]] | None = None
 """The sweep of this process, if one is at work: its folder, what shows how far it is, and what tells its end."""
 
 
-def begin_sweep(
-    sweep: DictConfig, progress: str, jobs: list[Job], told: Callable[[], list[str]] | None = None
-) -> Display:
+def begin_sweep(config: DictConfig, jobs: list[Job], told: Callable[[], list[str]] | None = None) -> Display:
     """Begins to watch the jobs of this process's sweep, and to end in order if told to stop.
 
     Args:
-        sweep: the section of Hydra's config that names the sweep's folder.
-        progress: one of `PROGRESS`.
+        config: the sweep's config, with Hydra's own section.
         jobs: by number.
         told: gives what is to be told when it ends; None for the tables of its runs.
 
@@ -135,9 +141,10 @@ def begin_sweep(
         What shows how far it is.
     """
     global _current
-    folder = Path(sweep.dir)
-    os.environ[OF_SWEEP] = mode = shown(progress)
-    in_order(True, lambda: how_to_go_on("hydra.sweep.dir", sweep))
+    folder = Path(config.hydra.sweep.dir)
+    os.environ[OF_SWEEP] = mode = shown(config.progress)
+    timed = any(time in str(folder) for time in OmegaConf.get_cache(config)["now"].values())
+    in_order(True, lambda: how_to_go_on("hydra.sweep.dir", str(folder), timed))
     _current = folder, Display(mode, jobs), told or (lambda: _tables(folder))
     return _current[1]
 

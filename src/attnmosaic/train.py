@@ -82,6 +82,7 @@ def _train(config: DictConfig, ranks: Ranks) -> dict[str, float]:
     from attnmosaic.training.outcome import final_table, finish_run
     from attnmosaic.training.resume import began_otherwise, newest_checkpoint
     from attnmosaic.training.threads import threads_for
+    from attnmosaic.training.trainer import reason_of_end
 
     check_targets(config)
     if config.ckpt_path is None:
@@ -95,6 +96,8 @@ def _train(config: DictConfig, ranks: Ranks) -> dict[str, float]:
         trainer, module = fit(config, ranks.place)
         metrics = finish_run(config, trainer, module)
     log.info("%s", final_table(metrics, module))
+    if reason := reason_of_end(trainer, config.schedule.epochs):
+        log.info("ended after epoch %d of %d: %s", module.epochs_done, config.schedule.epochs, reason)
     log.info("plots, tables, checkpoints: %s\nTensorBoard: tensorboard --logdir %s", config.run_dir, config.run_dir)
     return metrics
 

@@ -161,12 +161,15 @@ def test_a_monitoring_one_is_resumed(train: Train, tmp_path: Path, settings: tup
 
 @FAMILIES
 def test_a_run_that_ended_within_an_epoch(
-    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture, settings: tuple[str, ...]
-) -> None:
-    """By whatever sets `should_stop`; max_time does, and a Timer."""
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    settings: tuple[str, ...],
+) -> None:  # fmt: skip
+    """As by a signal's handler just after the module's hook, which has a run end with its epoch."""
     caplog.set_level("INFO")
     ends = "+callbacks.ends={_target_: test_whose_checkpoint.Writer, hook: on_train_batch_end, epoch: 3}"
-    train(*settings, ends)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunModule, "on_train_batch_end", lambda *_: None)
+        train(*settings, ends)
     folder = tmp_path / "run" / "checkpoints"
     with pytest.raises(UserError, match="cannot be resumed exactly"):
         train(*settings, f"ckpt_path={folder}/last.ckpt", run_dir="other")

@@ -35,10 +35,10 @@ class LastCheckpoint(ModelCheckpoint):
                 )
 
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
-        if trainer.is_global_zero:
-            # One that was there before counts if this run goes on from it: another may be the torn one.
-            if filepath == self._last_checkpoint_saved or _same(filepath, trainer.ckpt_path):
-                keep_as(Path(filepath).with_name(f"before_{Path(filepath).name}"), Path(filepath))
+        # One that was there before counts if this run resumes from it: another may be the torn one.
+        kept = filepath == self._last_checkpoint_saved or _same(filepath, trainer.ckpt_path)
+        if kept and trainer.is_global_zero:
+            keep_as(Path(filepath).with_name(f"before_{Path(filepath).name}"), Path(filepath))
         super()._save_checkpoint(trainer, filepath)
 
 

@@ -26,7 +26,6 @@ class Pruning(pl.Callback):
         study: its name.
         trial: the trial's number.
         metric: what is reported, ``<split>/<metric>``.
-        direction: ``maximize`` or ``minimize``.
         pruner: which pruner, and which arguments it is given.
         pruner_args: those.
         longest: epochs of a trial, at most.
@@ -39,7 +38,6 @@ class Pruning(pl.Callback):
         study: str,
         trial: int,
         metric: str,
-        direction: str,
         pruner: str,
         pruner_args: dict[str, Any],
         longest: int,
@@ -49,7 +47,6 @@ class Pruning(pl.Callback):
         self.study = study
         self.trial = trial
         self.metric = metric
-        self.direction = direction
         self.pruner = pruner
         self.pruner_args = pruner_args
         self.longest = longest
@@ -75,11 +72,11 @@ class Pruning(pl.Callback):
         import optuna
 
         from attnmosaic.search.options import Options
-        from attnmosaic.search.study import open_study
+        from attnmosaic.search.study import open_storage
 
         options = Options(n_trials=1, pruner=self.pruner, pruner_args={**self.pruner_args})
         pruner = options.make_pruner(self.longest, self.every)
-        study = open_study(self.storage, self.study, self.direction, pruner)
+        study = optuna.load_study(study_name=self.study, storage=open_storage(self.storage), pruner=pruner)
         frozen = study.get_trials(deepcopy=False)[self.trial]
         trial = optuna.Trial(study, frozen._trial_id)
         if done not in frozen.intermediate_values:

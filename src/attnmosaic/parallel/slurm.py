@@ -111,7 +111,7 @@ class SlurmJobs:
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         for callback in self.hydra_context.callbacks.callbacks:
             if isinstance(callback, SweepPlan):
-                callback.write(self.sweep)  # the first job may begin tomorrow
+                callback.write()  # the first job may begin tomorrow
         numbered = dict(enumerate(overrides, start=first))
         configs = {number: self._compose(number, own) for number, own in numbered.items()}
         done = self._finished(configs, numbered)

@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from attnmosaic.checks import check
 from attnmosaic.cli import blames_disk, reason, told
-from attnmosaic.config import PROGRESS, other_networks, resolve
+from attnmosaic.config import other_networks, resolve
 from attnmosaic.display import Display
-from attnmosaic.errors import RunError, UserError, not_among
-from attnmosaic.planned import Planned, measures, planned_job
+from attnmosaic.errors import RunError, UserError
+from attnmosaic.planned import Planned, measures, planned_job, with_override
 from attnmosaic.runs import Run, earlier_result
 from attnmosaic.search.options import Options
 from attnmosaic.search.space import Space, grammar, parse_space
@@ -55,14 +54,12 @@ class Search:
     def __init__(
         self, options: Options, config: DictConfig, loader: Any, launcher: Launcher, arguments: Sequence[str]
     ) -> None:
-        if config.progress not in PROGRESS:
-            raise not_among("progress", config.progress, PROGRESS)
-        self.options = options
         self.config = config
         self.launcher = launcher
         self.folder = Path(config.hydra.sweep.dir)
         self.space: Space = parse_space(options.params, arguments, loader, self._useless)
         self.metric, schedules = self._check()
+        self.options = options = options.directed(self.metric)
         self.longest = max(schedule.epochs for schedule in schedules)
         # Hyperband keeps a list of who came how far: all must be looked at after the same epochs.
         self.every = self._common_cycle(schedules) if options.pruner == "hyperband" else None
@@ -81,7 +78,7 @@ class Search:
         from attnmosaic.search.study import open_study
 
         with self._claimed():
-            self.study = open_study(self.storage, self.name, self.options.direction, self.pruner)
+            self.study = open_study(self.storage, self.name, str(self.options.direction), self.pruner)
             self._check_same()
             self.display = self._begin()
             self._find_ended()
@@ -113,28 +110,25 @@ class Search:
         configs = [_alone(self.any, self.folder)]
         for drawn in others:
             ((key, value),) = drawn.items() - first.items()
-            configs.append(self._with(configs[0], key, value) or _alone(self._planned(0, drawn), self.folder))
+            smoke = configs[0].scale == "smoke"  # its counts were cut when it was composed
+            other = None if smoke else with_override(configs[0], f"{key}={value}")
+            configs.append(other or _alone(self._planned(0, drawn), self.folder))
         schedules = []
         for config in configs:
             check(config)
             schedules.append(Schedule(**config.schedule))
-        metric = str(config.optimized_metric)
+        metric, *different = dict.fromkeys(str(config.optimized_metric) for config in configs)
+        if different:
+            raise UserError(
+                f"optimized_metric: differs between trials ({metric}, {different[0]}), and a search has one; "
+                f"type optimized_metric={metric}"
+            )
         if metric.startswith("held_out/"):
             raise UserError(
                 f"optimized_metric: got {metric}, but what a search selects on is no held-out result any more; "
                 f"type optimized_metric=test/{metric.partition('/')[2]}"
             )
         return metric, schedules
-
-    @staticmethod
-    def _with(config: DictConfig, key: str, value: Any) -> DictConfig | None:
-        """Returns a config with another value; None where it takes a composition, which is slow, to know it."""
-        before = OmegaConf.select(config, key) if key[0] not in "+~" and "@" not in key else None
-        if before is None or OmegaConf.is_config(before) or config.scale == "smoke":
-            return None
-        other = config.copy()
-        OmegaConf.update(other, key, OverridesParser.create().parse_override(f"{key}={value}").value())
-        return other
 
     def _common_cycle(self, schedules: Sequence[Schedule]) -> int:
         """Returns the epochs after which every trial there can be has come to the end of a cycle."""
@@ -167,12 +161,14 @@ class Search:
             UserError: it searches another space, for something else, or with other settings.
         """
         now = {"optimized_metric": self.metric, **{key: str(space) for key, space in self.space.searched.items()}}
-        before = self.study.user_attrs.get("search", now)
-        for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key):
+        direction = "hydra.sweeper.direction"
+        before = {**self.study.user_attrs.get("search", now), direction: self.study.direction.name.lower()}
+        wanted = {**now, direction: self.options.direction}
+        for key in [*wanted, *before]:
+            if before.get(key) != wanted.get(key):
                 raise UserError(
                     f"hydra.sweep.dir: '{self.folder}' holds another search ({key}: {before.get(key)} before, "
-                    f"{now.get(key)} now); choose another folder"
+                    f"{wanted.get(key)} now); choose another folder"
                 )
         if "search" not in self.study.user_attrs:
             self.study.set_user_attr("search", now)
@@ -196,7 +192,7 @@ class Search:
                 job.state = states.get(trials[number].state.name, job.state)
             jobs.append(job)
         add_to_plan(self.folder, {"commands": [typed()], "jobs": {}})
-        display = begin_sweep(self.config.hydra.sweep, self.config.progress, jobs, lambda: search_told(self))
+        display = begin_sweep(self.config, jobs, lambda: search_told(self))
         display.watch.begun = True
         return display
 
@@ -288,7 +284,6 @@ class Search:
             "study": self.name,
             "trial": number,
             "metric": self.metric,
-            "direction": self.options.direction,
             "pruner": self.options.pruner,
             "pruner_args": self.options.pruner_args,
             "longest": self.longest,

@@ -1,7 +1,7 @@
 """What a search is told beside its space: ``hydra.sweeper`` of ``conf/hydra/sweeper/optuna.yaml``."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -11,6 +11,12 @@ from attnmosaic.errors import UserError, not_among
 SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler"}
 PRUNERS = {"none": "NopPruner", "median": "MedianPruner", "hyperband": "HyperbandPruner"}
 DIRECTIONS = ("maximize", "minimize")
+_BETTER = {
+    "loss": "minimize", "accuracy": "maximize", "focus": "maximize", "ftpt": "maximize", "ffpf": "minimize",
+    "foreground_weight": "maximize", "digit_accuracy": "maximize", "sum_accuracy": "maximize",
+    "product_accuracy": "maximize",
+}  # fmt: skip
+"""Metrics of which more, or less, is better; of the others (ffpt, ftpf, confident, entropy) either may be wanted."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +25,7 @@ class Options:
 
     n_trials: int = 20
     n_jobs: int = 1
-    direction: str = "maximize"
+    direction: str | None = None
     seed: int = 0
     sampler: str = "tpe"
     sampler_args: dict[str, Any] = field(default_factory=dict)
@@ -48,9 +54,26 @@ class Options:
                     f"type for example hydra.sweeper.{key}={max(least, 4)}"
                 )
         for key, words in (("direction", DIRECTIONS), ("sampler", (*SAMPLERS,)), ("pruner", (*PRUNERS,))):
-            if getattr(options, key) not in words:
+            if getattr(options, key) not in (None, *words):
                 raise not_among(f"hydra.sweeper.{key}", getattr(options, key), words)
         return options
+
+    def directed(self, metric: str) -> "Options":
+        """Returns these options with the direction that a metric has.
+
+        Args:
+            metric: what is searched for, ``<split>/<metric>``.
+
+        Raises:
+            UserError: the direction given is the other one; or none is given, and the metric has none.
+        """
+        better = _BETTER.get(metric.partition("/")[2])
+        key = "hydra.sweeper.direction"
+        if better is None and self.direction is None:
+            raise UserError(f"{key}: required for {metric}; type {' or '.join(f'{key}={word}' for word in DIRECTIONS)}")
+        if better is not None and self.direction not in (None, better):
+            raise UserError(f"{key}: got {self.direction}, needs {better} for {metric}; remove it from the command")
+        return replace(self, direction=self.direction or better)
 
     def sampler_for(self, trial: int) -> Any:
         """Makes the sampler that draws a trial.

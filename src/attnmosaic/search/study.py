@@ -69,26 +69,19 @@ def open_storage(where: str) -> BaseStorage:
 
 
 def open_study(where: str, name: str, direction: str, pruner: Any) -> optuna.Study:
-    """Opens a study, or begins it.
+    """Opens a study, or begins it; one that was begun keeps its direction.
 
     Raises:
-        UserError: it cannot be opened, or was begun in the other direction.
+        UserError: it cannot be opened.
     """
-    wanted = StudyDirection[direction.upper()]
-    study = optuna.create_study(
+    return optuna.create_study(
         storage=open_storage(where),
         study_name=name,
-        direction=wanted,
+        direction=StudyDirection[direction.upper()],
         pruner=pruner,
         sampler=RandomSampler(),  # draws nothing: see `draw`
         load_if_exists=True,
     )
-    if study.direction != wanted:
-        raise UserError(
-            f"hydra.sweeper.direction: got {direction}, but the study '{name}' is there to "
-            f"{study.direction.name.lower()}; choose another hydra.sweep.dir"
-        )
-    return study
 
 
 def draw(study: optuna.Study, sampler: Any, space: Mapping[str, Any]) -> dict[str, Any]:

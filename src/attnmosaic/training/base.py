@@ -61,6 +61,7 @@ class RunModule(pl.LightningModule):
         self.seed = seed
         self.epoch_metrics: dict[str, float] = {}
         self.workers = Workers(1)
+        self._stop_asked = False
         self._complete = 0
         self._monitored: dict[str, float] = {}
 
@@ -103,10 +104,19 @@ class RunModule(pl.LightningModule):
         stream = [self.seed, self.current_epoch, 2, *([self.global_rank] if self.global_rank else [])]
         torch.manual_seed(int(np.random.SeedSequence(stream).generate_state(1)[0]))
         self.epoch_metrics = {}
+        self._stop_asked = False
+
+    # A callback may ask for the end within an epoch (a timer, say). Metrics, tables and checkpoints are of complete
+    # epochs: the run ends with this one.
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._stop_asked |= self.trainer.should_stop
+        self.trainer.should_stop = False
 
     def on_train_epoch_end(self) -> None:
         """Marks the epoch as complete: callbacks that write rows come before the module, those that save after it."""
-        if self.trainer.is_last_batch:  # not of an epoch that something ended before its last step
+        self.trainer.should_stop |= self._stop_asked
+        if self.trainer.is_last_batch:  # not of an epoch that an evaluation within it has ended
             self._complete = self.epochs_done
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -115,10 +125,9 @@ class RunModule(pl.LightningModule):
         trainer, begun = self.trainer, self.trainer.fit_loop.epoch_progress.current.ready
         if trainer.state.fn != TrainerFn.FITTING or begun != self._complete:
             return
-        enough = begun >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0)
         checkpoint[COMPLETE] = {
             "epochs": begun,
-            "ended": trainer.should_stop and enough,
+            "ended": trainer.should_stop and begun >= (trainer.min_epochs or 0),
             # What an evaluation measured is monitored until the next one.
             "monitored": {name: float(value) for name, value in trainer.callback_metrics.items()},
         }

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,8 +16,9 @@ from attnmosaic.data.datamodule import MosaicDataModule
 from attnmosaic.data.numbers import NumbersDataModule
 from attnmosaic.errors import UserError
 from attnmosaic.nn.attention import WhereWhat
+from attnmosaic.parallel.ranks import processes_of
 from attnmosaic.room import check_fits
-from attnmosaic.training.base import RunModule
+from attnmosaic.training.base import RunModule, step_scheduler
 from attnmosaic.training.make import first_line, make, remedy
 from attnmosaic.training.module import StagewiseModule
 from attnmosaic.training.schedule import Schedule
@@ -156,11 +158,18 @@ def build_pair(config: DictConfig, patch_shape: tuple[int, ...], n_labels: int, 
 def _stagewise_module(config: DictConfig, data: MosaicDataModule) -> StagewiseModule:
     pair = build_pair(config, data.patch_shape, data.n_labels, decreed=data.weights is not None)
     every = {name: getattr(pair, name) for name in PAIR}
+    mosaics = data.mosaics["train"]
+    dtype = next(pair.parameters()).dtype
+    one = torch.zeros(1, *data.patch_shape, dtype=dtype)
+    _check_smallest_part(config, "what", len(mosaics), lambda: copy.deepcopy(pair.what).train()(one))
+    label = torch.arange(2) % data.n_labels
+    alpha = torch.full((2, data.patches), 1 / data.patches, dtype=dtype)
+    logits = torch.zeros(2, data.n_labels, dtype=dtype)
     optimizers, schedulers = _optimizers(config, {name: made for name, made in every.items() if made is not None})
     return StagewiseModule(
         pair,
         Schedule(**config.schedule),
-        _objective(config, "logits", "alpha", "label"),
+        _objective(config, logits=logits, alpha=alpha, label=label),
         optimizers,
         schedulers,
         batch_size=config.data.batch_size,
@@ -180,12 +189,17 @@ def _two_output_module(config: DictConfig, data: NumbersDataModule) -> TwoOutput
     network = build_two_outputs(config.model.network, data.image_shape, len(data.operation.values), config.seed.init)
     if config.precision == "float64":  # see build_pair
         network = network.double()
-    _check_last_minibatch(network, data, config.model.network._target_)
+    dtype = next(network.parameters()).dtype
+    two = data.examples["train"].take(torch.zeros(2, dtype=torch.int64), dtype)
+    n = len(data.examples["train"])
+    _check_smallest_part(config, "network", n, lambda: copy.deepcopy(network).train()(two.image[:1], two.number[:1]))
+    logits = {"digit_logits": torch.zeros(2, 10), "result_logits": torch.zeros(2, len(data.operation.values))}
+    given = {name: value.to(dtype) for name, value in logits.items()}
     optimizers, schedulers = _optimizers(config, {"network": network})
     return TwoOutputModule(
         network,
         Schedule(**config.schedule),
-        _objective(config, "digit_logits", "result_logits", "digit", "result"),
+        _objective(config, **given, digit=two.digit, result=two.result),
         optimizers["network"],
         schedulers.get("network"),
         operation=data.operation,
@@ -197,25 +211,40 @@ def _two_output_module(config: DictConfig, data: NumbersDataModule) -> TwoOutput
     )
 
 
-def _check_last_minibatch(network: nn.Module, data: NumbersDataModule, target: str) -> None:
-    """Finds out before training whether a lone last image would stop it, as batch normalisation does."""
-    n, size = len(data.examples["train"]), data.batch_size
-    if n % size != 1 and size != 1:
+def _check_smallest_part(config: DictConfig, name: str, n: int, attempt: Callable[[], object]) -> None:
+    """Finds out before training whether a minibatch of one would stop it, as batch normalisation does.
+
+    Args:
+        config: the run's.
+        name: of the network.
+        n: training examples.
+        attempt: computes one example while the network trains.
+    """
+    size, pieces = config.data.batch_size, config.optimizer.microbatches or 1
+    processes = processes_of(config)
+    if _smallest_part(n, size, processes, pieces) > 1:
         return
-    dtype = next(network.parameters()).dtype
-    alone = data.examples["train"].take(torch.zeros(1, dtype=torch.int64), dtype)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
-            copy.deepcopy(network).train()(alone.image, alone.number)
+            attempt()
         except ValueError as error:
+            sizes = range(size, 2 * size + 2 * processes + 2)
+            fits = next((s for s in sizes if _smallest_part(n, s, processes, 1) > 1), n)
+            advice = "optimizer.microbatches=null" if fits == size else f"data.batch_size={fits}"
             raise UserError(
-                f"data.batch_size: {n} training images leave a minibatch of one, which {target} does not take "
-                f"({first_line(error)}); type data.batch_size={size + 1}"
+                f"data.batch_size: got {size}, which leaves of {n} training examples a part of one, and "
+                f"{config.model[name]._target_} does not take it ({first_line(error)}); type {advice}"
             ) from error
 
 
-def _objective(config: DictConfig, *arguments: str) -> Any:
-    """Makes the objective and checks that it can be called with so many arguments."""
+def _smallest_part(n: int, batch_size: int, processes: int, pieces: int) -> int:
+    """Returns how many examples the smallest part of a minibatch has, of those that are computed on their own."""
+    shares = [max(1, size // processes) for size in (min(n, batch_size), n % batch_size or batch_size)]
+    return min(len(part) for share in shares for part in torch.arange(share).chunk(pieces))
+
+
+def _objective(config: DictConfig, **arguments: torch.Tensor) -> Any:
+    """Makes the objective and checks that it gives one number for such arguments, in this order."""
     objective = make("objective", config.objective)
     call = objective.forward if isinstance(objective, nn.Module) else objective
     try:
@@ -225,6 +254,18 @@ def _objective(config: DictConfig, *arguments: str) -> Any:
             f"objective: {config.objective._target_} does not take ({', '.join(arguments)}); "
             "type objective=cross_entropy for a pair, objective=two_outputs for one network"
         ) from error
+    shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in arguments.items())
+    with torch.random.fork_rng(devices=[]):
+        try:
+            loss = copy.deepcopy(objective)(*arguments.values())
+        except Exception as error:
+            raise UserError(
+                f"objective: {config.objective._target_} fails for {shapes} ({first_line(error)}); mend it, or type "
+                "objective=cross_entropy for a pair, objective=two_outputs for one network"
+            ) from error
+    if not isinstance(loss, torch.Tensor) or loss.shape != ():
+        got = list(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
+        raise UserError(f"objective: {config.objective._target_} gives {got} for {shapes}, needs their mean, a scalar")
     return objective
 
 
@@ -237,11 +278,43 @@ def _optimizers(config: DictConfig, networks: Mapping[str, nn.Module]) -> tuple[
     }
     scheduled = [n for n in networks if config.scheduler[n] is not None]
     schedulers = {n: make(f"scheduler.{n}", config.scheduler[n], _partial_=True) for n in scheduled}
+    schedule = Schedule(**config.schedule)
     for name, optimizer in optimizers.items():
-        tried = _try(f"optimizer.{name}", optimizer, networks[name].parameters())
+        copied = copy.deepcopy(networks[name])
+        tried = _try(f"optimizer.{name}", optimizer, copied.parameters())
+        _try_step(f"optimizer.{name}", config.optimizer[name]._target_, tried)
         if name in schedulers:
-            _try(f"scheduler.{name}", schedulers[name], tried)
+            epochs = sum(name in (*schedule.stage(e).learners, "network") for e in range(schedule.epochs))
+            _try_epochs(f"scheduler.{name}", _try(f"scheduler.{name}", schedulers[name], tried), epochs)
     return optimizers, schedulers
+
+
+def _try_step(key: str, target: str, optimizer: torch.optim.Optimizer) -> None:
+    """Takes a step on a copy of a network: some optimizers need a closure for it, or gradients of another kind."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    try:
+        optimizer.step()
+    except Exception as error:
+        raise UserError(
+            f"{key}: {target} cannot take the steps of a run ({first_line(error)}); type optimizer=sgd or "
+            "optimizer=adam"
+        ) from error
+
+
+def _try_epochs(key: str, scheduler: Any, epochs: int) -> None:
+    """Steps a scheduler as often as a run will: some take so many steps and no more."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the optimizer has taken one step, and no more
+        for epoch in range(epochs):
+            try:
+                step_scheduler(scheduler, 1.0)
+            except Exception as error:
+                raise UserError(
+                    f"{key}: fails after {epoch} of the {epochs} epochs in which its network learns "
+                    f"({first_line(error)}); it steps once after each of them"
+                ) from error
 
 
 def _fused(config: Any) -> dict[str, bool]:

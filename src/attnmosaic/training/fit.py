@@ -1,16 +1,23 @@
 """What each process of a run does: from a resolved config to trained and measured networks."""
 
+import traceback
+
 import pytorch_lightning as pl
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from attnmosaic.config import PRECISIONS
+from attnmosaic.errors import UserError, gpu_memory_trouble
 from attnmosaic.parallel.ranks import Place
 from attnmosaic.training import processes
 from attnmosaic.training.base import RunModule
 from attnmosaic.training.build import build_module
-from attnmosaic.training.make import make
+from attnmosaic.training.make import first_line, make
 from attnmosaic.training.resume import check_resume
 from attnmosaic.training.trainer import build_trainer, interruptible
+
+_OF_CALLBACKS = (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a callback raises that does not suit a run; errors of disks and of this program are reported on their own."""
 
 
 def fit(config: DictConfig, place: Place | None = None) -> tuple[pl.Trainer, RunModule]:
@@ -35,6 +42,35 @@ def fit(config: DictConfig, place: Place | None = None) -> tuple[pl.Trainer, Run
     if config.ckpt_path is not None:
         check_resume(config, module)
     with processes.together(), interruptible():
-        trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
+        except MisconfigurationException as error:  # of a callback or logger, most of them before the first step
+            raise UserError(f"trainer: {first_line(error)}; leave out what asks for it") from error
+        except (
+            ArithmeticError,
+            AttributeError,
+            ImportError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            # Of several processes the one that is lost is not to blame; nor is a callback for a device that is full.
+            callback = None if processes.count() > 1 or gpu_memory_trouble(error) else _raised_by(error)
+            if callback is None:
+                raise
+            raise UserError(
+                f"callbacks: {callback} does not work with this run ({first_line(error)}); leave it out"
+            ) from error
         trainer.validate(module, datamodule=data, verbose=False)
     return trainer, module
+
+
+def _raised_by(error: Exception) -> str | None:
+    """Returns which of Lightning's own callbacks has raised an error, or None: others are for their authors to mend."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        callback = frame.f_locals.get("self")
+        if isinstance(callback, pl.Callback):
+            kind = type(callback)
+            return kind.__qualname__ if kind.__module__.startswith("pytorch_lightning.") else None
+    return None

@@ -51,6 +51,8 @@ def job_globals(seed: int, threads: int | None, matmul_precision: str, processes
         cudnn.benchmark, cudnn.deterministic = False, False
         # Device tables and tips; what matters of them is in result.json.
         lightning_log.setLevel(logging.WARNING)
+        for asked_for in ("callbacks.model_summary", "profilers"):
+            logging.getLogger(f"pytorch_lightning.{asked_for}").setLevel(logging.INFO)
         with warnings.catch_warnings():
             # The loaders hand out row numbers: workers would only slow them down.
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")

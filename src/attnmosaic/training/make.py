@@ -55,8 +55,8 @@ def check_targets(node: Any, key: str = "") -> None:
         UserError: one cannot; names the nearest that could.
     """
     if isinstance(node, DictConfig):
-        for name in map(str, node):
-            check_targets(node[name], f"{key}.{name}" if key else name)
+        for name in node:  # any kind of key: {1: 2} is the argument of a callback
+            check_targets(node[name], f"{key}.{name!s}" if key else str(name))
     elif isinstance(node, ListConfig):
         for i, item in enumerate(node):
             check_targets(item, f"{key}.{i}")

@@ -24,6 +24,7 @@ from attnmosaic.errors import RunError
 from attnmosaic.files import sync_files, write_atomically
 from attnmosaic.training.base import RunModule
 from attnmosaic.training.hparams import given_keys, hparams_summaries, hyperparameters
+from attnmosaic.training.trainer import reason_of_end
 
 
 def finish_run(config: DictConfig, trainer: pl.Trainer, module: RunModule) -> dict[str, float]:
@@ -66,6 +67,7 @@ def _result(config: dict[str, Any], metrics: dict[str, float], trainer: pl.Train
         "name": config["name"],
         "scale": config["scale"],
         "epochs": trainer.current_epoch,
+        "ended_early": reason_of_end(trainer, config["schedule"]["epochs"]),
         "seconds": round(timers[0].time_elapsed("train"), 3) if timers else None,
         "seed": config["seed"],
         "config_hash": config_hash(config),

@@ -3,17 +3,19 @@
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io import TorchCheckpointIO
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import OnExceptionCheckpoint, ProgressBar
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, OnExceptionCheckpoint, ProgressBar, Timer
 
 from attnmosaic.callbacks.checkpoints import LastCheckpoint
-from attnmosaic.errors import UserError
+from attnmosaic.config import metrics_of
+from attnmosaic.data.datamodule import SPLITS
+from attnmosaic.errors import UserError, not_among
 from attnmosaic.parallel.ranks import Place
 from attnmosaic.training.checkpoint import WholeCheckpoints
 from attnmosaic.training.make import make
@@ -40,14 +42,16 @@ def build_trainer(config: DictConfig, precision: str, place: Place | None = None
             "type trainer.accelerator=cpu (or auto)"
         )
     callbacks = _instances("callbacks", config.get("callbacks"))
+    _check_monitored(config, callbacks)
     # Written last, it holds the states of all other checkpoint callbacks: a run that resumes from it is past theirs.
     callbacks.sort(key=lambda callback: isinstance(callback, LastCheckpoint))
     given: dict[str, Any] = {
         "precision": precision,
         "logger": _instances("logger", config.get("logger")) or False,
         "callbacks": callbacks,
-        # Otherwise Lightning puts a bar of its own where ours was left out.
+        # Otherwise Lightning adds a bar and a checkpoint of its own where ours were left out.
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
+        "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
     }
     if place is not None:
         given["strategy"] = SharedSteps(place)
@@ -68,9 +72,51 @@ def build_trainer(config: DictConfig, precision: str, place: Place | None = None
             f"trainer.devices: got {config.trainer.devices}, which are {trainer.world_size} here; "
             f"type trainer=ddp trainer.devices={trainer.world_size}, or trainer.devices=1"
         )
+    if config.trainer.get("sync_batchnorm") and trainer.strategy.root_device.type != "cuda":
+        raise UserError("trainer.sync_batchnorm: torch synchronises batch normalisation on GPUs alone; leave it out")
     if trainer.strategy.root_device.type == "mps":
         raise UserError("trainer.accelerator: Apple's GPUs lack the metrics' float64; type trainer.accelerator=cpu")
     return trainer
+
+
+def _check_monitored(config: DictConfig, callbacks: Sequence[pl.Callback]) -> None:
+    """Checks that what callbacks monitor is measured, and when they look at it; a user's own may log anything."""
+    if any(not type(callback).__module__.startswith(("attnmosaic.", "pytorch_lightning.")) for callback in callbacks):
+        return
+    metrics = metrics_of(config)
+    measured = [f"{part}/{metric}" for part in ("running", *SPLITS) for metric in metrics]
+    nodes = [(name, node) for name, node in (config.get("callbacks") or {}).items() if node is not None]
+    for (name, node), callback in zip(nodes, callbacks, strict=True):
+        monitor = getattr(callback, "monitor", None)
+        key = f"callbacks.{name}.monitor"
+        if monitor is not None and monitor not in (*measured, "stage", "step", "epoch"):
+            raise not_among(key, monitor, measured)
+        every = config.trainer.get("check_val_every_n_epoch", 1)
+        seldom = monitor not in measured[: len(metrics)] and every > 1
+        if isinstance(callback, EarlyStopping) and seldom and node.get("check_on_train_epoch_end"):
+            raise UserError(
+                f"{key}: got {monitor}, which is measured every {every} epochs and needed after each; type "
+                f"callbacks.{name}.check_on_train_epoch_end=false, or trainer.check_val_every_n_epoch=1"
+            )
+
+
+def reason_of_end(trainer: pl.Trainer, epochs: int) -> str | None:
+    """Returns why a run has ended before the last epoch of its schedule; None if it has not.
+
+    Args:
+        trainer: after `fit`.
+        epochs: those of the schedule.
+    """
+    if trainer.current_epoch >= epochs:
+        return None
+    reasons = []
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
+            reasons.append(callback.stopping_reason_message.removesuffix(" Signaling Trainer to stop."))
+        left = callback.time_remaining() if isinstance(callback, Timer) else None
+        if left is not None and left <= 0:
+            reasons.append("The time limit was reached (trainer.max_time, or the duration of a Timer).")
+    return " ".join(reasons) or "A callback asked for it."
 
 
 @contextlib.contextmanager

@@ -174,6 +174,7 @@ class TwoOutputModule(RunModule):
         return loss, torch.stack([*predicted, batch.digit, batch.result])
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_end(outputs, batch, batch_idx)
         if self.trainer.is_last_batch:
             self._finish_epoch()
 

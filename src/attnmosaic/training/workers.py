@@ -41,6 +41,10 @@ class Workers:
         for _ in range(count - 1):
             threading.Thread(target=self._serve, daemon=True).start()
 
+    def __deepcopy__(self, memo: object) -> "Workers":
+        """Returns these workers: callbacks that average weights copy the whole module."""
+        return self
+
     @classmethod
     def instead_of_torch(cls) -> "Workers":
         """Returns as many workers as torch has threads, and leaves torch one; `close` gives them back."""
