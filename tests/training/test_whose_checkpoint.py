@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,12 @@ import torch
 from cli import Cli
 from conftest import SMALL
 from omegaconf import DictConfig
+from torch.utils.tensorboard import SummaryWriter
 
 from attnmosaic.errors import UserError
 from attnmosaic.record import RECORD
 from attnmosaic.training.base import RunModule
+from attnmosaic.training.checkpoint import WholeCheckpoints
 
 Train = Callable[..., dict[str, float]]
 
@@ -179,7 +182,7 @@ def test_a_run_that_ended_within_an_epoch(
     (folder.parent / "result.json").unlink()
     assert train(*settings) == whole
     check_same(tmp_path / "whole", tmp_path / "run")
-    assert "skipped checkpoints to resume from: last.ckpt (written before" in caplog.text
+    assert "cannot be resumed exactly: last.ckpt (written before" in caplog.text
 
 
 def test_a_run_that_a_callback_ended(train: Train, tmp_path: Path) -> None:
@@ -187,7 +190,7 @@ def test_a_run_that_a_callback_ended(train: Train, tmp_path: Path) -> None:
     stop = ("callbacks=stop_at_loss", "callbacks.stop.stopping_threshold=1000")
     train(*PAIR, *stop, run_dir="ended")
     last = f"ckpt_path={tmp_path}/ended/checkpoints/last.ckpt"
-    with pytest.raises(UserError, match=r"ckpt_path: .*ended.*after epoch 1"):
+    with pytest.raises(UserError, match=r"ckpt_path: .*ended.*after epoch 1, and would again"):
         train(*PAIR, *stop, last, "schedule.epochs=6")
     train(*PAIR, last)
 
@@ -206,7 +209,7 @@ def test_weights_alone(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFi
         train(*PAIR, f"ckpt_path='{path}'", run_dir="other")
     (tmp_path / "run" / "result.json").unlink()
     assert train(*PAIR, *weights) == whole
-    assert f"skipped checkpoints to resume from: {path.name} (the weights alone)" in caplog.text
+    assert f"cannot be resumed exactly: {path.name} (the weights alone)" in caplog.text
 
 
 def test_measured_all_the_same(cli: Cli, tmp_path: Path) -> None:
@@ -219,6 +222,18 @@ def test_measured_all_the_same(cli: Cli, tmp_path: Path) -> None:
     assert code == 2
     assert re.fullmatch(r"error: ckpt_path: '[^\n]*' cannot be resumed exactly [^\n]*\n", err.splitlines(True)[-1])
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "mark", [3, {"epochs": 2}, {"epochs": "2", "ended": False, "monitored": {}},
+             {"epochs": 2, "ended": False, "monitored": {"test/accuracy": "all"}}],
+)  # fmt: skip
+def test_a_mark_that_is_none(train: Train, tmp_path: Path, mark: Any) -> None:
+    train(*PAIR)
+    path = tmp_path / "run" / "checkpoints" / "before_last.ckpt"
+    torch.save({**torch.load(path, weights_only=True), "complete": mark}, path)
+    with pytest.raises(UserError, match=r"is not what a run of attnmosaic saves"):
+        train(*PAIR, f"ckpt_path={path}", run_dir="other")
 
 
 @pytest.mark.parametrize(
@@ -240,8 +255,45 @@ def test_the_last_one_is_written_last(config: Callable[..., DictConfig]) -> None
     assert isinstance(trainer.callbacks[-1], LastCheckpoint)  # type: ignore[attr-defined]
 
 
+def test_tensorboard_has_an_epoch_before_its_checkpoint(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever callback's it is: a run may resume from any."""
+    did: list[str] = []
+    save = WholeCheckpoints.save_checkpoint
+    monkeypatch.setattr(SummaryWriter, "flush", lambda writer: did.append("flush"))
+    monkeypatch.setattr(
+        WholeCheckpoints, "save_checkpoint", lambda *given: (did.append(Path(given[2]).name), save(*given))
+    )
+    logged = [setting for setting in PAIR if setting not in ("logger=none", "callbacks.cycle=null")]
+    train(*logged)
+    written = [i for i, what in enumerate(did) if what.endswith(".ckpt")]
+    assert {did[i] for i in written} == {"last.ckpt", "epoch-0004.ckpt"}
+    assert all(did[i - 1] == "flush" for i in written)
+
+
 def test_lightning_resumes_from_nothing_by_itself(train: Train) -> None:
     """`OnExceptionCheckpoint` would have it load whatever an exception left, or the newest ``last.ckpt``."""
     kept = "+callbacks.kept={_target_: pytorch_lightning.callbacks.OnExceptionCheckpoint, dirpath: '${run_dir}'}"
     with pytest.raises(UserError, match=r"callbacks\.kept: .*save_on_exception"):
         train(*PAIR, kept)
+
+
+@FAMILIES
+def test_the_time_left_after_resuming(
+    train: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, settings: tuple[str, ...]
+) -> None:
+    """On a machine that has been up for eleven days: from epochs of this start alone."""
+    caplog.set_level("INFO")
+    given = (*settings, *WITHIN["steps"], HERE, "schedule.k=1", "callbacks.timer=null")
+    with monkeypatch.context() as patch:
+        stop_at(patch, "on_train_batch_start", 1)
+        with pytest.raises(Stop):
+            train(*given)
+    caplog.clear()
+    seconds = iter(range(10**6, 10**7, 50))
+    monkeypatch.setattr("attnmosaic.callbacks.pace.time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+    train(*given)
+    told = [record.message for record in caplog.records if record.name.endswith("pace")]
+    assert told
+    assert all(re.match(r"(100|150) s left for this run|[23] min left for this run", text) for text in told), told

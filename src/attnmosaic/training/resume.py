@@ -65,7 +65,9 @@ def newest_checkpoint(config: DictConfig) -> str | None:
         log.warning("%s; %s", slip, instead)
     if partial:
         more = f" and {len(partial) - _NAMED} more" if len(partial) > _NAMED else ""
-        log.info("skipped checkpoints to resume from: %s%s; %s", ", ".join(partial[:_NAMED]), more, instead)
+        log.info(
+            "skipped checkpoints that cannot be resumed exactly: %s%s; %s", ", ".join(partial[:_NAMED]), more, instead
+        )
     return newest
 
 
@@ -112,8 +114,8 @@ def check_resume(config: DictConfig, module: RunModule) -> None:
     saved = checkpoint["hyper_parameters"]["config"]
     if checkpoint[COMPLETE]["ended"] and not config.get("began_otherwise") and _callbacks(saved) == _callbacks(config):
         raise UserError(
-            f"ckpt_path: a callback ended the run of '{config.ckpt_path}' after epoch {done}; leave that callback out "
-            "to train on (callbacks.NAME=null), or use attnmosaic.evaluate"
+            f"ckpt_path: a callback ended the run of '{config.ckpt_path}' after epoch {done}, and would again; to "
+            "train on leave out what ended it (callbacks.NAME=null, or trainer.max_time), or use attnmosaic.evaluate"
         )
     before = flat(saved)
     now = flat(OmegaConf.to_container(config, resolve=True))
