@@ -60,6 +60,7 @@ LIGHT = {
     ("optimized_metric=test/acuracy",): r"optimized_metric: .*did you mean optimized_metric=test/accuracy",
     ("scale=smoke", "data.train_mosaics=abc"): r"data\.train_mosaics: got abc, needs a whole number",
     ("progress=quite",): r"progress: got 'quite', allowed: auto, live, lines, quiet; did you mean progress=quiet\?",
+    ("+model.attention=a,b", "-m"): r"model\.attention: got a, but nothing reads this key, allowed: model\.where",
     ("progress=loud", "seed.all=0,1", "-m"): r"progress: got 'loud', allowed: auto, live, lines, quiet",
     ("seed.all=-1",): r"seed\.all: got -1, needs",
     ("seed=1",): r"seed: is a section of keys; type seed\.all=1",

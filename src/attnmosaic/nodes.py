@@ -62,12 +62,12 @@ def check_keys(config: DictConfig, schema: type) -> None:
         for section, node in nodes.items()
         if isinstance(node, DictConfig)
         for name in map(str, node)
-        if name not in names[section]
+        if name not in names[section] and (section or name != "hydra")
     ]
     if not added or (schema is TrainConfig and not _interpolated(config)):
         return
     every = config.copy()
-    if HydraConfig.initialized():  # a run's folder may be named by any key
+    if "hydra" not in config and HydraConfig.initialized():  # a run's folder may be named by any key
         with open_dict(every):
             every.hydra = HydraConfig.get()
     for section, name in added:

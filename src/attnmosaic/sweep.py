@@ -18,11 +18,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.cli import guard_sweep, how_to_go_on, reason
-from attnmosaic.config import PROGRESS
+from attnmosaic.config import PROGRESS, TrainConfig
 from attnmosaic.data.available import check_available
 from attnmosaic.display import Display, Lines
 from attnmosaic.errors import UserError, not_among
 from attnmosaic.files import remove_unfinished, write_atomically
+from attnmosaic.nodes import check_keys
 from attnmosaic.planned import check_one_folder, is_own, planned_jobs, settle_folder, watched, write_out_sweeps
 from attnmosaic.progress import OF_SWEEP, shown
 from attnmosaic.runs import SWEEP, Run, read_plan
@@ -60,6 +61,8 @@ class SweepPlan(Callback):
 
     def _look(self, config: DictConfig) -> None:
         planned = [*planned_jobs(config)]
+        for job in planned:
+            check_keys(job.config, TrainConfig)
         for folder, jobs in Counter(job.folder for job in planned).items():
             if jobs > 1:
                 raise UserError(
