@@ -23,6 +23,8 @@ test-faults: $(VENV)/installed ## the slow half of it: kills, clusters, hostile 
 	$(BIN)/python -m pytest -m faults $(ARGS)
 
 # Settings that stand in for other machines: CPUs without AVX or AVX-512, other numbers of threads, a core that is not ours.
+# The tests of what computes and of what is written; those of commands, pages and clusters are the same on any of them.
+UNIT := $(addprefix tests/,callbacks data drawing metrics nn tables training test_runs.py test_trainer_arguments.py)
 SETTINGS ?= default avx2 one four busy
 on_default := env ATEN_CPU_CAPABILITY=default
 on_avx2 := env ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
@@ -30,10 +32,10 @@ on_one := env OMP_NUM_THREADS=1
 on_four := env OMP_NUM_THREADS=4
 on_busy := $(BIN)/python -m benchmarks.busy
 
-test-matrix: $(addprefix test-on-,$(SETTINGS)) ## run the test suite as on other machines; SETTINGS=avx2 chooses
+test-matrix: $(addprefix test-on-,$(SETTINGS)) ## run the unit tests as on other machines; SETTINGS=avx2 chooses
 
 test-on-%: $(VENV)/installed
-	$(on_$*) $(BIN)/python -m pytest $(ARGS)
+	$(on_$*) $(BIN)/python -m pytest $(UNIT) $(ARGS)
 
 lint: $(VENV)/installed ## check style and types
 	$(BIN)/ruff check .

@@ -118,7 +118,7 @@ def test_an_unreadable_checkpoint_is_passed_over(
     (tmp_path / "run" / "checkpoints" / "last.ckpt").write_bytes(b"torn")
     assert train(*SHORT) == whole
     (warned,) = (record.message for record in caplog.records if "no readable attnmosaic checkpoint" in record.message)
-    assert re.search(r"last\.ckpt' is no .* \(it is damaged.*\); going on from '.*before_last\.ckpt'$", warned)
+    assert re.search(r"last\.ckpt' is no .* \(it is damaged.*\); resuming from '.*before_last\.ckpt'$", warned)
     assert "resuming after epoch 5 of 6" in caplog.text
 
 

@@ -191,6 +191,20 @@ def test_an_earlier_runs_epochs_cost_nothing(sweep: Callable[..., Sweep]) -> Non
     assert watch.left == pytest.approx(8 * 3)
 
 
+def test_the_time_between_two_starts_is_no_epochs(sweep: Callable[..., Sweep]) -> None:
+    """A job that is put back into a queue, and whose first epoch is over before anybody looks again."""
+    jobs = sweep(("a", JOINT))
+    watch = jobs.watch()
+    config = jobs.folder / "a" / CONFIG
+    watch.began(0)
+    for started, epochs, at in ((900, 2, 1000), (900, 4, 1006), (90_000, 6, 90_006), (90_000, 8, 90_012)):
+        config.touch()
+        os.utime(config, (started, started))
+        jobs.epochs("a", epochs, at=at)
+        watch.look()
+    assert watch.left == pytest.approx(12 * 3)
+
+
 def test_paces() -> None:
     """Of a kind of stage that was seen alone, that; of another, what was seen of it among others."""
     paces = Paces()

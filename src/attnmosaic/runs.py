@@ -20,7 +20,7 @@ from attnmosaic.files import remove_unfinished
 from attnmosaic.trust import NotPlainError, check_plain
 
 RESULT, CONFIG, ERROR, LOCK, SWEEP = "result.json", "config.yaml", "error.txt", ".lock", "sweep.json"
-METRICS_CSV, CHECKPOINTS, PRUNED = "metrics.csv", "checkpoints", "pruned.txt"
+METRICS_CSV, CHECKPOINTS, LAST, PRUNED = "metrics.csv", "checkpoints", "last.ckpt", "pruned.txt"
 
 AT_ONCE = "ATTNMOSAIC_JOBS_AT_ONCE"
 """The environment variable that tells a job how many of its sweep run at once."""
@@ -225,11 +225,12 @@ def newest(root: Path) -> Path:
     active: dict[Path, float] = {}
     for run in some_runs(root):
         home = (run.planned is not None and sweep_of(run.folder)) or run.folder
-        active[home] = max(active.get(home, 0), _last_written(home / SWEEP), *map(_last_written, run.own_files))
+        active[home] = max(active.get(home, 0), last_written(home / SWEEP), *map(last_written, run.own_files))
     return max(active, key=lambda home: active[home])
 
 
-def _last_written(file: Path) -> float:
+def last_written(file: Path) -> float:
+    """Returns when a file was last written, in seconds; 0 of one that is missing."""
     try:
         return file.stat().st_mtime
     except (OSError, ValueError):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from attnmosaic.pace import Paces, in_words, left
-from attnmosaic.runs import METRICS_CSV, Run
+from attnmosaic.runs import CONFIG, METRICS_CSV, Run, last_written
 from attnmosaic.training.schedule import Schedule
 
 WAITING, RUNNING = "waiting", "running"
@@ -85,6 +85,8 @@ class Job:
             return
         if written == self._written:
             return
+        if self._since is not None and last_written(run.folder / CONFIG) > self._since[0]:
+            self._since = None  # it was started again: what lay between was no epoch
         self._written, self.epochs = written, run.epochs_done
         row = run.latest(f"test/{self.headline[0]}")
         with contextlib.suppress(KeyError, ValueError):  # not a table of ours

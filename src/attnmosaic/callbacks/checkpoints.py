@@ -7,39 +7,38 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import TensorBoardLogger
 
+from attnmosaic.errors import UserError
 from attnmosaic.files import UNFINISHED
 from attnmosaic.training.base import RunModule
 
-ENDED = "ended"
-"""In a checkpoint: whether a callback has ended the run with this epoch."""
 
-
-class RunCheckpoint(ModelCheckpoint):
-    """Lightning's `ModelCheckpoint`; its checkpoints tell whether their run ends with them."""
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        enough = trainer.current_epoch + 1 >= (trainer.min_epochs or 0)
-        checkpoint[ENDED] = trainer.should_stop and enough and trainer.global_step >= (trainer.min_steps or 0)
-
-
-class LastCheckpoint(RunCheckpoint):
+class LastCheckpoint(ModelCheckpoint):
     """Keeps ``last.ckpt``, which every epoch replaces, and as ``before_last.ckpt`` the one before.
 
-    What goes to TensorBoard is in its file before the checkpoint is: a run that goes on from there lacks none of it.
+    Raises:
+        UserError: another callback would write files of these names into the same folder.
     """
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        for other in trainer.checkpoint_callbacks:
+            if other is self or not isinstance(other, ModelCheckpoint):
+                continue
+            if os.path.realpath(other.dirpath or "") != os.path.realpath(self.dirpath or ""):
+                continue
+            names = {other.filename, other.CHECKPOINT_NAME_LAST if other.save_last else None}
+            if taken := names & {self.filename, f"before_{self.filename}"}:
+                raise UserError(
+                    f"callbacks: a ModelCheckpoint would write '{taken.pop()}.ckpt' into '{self.dirpath}', where the "
+                    "run keeps its own; type save_last=false, another filename or another dirpath for it"
+                )
+
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
-        if trainer.is_global_zero:
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.flush()
-            # One that was there before counts if this run goes on from it: another may be the torn one.
-            if filepath == self._last_checkpoint_saved or _same(filepath, trainer.ckpt_path):
-                keep_as(Path(filepath).with_name(f"before_{Path(filepath).name}"), Path(filepath))
+        # One that was there before counts if this run resumes from it: another may be the torn one.
+        kept = filepath == self._last_checkpoint_saved or _same(filepath, trainer.ckpt_path)
+        if kept and trainer.is_global_zero:
+            keep_as(Path(filepath).with_name(f"before_{Path(filepath).name}"), Path(filepath))
         super()._save_checkpoint(trainer, filepath)
 
 
@@ -63,7 +62,7 @@ def keep_as(kept: Path, path: Path) -> None:
             link.unlink(missing_ok=True)  # renaming one link of a file to another does nothing
 
 
-class CycleCheckpoint(RunCheckpoint):
+class CycleCheckpoint(ModelCheckpoint):
     """Keeps ``epoch-0010.ckpt``, ``epoch-0020.ckpt``, ...: one a cycle, named by the epochs done.
 
     Args:

@@ -61,9 +61,6 @@ class History:
     """
 
     def __init__(self, columns: Sequence[str]) -> None:
-        self._begin(columns)
-
-    def _begin(self, columns: Sequence[str]) -> None:
         self.columns = list(columns)
         self._kinds: dict[str, str] = {}
         self._words: list[str] = []
@@ -100,12 +97,7 @@ class History:
         return {"columns": list(self.columns), "kinds": kinds, "words": words, "values": values, "given": given}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes what `state_dict` gave, or lists by column, as checkpoints of before it have them."""
-        if "values" not in state:
-            self._begin(list(state))
-            for values in zip(*state.values(), strict=True):
-                self.append(dict(zip(state, values, strict=True)))
-            return
+        """Takes what `state_dict` gave."""
         self.columns, self._words = list(state["columns"]), list(state["words"])
         self._kinds = {column: kind for column, kind in zip(self.columns, state["kinds"], strict=True) if kind}
         self._values, self._given = Grown.of(state["values"]), Grown.of(state["given"])

@@ -33,12 +33,13 @@ class Pace(pl.Callback):
         self.folder = Path(folder)
         self.seconds: dict[Stage, float] = {}
         self._seen: Counter[Stage] = Counter()
-        self._begun = 0.0
+        self._before: float
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._begun = time.monotonic()
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._before = time.monotonic()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        before, self._before = self._before, time.monotonic()
         schedule: Schedule = pl_module.schedule  # type: ignore[assignment]
         stage = schedule.stage(trainer.current_epoch)
         self._seen[stage] += 1
@@ -46,7 +47,7 @@ class Pace(pl.Callback):
             return
         if stage in self.seconds:
             return
-        self.seconds[stage] = time.monotonic() - self._begun
+        self.seconds[stage] = self._before - before
         if told := self._told(schedule, trainer.current_epoch + 1):
             log.info("%s", told)
 

@@ -68,7 +68,7 @@ class MosaicRecord(pl.Callback):
         self.epochs = Grown.of(torch.as_tensor(state_dict["epochs"]))
         for split, (alpha, probabilities) in state_dict["answers"].items():
             self.answers[split] = Grown.of(alpha), Grown.of(probabilities)
-        self.asked = state_dict.get("asked", {})
+        self.asked = state_dict["asked"]
 
     @harmless
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

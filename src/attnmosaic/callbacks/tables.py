@@ -1,6 +1,7 @@
 """The CSV files of a run."""
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from attnmosaic.callbacks.confusion import write_confusion
 from attnmosaic.callbacks.history import History, Row
 from attnmosaic.data.datamodule import SPLITS
+from attnmosaic.files import write_atomically
 from attnmosaic.training.base import RunModule
 from attnmosaic.training.module import StagewiseModule
 from attnmosaic.training.two_outputs import TwoOutputModule
@@ -121,10 +123,11 @@ class RunTables(pl.Callback):
                 csv.DictWriter(file, self.columns[name]).writerow(row)
 
     def _rewrite(self, name: str) -> None:
-        with self._path(name).open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns[name])
-            writer.writeheader()
-            writer.writerows(self.rows[name])
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns[name])
+        writer.writeheader()
+        writer.writerows(self.rows[name])
+        write_atomically(self._path(name), text.getvalue().encode())  # whoever watches the run never reads half of it
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.csv"

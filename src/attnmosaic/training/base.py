@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -19,6 +20,10 @@ from attnmosaic.training.threads import save_threads
 from attnmosaic.training.workers import Workers
 
 log = logging.getLogger(__name__)
+
+COMPLETE = "complete"
+"""In a checkpoint that was written between two epochs, and so holds the last one's rows, too: how many ``epochs`` were
+done, whether a callback had ``ended`` the run with them, and the values that callbacks monitor (``monitored``)."""
 
 
 def step_scheduler(scheduler: LRScheduler, loss: float) -> None:
@@ -57,6 +62,8 @@ class RunModule(pl.LightningModule):
         self.epoch_metrics: dict[str, float] = {}
         self.workers = Workers(1)
         self._stop_asked = False
+        self._complete = 0
+        self._monitored: dict[str, float] = {}
 
     @property
     def learners(self) -> tuple[str, ...]:
@@ -107,10 +114,32 @@ class RunModule(pl.LightningModule):
         self.trainer.should_stop = False
 
     def on_train_epoch_end(self) -> None:
+        """Marks the epoch as complete: callbacks that write rows come before the module, those that save after it."""
         self.trainer.should_stop |= self._stop_asked
+        if self.trainer.is_last_batch:  # not of an epoch that an evaluation within it has ended
+            self._complete = self.epochs_done
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Marks the checkpoint as `COMPLETE` if it is, whoever writes it."""
         save_threads(checkpoint, max(self.workers.count, torch.get_num_threads()))
+        trainer, begun = self.trainer, self.trainer.fit_loop.epoch_progress.current.ready
+        if trainer.state.fn != TrainerFn.FITTING or begun != self._complete:
+            return
+        checkpoint[COMPLETE] = {
+            "epochs": begun,
+            "ended": trainer.should_stop and begun >= (trainer.min_epochs or 0),
+            # What an evaluation measured is monitored until the next one.
+            "monitored": {name: float(value) for name, value in trainer.callback_metrics.items()},
+        }
+        for logger in trainer.loggers:  # a run that resumes from here lacks none of its points
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.flush()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._monitored = checkpoint.get(COMPLETE, {}).get("monitored", {})
+
+    def on_fit_start(self) -> None:
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self._monitored.items()})
 
     def check_finite(self, losses: Sequence[Tensor], networks: nn.Module) -> None:
         """Checks an epoch's losses, one a step, and what they led to.

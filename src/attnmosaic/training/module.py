@@ -131,6 +131,7 @@ class StagewiseModule(RunModule):
     # ---- training
 
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         self._take_data()
         self.steps = Steps(
             self.pair,

@@ -1,17 +1,16 @@
 """Checks made before a run goes on from a checkpoint."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from attnmosaic.callbacks.checkpoints import ENDED
 from attnmosaic.config import config_hash, decisive, networks_of, other_networks
 from attnmosaic.errors import UserError
-from attnmosaic.runs import CHECKPOINTS, flat
-from attnmosaic.training.base import RunModule
+from attnmosaic.runs import CHECKPOINTS, LAST, flat
+from attnmosaic.training.base import COMPLETE, RunModule
 from attnmosaic.training.checkpoint import check_weights_fit
 from attnmosaic.training.saved import read_saved
 
@@ -30,6 +29,9 @@ _FREE = (
     "began_otherwise",
 )
 
+_NAMED = 3
+"""Skipped checkpoints that the log names, at most."""
+
 _KEPT = ("lr", "optimizer", "scheduler")
 """For each network, settings that live in its optimizer's or scheduler's state: restoring it would silently undo a
 change."""
@@ -38,36 +40,42 @@ change."""
 def newest_checkpoint(config: DictConfig) -> str | None:
     """Returns the newest checkpoint in the run's own folder that leaves an epoch to train, or None.
 
-    (A run stopped after its last epoch and before its result goes on from the one before, and so ends as any other.)
-    Checkpoints of other settings, and damaged ones, are passed over; the latter with a warning that names what the run
-    goes on from instead.
+    (A run stopped after its last epoch and before its result resumes from the one before, and so ends as any other.)
+    Checkpoints of other settings are skipped. So are those that no run resumes from exactly, which the log names, and
+    damaged ones, each with a warning that names what the run resumes from instead.
     """
     settings: Any = OmegaConf.to_container(config, resolve=True)
-    begun, damaged = {}, []
-    for path in sorted(Path(config.run_dir, CHECKPOINTS).glob("*.ckpt")):
+    begun, damaged, partial = {}, [], []
+    # Of several after the same epoch `LastCheckpoint`'s is taken: it is written after all others.
+    for path in sorted(Path(config.run_dir, CHECKPOINTS).glob("*.ckpt"), key=lambda path: (path.name == LAST, path)):
         try:
             checkpoint = read_saved(path)
         except UserError as error:
             damaged.append(str(error))
             continue
-        done = checkpoint["epoch"] + 1
-        same = config_hash(checkpoint["hyper_parameters"]["config"]) == config_hash(settings)
-        whole = "optimizer_states" in checkpoint  # not the weights alone
-        if same and whole and done < config.schedule.epochs and not _ended(checkpoint):
-            begun[done] = path
+        if config_hash(checkpoint["hyper_parameters"]["config"]) != config_hash(settings):
+            continue
+        if obstacle := _obstacle(checkpoint):
+            partial.append(f"{path.name} ({obstacle})")
+        elif (done := checkpoint[COMPLETE])["epochs"] < config.schedule.epochs and not done["ended"]:
+            begun[done["epochs"]] = path
     newest = str(begun[max(begun)]) if begun else None
+    instead = f"resuming from '{newest}'" if newest else "beginning anew"
     for slip in damaged:
-        log.warning("%s; %s", slip, f"going on from '{newest}'" if newest else "beginning anew")
+        log.warning("%s; %s", slip, instead)
+    if partial:
+        more = f" and {len(partial) - _NAMED} more" if len(partial) > _NAMED else ""
+        log.info(
+            "skipped checkpoints that cannot be resumed exactly: %s%s; %s", ", ".join(partial[:_NAMED]), more, instead
+        )
     return newest
 
 
-def _ended(checkpoint: dict[str, Any]) -> bool:
-    """Whether a callback had ended the run when this was written."""
-    if ENDED in checkpoint:
-        return bool(checkpoint[ENDED])
-    # Older ones tell it by their callbacks, except of the very first epoch.
-    states = checkpoint["callbacks"].items()
-    return any(name.startswith("EarlyStopping") and state.get("stopped_epoch") for name, state in states)
+def _obstacle(checkpoint: dict[str, Any]) -> str | None:
+    """Returns why a run that resumed from a checkpoint would not end as an uninterrupted one; None if it would."""
+    if COMPLETE not in checkpoint:
+        return "written before its epoch was complete"
+    return None if "optimizer_states" in checkpoint else "the weights alone"
 
 
 def began_otherwise(config: DictConfig) -> dict[str, Any]:
@@ -86,18 +94,30 @@ def check_resume(config: DictConfig, module: RunModule) -> None:
     """Checks that a run can go on from ``config.ckpt_path``, and says what differs from the run it is of.
 
     Raises:
-        UserError: the file is no checkpoint, is of another architecture or scale, its run has no epoch left,
-            or its optimizers were set up otherwise.
+        UserError: the file is no checkpoint, is of another architecture or scale, was not written when an epoch was
+            complete, its run has no epoch left, or its optimizers were set up otherwise.
     """
     checkpoint = read_saved(config.ckpt_path)
     check_weights_fit(checkpoint, module, config.ckpt_path)
-    done = checkpoint["epoch"] + 1
+    if obstacle := _obstacle(checkpoint):
+        raise UserError(
+            f"ckpt_path: '{config.ckpt_path}' cannot be resumed exactly ({obstacle}); give one of all states that is "
+            f"written when an epoch is complete (checkpoints/{LAST}, or a ModelCheckpoint with "
+            "save_on_train_epoch_end=true), or measure this one with attnmosaic.evaluate"
+        )
+    done = checkpoint[COMPLETE]["epochs"]
     if done >= config.schedule.epochs:
         raise UserError(
             f"ckpt_path: '{config.ckpt_path}' has all {done} epochs done and schedule.epochs is "
             f"{config.schedule.epochs}; type schedule.epochs={2 * done} to train on, or use attnmosaic.evaluate"
         )
-    before = flat(checkpoint["hyper_parameters"]["config"])
+    saved = checkpoint["hyper_parameters"]["config"]
+    if checkpoint[COMPLETE]["ended"] and not config.get("began_otherwise") and _callbacks(saved) == _callbacks(config):
+        raise UserError(
+            f"ckpt_path: a callback ended the run of '{config.ckpt_path}' after epoch {done}, and would again; to "
+            "train on leave out what ended it (callbacks.NAME=null, or trainer.max_time), or use attnmosaic.evaluate"
+        )
+    before = flat(saved)
     now = flat(OmegaConf.to_container(config, resolve=True))
     if (scale := before.get("scale", "full")) != config.scale:
         raise UserError(
@@ -116,6 +136,10 @@ def check_resume(config: DictConfig, module: RunModule) -> None:
             )
         log.warning("resuming with another %s: %s before, %s now", key, before.get(key), now.get(key))
     log.info("resuming after epoch %d of %d", done, config.schedule.epochs)
+
+
+def _callbacks(config: Mapping[str, Any]) -> str:
+    return str(config["callbacks"]).replace(str(config["run_dir"]), "")
 
 
 def _of(networks: Iterable[str], sections: Iterable[str]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from attnmosaic.checks import check_settings
 from attnmosaic.config import TrainConfig, decisive, networks_of
 from attnmosaic.data.operations import OPERATIONS
 from attnmosaic.errors import UserError
+from attnmosaic.training.base import COMPLETE
 from attnmosaic.training.checkpoint import read_checkpoint
 from attnmosaic.trust import NotPlainError, check_plain
 
@@ -99,9 +100,14 @@ def _check_states(checkpoint: Mapping[str, Any]) -> None:
     """Checks what a run that goes on takes over."""
     if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in checkpoint["state_dict"].items()):
         raise ValueError("weights that are no tensors")
-    epoch = checkpoint.get("epoch", 0)
-    if not isinstance(epoch, int) or not 0 <= epoch < 2**31:
-        raise ValueError(f"epoch {str(epoch)[:40]}")
+    complete = checkpoint.get(COMPLETE, {"epochs": 0, "ended": False, "monitored": {}})
+    for count in (checkpoint["epoch"], complete["epochs"]):
+        if not isinstance(count, int) or not 0 <= count < 2**31:
+            raise ValueError(f"epoch {str(count)[:40]}")
+    if not isinstance(complete["ended"], bool) or not all(
+        isinstance(name, str) and isinstance(value, float) for name, value in complete["monitored"].items()
+    ):
+        raise ValueError("what callbacks monitor is no numbers")
     for name, state in checkpoint.get("callbacks", {}).items():
         if not isinstance(name, str) or not isinstance(state, dict):
             raise ValueError("states of callbacks that are none")

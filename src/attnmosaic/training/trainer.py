@@ -10,8 +10,9 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io import TorchCheckpointIO
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ProgressBar, Timer
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, OnExceptionCheckpoint, ProgressBar, Timer
 
+from attnmosaic.callbacks.checkpoints import LastCheckpoint
 from attnmosaic.config import metrics_of
 from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.errors import UserError, not_among
@@ -42,6 +43,8 @@ def build_trainer(config: DictConfig, precision: str, place: Place | None = None
         )
     callbacks = _instances("callbacks", config.get("callbacks"))
     _check_monitored(config, callbacks)
+    # Written last, it holds the states of all other checkpoint callbacks: a run that resumes from it is past theirs.
+    callbacks.sort(key=lambda callback: isinstance(callback, LastCheckpoint))
     given: dict[str, Any] = {
         "precision": precision,
         "logger": _instances("logger", config.get("logger")) or False,
@@ -133,4 +136,11 @@ def interruptible() -> Iterator[None]:
 def _instances(group: str, nodes: DictConfig | None) -> list[Any]:
     if nodes is None:
         return []
-    return [make(f"{group}.{name!s}", node) for name, node in nodes.items() if node is not None]
+    made = {f"{group}.{name!s}": make(f"{group}.{name!s}", node) for name, node in nodes.items() if node is not None}
+    for key, instance in made.items():
+        if isinstance(instance, OnExceptionCheckpoint):
+            raise UserError(
+                f"{key}: got OnExceptionCheckpoint, with which Lightning resumes from any last.ckpt by itself; type "
+                f"{key}._target_=pytorch_lightning.callbacks.ModelCheckpoint +{key}.save_on_exception=true"
+            )
+    return [*made.values()]

@@ -132,6 +132,7 @@ class TwoOutputModule(RunModule):
     # ---- training
 
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         self._take_data()
         self.warn_of_parts(self.decomposes)
 
