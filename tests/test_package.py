@@ -7,6 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
 from conftest import ROOT, SMALL
 
 import attnmosaic
@@ -77,3 +78,16 @@ def test_versions_without_an_installed_package(tmp_path: Path) -> None:
     assert set(versions) == {"python", "attnmosaic", "torch", "pytorch-lightning", "numpy"}
     (page,) = (tmp_path / "run").glob("*.html")
     assert f"attnmosaic {attnmosaic.__version__}" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "10000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"), ({"GOMP_SPINCOUNT": "7"}, "7")],
+    ids=["default", "a policy of the user's", "a number of the user's"],
+)
+def test_threads_spin_for_a_bounded_time(given: dict[str, str], spins: str) -> None:
+    """Set before torch is imported, unless the user has said how its threads are to wait."""
+    program = "import os, sys, attnmosaic; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    inherited = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", program], env=inherited | given, capture_output=True, text=True)
+    assert done.stdout.split() == [spins, "False"]
