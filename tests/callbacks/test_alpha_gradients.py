@@ -120,7 +120,7 @@ def test_pieces(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         handle.remove()
 
     fit(config(*data, *FIVE, *QUIET, "schedule.epochs=1", "precision=float64"), AfterEpoch(compare), module=module)
-    assert sizes == [60, *[7] * 8, 4, *[1] * 60]
+    assert sorted(sizes) == sorted([60, *[7] * 8, 4, *[1] * 60]), "in any order, if there are several threads"
     for result in results[1:]:
         torch.testing.assert_close(result, results[0], rtol=1e-12, atol=0)
 

@@ -80,7 +80,7 @@ def on_fake_cuda(module: RunModule, data: Any) -> None:
     no_clipping = {"gradient_clip_val": None, "gradient_clip_algorithm": None}
     precision = SimpleNamespace(clip_gradients=lambda *_, **__: None)
     module.trainer = SimpleNamespace(  # type: ignore[assignment]
-        datamodule=data, current_epoch=0, global_rank=0, precision_plugin=precision, **no_clipping
+        callback_metrics={}, datamodule=data, current_epoch=0, global_rank=0, precision_plugin=precision, **no_clipping
     )
     module.to(CUDA)
     assert module.device == CUDA

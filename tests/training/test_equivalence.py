@@ -71,8 +71,10 @@ def test_outputs_weights_and_every_gradient(config: Callable[..., DictConfig]) -
     torch.testing.assert_close(logits, wanted_logits, **exact)
     torch.testing.assert_close(alpha, wanted_alpha, **exact)
     for ours, theirs in ((pair.where, where), (pair.what, what)):
-        for mine, wanted in zip(ours.parameters(), theirs.parameters(), strict=True):
-            assert wanted.grad.abs().max() > 0
+        for (name, mine), wanted in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+            # What all scores have in common does not count: its gradient is zero but for the CPU's rounding.
+            in_common = ours is pair.where and name.endswith("layers.3.bias")
+            assert in_common or wanted.grad.abs().max() > 0
             torch.testing.assert_close(mine.grad, wanted.grad, **exact)
 
 

@@ -1,6 +1,6 @@
 """Training with a pool that stays in main memory gives the numbers of one on the device, bit for bit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,15 @@ HOST = "compute.pool=host"
 DIGITS = ("experiment=stagewise", "data=digits")
 FOUR = ("schedule.k=2", "schedule.epochs=4", "lr.what=0.1", "lr.where=0.1", "trainer.check_val_every_n_epoch=1")
 QUIET = ("callbacks.progress=null", "callbacks.pictures=null")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Patches are sent ahead to a GPU, beside which a run has no threads that ask for them in any order."""
+    own = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(own)
 
 
 def parameters(settings: DictConfig) -> list[Tensor]:

@@ -136,9 +136,6 @@ def test_a_history_gives_its_rows_back() -> None:
     again.append({"epoch": 9, "stage": "joint", "loss": None})
     for kept, expected in ((history, rows), (again, [*rows, {"epoch": 9, "stage": "joint"}])):
         assert list(map(repr, kept)) == list(map(repr, expected)), "types too: they are written to CSV"
-    lists = {"epoch": [1, 2], "stage": ["what", "where"], "loss": [0.5, None]}  # checkpoints of before
-    again.load_state_dict(lists)
-    assert list(again) == [{"epoch": 1, "stage": "what", "loss": 0.5}, {"epoch": 2, "stage": "where"}]
 
 
 def test_what_a_checkpoint_took_stays_as_it_was() -> None:
