@@ -240,7 +240,7 @@ def command_cases(repeats: int) -> Iterator[tuple[str, str, float]]:
 RUNS = {
     "gaussian": (),
     "digits": ("experiment=stagewise", "data=digits", "schedule.epochs=10"),
-    "mnist_sum": ("experiment=mnist_sum",),
+    "mnist_sum": ("experiment=mnist_sum", "schedule.epochs=5"),
     "mnist_product": ("experiment=mnist_product",),
 }
 """Default runs that need no download."""
