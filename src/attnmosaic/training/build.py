@@ -260,7 +260,7 @@ def _objective(config: DictConfig, **arguments: torch.Tensor) -> Any:
             loss = copy.deepcopy(objective)(*arguments.values())
         except Exception as error:
             raise UserError(
-                f"objective: {config.objective._target_} fails for {shapes} ({first_line(error)}); mend it, or type "
+                f"objective: {config.objective._target_} fails for {shapes} ({first_line(error)}); fix it, or type "
                 "objective=cross_entropy for a pair, objective=two_outputs for one network"
             ) from error
     if not isinstance(loss, torch.Tensor) or loss.shape != ():

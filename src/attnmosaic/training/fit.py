@@ -67,7 +67,7 @@ def fit(config: DictConfig, place: Place | None = None) -> tuple[pl.Trainer, Run
 
 
 def _raised_by(error: Exception) -> str | None:
-    """Returns which of Lightning's own callbacks has raised an error, or None: others are for their authors to mend."""
+    """Returns which of Lightning's own callbacks has raised an error, or None: a user's own keeps its stack trace."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         callback = frame.f_locals.get("self")
         if isinstance(callback, pl.Callback):
