@@ -137,7 +137,7 @@ def flop_of(work: Callable[[], object]) -> int:
 def gradients(
     loss: Tensor, parameters: Sequence[Tensor], grad_output: Tensor | None = None
 ) -> tuple[Tensor | None, ...]:
-    """Returns the gradients of a loss, None for what it does not depend on; parameters' own ``grad`` stays as it is."""
+    """Returns the gradients of a loss, None for what it does not depend on; leaves their own ``grad`` unchanged."""
     return torch.autograd.grad(loss, parameters, grad_output, allow_unused=True)
 
 
