@@ -149,7 +149,7 @@ class Steps:
         if stage is Stage.WHAT:
             self.frozen.weights(self.mosaics, pieces[0][:1])  # scores the pool, if nobody has: once, not in each piece
         if of_pool:
-            # The graph ends at the scores; their gradient, known after all pieces, is passed on to the parts of the pool.
+            # The graph ends at the scores; their gradient is passed on to the pool's parts after all pieces.
             scored = workers.map(self.pair.score, self._pool().chunk(of_pool))
             scores = torch.cat([part.detach() for part in scored]).requires_grad_()
 
