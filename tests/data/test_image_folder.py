@@ -1,6 +1,7 @@
 """A folder of images of one's own: what is read, what is cached, and what a broken folder is answered."""
 
 import multiprocessing
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -421,6 +422,19 @@ def _single_image(root: Path) -> list[str]:
     for i in range(3):
         (root / "plum" / f"{i}.png").unlink()
     return ["'plum' has 1 example", "at least 2"]
+
+
+@pytest.mark.parametrize("spoil", [_broken, _unequal])
+def test_an_image_that_fails_ends_the_threads_of_its_progress(
+    tmp_path: Path, pools: Callable[..., tuple[Pool, Pool]], spoil: Callable[[Path], list[str]]
+) -> None:
+    """As long as the error's trace is held: garbage collection in one of them would wait for itself."""
+    root = tmp_path / "fruit"
+    spoil(root)
+    with pytest.raises(UserError) as held:
+        pools(root)
+    assert held.tb is not None
+    assert not [thread for thread in threading.enumerate() if type(thread).__module__.startswith("rich.")]
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,11 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -148,14 +149,17 @@ def _decode_all(paths: Sequence[Path], image_size: int | None, color: bool) -> n
         decoded = threads.map(lambda p: _decode(p, image_size, color), paths, chunksize=64)
         shown = track(decoded, description="decoding images", total=len(paths), transient=True)
         try:
-            for i, image in enumerate(shown):
-                if image.shape != first.shape:
-                    raise UserError(
-                        f"data.root: images differ in size: '{paths[0]}' is {first.shape[1]} x {first.shape[0]}, "
-                        f"'{paths[i]}' is {image.shape[1]} x {image.shape[0]} (width x height); resize them, "
-                        "or type data.image_size=32 to crop and resize while loading"
-                    )
-                images[i] = image
+            # Left open by an error, the progress would be closed by whichever thread collects garbage: in one of its
+            # own, that waits for itself forever.
+            with closing(cast(Generator[np.ndarray, None, None], shown)):
+                for i, image in enumerate(shown):
+                    if image.shape != first.shape:
+                        raise UserError(
+                            f"data.root: images differ in size: '{paths[0]}' is {first.shape[1]} x {first.shape[0]}, "
+                            f"'{paths[i]}' is {image.shape[1]} x {image.shape[0]} (width x height); resize them, "
+                            "or type data.image_size=32 to crop and resize while loading"
+                        )
+                    images[i] = image
         except BaseException:
             threads.shutdown(wait=False, cancel_futures=True)
             raise
