@@ -356,7 +356,7 @@ def _none(root: Path) -> list[str]:
 
 
 def _file(root: Path) -> list[str]:
-    root.write_text("a file")
+    root.write_text("a file", encoding="utf-8")
     return [str(root), "is not a folder"]
 
 
