@@ -265,6 +265,12 @@ def test_the_c_locale(tmp_path: Path) -> None:
     assert "猫" in (tmp_path / "runs" / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_folder_whose_name_the_locale_cannot_read(tmp_path: Path) -> None:
+    done = in_c_locale("train", "hydra.run.dir='r/ünï'", folder=tmp_path)
+    assert done.returncode == 2
+    assert re.match(rb"error: run_dir: .* ascii; set PYTHONUTF8=1 .*\n$", done.stderr)
+
+
 def test_a_log_is_utf_8(tmp_path: Path) -> None:
     """Also of an argument that the locale has no letters for."""
     done = in_c_locale("evaluate", "ckpt_path='猫'", "hydra.run.dir=here", folder=tmp_path)
