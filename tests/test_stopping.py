@@ -94,7 +94,7 @@ def test_while_it_imports(tmp_path: Path) -> None:
 
 def _listens(pid: int) -> bool:
     """Whether a process has a handler for SIGTERM."""
-    (caught,) = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    (caught,) = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(encoding="utf-8"))
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 

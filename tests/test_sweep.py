@@ -262,9 +262,9 @@ def test_globs(cli: Cli, quick: None, overrides: list[str], names: list[str]) ->
     """They find a group's files, and by a folder's name those in its folders; the plan's jobs are those that run."""
     code, _, err = cli("train", *overrides, "hydra.sweep.dir=sweep", "progress=quiet", "-m")
     assert code == 0, err
-    jobs = json.loads(Path("sweep/sweep.json").read_text())["jobs"]
+    jobs = json.loads(Path("sweep/sweep.json").read_text(encoding="utf-8"))["jobs"]
     assert sorted(job["name"] for job in jobs.values()) == sorted(names)
-    results = {folder: json.loads(Path("sweep", folder, RESULT).read_text()) for folder in jobs}
+    results = {folder: json.loads(Path("sweep", folder, RESULT).read_text(encoding="utf-8")) for folder in jobs}
     assert {folder: result["name"] for folder, result in results.items()} == {f: job["name"] for f, job in jobs.items()}
 
 

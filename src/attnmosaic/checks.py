@@ -1,6 +1,7 @@
 """Checks of a config: everything the config alone can tell, before torch is imported."""
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,7 @@ def check(config: DictConfig) -> None:
         key = missing[0]
         raise UserError(f"{key}: has no value and needs one; type {key}={_EXAMPLES.get(key, 'VALUE')}")
     plain: Any = OmegaConf.to_container(config, resolve=True)
+    _check_run_dir(str(plain["run_dir"]))
     check_sections(plain)
     _check_networks(plain)
     check_settings(plain)
@@ -148,6 +150,17 @@ def check(config: DictConfig) -> None:
     check_available(plain["data"])
     if config.ckpt_path is not None:
         check_ckpt_path(config.ckpt_path)
+
+
+def _check_run_dir(folder: str) -> None:
+    """Checks that a run's folder has a name that is text: TensorBoard and torch write to no other."""
+    try:
+        folder.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"run_dir: got {folder!a}, which is no text where file names are {sys.getfilesystemencoding()}; "
+            "set PYTHONUTF8=1 in the environment, or type hydra.run.dir=DIR"
+        ) from error
 
 
 def check_settings(plain: dict[str, Any]) -> None:

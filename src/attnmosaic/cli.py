@@ -38,6 +38,7 @@ from attnmosaic.errors import (
 from attnmosaic.files import disk_trouble, write_atomically
 from attnmosaic.runs import CONFIG, ERROR, SWEEP
 from attnmosaic.stopping import in_order, listen, told_stop
+from attnmosaic.streams import use_substitutes
 
 _TRACES = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
 """Whether the user wants stack traces; read before `run` sets the variable for Hydra."""
@@ -61,6 +62,7 @@ def run(job: Callable[[], Any]) -> None:
     ):
         ConfigStore.instance().repo["hydra"][group].pop(name, None)
     listen()
+    use_substitutes()
     if _TRACES:
         job()
         return

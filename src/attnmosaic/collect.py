@@ -8,6 +8,7 @@ from pathlib import Path
 
 from attnmosaic.errors import UserError, one_line
 from attnmosaic.runs import some_runs
+from attnmosaic.streams import use_substitutes
 from attnmosaic.tables.render import FORMATS
 from attnmosaic.tables.reproduced import Reproduced, reproduce
 
@@ -26,6 +27,7 @@ def collect(folder: Path) -> list[Reproduced]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line."""
+    use_substitutes()
     parser = argparse.ArgumentParser(prog="python -m attnmosaic.collect", description=__doc__)
     parser.add_argument(
         "folder", type=Path, nargs="?", default=Path("outputs"), help="where to look for runs (outputs)"

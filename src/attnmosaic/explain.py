@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import io
 import itertools
 import logging
 import math
@@ -182,9 +181,9 @@ def _check_folder(folder: Path, images: Path) -> None:
 
 def _table(told: Sequence[Explained], done: int, smoke: bool) -> str:
     """Draws the first mosaics as a table."""
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
+
+    from attnmosaic.console import drawn
 
     title = "SMOKE: few examples, few epochs, no result" if smoke else None
     more = f"and {done - len(told)} more in {TABLE}" if done > len(told) else None
@@ -195,15 +194,13 @@ def _table(told: Sequence[Explained], done: int, smoke: bool) -> str:
         table.add_column(name, justify="right")
     for seen in told:
         table.add_row(
-            Text(printable(seen.name)),  # names are no markup
-            Text(printable(seen.predicted)),
+            printable(seen.name),
+            printable(seen.predicted),
             f"{seen.probabilities.max():.4f}",
             f"patch {seen.looks_at} of {len(seen.weights)}",
             f"{seen.weights.max():.4f}",
         )
-    console = Console(file=io.StringIO(), width=110)
-    console.print(table)
-    return "\n" + console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+    return "\n" + drawn(table).rstrip()
 
 
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="explain")

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from attnmosaic.config import decisive
 from attnmosaic.errors import BusyError, UserError
 from attnmosaic.files import remove_unfinished
+from attnmosaic.streams import use_substitutes
 from attnmosaic.trust import NotPlainError, check_plain
 
 RESULT, CONFIG, ERROR, LOCK, SWEEP = "result.json", "config.yaml", "error.txt", ".lock", "sweep.json"
@@ -117,7 +118,7 @@ class Run:
 
     def _read(self, name: str) -> str | None:
         try:
-            return (self.folder / name).read_text()
+            return (self.folder / name).read_text(encoding="utf-8")
         except (OSError, ValueError):  # what is no text, a name that no file can have
             return None
 
@@ -210,7 +211,7 @@ def some_runs(root: Path) -> list[Run]:
 def read_plan(sweep: Path) -> dict[str, Any]:
     """Returns what a sweep's folder tells of its jobs: ``{"commands": [...], "jobs": {folder: {...}}}``."""
     try:
-        plan = json.loads((sweep / SWEEP).read_text())
+        plan = json.loads((sweep / SWEEP).read_text(encoding="utf-8"))
         return {"commands": list(plan["commands"]), "jobs": dict(plan["jobs"])}
     except (OSError, ValueError, KeyError, TypeError):
         return {"commands": [], "jobs": {}}
@@ -254,6 +255,7 @@ def sweep_of(folder: Path) -> Path | None:
 
 
 if __name__ == "__main__":  # python -m attnmosaic.runs: the newest sweep or run, for make tensorboard
+    use_substitutes()
     try:
         print(newest(Path("outputs")))
     except UserError as slip:

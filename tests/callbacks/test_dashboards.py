@@ -31,7 +31,7 @@ def events_of(folder: Path) -> EventAccumulator:
 
 
 def rows(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="") as opened:
+    with file.open(encoding="utf-8", newline="") as opened:
         return list(csv.DictReader(opened))
 
 

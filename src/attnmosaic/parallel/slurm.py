@@ -183,7 +183,7 @@ class SlurmJobs:
 
     def _noted(self) -> dict[str, Any]:
         try:
-            noted = json.loads((self.sweep / FOLDER / SUBMITTED).read_text())
+            noted = json.loads((self.sweep / FOLDER / SUBMITTED).read_text(encoding="utf-8"))
             return {row: dict(job) for row, job in noted.items()}
         except (OSError, ValueError, TypeError, AttributeError):
             return {}

@@ -281,7 +281,7 @@ def _confusion(folder: Path, output: str, split: str, troubles: Troubles) -> Con
         return None
 
     def read() -> Confusion:
-        with file.open(newline="") as opened:
+        with file.open(newline="", encoding="utf-8") as opened:
             heading, *rows = csv.reader(opened)
         values = [value for value in heading[1:] if value != "scale"][:LARGEST_MATRIX]
         counts = [[int(count) for count in row[1 : 1 + len(values)]] for row in rows]

@@ -106,7 +106,7 @@ def render(folder: Path, out: Path) -> str:
 
 
 def _text(name: str) -> str:
-    return (files("attnmosaic.reporting") / "templates" / name).read_text()
+    return (files("attnmosaic.reporting") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _tables(runs: list[Run], troubles: Troubles) -> list[Reproduced]:

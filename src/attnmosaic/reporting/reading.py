@@ -58,7 +58,7 @@ def read_rows(file: Path, troubles: Troubles) -> TableRows:
         return []
 
     def read() -> TableRows:
-        with file.open(newline="") as opened:
+        with file.open(newline="", encoding="utf-8") as opened:
             return list(csv.DictReader(opened))
 
     nothing: TableRows = []
@@ -95,7 +95,7 @@ def relative_link(target: Path, start: Path) -> str:
 def command_of(run: Run) -> str | None:
     """Returns the command that a run was begun with, rebuilt from its overrides; None if they are not known."""
     try:
-        overrides = yaml.safe_load((run.folder / ".hydra" / "overrides.yaml").read_text())
+        overrides = yaml.safe_load((run.folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return None
     if not isinstance(overrides, list):

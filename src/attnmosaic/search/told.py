@@ -1,12 +1,11 @@
 """What a search tells when it ends: its trials by value, and how to train the best one again."""
 
-import io
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
+from attnmosaic.console import drawn
 from attnmosaic.runs import Run
 from attnmosaic.sweep import as_command
 
@@ -43,14 +42,11 @@ def _table(search: "Search", trials: list[Any], title: str) -> str:
     table.add_column("state")
     for trial in trials:
         value = f"{trial.value:.4f}" if trial.state.name == "COMPLETE" else ""
-        drawn = (trial.params.get(key, "") for key in search.space.searched)
-        told = [f"{one:.4g}" if isinstance(one, float) else str(one) for one in drawn]
+        values = (trial.params.get(key, "") for key in search.space.searched)
+        told = [f"{one:.4g}" if isinstance(one, float) else str(one) for one in values]
         table.add_row(str(trial.number), value, *told, _state(search, trial))
-    console = Console(file=io.StringIO(), width=110)
-    console.print(table)
-    drawn_table: str = console.file.getvalue()  # type: ignore[attr-defined]
     # A title of the table's own would be broken to its width.
-    return "\n".join([title, *(line.rstrip() for line in drawn_table.strip("\n").rstrip().splitlines()), ""])
+    return "\n".join([title, *(line.rstrip() for line in drawn(table).strip("\n").rstrip().splitlines()), ""])
 
 
 def _state(search: "Search", trial: Any) -> str:

@@ -5,9 +5,10 @@ import io
 from collections.abc import Callable, Sequence
 
 from rich.box import SIMPLE
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 
+from attnmosaic.console import drawn
 from attnmosaic.tables.reproduced import Cell, Reproduced, Row
 
 Lines = list[list[str]]
@@ -90,20 +91,18 @@ def terminal(table: Reproduced, width: int | None = None) -> str:
     if width is None:
         screen = Console()
         width = screen.width if screen.is_terminal else max(WIDE, screen.width)
-    # What runs are called, and failed with, is no markup.
-    console = Console(file=io.StringIO(), width=width, markup=False, emoji=False, highlight=False)
-    console.print(table.title, style="bold")
+    parts: list[RenderableType] = [table.title]
     told = _told(table)
     if table.published.matrix:
         for title, (heading, *lines) in matrices(table):
-            _draw(console, title, heading, lines)
+            parts.append(_grid(title, heading, lines))
     elif width >= WIDE:
-        _draw(console, "", HEADINGS, _short(table))
+        parts.append(_grid("", HEADINGS, _short(table)))
     else:
-        _draw(console, "", *_narrow(table))
+        parts.append(_grid("", *_narrow(table)))
         told = [*_states(table), *told]
-    console.print("\n".join([*told, f"{_data(table)}{table.summary}. Source: {table.published.source}"]))
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    parts.append("\n".join([*told, f"{_data(table)}{table.summary}. Source: {table.published.source}"]))
+    return drawn(*parts, width=width)
 
 
 WIDE = 110
@@ -128,15 +127,15 @@ def _states(table: Reproduced) -> list[str]:
     return [f"{state}: {', '.join(labels)}" for state, labels in rows.items()]
 
 
-def _draw(console: Console, title: str, heading: Sequence[str], lines: Lines) -> None:
-    drawn = Table(title=title or None, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+def _grid(title: str, heading: Sequence[str], lines: Lines) -> Table:
+    grid = Table(title=title or None, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     for name in heading:
         numbers = name not in ("", "row", "runs", "metric", "verdict")
         wraps = name == "runs"  # may be a sentence
-        drawn.add_column(name, justify="right" if numbers else "left", no_wrap=not wraps, min_width=10 if wraps else 1)
+        grid.add_column(name, justify="right" if numbers else "left", no_wrap=not wraps, min_width=10 if wraps else 1)
     for line in lines:
-        drawn.add_row(*line)
-    console.print(drawn)
+        grid.add_row(*line)
+    return grid
 
 
 def markdown(table: Reproduced) -> str:

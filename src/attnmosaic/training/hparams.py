@@ -56,7 +56,7 @@ def hparams_summaries(params: Mapping[str, Any], metrics: Mapping[str, float], g
 def given_keys(run_dir: Path) -> set[str]:
     """Returns the keys that a run's command gave; none if it was not started by one."""
     try:
-        overrides = yaml.safe_load((run_dir / ".hydra" / "overrides.yaml").read_text()) or []
+        overrides = yaml.safe_load((run_dir / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")) or []
         return {str(override).partition("=")[0].lstrip("+~") for override in overrides}
     except (OSError, yaml.YAMLError):
         return set()

@@ -1,6 +1,5 @@
 """What a run leaves when it ends: its result on disk, its line in TensorBoard, its table on the screen."""
 
-import io
 import json
 import math
 import platform
@@ -15,11 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 import attnmosaic
 from attnmosaic.config import config_hash
+from attnmosaic.console import drawn
 from attnmosaic.errors import RunError
 from attnmosaic.files import sync_files, write_atomically
 from attnmosaic.training.base import RunModule
@@ -92,7 +91,7 @@ def versions() -> dict[str, str]:
 def cpu_name() -> str:
     """Returns the model of this machine's processor, as far as the system tells it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
@@ -109,7 +108,4 @@ def final_table(metrics: Mapping[str, float], module: RunModule) -> str:
         table.add_column(name.upper() if name[0] == "f" and len(name) == 4 else name, justify="right")
     for split in dict.fromkeys(name.split("/")[0] for name in metrics):
         table.add_row(split, *(f"{metrics[f'{split}/{name}']:.4f}" for name in module.table_columns))
-    console = Console(file=io.StringIO(), width=110)
-    console.print(table)
-    drawn: str = console.file.getvalue()  # type: ignore[attr-defined]
-    return "\n" + "\n".join(line.rstrip() for line in drawn.splitlines()).strip("\n")
+    return "\n" + "\n".join(line.rstrip() for line in drawn(table).splitlines()).strip("\n")
