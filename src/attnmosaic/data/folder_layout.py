@@ -3,11 +3,26 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from attnmosaic.errors import UserError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 TEST_NAMES = ("test", "val", "valid")
+
+
+def root_folder(root: Any) -> Path:
+    """Returns the folder that ``data.root`` names.
+
+    Raises:
+        UserError: the value is no text: Hydra has read it as a number, a list or null.
+    """
+    if not isinstance(root, str):
+        raise UserError(
+            f"data.root: got {'null' if root is None else root}, needs the path of a folder, in quotes where it reads "
+            "as something else; type 'data.root=\"DIR\"'"
+        )
+    return Path(root).expanduser()
 
 
 def find_splits(root: Path) -> tuple[Path, Path | None]:
