@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from attnmosaic.commands import as_override, in_quotes, in_shell, parsed, to_type
@@ -217,7 +217,7 @@ def advice(error: Exception, overrides: list[str]) -> str:
         return _unknown_key(key[1], overrides)
     cause = error.__cause__
     if not isinstance(cause, OmegaConfBaseException):
-        return " ".join(map(str.strip, text.splitlines()[:2])) + _key_as_text(getattr(error, "full_key", None), overrides)
+        return " ".join(map(str.strip, text.splitlines()[:2]))
     where, what = text.splitlines()[0], str(cause).splitlines()[0]
     if cause.full_key in _SECTIONS:
         return f"{cause.full_key}: is a section of keys; type {_SECTIONS[cause.full_key]}"
@@ -245,24 +245,12 @@ def _key_as_text(key: str | None, overrides: list[str]) -> str:
 def _as_text(given: str, overrides: list[str]) -> str:
     """Returns the advice to give an override's value as text, or nothing where Hydra would not take that either."""
     key, _, value = given.partition("=")
-    literally = as_override(key, value)
-    if literally == given or parsed(literally) is None:
-        return ""
+    instead = f"{key}={in_quotes(value)}"  # in which an interpolation stays one
     others = [each for each in _plain(overrides) if each != given]
-    instead: str | None = literally
-    if _composed(others) is not None:  # otherwise another override is wrong, too
-        ways = (f"{key}={in_quotes(value)}", literally)  # ${...} may be meant
-        instead = next((way for way in ways if _gives(key.lstrip("+"), [*others, way])), None)
-    return f"; as text: {in_shell(instead)}" if instead else ""
-
-
-def _gives(key: str, overrides: list[str]) -> bool:
-    """Whether a key has a value in a command line's config."""
-    config = _composed(overrides)
-    try:
-        return config is not None and OmegaConf.select(config, key) is not None
-    except OmegaConfBaseException:  # an interpolation that there is not
-        return False
+    useless = as_override(key, value) == given or parsed(instead) is None
+    if useless or (_composed(others) and not _composed([*others, instead])):
+        return ""
+    return f"; as text: {in_shell(instead)}"
 
 
 _SECTIONS = {

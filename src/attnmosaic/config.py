@@ -12,7 +12,6 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import II, MISSING, DictConfig, OmegaConf, open_dict
 
-from attnmosaic.commands import literal
 from attnmosaic.errors import UserError
 
 PRECISIONS = {"float32": "32-true", "float64": "64-true", "bfloat16": "bf16-mixed"}
@@ -259,19 +258,18 @@ def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def resolve(config: DictConfig) -> DictConfig:
-    """Returns the config with every interpolation replaced by its value."""
+    """Returns the config with every interpolation replaced by its value.
+
+    Raises:
+        UserError: a value has ``${``, which would be an interpolation wherever the config is read again.
+    """
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
-    return OmegaConf.create(_literals(resolved))
-
-
-def _literals(node: Any) -> Any:
-    """Returns a plain config whose texts are no interpolations, ``${x}`` in the name of a folder say."""
-    if isinstance(node, dict):
-        return {key: _literals(child) for key, child in node.items()}
-    if isinstance(node, list):
-        return [*map(_literals, node)]
-    return literal(node) if isinstance(node, str) else node
+    for key, value in leaves(resolved):
+        if isinstance(value, str) and "${" in value:
+            dotted = key[1:-1].replace("][", ".")
+            raise UserError(f"{dotted}: got '{value}', but '${{' begins an interpolation; type a name without it")
+    return OmegaConf.create(resolved)
 
 
 def config_hash(config: dict[str, Any]) -> str:
