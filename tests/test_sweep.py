@@ -273,7 +273,7 @@ def test_globs(cli: Cli, quick: None, overrides: list[str], names: list[str]) ->
     [
         (
             ["experiment=glob(gradeints/*)"],
-            r"experiment: got glob\(gradeints/\*\), which .* did you mean glob\(gradients/\*\)",
+            r"experiment: got glob\(gradeints/\*\), which .* did you mean 'experiment=glob\(gradients/\*\)",
         ),
         (
             ["experiment=glob([gradients/*,tabel1/*])"],
@@ -290,7 +290,7 @@ def test_globs(cli: Cli, quick: None, overrides: list[str], names: list[str]) ->
         (["seed.all=shuffle(range(3,3))"], r"seed\.all: got shuffle\(range\(3,3\)\), which has no values"),
         (
             ["reproduce=table1", "experiment=glob(table9/*)"],
-            r"experiment: got glob\(table9/\*\), .*did you mean glob\(table",
+            r"experiment: got glob\(table9/\*\), .*did you mean 'experiment=glob\(table",
         ),
         (
             ["reproduce=table1", "hydra.sweeper.params.experiment='range(0,0)'"],

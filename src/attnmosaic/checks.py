@@ -8,10 +8,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from attnmosaic.commands import in_shell
 from attnmosaic.config import PAIR, PRECISIONS, PROGRESS, metrics_of, networks_of
 from attnmosaic.data.available import check_available
 from attnmosaic.data.classes import check_names, split_classes
-from attnmosaic.data.folder_layout import check_folder
+from attnmosaic.data.folder_layout import check_folder, root_folder
 from attnmosaic.data.operations import OPERATIONS
 from attnmosaic.errors import UserError, not_among
 from attnmosaic.nodes import check_nodes, check_sections
@@ -173,7 +174,7 @@ def check_settings(plain: dict[str, Any]) -> None:
         found, value = _lookup(plain, key)
         if found and not (value is None and key in _NULLABLE) and not allowed(value):
             shown = "null" if value is None else value
-            raise UserError(f"{key}: got {shown}, needs {wording}; type for example {key}={example}")
+            raise UserError(f"{key}: got {shown}, needs {wording}; type for example {in_shell(f'{key}={example}')}")
     check_nodes(plain)
     for key, words in (
         ("schedule.order", tuple(ORDERS)),
@@ -283,6 +284,6 @@ def _check_classes(data: dict[str, Any]) -> None:
     if "means" in data:
         classes = [str(i) for i in range(len(data["means"]))]
     elif "root" in data:
-        classes = check_folder(Path(data["root"]).expanduser())
+        classes = check_folder(root_folder(data["root"]))
     if classes is not None:
         split_classes(data["foreground"], data.get("background"), classes)

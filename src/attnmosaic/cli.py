@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import re
-import shlex
 import signal
 import sys
 import threading
@@ -23,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from attnmosaic.commands import as_override, in_quotes, in_shell, parsed, to_type
 from attnmosaic.config import conf_dir
 from attnmosaic.errors import (
     BusyError,
@@ -128,7 +128,7 @@ def how_to_go_on(key: str, folder: str, timed: bool) -> str:
     """
     if not any(Path(folder, name).exists() for name in (CONFIG, SWEEP)):
         return ""
-    return f"; the same command{f' with {key}={shlex.quote(folder)}' if timed else ''} goes on"
+    return f"; the same command{f' with {to_type(key, folder)}' if timed else ''} goes on"
 
 
 def _write_down(message: str) -> None:
@@ -185,7 +185,7 @@ def reason(error: BaseException) -> str:
     """Returns what to say in one line of the error that a job of a sweep ended with."""
     line = told(error)
     said = line[0] if line is not None else f"{type(error).__name__}: {error}"
-    return " ".join((str(error) if isinstance(error, JobError) else said).split())
+    return one_line(str(error) if isinstance(error, JobError) else said)
 
 
 def _fail(error: Exception) -> NoReturn:
@@ -205,24 +205,54 @@ def advice(error: Exception, overrides: list[str]) -> str:
     """
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         return _unknown_option(error.missing_cfg_file, error.options, overrides)
-    if "Ambiguous value for argument" in str(error):
-        return f"{str(error).splitlines()[0]}; add -m to run one job for each value"
-    if isinstance(error, OverrideParseException) and "=" not in error.override:
-        return f"{error.override}: an override is key=value, experiment={error.override} say"
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: is not a valid override ({str(error).splitlines()[0]}); quote lists: 'key=[a,b]'"
     text = str(error)
+    if swept := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'", text):
+        instead = _as_text(swept[1], overrides)
+        return f"{text.splitlines()[0]}; add -m to run one job for each value{instead}"
+    if isinstance(error, OverrideParseException) and "=" not in error.override:
+        return f"{error.override}: an override is key=value, {to_type(_FIRST_KEYS[_door()], error.override)} say"
+    if isinstance(error, OverrideParseException):
+        return _not_parsed(error, overrides)
     if "UserError raised while resolving interpolation: " in text:  # a resolver's own
         return text.splitlines()[0].partition(": ")[2]
     if key := re.search(r"Could not override '([\w./@]+)'", text):
         return _unknown_key(key[1], overrides)
     cause = error.__cause__
     if not isinstance(cause, OmegaConfBaseException):
-        return " ".join(text.splitlines()[:2])
+        return " ".join(map(str.strip, text.splitlines()[:2]))
     where, what = text.splitlines()[0], str(cause).splitlines()[0]
     if cause.full_key in _SECTIONS:
         return f"{cause.full_key}: is a section of keys; type {_SECTIONS[cause.full_key]}"
-    return f"{cause.full_key}: {what}" if cause.full_key else f"{where} {what}"
+    message = f"{cause.full_key}: {what}" if cause.full_key else f"{where} {what}"
+    return message + _key_as_text(cause.full_key, overrides)
+
+
+_FIRST_KEYS = {"train": "experiment", "evaluate": "ckpt_path", "explain": "images", "predict": "image"}
+"""What a word without a key is probably meant for, by command."""
+
+
+def _not_parsed(error: OverrideParseException, overrides: list[str]) -> str:
+    key, _, value = error.override.partition("=")
+    lists = f"; quote lists: '{key}=[a,b]'" if value.lstrip().startswith("[") else ""
+    why = str(error).splitlines()[0]
+    why = "a character that needs quotes" if why.startswith("LexerNoViableAlt") else why
+    return f"{error.override}: is not a valid override ({why}){lists}{_as_text(error.override, overrides)}"
+
+
+def _key_as_text(key: str | None, overrides: list[str]) -> str:
+    given = [each for each in overrides if key and each.lstrip("+").startswith(f"{key}=")]
+    return _as_text(given[-1], overrides) if given else ""
+
+
+def _as_text(given: str, overrides: list[str]) -> str:
+    """Returns the advice to give an override's value as text, or nothing where Hydra would not take that either."""
+    key, _, value = given.partition("=")
+    instead = f"{key}={in_quotes(value)}"  # in which an interpolation stays one
+    others = [each for each in _plain(overrides) if each != given]
+    useless = as_override(key, value) == given or parsed(instead) is None
+    if useless or (_composed(others) and not _composed([*others, instead])):
+        return ""
+    return f"; as text: {in_shell(instead)}"
 
 
 _SECTIONS = {
@@ -259,15 +289,30 @@ def _door() -> str:
 
 def _known_keys(bad: str, overrides: list[str]) -> Iterable[str]:
     """Returns every key and group that the config would have had without the bad override."""
-    keep = [o for o in overrides if re.match(r"[\w./@]+=", o) and not o.startswith(bad) and "," not in o]
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(config_dir=conf_dir(), version_base="1.3"):
-            config = compose(_door(), keep, return_hydra_config=True)
-    except Exception:  # another override is wrong too; then there is nothing to suggest from
+    config = _composed([each for each in _plain(overrides) if not each.startswith(bad)])
+    if config is None:  # another override is wrong too; then there is nothing to suggest from
         return []
     groups = [group for group in map(str, config.hydra.runtime.choices) if "/" not in group]
     return [*groups, *_keys(config)]
+
+
+def _plain(words: list[str]) -> list[str]:
+    """Returns those words of a command line that are overrides of a key that is there, by one value."""
+    given = ((each, parsed(each)) for each in words if re.match(r"[\w./@]+=", each))
+    return [each for each, read in given if read is not None and not read.is_sweep_override()]
+
+
+def _composed(overrides: list[str]) -> DictConfig | None:
+    """Returns the command's config with some overrides, None where Hydra does not take them."""
+    at_work = GlobalHydra.instance().hydra  # of a sweep, which may have further jobs
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=conf_dir(), version_base="1.3"):
+            return compose(_door(), overrides, return_hydra_config=True)
+    except Exception:
+        return None
+    finally:
+        GlobalHydra.instance().hydra = at_work
 
 
 def _keys(node: DictConfig, prefix: str = "") -> Iterable[str]:

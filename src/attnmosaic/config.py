@@ -258,9 +258,17 @@ def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def resolve(config: DictConfig) -> DictConfig:
-    """Returns the config with every interpolation replaced by its value."""
+    """Returns the config with every interpolation replaced by its value.
+
+    Raises:
+        UserError: a value has ``${``, which would be an interpolation wherever the config is read again.
+    """
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
+    for key, value in leaves(resolved):
+        if isinstance(value, str) and "${" in value:
+            dotted = key[1:-1].replace("][", ".")
+            raise UserError(f"{dotted}: got '{value}', but '${{' begins an interpolation; type a name without it")
     return OmegaConf.create(resolved)
 
 

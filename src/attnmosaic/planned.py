@@ -10,9 +10,10 @@ from typing import Any
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString
+from hydra.core.override_parser.types import Glob, Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from attnmosaic.commands import as_override, in_shell, literal
 from attnmosaic.config import PAIR, metrics_of, networks_of, scaled
 from attnmosaic.errors import UserError, nearest
 from attnmosaic.training.schedule import ORDERS, Schedule
@@ -88,7 +89,7 @@ def _matching(override: Override, glob: Glob) -> list[str]:
         if not any(matches(name, pattern) for name in names):
             folders = dict.fromkeys(f"{name.rpartition('/')[0]}/*" for name in names if "/" in name)
             close = nearest(pattern, [*folders, *names], n=1)
-            hint = f"; did you mean glob({close[0]})?" if close else ""
+            hint = f"; did you mean {in_shell(f'{group}=glob({close[0]})')}?" if close else ""
             raise UserError(f"{group}: got glob({pattern}), which matches none of {', '.join(names)}{hint}")
     return [
         name
@@ -164,8 +165,8 @@ def settle_folder(config: DictConfig) -> str:
     """
     folders = [*dict.fromkeys(_folders(config))]
     folder = folders[0] if len(folders) == 1 else _shared(folders)
-    config.hydra.sweep.dir = folder
-    config.hydra.overrides.hydra.append(f"hydra.sweep.dir={QuotedString(folder, Quote.single).with_quotes()}")
+    config.hydra.sweep.dir = literal(folder)
+    config.hydra.overrides.hydra.append(as_override("hydra.sweep.dir", folder))
     return folder
 
 

@@ -2,11 +2,10 @@
 
 import json
 import os
-import shlex
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.cli import guard_sweep, how_to_go_on, reason
+from attnmosaic.commands import command, in_shell, path_word
 from attnmosaic.config import PROGRESS, TrainConfig
 from attnmosaic.data.available import check_available
 from attnmosaic.display import Display, Lines
@@ -117,12 +117,7 @@ def add_to_plan(sweep: Path, more: dict[str, Any]) -> None:
 
 def typed() -> str:
     """Returns the command line that this process was given."""
-    return as_command(sys.argv[1:])
-
-
-def as_command(overrides: Sequence[str]) -> str:
-    """Returns what to type to train with some overrides."""
-    return " ".join(["python -m attnmosaic.train", *map(_quoted, overrides)])
+    return command("train", *sys.argv[1:])
 
 
 def _watched() -> bool:
@@ -217,11 +212,11 @@ def end_sweep() -> int:
     except Exception as error:  # must not hide what the sweep ended with
         warnings.warn(f"the table of '{folder}' could not be made: {type(error).__name__}: {error}", stacklevel=1)
         tables = []
-    where = shlex.quote(str(folder))
+    where = path_word(folder)
     hints = (
         f"runs: {folder}",
-        f"report: python -m attnmosaic.report {where}",
-        f"TensorBoard: tensorboard --logdir {where}",
+        f"report: {command('report', where)}",
+        f"TensorBoard: {in_shell('tensorboard', '--logdir', where)}",
     )
     try:
         print("\n".join(["", *tables, *hints]), flush=True)
@@ -235,7 +230,3 @@ def end_sweep() -> int:
             file=sys.stderr,
         )
     return left
-
-
-def _quoted(word: str) -> str:
-    return f"'{word}'" if set(word) & set('[]{}()*?$&;| "') else word

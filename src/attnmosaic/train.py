@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.checks import check
 from attnmosaic.cli import describe, guard, run
+from attnmosaic.commands import in_shell, path_word
 from attnmosaic.config import TrainConfig, conf_dir, register, resolve, scaled
 from attnmosaic.errors import BusyError, Pruned, RunError
 from attnmosaic.files import write_atomically
@@ -98,7 +99,8 @@ def _train(config: DictConfig, ranks: Ranks) -> dict[str, float]:
     log.info("%s", final_table(metrics, module))
     if reason := reason_of_end(trainer, config.schedule.epochs):
         log.info("ended after epoch %d of %d: %s", trainer.current_epoch, config.schedule.epochs, reason)
-    log.info("plots, tables, checkpoints: %s\nTensorBoard: tensorboard --logdir %s", config.run_dir, config.run_dir)
+    dashboards = in_shell("tensorboard", "--logdir", path_word(config.run_dir))
+    log.info("plots, tables, checkpoints: %s\nTensorBoard: %s", config.run_dir, dashboards)
     return metrics
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from attnmosaic.errors import UserError, one_line
 
@@ -40,6 +40,20 @@ class Listing:
     classes: list[str]
     files: list[list[Path]]
     skipped: Counter[str]
+
+
+def root_folder(root: Any) -> Path:
+    """Returns the folder that ``data.root`` names.
+
+    Raises:
+        UserError: the value is no text: Hydra has read it as a number, a list or null.
+    """
+    if not isinstance(root, str):
+        raise UserError(
+            f"data.root: got {'null' if root is None else root}, needs the path of a folder, in quotes where it reads "
+            "as something else; type 'data.root=\"DIR\"'"
+        )
+    return Path(root).expanduser()
 
 
 def find_splits(root: Path) -> tuple[Path, Path | None]:

@@ -3,7 +3,6 @@
 import csv
 import math
 import os
-import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +10,7 @@ from urllib.parse import quote
 
 import yaml
 
+from attnmosaic.commands import command
 from attnmosaic.errors import UserError
 from attnmosaic.runs import CONFIG, Run
 
@@ -100,7 +100,7 @@ def command_of(run: Run) -> str | None:
         return None
     if not isinstance(overrides, list):
         return None
-    return shlex.join(["python", "-m", "attnmosaic.train", *map(str, overrides)])
+    return command("train", *map(str, overrides))
 
 
 def span(runs: Iterable[Run]) -> tuple[float, float] | None:

@@ -15,13 +15,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from attnmosaic.checks import check
 from attnmosaic.cli import blames_disk, reason, told
+from attnmosaic.commands import as_override
 from attnmosaic.config import other_networks, resolve
 from attnmosaic.display import Display
 from attnmosaic.errors import RunError, UserError
 from attnmosaic.planned import Planned, measures, planned_job, with_override
 from attnmosaic.runs import Run, earlier_result
 from attnmosaic.search.options import Options
-from attnmosaic.search.space import Space, grammar, parse_space
+from attnmosaic.search.space import Space, parse_space
 from attnmosaic.search.told import search_told
 from attnmosaic.sweep import add_to_plan, begin_sweep, typed
 from attnmosaic.training.schedule import ORDERS, Schedule
@@ -289,7 +290,7 @@ class Search:
             "longest": self.longest,
             "every": self.every,
         }
-        return [f"+callbacks.pruning={grammar(given)}"]
+        return [as_override("+callbacks.pruning", given)]
 
 
 def _alone(planned: Planned, folder: Path) -> DictConfig:

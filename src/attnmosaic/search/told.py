@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 from rich.box import SIMPLE
 from rich.table import Table
 
+from attnmosaic.commands import command, to_type
 from attnmosaic.console import drawn
 from attnmosaic.runs import Run
-from attnmosaic.sweep import as_command
 
 if TYPE_CHECKING:
     from attnmosaic.search.loop import Search
@@ -29,7 +29,7 @@ def search_told(search: "Search") -> list[str]:
     if finished:
         shown += _best(search, finished[0])
     if len(trials) < search.options.n_trials or any(trial.state.name == "RUNNING" for trial in trials):
-        shown.append(f"go on: the same command, with hydra.sweep.dir={search.folder}")
+        shown.append(f"go on: the same command, with {to_type('hydra.sweep.dir', str(search.folder))}")
     return shown
 
 
@@ -68,5 +68,5 @@ def _best(search: "Search", trial: Any) -> list[str]:
     ]
     return [
         f"best: trial {trial.number}, {metric} {', '.join(told)}; selected on {search.metric.partition('/')[0]}",
-        f"again: {as_command(search.space.overrides(trial.params))}",
+        f"again: {command('train', *search.space.overrides(trial.params))}",
     ]

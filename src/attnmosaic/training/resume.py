@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from attnmosaic.commands import in_shell, to_type
 from attnmosaic.config import config_hash, decisive, networks_of, other_networks
 from attnmosaic.errors import UserError
 from attnmosaic.runs import CHECKPOINTS, LAST, flat
@@ -132,10 +133,17 @@ def check_resume(config: DictConfig, module: RunModule) -> None:
         if f"{key}.".startswith(kept):
             raise UserError(
                 f"{key}: got {now.get(key)}, but the optimizers in '{config.ckpt_path}' go on as they were saved, with "
-                f"{before.get(key)}; type {key}={before.get(key)}, or start a new run"
+                f"{before.get(key)}; type {_as_before(key, before, now)}, or start a new run"
             )
         log.warning("resuming with another %s: %s before, %s now", key, before.get(key), now.get(key))
     log.info("resuming after epoch %d of %d", done, config.schedule.epochs)
+
+
+def _as_before(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Returns the override that gives a key the value that it had, or removes a key that there was not."""
+    if key not in before:
+        return in_shell(f"~{key}")
+    return to_type(key if key in now else f"+{key}", before[key])
 
 
 def _callbacks(config: Mapping[str, Any]) -> str:
