@@ -1,6 +1,7 @@
 """What every command shares: a user's slip is one line and exit code 2, never a stack trace."""
 
 import contextlib
+import itertools
 import logging
 import os
 import re
@@ -12,16 +13,23 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+from hydra.errors import (
+    ConfigCompositionException,
+    MissingConfigException,
+    OverrideParseException,
+    SearchPathException,
+)
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from attnmosaic import __version__
 from attnmosaic.commands import as_override, in_quotes, in_shell, parsed, to_type
 from attnmosaic.config import conf_dir
 from attnmosaic.errors import (
@@ -51,6 +59,7 @@ def run(job: Callable[[], Any]) -> None:
     `attnmosaic.stopping.SIGNALS` (130 after Ctrl-C), each told in one line. With ``HYDRA_FULL_ERROR=1`` in the
     environment every error keeps its stack trace.
     """
+    sys.argv[1:] = _arguments(sys.argv[1:])
     # These files of conf/hydra are ours; Hydra would hold them against the schemas that libraries have of their names.
     # submitit_local starts all jobs at once, whatever the machine: joblib is what there is instead.
     Plugins.instance()  # imports the libraries', if they are installed
@@ -81,6 +90,20 @@ def run(job: Callable[[], Any]) -> None:
         del os.environ["HYDRA_FULL_ERROR"]
 
 
+def _arguments(given: list[str]) -> list[str]:
+    """Returns the arguments for Hydra; answers ``--version`` by itself, as Hydra reports its own alone."""
+    if "--version" in given:
+        print(f"attnmosaic {__version__} (Hydra {hydra.__version__})")
+        sys.exit()
+    # Resolved, Hydra's section needs the rest of the config, which --cfg hydra removes first.
+    shown = [*itertools.pairwise(given)]
+    if "--resolve" in given and (("--cfg", "hydra") in shown or ("-c", "hydra") in shown or "--cfg=hydra" in given):
+        rest = [word for word in given if word not in ("--cfg", "-c", "hydra", "--cfg=hydra")]
+        part = [] if {"--package", "-p"} & {*rest} else ["--package", "hydra"]
+        return [*rest, "--cfg", "all", *part]
+    return given
+
+
 def _unless_told(failed: threading.ExceptHookArgs) -> None:
     """Shows what a thread failed with, but for what the disk is to blame for: who waits for the thread tells that."""
     if failed.exc_value is None or disk_trouble(failed.exc_value) is None:
@@ -93,7 +116,8 @@ def guard(task: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     if of.job.config_name == "train" and of.mode == RunMode.RUN:
         section: Any = of.run
         timed = "${now:" in str(section._get_node("dir")._value())
-        in_order(False, lambda: how_to_go_on("hydra.run.dir", section.dir, timed))
+        folder = of.runtime.output_dir if of.job.chdir else section.dir
+        in_order(False, lambda: how_to_go_on("hydra.run.dir", folder, timed))
     try:
         return task(config)
     except BusyError as error:  # what is in the folder, log and all, is the other process's
@@ -173,12 +197,22 @@ def told(error: BaseException) -> tuple[str, int] | None:
         if (line := disk_trouble(link) or gpu_memory_trouble(link)) is not None:
             return line, 1
         link = link.__cause__
+    if isinstance(error, SearchPathException) or _about_flags(error):
+        return f"{str(error).strip()} (--hydra-help explains the flags)", 2
     if isinstance(error, (ConfigCompositionException, OverrideParseException, OmegaConfBaseException)):
         return advice(error, sys.argv[1:]), 2
     if isinstance(error, ValueError) and "Config group override" in str(error):
         given = [override for override in sys.argv[1:] if override.endswith("=null")]
         return f"{' '.join(given)}: a group takes the name of a file in conf/; logger=none leaves the logger out", 2
     return None
+
+
+def _about_flags(error: BaseException) -> bool:
+    """Whether Hydra itself refuses a command's flags, ``--cfg job -m`` say."""
+    if type(error) is not ValueError or error.__traceback__ is None or "Config group override" in str(error):
+        return False
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    return Path(raised_in).is_relative_to(Path(hydra.__file__).parent)
 
 
 def reason(error: BaseException) -> str:

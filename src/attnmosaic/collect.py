@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from attnmosaic import __version__
 from attnmosaic.errors import UserError, one_line
 from attnmosaic.runs import some_runs
 from attnmosaic.streams import use_substitutes
@@ -28,7 +29,8 @@ def collect(folder: Path) -> list[Reproduced]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     use_substitutes()
-    parser = argparse.ArgumentParser(prog="python -m attnmosaic.collect", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m attnmosaic.collect", description=__doc__.replace("``", ""))
+    parser.add_argument("--version", action="version", version=f"attnmosaic {__version__}")
     parser.add_argument(
         "folder", type=Path, nargs="?", default=Path("outputs"), help="where to look for runs (outputs)"
     )

@@ -1,6 +1,7 @@
 """The jobs that a sweep is to have and the folder it is to have, known before any of them begins."""
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -8,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -17,6 +17,7 @@ from attnmosaic.commands import as_override, in_shell, literal
 from attnmosaic.config import PAIR, metrics_of, networks_of, scaled
 from attnmosaic.errors import UserError, nearest
 from attnmosaic.training.schedule import ORDERS, Schedule
+from attnmosaic.usage import group_options
 from attnmosaic.watch import Job
 
 
@@ -82,7 +83,7 @@ def _matching(override: Override, glob: Glob) -> list[str]:
         return name.count("/") == pattern.count("/") and fnmatch(name, pattern)
 
     group = override.key_or_group
-    names = [*_options(group)]
+    names = [*group_options(group)]
     if not names:
         raise UserError(f"{group}: glob() takes the name of a group, a folder of conf/; type values: {group}=A,B")
     for pattern in glob.include:
@@ -97,14 +98,6 @@ def _matching(override: Override, glob: Glob) -> list[str]:
         if any(matches(name, pattern) for pattern in glob.include)
         and not any(matches(name, pattern) for pattern in glob.exclude)
     ]
-
-
-def _options(group: str) -> Iterator[str]:
-    """Yields the options of a config group, then those in its folders: ``gradients/joint``."""
-    loader = GlobalHydra.instance().config_loader()
-    yield from loader.get_group_options(group)
-    for folder in loader.get_group_options(group, ObjectType.GROUP):
-        yield from (f"{folder}/{name}" for name in _options(f"{group}/{folder}"))
 
 
 def job_overrides(config: DictConfig) -> dict[str, list[str]]:
@@ -165,6 +158,7 @@ def settle_folder(config: DictConfig) -> str:
     """
     folders = [*dict.fromkeys(_folders(config))]
     folder = folders[0] if len(folders) == 1 else _shared(folders)
+    folder = os.path.expanduser(folder)
     config.hydra.sweep.dir = literal(folder)
     config.hydra.overrides.hydra.append(as_override("hydra.sweep.dir", folder))
     return folder

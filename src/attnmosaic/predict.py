@@ -14,6 +14,7 @@ from attnmosaic.data.operations import OPERATIONS
 from attnmosaic.errors import UserError
 from attnmosaic.lean import import_lightning
 from attnmosaic.nodes import check_keys
+from attnmosaic.paths import absolute
 from attnmosaic.trust import check_trusted
 
 register()
@@ -131,7 +132,8 @@ def _answer(config: DictConfig) -> dict[str, int]:
     for key, example in (("ckpt_path", "outputs/.../checkpoints/last.ckpt"), ("image", "FILE"), ("number", "5")):
         if OmegaConf.is_missing(config, key):
             raise UserError(f"{key}: has no value and needs one; type {key}={example}")
-    return predict(config.ckpt_path, config.image, config.number, invert=config.invert, trust=config.trust)
+    ckpt_path, image = absolute(config.ckpt_path), absolute(config.image)
+    return predict(ckpt_path, image, config.number, invert=config.invert, trust=config.trust)
 
 
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="predict")

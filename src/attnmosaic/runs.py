@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from attnmosaic.config import decisive
 from attnmosaic.errors import BusyError, UserError
 from attnmosaic.files import remove_unfinished
+from attnmosaic.paths import located
 from attnmosaic.streams import use_substitutes
 from attnmosaic.trust import NotPlainError, check_plain
 
@@ -158,7 +159,8 @@ def earlier_result(folder: Path, config: dict[str, Any]) -> dict[str, Any] | Non
         UserError: the folder holds a run with other settings.
     """
     run = Run(folder)
-    before, now = {} if run.config is None else flat(decisive(run.config)), flat(decisive(config))
+    before = {} if run.config is None else flat(decisive(located(run.config, folder)))
+    now = flat(decisive(config))
     if before == now:
         return run.result
     if run.result is None and not any((folder / CHECKPOINTS).glob("*.ckpt")):

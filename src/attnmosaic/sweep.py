@@ -44,6 +44,14 @@ class SweepPlan(Callback):
     def __init__(self) -> None:
         self._plan: dict[str, Any] | None = None
 
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Takes ``~`` for the user's home in a lone run's folder, as in any other path."""
+        for key in ("paths.output", "hydra.run.dir"):
+            section: Any = OmegaConf.select(config, key.rpartition(".")[0])
+            name = key.rpartition(".")[2]
+            if section is not None and name in section:
+                section[name] = os.path.expanduser(str(section._get_node(name)._value()))
+
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Composes every job and looks for its data."""
         guard_sweep(self._settle, config)

@@ -12,18 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from attnmosaic.checks import check
-from attnmosaic.cli import describe, guard, run
+from attnmosaic.cli import advice, describe, guard, run
 from attnmosaic.commands import in_shell, path_word
 from attnmosaic.config import TrainConfig, conf_dir, register, resolve, scaled
-from attnmosaic.errors import BusyError, Pruned, RunError
+from attnmosaic.errors import BusyError, Pruned, RunError, UserError
 from attnmosaic.files import write_atomically
 from attnmosaic.lean import import_lightning
 from attnmosaic.nodes import check_keys, check_parts
 from attnmosaic.parallel.ranks import Ranks, processes_of
-from attnmosaic.progress import hush
+from attnmosaic.paths import with_absolute_paths
+from attnmosaic.progress import hush, logged
 from attnmosaic.runs import CONFIG, ERROR, PRUNED, claimed, earlier_result
 from attnmosaic.sweep import PASSED_OVER, end_sweep, may_pass_over
 
@@ -35,7 +38,8 @@ def train(config: DictConfig) -> dict[str, float]:
     """Trains as a config says, writes everything into ``config.run_dir`` and returns the final metrics.
 
     A folder that holds the finished run of this config gives its metrics at once; one that holds the beginning of it,
-    stopped for whatever reason, goes on from its newest checkpoint.
+    stopped for whatever reason, resumes from its newest checkpoint. Without a command, from a notebook say, each call
+    has a folder of its own, ``outputs/NAME/TIME``, unless ``run_dir`` was given; ``config.run_dir`` then names it.
 
     Args:
         config: a composition of ``conf/train.yaml``.
@@ -49,13 +53,13 @@ def train(config: DictConfig) -> dict[str, float]:
         RunError: the loss became infinite or not a number; or the folder has vanished.
         Pruned: a search ended the run early; its folder says so, and has no result.
     """
-    check_parts(config)
-    composed, config = config, scaled(config)
-    check(config)
-    check_keys(composed, TrainConfig)
-    config = resolve(config)
+    alone = not HydraConfig.initialized()
+    try:
+        config = _checked(config, alone)
+    except OmegaConfBaseException as error:
+        raise UserError(advice(error, [])) from error
     folder = Path(config.run_dir)
-    with claimed(folder):
+    with claimed(folder), logged(folder, config.progress) if alone else contextlib.nullcontext():
         settings: Any = OmegaConf.to_container(config)
         if (result := earlier_result(folder, settings)) is not None:
             log.info("finished before: %s", folder)
@@ -72,6 +76,23 @@ def train(config: DictConfig) -> dict[str, float]:
             if isinstance(error, OSError) and not folder.is_dir():
                 raise RunError(f"run_dir: '{folder}' has vanished; give the command again, to begin anew") from error
             raise
+
+
+def _checked(config: DictConfig, alone: bool) -> DictConfig:
+    """Returns a run's config as it is saved: checked, with values for interpolations and absolute paths.
+
+    Args:
+        config: as composed.
+        alone: no command has given the run a folder.
+    """
+    check_parts(config)
+    if alone and Path(config.run_dir).exists():
+        OmegaConf.clear_cache(config)  # its time is another now, and so is the folder that is named by it
+    str(config.run_dir)  # before copies are made of it, which then have the same time
+    taken = with_absolute_paths(scaled(config))
+    check(taken)
+    check_keys(config, TrainConfig)
+    return resolve(taken)
 
 
 def _train(config: DictConfig, ranks: Ranks) -> dict[str, float]:

@@ -19,6 +19,7 @@ from attnmosaic.commands import as_override
 from attnmosaic.config import other_networks, resolve
 from attnmosaic.display import Display
 from attnmosaic.errors import RunError, UserError
+from attnmosaic.paths import with_absolute_paths
 from attnmosaic.planned import Planned, measures, planned_job, with_override
 from attnmosaic.runs import Run, earlier_result
 from attnmosaic.search.options import Options
@@ -177,7 +178,7 @@ class Search:
             folder = self._folder(trial.number)
             if (folder / "checkpoints").exists():
                 settings: Any = OmegaConf.to_container(
-                    resolve(_alone(self._planned(trial.number, trial.params), folder))
+                    resolve(with_absolute_paths(_alone(self._planned(trial.number, trial.params), folder)))
                 )
                 earlier_result(folder, settings)
                 break

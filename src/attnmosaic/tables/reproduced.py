@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from attnmosaic.config import conf_dir, decisive, register
+from attnmosaic.paths import shortest
 from attnmosaic.runs import Run, flat
 from attnmosaic.tables.published import Published, published_tables
 
@@ -275,7 +276,7 @@ def _experiment(name: str) -> dict[str, Any] | None:
 
 def _data(data: dict[str, Any]) -> str:
     if "root" in data:
-        return f"images in {data['root']}"
+        return f"images in {shortest(data['root'])}"
     source = data.get("train_set")
     target = source["_target_"] if isinstance(source, dict) else data["_target_"]
     return str(target).rpartition(".")[2]
