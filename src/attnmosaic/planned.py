@@ -265,6 +265,7 @@ def planned_job(config: DictConfig, number: int, overrides: Sequence[str]) -> Pl
         "name": job.name,
         "scale": job.scale,
         "schedule": schedule,
+        "seed": OmegaConf.to_container(job.seed, resolve=True),
         "overrides": [text for text in overrides if not text.startswith("hydra.")],
         "choices": OmegaConf.to_container(job.hydra.runtime.choices),
         "settings": _settings(alone(scale, "RUN_DIR")),

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -219,7 +220,12 @@ def find_runs(root: Path) -> list[Run]:
         if CONFIG in files or RESULT in files:
             names.clear()  # runs do not lie in runs
         names[:] = [name for name in names if not name.startswith(".")]
-    return [Run(folder, planned) for folder, planned in sorted(folders.items(), key=lambda item: item[0])]
+    return [Run(folder, planned) for folder, planned in sorted(folders.items(), key=lambda item: _natural(item[0]))]
+
+
+def _natural(path: Path) -> list[list[tuple[int, str]]]:
+    """Returns what to sort a path by so that job 2 comes before job 10."""
+    return [[(int(digits or -1), word) for digits, word in re.findall(r"(\d+)|(\D+)", part)] for part in path.parts]
 
 
 def some_runs(root: Path) -> list[Run]:
@@ -280,6 +286,14 @@ def sweep_of(folder: Path) -> Path | None:
         if str(folder.relative_to(above)) in read_plan(above)["jobs"]:
             return above
     return None
+
+
+def run_of(folder: Path) -> Run:
+    """Returns the run of a folder, with what its sweep's plan has of it if it is a job of one."""
+    sweep = sweep_of(folder.absolute())
+    if sweep is None:
+        return Run(folder)
+    return Run(folder, read_plan(sweep)["jobs"][str(folder.absolute().relative_to(sweep))])
 
 
 if __name__ == "__main__":  # python -m attnmosaic.runs: the newest sweep or run, for make tensorboard

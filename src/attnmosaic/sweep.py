@@ -82,8 +82,7 @@ class SweepPlan(Callback):
         for job in planned:
             check_available(job.data)
         swept = swept_keys(planned)
-        jobs = {job.folder: {**job.plan, "swept": swept} for job in planned}
-        self._plan = {"commands": [typed()], "jobs": jobs}
+        self._plan = {"commands": [typed()], "jobs": {job.folder: {**job.plan, "swept": swept} for job in planned}}
         begin_sweep(config, watched(planned, self._folder))
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:

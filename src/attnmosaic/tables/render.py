@@ -17,7 +17,7 @@ HEADINGS = ["row", "runs", "metric", "published", "mean", "std", "n", "differenc
 COMPARED = ("published", "difference", "verdict")
 """Those that only a table with published numbers has."""
 
-NOTHING = "–"
+NOTHING = "\N{EN DASH}"
 """What stands where a row has no value of a metric."""
 
 
@@ -26,7 +26,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def headings(*tables: Reproduced) -> list[str]:
-    """Returns the headings of long lines: `HEADINGS` with a column for each varied key, as far as any table has them."""
+    """Returns the headings of long lines: those of `HEADINGS` that any table has, and the varied keys."""
     varied = dict.fromkeys(key for table in tables for key in table.varied)
     published = any(table.has_published for table in tables)
     row, *others = [name for name in HEADINGS if published or name not in COMPARED]
@@ -174,7 +174,7 @@ WIDE = 110
 
 
 def _fitting(table: Reproduced, width: int) -> tuple[Lines, int]:
-    """Returns the lines that fit into so many columns, with as much space between theirs as there is, and that space."""
+    """Returns the lines that fit into so many columns, and the padding of their cells."""
     wide, long = wide_lines(table, "±"), [headings(table), *_short(table)]
     if not table.is_named:
         long = [line[1:] for line in long]
@@ -183,9 +183,14 @@ def _fitting(table: Reproduced, width: int) -> tuple[Lines, int]:
 
 
 def _split(lines: Lines) -> tuple[list[str], Lines]:
-    """Returns heading and lines; a metric's heading has two lines, as numbers are shorter than names."""
+    """Returns heading and lines; where each row is one, long names have two, as numbers are shorter than names."""
     wide = "metric" not in lines[0]
-    return [name.replace("/", "\n") if wide else name for name in lines[0]], lines[1:]
+    return [_broken(name) if wide else name for name in lines[0]], lines[1:]
+
+
+def _broken(name: str) -> str:
+    name = name.replace("/", "\n")
+    return ".\n".join(name.rsplit(".", 1)) if len(name) > 10 else name
 
 
 def _width(lines: Lines, padding: int) -> int:
@@ -229,8 +234,9 @@ def _states(table: Reproduced) -> list[str]:
 
 def _draw(console: Console, title: str, heading: Sequence[str], lines: Lines, padding: int = 1) -> None:
     drawn = Table(title=title or None, title_justify="left", box=SIMPLE, padding=(0, padding, 0, 0))
-    for name in heading:
-        numbers = name not in ("", "row", "runs", "metric", "verdict", "varied")
+    for i, name in enumerate(heading):
+        words = name in ("", "row", "runs", "metric", "verdict", "varied")
+        numbers = not words and all(line[i][:1] in f"+-.0123456789{NOTHING}" for line in lines)
         wraps = name in ("runs", "varied")  # may be a sentence
         drawn.add_column(name, justify="right" if numbers else "left", no_wrap=not wraps, min_width=10 if wraps else 1)
     for line in lines:
@@ -239,7 +245,7 @@ def _draw(console: Console, title: str, heading: Sequence[str], lines: Lines, pa
 
 
 def _block(table: Reproduced) -> Lines:
-    """Returns heading and lines of a table that is no matrix: a line a number beside published ones, else a line a row."""
+    """Returns heading and lines: one for each number beside published ones, else one for each row."""
     return [headings(table), *_short(table)] if table.has_published else wide_lines(table)
 
 
@@ -308,7 +314,13 @@ def latex(table: Reproduced) -> str:
 
 
 def _escape(text: str) -> str:
-    special = {"±": r"$\pm$", "–": "--", "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special = {
+        "±": r"$\pm$",
+        NOTHING: "--",
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+    }
     return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
 
 

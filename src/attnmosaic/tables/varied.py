@@ -1,5 +1,6 @@
 """Which settings tell groups of runs apart, under the keys that their user typed. Light: imports no torch."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ _BESIDE = (
 
 
 def comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns the settings that runs of one group share, by dotted key: those that decide numbers, but seeds and machine."""
+    """Returns what runs of one group share, by dotted key: what decides numbers, but for seeds and machine."""
     kept = {"scale": "full"} | flat(decisive(config))  # what a run is that does not say
     return {key: value for key, value in kept.items() if not key.startswith(_BESIDE)}
 
@@ -45,17 +46,17 @@ class Given:
     def value(self, key: str) -> str:
         """Returns the value of a key as text: of a config group its option, or the classes that it names."""
         if key in self.choices:
-            return _text(self.choices[key])
-        path = _path(key)
+            return as_text(self.choices[key])
+        path = path_of(key)
         if path in self.settings:
-            return _text(self.settings[path])
+            return as_text(self.settings[path])
         inside = {k.removeprefix(f"{path}."): v for k, v in self.settings.items() if k.startswith(f"{path}.")}
         classes = [str(v).rpartition(".")[2] for k, v in inside.items() if k.rpartition(".")[2] == "_target_"]
-        return "+".join(dict.fromkeys(classes)) or (_text(inside) if inside else NOT_SET)
+        return "+".join(dict.fromkeys(classes)) or (as_text(inside) if inside else NOT_SET)
 
     def decides(self, key: str) -> bool:
         """Whether a key sets anything that decides numbers."""
-        path = _path(key)
+        path = path_of(key)
         return key in _WHOLE or any(k == path or k.startswith(f"{path}.") for k in self.settings)
 
 
@@ -82,6 +83,11 @@ def settings_of(run: Run) -> dict[str, Any]:
 def key_of(override: str) -> str:
     """Returns the key of an override: ``model.where.depth`` of ``+model.where.depth=3``."""
     return override.partition("=")[0].lstrip("+~").partition("@")[0]
+
+
+def path_of(key: str) -> str:
+    """Returns where a key lies in a config: ``data.weights`` of the group ``data/weights``."""
+    return key.replace("/", ".")
 
 
 def varied_keys(groups: Sequence[tuple[str, Given]]) -> tuple[str, ...]:
@@ -127,10 +133,22 @@ def short_value(text: str) -> str:
     return text if number is None or len(text) <= 8 else f"{number:.4g}"
 
 
-def order(value: str) -> tuple[bool, float, str]:
-    """Returns what to sort values by: numbers by size, then words."""
+def as_text(value: Any) -> str:
+    """Returns a value as one types it: ``[4,8]``, ``null``."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{as_text(child)}" for key, child in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(as_text, value)) + "]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return " ".join(str(value).split())
+
+
+def order(value: str) -> tuple[bool, float, list[tuple[int, str]]]:
+    """Returns what to sort values by: numbers by size, then words and lists, with the numbers in them by size."""
     number = _number(value)
-    return number is None, number or 0.0, value
+    parts = re.findall(r"(\d+)|(\D+)", value.strip("[]"))
+    return number is None, number or 0.0, [(int(digits or -1), word) for digits, word in parts]
 
 
 def _number(text: str) -> float | None:
@@ -138,21 +156,6 @@ def _number(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
-
-
-def _path(key: str) -> str:
-    return key.replace("/", ".")
-
-
-def _text(value: Any) -> str:
-    """Writes a value as one types it."""
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_text(child)}" for key, child in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(_text, value)) + "]"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return " ".join(str(value).split())
 
 
 def _typed(groups: Iterable[Given]) -> list[str]:
