@@ -105,12 +105,10 @@ def _facts(table: Reproduced) -> list[str]:
     """Returns what holds for a table as a whole: how near it came to what was published, or what its runs share."""
     kinds = sorted({row.data for row in table.rows if row.data})
     data = [f"Data: {', '.join(kinds)}"] if kinds and "data" not in {*table.varied, *table.shared} else []
-    if table.published.rows:
-        return [*data, table.summary]
     shared = ", ".join(f"{key}={value}" for key, value in table.shared.items())
-    spread = any(cell.std is not None for row in table.rows for cell in row.cells)
-    told = [spread and "mean ± standard deviation over n seeds", shared and f"In all rows: {shared}"]
-    return [*(fact for fact in told if fact), *data]
+    spread = not table.has_published and any(cell.std is not None for row in table.rows for cell in row.cells)
+    told = [spread and "mean ± standard deviation over n seeds", shared and f"In all runs: {shared}"]
+    return [*(fact for fact in told if fact), *data, *([table.summary] if table.published.rows else [])]
 
 
 def _below(table: Reproduced) -> str:
@@ -159,10 +157,12 @@ def terminal(table: Reproduced, width: int | None = None) -> str:
         lines, padding = _fitting(table, width)
         told += [] if "runs" in lines[0] else _states(table)
         _draw(console, "", *_split(lines), padding)
-    elif width >= WIDE:
+    elif width >= WIDE + sum(len(key) + 2 for key in table.varied):
         _draw(console, "", headings(table), _short(table))
     else:
-        _draw(console, "", *_narrow(table))
+        heading, lines = _narrow(table)
+        fits = not table.varied or _width([heading, *lines], 1) <= width
+        _draw(console, "", *((heading, lines) if fits else _narrow(_labelled(table))))
         told = [*_states(table), *told]
     if lines_below := [line for line in (*told, _below(table)) if line]:
         console.print("\n".join(lines_below))
@@ -198,8 +198,15 @@ def _width(lines: Lines, padding: int) -> int:
     heading, rest = _split(lines)
     columns = zip(heading, *rest, strict=True)
     longest = [max(len(part) for cell in column for part in cell.split("\n")) for column in columns]
-    longest[heading.index("runs")] = min(10, longest[heading.index("runs")])
+    if "runs" in heading:
+        longest[heading.index("runs")] = min(10, longest[heading.index("runs")])
     return sum(longest) + (1 + padding) * len(longest) + 1
+
+
+def _labelled(table: Reproduced) -> Reproduced:
+    """Returns a table whose rows' names say what varied keys did, a line each."""
+    rows = [replace(row, name=table.label(row).replace(", ", "\n"), varied={}) for row in table.rows]
+    return replace(table, rows=tuple(rows), varied=())
 
 
 def _folded(table: Reproduced) -> Lines:

@@ -118,7 +118,8 @@ class Reproduced:
         published: what it is to be compared with; of own runs without rows.
         rows: sorted by experiment, then by the values of the varied keys.
         varied: the keys that tell rows of one experiment apart, as they were typed.
-        shared: typed keys, with their values, that all rows of a table of own runs have in common.
+        shared: other keys, with their values, that were typed for all of its runs; of a published table's, those whose
+            values are not the published ones.
     """
 
     published: Published
@@ -159,11 +160,12 @@ class Reproduced:
 
     def _own_values(self, row: Row) -> dict[str, str]:
         alike = [other for other in self.rows if other.name == row.name]
-        alone = len(alike) == 1 and bool(row.notes)  # beside its published row, which was not run
-        return {
+        own = {
             key: value for key, value in row.varied.items()
-            if key != "scale" and (alone or len({other.varied[key] for other in alike}) > 1)
+            if key != "scale" and len({other.varied[key] for other in alike}) > 1
         }  # fmt: skip
+        beside_published = self.published.rows and row.notes and not row.smoke
+        return own or ({**row.varied, **self.shared} if beside_published else {})
 
     @property
     def verdicts(self) -> dict[str, int]:
@@ -289,13 +291,16 @@ def _table(table: Published, groups: Sequence[_Group]) -> Reproduced:
     known = [(group.name, group.given) for group in groups if group.given is not None]
     own = not table.rows
     keys = varied_keys(known if own else [*known, *_published_settings(groups)])
+    shared = shared_values([one for _, one in known]) if own and known else {}
+    if not own:  # what differs from all published rows in the same way
+        shared = {key: known[0][1].value(key) for key in keys if len({one.value(key) for _, one in known}) == 1}
+        keys = [key for key in keys if key not in shared]
     if own and any(group.smoke for group in groups) and "scale" not in keys:
-        keys += ("scale",)  # no verdict says so there
+        keys.append("scale")  # no verdict says so there
     rows = [_row(group, table, keys) for group in groups]
     places = list(dict.fromkeys(row.name for row in rows))
     rows.sort(key=lambda row: (places.index(row.name), [order(v) for v in row.varied.values() if own or row.notes]))
-    shared = shared_values([one for _, one in known], keys) if own and known else {}
-    return Reproduced(table, tuple(rows), keys, shared)
+    return Reproduced(table, tuple(rows), tuple(keys), {k: v for k, v in shared.items() if k not in keys})
 
 
 def _published_settings(groups: Sequence[_Group]) -> Iterator[tuple[str, Given]]:

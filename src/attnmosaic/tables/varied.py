@@ -90,7 +90,7 @@ def path_of(key: str) -> str:
     return key.replace("/", ".")
 
 
-def varied_keys(groups: Sequence[tuple[str, Given]]) -> tuple[str, ...]:
+def varied_keys(groups: Sequence[tuple[str, Given]]) -> list[str]:
     """Returns the keys that tell groups of runs apart.
 
     These are typed keys with several values and, where they leave two groups of an experiment alike, the settings in
@@ -103,12 +103,12 @@ def varied_keys(groups: Sequence[tuple[str, Given]]) -> tuple[str, ...]:
     keys = [key for key in _typed(all_given) if _is_swept(key, all_given) or _is_varied(key, groups)]
     for alike in _alike(groups, keys):
         keys += differing(alike)
-    return tuple(dict.fromkeys(keys))
+    return list(dict.fromkeys(keys))
 
 
-def shared_values(groups: Sequence[Given], varied: Iterable[str]) -> dict[str, str]:
+def shared_values(groups: Sequence[Given]) -> dict[str, str]:
     """Returns the typed keys, and their values, that all groups have in common."""
-    keys = [key for key in _typed(groups) if key not in {"experiment", *varied}]
+    keys = [key for key in _typed(groups) if key != "experiment"]
     return {key: groups[0].value(key) for key in keys if len({one.value(key) for one in groups}) == 1}
 
 
