@@ -317,4 +317,4 @@ def test_labels_stay_short() -> None:
 
 def test_the_order_of_values() -> None:
     values = ["0.1", "not set", "1e-3", "[10]", "10", "[4,8]", "2", "[4]"]
-    assert sorted(values, key=order) == ["1e-3", "0.1", "2", "10", "[4]", "[4,8]", "[10]", "not set"]
+    assert sorted(values, key=order) == ["1e-3", "0.1", "2", "10", "not set", "[4]", "[4,8]", "[10]"]

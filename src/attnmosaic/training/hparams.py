@@ -36,11 +36,8 @@ def hyperparameters(config: dict[str, Any], run: Run) -> tuple[dict[str, Any], s
     typed = [key for key in map(key_of, run.overrides or ()) if one.decides(key) or key.startswith("seed.")]
     usual = _usual(config)
     values = {key: _value(config, one, key) for key in [*swept, *typed]}
-    return (
-        {**values, **{key: value for key, value in usual.items() if key not in values}},
-        {*(swept or typed)},
-        {*swept, *typed, *(() if swept else usual)},
-    )
+    values |= {key: value for key, value in usual.items() if key not in values}
+    return values, {*(swept or typed)}, {*swept, *typed, *(() if swept else usual)}
 
 
 def _value(config: dict[str, Any], one: Given, key: str) -> Any:
