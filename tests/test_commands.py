@@ -184,7 +184,7 @@ def test_what_a_sweep_prints(cli: Cli, tmp_path: Path, monkeypatch: pytest.Monke
     """Its folder is the one that was named; its report can be made, and its command given again."""
 
     def train(config: Any) -> dict[str, float]:
-        Path(config.run_dir, CONFIG).write_text(OmegaConf.to_yaml(resolve(config)))
+        Path(config.run_dir, CONFIG).write_text(OmegaConf.to_yaml(resolve(config)), encoding="utf-8")
         return {config.optimized_metric: 0.5}
 
     monkeypatch.setattr("attnmosaic.train.train", train)
@@ -193,7 +193,7 @@ def test_what_a_sweep_prints(cli: Cli, tmp_path: Path, monkeypatch: pytest.Monke
     code, out, err = cli("train", *given)
     assert code == 0, err
     assert {path.name for path in Path(name).iterdir()} >= {"0", "1", "sweep.json"}
-    (again,) = json.loads(Path(name, "sweep.json").read_text())["commands"]
+    (again,) = json.loads(Path(name, "sweep.json").read_text(encoding="utf-8"))["commands"]
     assert shlex.split(again) == ["python", "-m", "attnmosaic.train", *given]
     lines = dict(line.split(": ", 1) for line in out.splitlines() if ": " in line)
     *_, where = shlex.split(lines["TensorBoard"])

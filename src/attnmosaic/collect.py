@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
     try:
-        print("\n".join(FORMATS[given.format](table) for table in tables), flush=True)
+        print(FORMATS[given.format](tables), flush=True)
     except BrokenPipeError:  # whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if given.plots:

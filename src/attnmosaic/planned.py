@@ -16,6 +16,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from attnmosaic.commands import as_override, in_shell, literal
 from attnmosaic.config import PAIR, metrics_of, networks_of, scaled
 from attnmosaic.errors import UserError, nearest
+from attnmosaic.paths import with_absolute_paths
+from attnmosaic.tables.varied import comparable, key_of
 from attnmosaic.training.schedule import ORDERS, Schedule
 from attnmosaic.usage import group_options
 from attnmosaic.watch import Job
@@ -29,7 +31,7 @@ class Planned:
         folder: its run's, relative to the sweep's.
         overrides: its own.
         config: its config, cut to its scale.
-        plan: what the sweep's plan has of it: name, scale and schedule.
+        plan: what the sweep's plan has of it: name, scale, schedule, its own overrides, and what they come to.
         data: its data section.
     """
 
@@ -255,8 +257,45 @@ def planned_job(config: DictConfig, number: int, overrides: Sequence[str]) -> Pl
     folder = str(job.hydra.sweep.subdir)
     scale = scaled(job)
     data, schedule = (OmegaConf.to_container(scale[key], resolve=True) for key in ("data", "schedule"))
-    plan = {"name": job.name, "scale": job.scale, "schedule": schedule}
+    plan = {
+        "name": job.name,
+        "scale": job.scale,
+        "schedule": schedule,
+        "seed": OmegaConf.to_container(job.seed, resolve=True),
+        "overrides": [text for text in overrides if not text.startswith("hydra.")],
+        "choices": OmegaConf.to_container(job.hydra.runtime.choices),
+        "settings": _settings(alone(scale, "RUN_DIR")),
+    }
     return Planned(folder, tuple(overrides), scale, plan, data)
+
+
+def alone(config: DictConfig, run_dir: str) -> DictConfig:
+    """Returns a job's config as its run will see it, but for what Hydra knows only then."""
+    own = config.copy()
+    with open_dict(own):
+        own.pop("hydra", None)
+        own.run_dir = run_dir
+    return with_absolute_paths(own)
+
+
+def _settings(config: DictConfig) -> dict[str, Any]:
+    """Returns what a job's rows of a table are told apart by; nothing if its config will not do."""
+    try:
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+        return comparable(plain)
+    except Exception:  # its user error is the job's own to report
+        return {}
+
+
+def swept_keys(planned: Sequence[Planned]) -> list[str]:
+    """Returns the keys whose overrides differ between the jobs of a sweep, in the order in which they were typed."""
+    split = [_by_key(job) for job in planned]
+    keys = dict.fromkeys(key for each in split for key in each)
+    return [key for key in keys if len({each.get(key) for each in split}) > 1]
+
+
+def _by_key(job: Planned) -> dict[str, str]:
+    return {key_of(override): override.partition("=")[2] for override in job.overrides}
 
 
 def watched(planned: Sequence[Planned], sweep: Path) -> list[Job]:
@@ -266,13 +305,11 @@ def watched(planned: Sequence[Planned], sweep: Path) -> list[Job]:
         planned: all of them.
         sweep: the sweep's folder.
     """
-    split = [dict(override.lstrip("+~").partition("=")[::2] for override in job.overrides) for job in planned]
-    varied = [
-        key for key in dict.fromkeys(key for each in split for key in each) if len({e.get(key) for e in split}) > 1
-    ]
+    varied = [key for key in swept_keys(planned) if key not in _IN_EVERY_LABEL]
     jobs = []
-    for job, overrides in zip(planned, split, strict=True):
-        others = [f"{key}={overrides[key]}" for key in varied if key in overrides and key not in _IN_EVERY_LABEL]
+    for job in planned:
+        overrides = _by_key(job)
+        others = [f"{key}={overrides[key]}" for key in varied if key in overrides]
         label = " ".join([job.plan["name"], f"seed {job.config.seed.all}", *others])
         jobs.append(Job(job.plan["name"], label, sweep / job.folder, **measures(job)))
     return jobs

@@ -24,7 +24,15 @@ from attnmosaic.display import Display, Lines
 from attnmosaic.errors import UserError, not_among
 from attnmosaic.files import remove_unfinished, write_atomically
 from attnmosaic.nodes import check_keys
-from attnmosaic.planned import check_one_folder, is_own, planned_jobs, settle_folder, watched, write_out_sweeps
+from attnmosaic.planned import (
+    check_one_folder,
+    is_own,
+    planned_jobs,
+    settle_folder,
+    swept_keys,
+    watched,
+    write_out_sweeps,
+)
 from attnmosaic.progress import OF_SWEEP, shown
 from attnmosaic.runs import SWEEP, Run, read_plan
 from attnmosaic.stopping import in_order
@@ -81,7 +89,8 @@ class SweepPlan(Callback):
                 )
         for job in planned:
             check_available(job.data)
-        self._plan = {"commands": [typed()], "jobs": {job.folder: job.plan for job in planned}}
+        swept = swept_keys(planned)
+        self._plan = {"commands": [typed()], "jobs": {job.folder: {**job.plan, "swept": swept} for job in planned}}
         begin_sweep(config, watched(planned, self._folder))
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:

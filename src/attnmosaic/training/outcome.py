@@ -21,8 +21,9 @@ from attnmosaic.config import config_hash
 from attnmosaic.console import drawn
 from attnmosaic.errors import RunError
 from attnmosaic.files import sync_files, write_atomically
+from attnmosaic.runs import run_of
 from attnmosaic.training.base import RunModule
-from attnmosaic.training.hparams import given_keys, hparams_summaries, hyperparameters
+from attnmosaic.training.hparams import hparams_summaries, hyperparameters
 from attnmosaic.training.trainer import reason_of_end
 
 
@@ -43,7 +44,8 @@ def finish_run(config: DictConfig, trainer: pl.Trainer, module: RunModule) -> di
         if isinstance(logger, TensorBoardLogger):
             # Under the curves' names, at their last epoch: the HParams page needs no cards of its own then.
             logger.log_metrics(metrics, step=module.epochs_done)
-            line = hparams_summaries(hyperparameters(plain), metrics, given_keys(Path(config.run_dir)))
+            params, differ, shown = hyperparameters(plain, run_of(Path(config.run_dir)))
+            line = hparams_summaries(params, metrics, differ, shown)
             for summary in line if trainer.is_global_zero else ():
                 logger.experiment.file_writer.add_summary(summary)
             logger.finalize("success")
