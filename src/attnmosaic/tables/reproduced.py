@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from attnmosaic.config import conf_dir, decisive, register
-from attnmosaic.runs import Run, flat
+from attnmosaic.runs import Run, flat, seed_name
 from attnmosaic.tables.published import Published, published_tables
 
 SMOKE = "smoke, no result"
@@ -115,6 +115,13 @@ class Reproduced:
         """Returns a row's short name, and what it is if it is not the published row."""
         short = self.published.label(row.name)
         return f"{short} ({row.kind.replace('smoke', 'SMOKE')})" if row.kind else short
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What its finished runs did not learn, a line each, with the row and the seed."""
+        seeds = {(self.label(row), seed_name(run.config["seed"]), line): None
+                 for row in self.rows for run in row.runs if run.config for line in run.warnings}  # fmt: skip
+        return tuple(f"{label}, seed {seed}: {line}" for label, seed, line in seeds)
 
     @property
     def verdicts(self) -> dict[str, int]:

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import attnmosaic
+from attnmosaic.callbacks.diagnosis import findings_of
 from attnmosaic.config import config_hash
 from attnmosaic.errors import RunError
 from attnmosaic.files import sync_files, write_atomically
@@ -68,6 +69,7 @@ def _result(config: dict[str, Any], metrics: dict[str, float], trainer: pl.Train
         "scale": config["scale"],
         "epochs": trainer.current_epoch,
         "ended_early": reason_of_end(trainer, config["schedule"]["epochs"]),
+        "warnings": list(findings_of(trainer)),
         "seconds": round(timers[0].time_elapsed("train"), 3) if timers else None,
         "seed": config["seed"],
         "config_hash": config_hash(config),
