@@ -223,16 +223,16 @@ def _at_chance(
     for name, chance in chances.items():
         if not name.startswith("train/") or final[name] > chance.hardly_better:
             continue
-        epochs = f" after {rows[-1]['epoch']} epochs" if rows else ""
+        epochs = f" after epoch {rows[-1]['epoch']}" if rows else ""
         line = f"{name} is {final[name]:.3f}{epochs}, {chance.compared(final[name])}"
         if where := _where_at_chance(config, final):
             line += f", and {where}"
         running = f"running/{name.partition('/')[2]}"
         best = max(rows[:-1], key=lambda row: row[running], default={running: 0.0})
-        lost = best[running] > chance.hardly_better
+        lost = best[running] > chance.hardly_better + 0.1  # and no chance of one epoch
         if lost:
             line += f"; it was {best[running]:.3f} in epoch {best['epoch']}"
-        yield line if explained else f"{line}; {_advice(config, rows, final, smaller=lost)}"
+        yield line if explained else f"{line}; {_advice(config, rows, final, lost=lost)}"
 
 
 def _where_at_chance(config: Config, final: Mapping[str, float]) -> str:
@@ -252,10 +252,13 @@ def _is_uniform(final: Mapping[str, float], most: float) -> bool:
     return final["train/entropy"] >= (1 - UNIFORM) * most > 0
 
 
-def _advice(config: Config, rows: Rows, final: Mapping[str, float], *, smaller: bool) -> str:
+def _advice(config: Config, rows: Rows, final: Mapping[str, float], *, lost: bool) -> str:
     found = {name for row in rows for name in _learners(row)}
     names = [name for name in ("what", "where", "network") if name in found]
-    words = [f"a {'smaller' if smaller else 'larger'} {_rates(config, names)}"] if names else []
+    losses = [row["running/loss"] for row in rows]
+    hardly_moved = bool(rows) and _spread(losses) < 0.01 * max(map(abs, losses))
+    size = "a smaller" if lost else "a larger" if hardly_moved else "another"
+    words = [f"{size} {_rates(config, names)}"] if names else []
     if any(str((config["optimizer"][name] or {}).get("_target_")).endswith(".SGD") for name in names):
         words.append("optimizer=adam")
     if "where" in names and _is_uniform(final, _most(config)) and config["objective"].get("entropy") == 0:
