@@ -46,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(FORMATS[given.format](tables), flush=True)
     except BrokenPipeError:  # whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if given.format == "csv":  # which has no place for them
+        for line in (line for table in tables for line in table.warnings):
+            print(f"warning: {line}", file=sys.stderr)
     if given.plots:
         from attnmosaic.drawing.matrices import draw_tables
 

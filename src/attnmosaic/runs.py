@@ -16,7 +16,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from attnmosaic.config import decisive
-from attnmosaic.errors import BusyError, UserError
+from attnmosaic.errors import BusyError, UserError, one_line
 from attnmosaic.files import remove_unfinished
 from attnmosaic.paths import located
 from attnmosaic.streams import use_substitutes
@@ -66,6 +66,12 @@ class Run:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # not the whole of a result
             return None
         return loaded if whole else None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a finished run did not learn, a line each; see `attnmosaic.diagnosis`."""
+        found = (self.result or {}).get("warnings")
+        return tuple(one_line(str(line)) for line in found) if isinstance(found, list) else ()
 
     @cached_property
     def error(self) -> str | None:

@@ -98,6 +98,7 @@ def _checked(config: DictConfig, alone: bool) -> DictConfig:
 def _train(config: DictConfig, ranks: Ranks) -> dict[str, float]:
     # Heavy imports (seconds) only once the config is known to be good.
     import_lightning()
+    from attnmosaic.callbacks.diagnosis import findings_of
     from attnmosaic.training.fit import fit
     from attnmosaic.training.globals import job_globals
     from attnmosaic.training.make import check_targets
@@ -118,6 +119,8 @@ def _train(config: DictConfig, ranks: Ranks) -> dict[str, float]:
         trainer, module = fit(config, ranks.place)
         metrics = finish_run(config, trainer, module)
     log.info("%s", final_table(metrics, module))
+    for finding in findings_of(trainer):
+        log.warning("%s", finding)
     if reason := reason_of_end(trainer, config.schedule.epochs):
         log.info("ended after epoch %d of %d: %s", trainer.current_epoch, config.schedule.epochs, reason)
     dashboards = in_shell("tensorboard", "--logdir", path_word(config.run_dir))

@@ -132,14 +132,14 @@ def _short(table: Reproduced) -> Lines:
 
 
 def _told(table: Reproduced) -> list[str]:
-    """Returns what is told of rows beside their numbers: other settings, and in a matrix what became of the runs."""
+    """Returns the lines below the numbers: other settings, in a matrix what became of the runs, and warnings."""
     told = []
     for row in table.rows:
         notes = [note for note in row.notes if not row.smoke]
         if table.published.matrix or notes:
             state = [row.state] if table.published.matrix else []
             told.append(f"{table.label(row)}: {'; '.join([*state, *notes])}")
-    return told
+    return [*told, *table.warnings]
 
 
 def terminal(table: Reproduced, width: int | None = None) -> str:

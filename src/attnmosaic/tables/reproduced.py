@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from attnmosaic.config import conf_dir, register
 from attnmosaic.paths import shortest
-from attnmosaic.runs import Run
+from attnmosaic.runs import Run, seed_name
 from attnmosaic.tables.published import Published, published_tables
 from attnmosaic.tables.varied import (
     Given,
@@ -167,6 +167,13 @@ class Reproduced:
         }  # fmt: skip
         beside_published = self.published.rows and row.notes and not row.smoke
         return own or ({**row.varied, **self.shared} if beside_published else {})
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What its finished runs did not learn, a line each, with the row and the seed."""
+        seeds = {(self.label(row), seed_name(run.config["seed"]), line): None
+                 for row in self.rows for run in row.runs if run.config for line in run.warnings}  # fmt: skip
+        return tuple(f"{label}, seed {seed}: {line}" for label, seed, line in seeds)
 
     @property
     def verdicts(self) -> dict[str, int]:

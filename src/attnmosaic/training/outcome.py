@@ -17,6 +17,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 import attnmosaic
+from attnmosaic.callbacks.diagnosis import findings_of
 from attnmosaic.config import config_hash
 from attnmosaic.console import drawn
 from attnmosaic.errors import RunError
@@ -69,6 +70,7 @@ def _result(config: dict[str, Any], metrics: dict[str, float], trainer: pl.Train
         "scale": config["scale"],
         "epochs": trainer.current_epoch,
         "ended_early": reason_of_end(trainer, config["schedule"]["epochs"]),
+        "warnings": list(findings_of(trainer)),
         "seconds": round(timers[0].time_elapsed("train"), 3) if timers else None,
         "seed": config["seed"],
         "config_hash": config_hash(config),
