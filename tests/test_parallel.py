@@ -303,7 +303,7 @@ def test_live(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     assert any(re.fullmatch(r"2/3 done, 1 failed in \d+ s", line) for line in lines)
     assert screen.wrapped == 1  # Hydra's own line on the job that failed
-    assert out.startswith("\nOther runs")
+    assert out.startswith("\nRuns of gaussian")
     assert "printed" not in out
 
 

@@ -310,6 +310,17 @@ def test_one_csv_of_several_tables(tmp_path: Path, capsys: pytest.CaptureFixture
     assert {len(line) for line in lines} == {len(lines[0])}
 
 
+def test_smoke_runs_are_stamped_in_a_csv(tmp_path: Path) -> None:
+    write(tmp_path / "a", "scale=smoke", "lr.what=0.1")
+    write(tmp_path / "b", "scale=smoke", "lr.what=0.2")
+    found = table(tmp_path)
+    assert found.varied == ("lr.what",)
+    assert {line["scale"] for line in csv.DictReader(io.StringIO(as_csv(found)))} == {"smoke"}
+    assert found.title.startswith("SMOKE")
+    write(tmp_path / "c", "lr.what=0.1")
+    assert rows(tmp_path) == [("full", "0.1"), ("smoke", "0.1"), ("smoke", "0.2")]
+
+
 def test_labels_stay_short() -> None:
     assert label({"lr.what": "0.03", "schedule.k": "5"}) == "lr.what=0.03, schedule.k=5"
     assert label(dict.fromkeys("abcdef", "1")) == "a=1 and 5 more"

@@ -48,7 +48,8 @@ def long_lines(table: Reproduced, form: str = ".3f", columns: Sequence[str] = ()
         told = [cell for cell in row.cells if cell.values or cell.published is not None] or [Cell("", ())]
         for cell in told:
             line = {
-                "row": row.name, **row.varied, "runs": row.state, "metric": cell.metric,
+                "row": row.name, "scale": "smoke" if row.smoke else "full", **row.varied,
+                "runs": row.state, "metric": cell.metric,
                 "published": _number(cell.published, ".4g"), "mean": _number(cell.mean, form),
                 "std": _number(cell.std, form), "n": str(len(cell.values)),
                 "difference": _number(row.difference(cell), sign), "verdict": row.verdict(cell),
@@ -159,9 +160,7 @@ def terminal(table: Reproduced, width: int | None = None) -> str:
     elif width >= WIDE + sum(len(key) + 2 for key in table.varied):
         parts.append(_grid("", headings(table), _short(table)))
     else:
-        heading, lines = _narrow(table)
-        fits = not table.varied or _width([heading, *lines], 1) <= width
-        parts.append(_grid("", *((heading, lines) if fits else _narrow(_labelled(table)))))
+        parts.append(_grid("", *_narrowest(table, width)))
         told = [*_states(table), *told]
     if lines_below := [line for line in (*told, _below(table)) if line]:
         parts.append("\n".join(lines_below))
@@ -200,6 +199,15 @@ def _width(lines: Lines, padding: int) -> int:
     if "runs" in heading:
         longest[heading.index("runs")] = min(10, longest[heading.index("runs")])
     return sum(longest) + (1 + padding) * len(longest) + 1
+
+
+def _narrowest(table: Reproduced, width: int) -> tuple[list[str], Lines, int]:
+    """Returns heading, lines and the padding of cells of a table with published numbers, for a narrow terminal."""
+    heading, lines = _narrow(table)
+    for padding in (1, 0):
+        if not table.varied or _width([heading, *lines], padding) <= width:
+            return heading, lines, padding
+    return *_narrow(_labelled(table)), 0
 
 
 def _labelled(table: Reproduced) -> Reproduced:
@@ -280,11 +288,15 @@ def markdown(table: Reproduced) -> str:
 def as_csv(*tables: Reproduced) -> str:
     """Writes tables as one CSV: one line a number, in full precision.
 
-    All have the columns of any of them; those of other tables' keys and published numbers are empty.
+    All have the columns of any of them; those of other tables' keys and published numbers are empty. Where smoke runs
+    have no verdict to say so, there is a column for the scale.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     columns = headings(*tables)
+    smoke = any(row.smoke for table in tables for row in table.rows if not table.has_published)
+    if smoke and "scale" not in columns:
+        columns.insert(1, "scale")
     writer.writerow(["table", *columns])
     for table in tables:
         writer.writerows([table.published.key, *line] for line in long_lines(table, "", columns))

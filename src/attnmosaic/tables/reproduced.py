@@ -303,8 +303,6 @@ def _table(table: Published, groups: Sequence[_Group]) -> Reproduced:
     if not own:  # what differs from all published rows in the same way
         shared = {key: known[0][1].value(key) for key in keys if len({one.value(key) for _, one in known}) == 1}
         keys = [key for key in keys if key not in shared]
-    if own and any(group.smoke for group in groups) and "scale" not in keys:
-        keys.append("scale")  # no verdict says so there
     rows = [_row(group, table, keys) for group in groups]
     places = list(dict.fromkeys(row.name for row in rows))
     rows.sort(key=lambda row: (places.index(row.name), [order(v) for v in row.varied.values() if own or row.notes]))
