@@ -197,7 +197,7 @@ def check_ckpt_path(path: str | Path) -> None:
     Raises:
         UserError: it is not.
     """
-    if not Path(path).is_file():
+    if not Path(path).expanduser().is_file():
         raise UserError(f"ckpt_path: '{path}' does not exist; checkpoints lie in a run's checkpoints folder")
 
 

@@ -14,7 +14,7 @@ from attnmosaic.errors import UserError
 from attnmosaic.files import write_atomically
 from attnmosaic.lean import import_lightning
 from attnmosaic.nodes import check_keys
-from attnmosaic.paths import absolute, with_absolute_paths
+from attnmosaic.paths import absolute, where_started, with_absolute_paths
 from attnmosaic.trust import check_trusted
 
 log = logging.getLogger(__name__)
@@ -40,8 +40,9 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     check_keys(config, EvaluateConfig)
     if OmegaConf.is_missing(config, "ckpt_path"):
         raise UserError("ckpt_path: has no value and needs one; type ckpt_path=outputs/.../checkpoints/last.ckpt")
+    with where_started():
+        check_ckpt_path(config.ckpt_path)
     ckpt_path = absolute(config.ckpt_path)
-    check_ckpt_path(ckpt_path)
     import_lightning()
     from attnmosaic.training.build import build_module
     from attnmosaic.training.checkpoint import check_weights_fit
@@ -67,9 +68,9 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     for part in ("train_set", "test_set"):
         if config.paths.data is not None and "root" in (trained.data.get(part) or {}):
             trained.data[part].root = config.paths.data
-    trained = with_absolute_paths(trained)
-    check(trained)
-    trained = resolve(trained)
+    with where_started():
+        check(trained)
+    trained = resolve(with_absolute_paths(trained))
     check_targets(trained)
     threads = threads_for(trained.compute.threads, ckpt_path)
     with job_globals(trained.seed.init, threads, trained.compute.matmul_precision):

@@ -21,7 +21,7 @@ from attnmosaic.errors import UserError, not_among
 from attnmosaic.explained import INDEX, TABLE, Explained, picture_names, table_columns
 from attnmosaic.lean import import_lightning
 from attnmosaic.nodes import check_keys
-from attnmosaic.paths import absolute
+from attnmosaic.paths import where_started
 from attnmosaic.runs import CONFIG
 
 if TYPE_CHECKING:
@@ -135,13 +135,12 @@ def _explain(config: DictConfig) -> None:
     for key, example in (("ckpt_path", "outputs/.../checkpoints/last.ckpt"), ("images", "DIR")):
         if OmegaConf.is_missing(config, key):
             raise UserError(f"{key}: has no value and needs one; type {key}={example}")
-    ckpt_path, images = absolute(config.ckpt_path), absolute(config.images)
-    sources = _check(ckpt_path, images, config.grid, config.device)
-    folder = Path(absolute(config.run_dir))
-    _check_folder(folder, Path(images))
+    sources = _check(config.ckpt_path, config.images, config.grid, config.device)
+    folder = Path(config.run_dir)
+    _check_folder(folder, Path(config.images).expanduser())
     from attnmosaic.drawing.explained import Index, draw_explained
 
-    pair = _restored(ckpt_path, config.device, config.trust)
+    pair = _restored(config.ckpt_path, config.device, config.trust)
     grid = _grid(config.grid, pair, sources)
     names = dict(zip((source.path for source in sources), picture_names(sources), strict=True))
     smoke = pair.scale == "smoke"
@@ -207,7 +206,8 @@ def _table(told: Sequence[Explained], done: int, smoke: bool) -> str:
 
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="explain")
 def _job(config: DictConfig) -> None:
-    guard(_explain, config)
+    with where_started():
+        guard(_explain, config)
 
 
 def main() -> None:

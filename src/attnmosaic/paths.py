@@ -4,6 +4,7 @@ Hydra changes the working directory of a job (``hydra.job.chdir=true``), a check
 run is copied to another machine. So a run's config and its checkpoints hold absolute paths.
 """
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,11 @@ _NAMES = ("root", "folder", "dirpath", "save_dir", "default_root_dir", "cache_di
 def absolute(path: str | Path) -> str:
     """Returns a path as it is from the folder where the command was started; an address of another machine stays."""
     return str(path) if "://" in str(path) else os.path.abspath(to_absolute_path(os.path.expanduser(path)))
+
+
+def where_started() -> contextlib.chdir[str]:
+    """Returns a context in which relative paths are what the user typed, and are reported so."""
+    return contextlib.chdir(absolute("."))
 
 
 def with_absolute_paths(config: DictConfig) -> DictConfig:

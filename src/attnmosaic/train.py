@@ -25,7 +25,7 @@ from attnmosaic.files import write_atomically
 from attnmosaic.lean import import_lightning
 from attnmosaic.nodes import check_keys, check_parts
 from attnmosaic.parallel.ranks import Ranks, processes_of
-from attnmosaic.paths import with_absolute_paths
+from attnmosaic.paths import where_started, with_absolute_paths
 from attnmosaic.progress import hush, logged
 from attnmosaic.runs import CONFIG, ERROR, PRUNED, claimed, earlier_result
 from attnmosaic.sweep import PASSED_OVER, end_sweep, may_pass_over
@@ -89,10 +89,11 @@ def _checked(config: DictConfig, alone: bool) -> DictConfig:
     if alone and Path(config.run_dir).exists():
         OmegaConf.clear_cache(config)  # its time is another now, and so is the folder that is named by it
     str(config.run_dir)  # before copies are made of it, which then have the same time
-    taken = with_absolute_paths(scaled(config))
-    check(taken)
+    taken = scaled(config)
+    with where_started():
+        check(taken)
     check_keys(config, TrainConfig)
-    return resolve(taken)
+    return resolve(with_absolute_paths(taken))
 
 
 def _train(config: DictConfig, ranks: Ranks) -> dict[str, float]:

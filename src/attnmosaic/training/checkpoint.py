@@ -50,7 +50,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         UserError: it is missing, is not as it was written, or is no checkpoint of this program.
     """
     check_ckpt_path(path)
-    checkpoint = _load(path, "cpu", weights_only=True)
+    checkpoint = _load(Path(path).expanduser(), "cpu", weights_only=True)
     try:
         checkpoint["hyper_parameters"]["config"]["model"]
         checkpoint["epoch"] + 1
