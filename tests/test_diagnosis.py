@@ -252,7 +252,7 @@ def own(name: str) -> tuple[str, ...]:
 
 
 def warnings_in(folder: Path) -> list[str]:
-    return json.loads((folder / "result.json").read_text())["warnings"]
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))["warnings"]
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -297,7 +297,7 @@ def test_tiny_rates_in_a_run_and_its_report(cli: Cli, tmp_path: Path) -> None:
     assert [key for line in lines for key in ("larger lr.what", "larger lr.where") if key in line] == [
         "larger lr.what", "larger lr.where",
     ]  # fmt: skip
-    for text in (out + err, (tmp_path / "runs" / "one" / "train.log").read_text()):
+    for text in (out + err, (tmp_path / "runs" / "one" / "train.log").read_text(encoding="utf-8")):
         assert all(line in text for line in lines)
     page = Page(render(tmp_path / "runs", tmp_path / "report.html"))
     assert all(page.text.count(line) == 2 for line in lines)  # below the table, and where the run is shown
@@ -327,7 +327,7 @@ def test_runs_without_tables_are_judged_by_their_end(train: Train, tmp_path: Pat
 
 def with_warnings(folder: Path, seed: int, *lines: object, experiment: str = "table1/row1") -> None:
     write_run(folder / f"seed{seed}", experiment, seed=seed, metrics=pair_metrics())
-    result = json.loads((folder / f"seed{seed}" / "result.json").read_text())
+    result = json.loads((folder / f"seed{seed}" / "result.json").read_text(encoding="utf-8"))
     (folder / f"seed{seed}" / "result.json").write_text(json.dumps(result | {"warnings": [*lines]}))
 
 
@@ -340,9 +340,20 @@ def test_every_table_has_the_lines(tmp_path: Path, experiment: str) -> None:
     (line,) = table.warnings
     assert line.endswith("seed 1: Where [died]_")
     for form in ("terminal", "markdown"):
-        assert FORMATS[form](table).count("Where [died]_") == 1
-    assert FORMATS["latex"](table).count(r"Where [died]\_") == 1
-    assert len({len(cells) for cells in csv.reader(io.StringIO(FORMATS["csv"](table)))}) == 1
+        assert FORMATS[form]([table]).count("Where [died]_") == 1
+    assert FORMATS["latex"]([table]).count(r"Where [died]\_") == 1
+    assert len({len(cells) for cells in csv.reader(io.StringIO(FORMATS["csv"]([table])))}) == 1
+
+
+def test_a_finding_of_several_runs_is_one_line(tmp_path: Path) -> None:
+    with_warnings(tmp_path, 0, "accuracy is 0.31; try a larger lr.what (it was 0.01)", "Where died in epoch 7")
+    with_warnings(tmp_path, 1, "accuracy is 0.334; try a larger lr.what (it was 0.01)")
+    with_warnings(tmp_path, 2, "accuracy is 0.3; try a larger lr.what (it was 0.03)")
+    (table,) = collect(tmp_path)
+    several, alone = table.warnings
+    assert several.startswith("3 runs, ")
+    assert "seed 0 for example: accuracy is 0.31;" in several
+    assert alone.endswith("seed 0: Where died in epoch 7")
 
 
 def test_csv_leaves_them_to_standard_error(cli: Cli, tmp_path: Path) -> None:
@@ -359,5 +370,5 @@ def test_odd_lines_do_no_harm(tmp_path: Path) -> None:
     assert "<b>two" not in html
     assert "&lt;b&gt;two lines" in html
     result = tmp_path / "seed0" / "result.json"
-    result.write_text(json.dumps(json.loads(result.read_text()) | {"warnings": {"no": "list"}}))
+    result.write_text(json.dumps(json.loads(result.read_text(encoding="utf-8")) | {"warnings": {"no": "list"}}))
     assert collect(tmp_path)[0].warnings == ()

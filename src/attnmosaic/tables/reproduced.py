@@ -1,5 +1,6 @@
 """From runs on disk to rows that stand beside published ones."""
 
+import re
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -170,10 +171,16 @@ class Reproduced:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What its finished runs did not learn, a line each, with the row and the seed."""
-        seeds = {(self.label(row), seed_name(run.config["seed"]), line): None
-                 for row in self.rows for run in row.runs if run.config for line in run.warnings}  # fmt: skip
-        return tuple(f"{label}, seed {seed}: {line}" for label, seed, line in seeds)
+        """What its finished runs did not learn: a line for each finding, with the first run that has it."""
+        found: dict[str, dict[str, str]] = {}
+        runs = [(self.label(row), run) for row in self.rows for run in row.runs]
+        for name, run in runs:
+            seed = seed_name(run.config["seed"]) if run.config is not None else "?"
+            for line in run.warnings:
+                # The same finding in another run differs in its numbers alone.
+                same = found.setdefault(re.sub(r"[\d.]+", "#", line), {})
+                same.setdefault(f"{name}, seed {seed}", line)
+        return tuple(_finding(lines) for lines in found.values())
 
     @property
     def verdicts(self) -> dict[str, int]:
@@ -193,6 +200,16 @@ class Reproduced:
         total = sum(self.verdicts.values())
         told = ", ".join(f"{n} {word}" for word, n in self.verdicts.items() if n)
         return f"{total} published cells: {told}" if total else "no published cells"
+
+
+def _finding(lines: Mapping[str, str]) -> str:
+    """Returns the line of a finding.
+
+    Args:
+        lines: each run that has it, by name, and what is reported of it.
+    """
+    (name, line), *others = lines.items()
+    return f"{name}: {line}" if not others else f"{len(lines)} runs, {name} for example: {line}"
 
 
 _VERDICTS = ("within the seeds' range", f"within {NEAR}", "outside")
