@@ -109,7 +109,7 @@ def _facts(table: Reproduced) -> list[str]:
     data = [f"Data: {', '.join(kinds)}"] if kinds and "data" not in {*table.varied, *table.shared} else []
     shared = ", ".join(f"{key}={value}" for key, value in table.shared.items())
     spread = not table.has_published and any(cell.std is not None for row in table.rows for cell in row.cells)
-    told = [spread and "mean ± standard deviation over n seeds", shared and f"In all runs: {shared}"]
+    told = [spread and "Mean ± standard deviation over n seeds", shared and f"In all runs: {shared}"]
     return [*(fact for fact in told if fact), *data, *([table.summary] if table.published.rows else [])]
 
 
@@ -132,15 +132,19 @@ def _short(table: Reproduced) -> Lines:
     return lines
 
 
-def _told(table: Reproduced) -> list[str]:
-    """Returns the lines below the numbers: other settings, in a matrix what became of the runs, and warnings."""
-    told = []
+def _notes(table: Reproduced) -> list[str]:
+    """Returns the lines below the numbers: other settings, and in a matrix what became of the runs."""
+    lines = []
     for row in table.rows:
         notes = [note for note in row.notes if not row.smoke]
         if table.published.matrix or notes:
             state = [row.state] if table.published.matrix else []
-            told.append(f"{table.label(row)}: {'; '.join([*state, *notes])}")
-    return [*told, *table.warnings]
+            lines.append(f"{table.label(row)}: {'; '.join([*state, *notes])}")
+    return lines
+
+
+def _warnings(table: Reproduced) -> list[str]:
+    return [f"warning: {line}" for line in table.warnings]
 
 
 def terminal(table: Reproduced, width: int | None = None) -> str:
@@ -149,20 +153,20 @@ def terminal(table: Reproduced, width: int | None = None) -> str:
         screen = Console()
         width = screen.width if screen.is_terminal else max(WIDE, screen.width)
     parts: list[RenderableType] = [table.title]
-    told = _told(table)
+    notes = _notes(table)
     if table.published.matrix:
         for title, (heading, *lines) in matrices(table):
             parts.append(_grid(title, heading, lines))
     elif not table.has_published:
         lines, padding = _fitting(table, width)
-        told += [] if "runs" in lines[0] else _states(table)
+        notes += [] if "runs" in lines[0] else _states(table)
         parts.append(_grid("", *_split(lines), padding))
     elif width >= WIDE + sum(len(key) + 2 for key in table.varied):
         parts.append(_grid("", headings(table), _short(table)))
     else:
         parts.append(_grid("", *_narrowest(table, width)))
-        told = [*_states(table), *told]
-    if lines_below := [line for line in (*told, _below(table)) if line]:
+        notes = [*_states(table), *notes]
+    if lines_below := [line for line in (*notes, _below(table), *_warnings(table)) if line]:
         parts.append("\n".join(lines_below))
     return drawn(*parts, width=width)
 
@@ -278,10 +282,12 @@ def markdown(table: Reproduced) -> str:
     else:
         heading, *lines = _block(table)
         parts.append(block(heading, lines))
-    if told := _told(table):
-        parts.append("\n".join(f"- {line}" for line in told))
+    if notes := _notes(table):
+        parts.append("\n".join(f"- {line}" for line in notes))
     if below := _below(table):
         parts.append(below)
+    if warnings := _warnings(table):
+        parts.append("\n".join(f"- {line}" for line in warnings))
     return "\n\n".join(parts) + "\n"
 
 
@@ -327,7 +333,7 @@ def latex(table: Reproduced) -> str:
         heading, *lines = _block(table)
         blocks = [block(heading, lines)]
     caption = _escape(". ".join([table.title, *_facts(table)]))
-    body = "\n\n".join([*blocks, *(_escape(line) for line in _told(table))])
+    body = "\n\n".join([*blocks, *(_escape(line) for line in (*_notes(table), *_warnings(table)))])
     return "\n".join([r"\begin{table}", r"\centering", rf"\caption{{{caption}.}}", body, r"\end{table}"]) + "\n"
 
 
