@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,15 @@ SHORT = (*SMALL, "schedule.k=1", "schedule.epochs=5", "compute.threads=1")
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As in a new process, whatever was tested before in this one."""
     monkeypatch.chdir(tmp_path)
     assert not HydraConfig.initialized()
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.WARNING)
+    yield
+    root.setLevel(level)
 
 
 def unconfigured(monkeypatch: pytest.MonkeyPatch) -> None:

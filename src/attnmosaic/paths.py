@@ -76,7 +76,7 @@ def _with_root(node: dict[str, Any], found: Any) -> dict[str, Any]:
     return {**node, "root": found(node["root"])} if isinstance(node.get("root"), str) else node
 
 
-def shortest(path: str) -> str:
+def shortest(path: object) -> str:
     """Returns a path for people to read: relative if it lies in the working directory."""
-    relative = os.path.relpath(path)
-    return path if relative.startswith(os.pardir) else relative
+    relative = os.path.relpath(str(path))
+    return str(path) if relative.startswith(os.pardir) else relative

@@ -11,6 +11,7 @@ from typing import Any
 
 from attnmosaic.commands import to_type
 from attnmosaic.errors import UserError
+from attnmosaic.paths import shortest
 
 _LISTED = {
     "attnmosaic.data.gaussian": "GaussianMosaics",
@@ -84,11 +85,13 @@ def check_trusted(config: Mapping[str, Any], sections: Sequence[str], path: obje
             continue
         if isinstance(target, str) and _NAME.fullmatch(target):
             raise UserError(
-                f"ckpt_path: '{path}' names {target} as its {where}, which is neither of this program nor a layer of "
-                "torch's and would run with your rights; if you trust whoever made the file, type "
+                f"ckpt_path: '{shortest(path)}' names {target} as its {where}, which is neither of this program nor a "
+                "layer of torch's and would run with your rights; if you trust whoever made the file, type "
                 f"{to_type('trust', [target])} (or its package, or trust=all)"
             )
-        raise UserError(f"ckpt_path: '{path}' has {str(target)[:80]!r} as its {where}, which names nothing to import")
+        raise UserError(
+            f"ckpt_path: '{shortest(path)}' has {str(target)[:80]!r} as its {where}, which names nothing to import"
+        )
 
 
 def _under(target: str, prefixes: Sequence[str]) -> bool:

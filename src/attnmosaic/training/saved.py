@@ -14,7 +14,7 @@ from attnmosaic.checks import check_settings
 from attnmosaic.config import TrainConfig, decisive, networks_of
 from attnmosaic.data.operations import OPERATIONS
 from attnmosaic.errors import UserError
-from attnmosaic.paths import absolute, located
+from attnmosaic.paths import absolute, located, shortest
 from attnmosaic.training.base import COMPLETE
 from attnmosaic.training.checkpoint import read_checkpoint
 from attnmosaic.trust import NotPlainError, check_plain
@@ -50,7 +50,9 @@ def read_saved(path: str | Path) -> dict[str, Any]:
 
 def _unlike(path: str | Path, what: str) -> UserError:
     said = what if len(what) < 200 else f"{what[:200]} ..."
-    return UserError(f"ckpt_path: '{path}' is not what a run of attnmosaic saves ({said}); give another checkpoint")
+    return UserError(
+        f"ckpt_path: '{shortest(path)}' is not what a run of attnmosaic saves ({said}); give another checkpoint"
+    )
 
 
 def _check_sections(config: dict[str, Any]) -> None:
