@@ -26,6 +26,11 @@ def shown(mode: str) -> str:
     return "live" if moves else "lines"
 
 
+def finding_level() -> int:
+    """Returns the level that a run's findings are logged at: a sweep reports those of its jobs below its table."""
+    return logging.INFO if OF_SWEEP in os.environ else logging.WARNING
+
+
 def hush(mode: str) -> None:
     """Keeps from this job's console what its way of showing progress has no place for; its log file has everything.
 

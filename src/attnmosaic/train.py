@@ -26,7 +26,7 @@ from attnmosaic.lean import import_lightning
 from attnmosaic.nodes import check_keys, check_parts
 from attnmosaic.parallel.ranks import Ranks, processes_of
 from attnmosaic.paths import where_started, with_absolute_paths
-from attnmosaic.progress import hush, logged
+from attnmosaic.progress import finding_level, hush, logged
 from attnmosaic.runs import CONFIG, ERROR, PRUNED, claimed, earlier_result
 from attnmosaic.sweep import PASSED_OVER, end_sweep, may_pass_over
 
@@ -121,7 +121,7 @@ def _train(config: DictConfig, ranks: Ranks) -> dict[str, float]:
         metrics = finish_run(config, trainer, module)
     log.info("%s", final_table(metrics, module))
     for finding in findings_of(trainer):
-        log.warning("%s", finding)
+        log.log(finding_level(), "%s", finding)
     if reason := reason_of_end(trainer, config.schedule.epochs):
         log.info("ended after epoch %d of %d: %s", trainer.current_epoch, config.schedule.epochs, reason)
     dashboards = in_shell("tensorboard", "--logdir", path_word(config.run_dir))

@@ -10,6 +10,7 @@ from attnmosaic.callbacks.history import History
 from attnmosaic.callbacks.tables import RunTables
 from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.diagnosis import Chance, findings, is_idle, stalled
+from attnmosaic.progress import finding_level
 from attnmosaic.training.base import RunModule
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class Diagnosis(pl.Callback):
         stage = [rows[i] for i in range(max(0, len(rows) - k), len(rows))]
         if stage and is_idle(config, stage) and (line := stalled(config, list(rows))):
             self._reported.add(pl_module.learners)
-            log.warning("epoch %d: %s", done, line)
+            log.log(finding_level(), "epoch %d: %s", done, line)
 
     @harmless
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
