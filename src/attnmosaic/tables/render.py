@@ -149,9 +149,10 @@ def _warnings(table: Reproduced) -> list[str]:
 
 def terminal(table: Reproduced, width: int | None = None) -> str:
     """Draws a table for a terminal; for a narrow one in fewer columns."""
+    wide = WIDE + sum(len(key) + 2 for key in table.varied)
     if width is None:
         screen = Console()
-        width = screen.width if screen.is_terminal else max(WIDE, screen.width)
+        width = screen.width if screen.is_terminal else max(wide, screen.width)
     parts: list[RenderableType] = [table.title]
     notes = _notes(table)
     if table.published.matrix:
@@ -161,7 +162,7 @@ def terminal(table: Reproduced, width: int | None = None) -> str:
         lines, padding = _fitting(table, width)
         notes += [] if "runs" in lines[0] else _states(table)
         parts.append(_grid("", *_split(lines), padding))
-    elif width >= WIDE + sum(len(key) + 2 for key in table.varied):
+    elif width >= wide:
         parts.append(_grid("", headings(table), _short(table)))
     else:
         parts.append(_grid("", *_narrowest(table, width)))
