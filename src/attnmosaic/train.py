@@ -59,13 +59,14 @@ def train(config: DictConfig) -> dict[str, float]:
     except OmegaConfBaseException as error:
         raise UserError(advice(error, [])) from error
     folder = Path(config.run_dir)
-    with claimed(folder), logged(folder, config.progress) if alone else contextlib.nullcontext():
+    with claimed(folder):
         settings: Any = OmegaConf.to_container(config)
         if (result := earlier_result(folder, settings)) is not None:
             log.info("finished before: %s", folder)
             return result["metrics"]
         try:
-            with Ranks(processes_of(config)) as ranks:
+            to_log = logged(folder, config.progress) if alone else contextlib.nullcontext()
+            with to_log, Ranks(processes_of(config)) as ranks:
                 return _train(config, ranks)
         except Pruned as end:
             write_atomically(folder / PRUNED, str(end))
