@@ -205,8 +205,7 @@ def command(*arguments: str, **environment: str) -> tuple[float, str]:
             env=os.environ | {"PYTHONPATH": paths, "BENCHMARK_START": str(time.time())} | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
+            text=True,
         )
         return time.perf_counter() - begin, done.stdout
 
@@ -263,7 +262,7 @@ def seconds_of_training(*settings: str) -> float:
         result = Path(folder, "result.json")
         if not result.exists():
             raise RuntimeError(printed)
-        return float(json.loads(result.read_text(encoding="utf-8"))["seconds"])
+        return float(json.loads(result.read_text())["seconds"])
 
 
 def memory_cases() -> Iterator[tuple[str, str, float]]:
