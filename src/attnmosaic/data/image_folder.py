@@ -149,8 +149,8 @@ def _decode_all(paths: Sequence[Path], image_size: int | None, color: bool) -> n
         decoded = threads.map(lambda p: _decode(p, image_size, color), paths, chunksize=64)
         shown = track(decoded, description="decoding images", total=len(paths), transient=True)
         try:
-            # Left open by an error, the progress would be closed by whichever thread collects garbage: in one of its
-            # own, that waits for itself forever.
+            # An error in the loop leaves the generator open. Garbage collection then closes it in any thread; in one of
+            # rich's own, which closing waits for, that never ends.
             with closing(cast(Generator[np.ndarray, None, None], shown)):
                 for i, image in enumerate(shown):
                     if image.shape != first.shape:
