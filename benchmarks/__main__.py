@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from attnmosaic.files import write_atomically
+from attnmosaic.streams import use_substitutes
 from attnmosaic.training.globals import job_globals
 from benchmarks import cases, machine
 from benchmarks.cases import OURS, PLAIN, QUIET, REFERENCE, Times
@@ -126,7 +127,7 @@ def table(times: Times) -> Table:
 
 def compare(old: Path, new: Path) -> Table:
     """Draws two measurements side by side."""
-    before, after = (json.loads(path.read_text()) for path in (old, new))
+    before, after = (json.loads(path.read_text(encoding="utf-8")) for path in (old, new))
     drawn = Table(title=f"{before['machine']['commit']} against {after['machine']['commit']}", title_justify="left")
     for name in ("case", "contender", "before", "after", "times as fast"):
         drawn.add_column(name)
@@ -149,6 +150,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write; default: outputs/benchmarks/TIME.json")
     parser.add_argument("--compare", type=Path, nargs=2, metavar=("OLD", "NEW"), help="show two measurements")
     given = parser.parse_args()
+    use_substitutes()
     console = Console(width=150)
     if given.compare:
         console.print(compare(*given.compare))

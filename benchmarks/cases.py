@@ -205,7 +205,8 @@ def command(*arguments: str, **environment: str) -> tuple[float, str]:
             env=os.environ | {"PYTHONPATH": paths, "BENCHMARK_START": str(time.time())} | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
         )
         return time.perf_counter() - begin, done.stdout
 
@@ -262,7 +263,7 @@ def seconds_of_training(*settings: str) -> float:
         result = Path(folder, "result.json")
         if not result.exists():
             raise RuntimeError(printed)
-        return float(json.loads(result.read_text())["seconds"])
+        return float(json.loads(result.read_text(encoding="utf-8"))["seconds"])
 
 
 def memory_cases() -> Iterator[tuple[str, str, float]]:

@@ -30,5 +30,5 @@ def peak_memory() -> int:
     """Returns the largest resident memory this process has had, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():  # getrusage would count what the parent had when it started this process
-        return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0]) * 1024
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))[0]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

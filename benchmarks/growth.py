@@ -14,6 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from attnmosaic.streams import use_substitutes
 from benchmarks.cases import command, found
 from benchmarks.first_step import peak_memory
 
@@ -110,6 +111,7 @@ def main() -> None:
     parser.add_argument("--one", type=json.loads, help="measure one setting in this process")
     parser.add_argument("--plot", type=Path, default=Path("docs/img/growth.png"))
     given = parser.parse_args()
+    use_substitutes()
     if given.one:
         print(json.dumps(one(**given.one)))
         return

@@ -18,6 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from attnmosaic.streams import use_substitutes
 from attnmosaic.training.build import build_module
 from attnmosaic.training.frozen import FrozenWhere
 from attnmosaic.training.module import StagewiseModule
@@ -125,6 +126,7 @@ def shares(work: Callable[[], object]) -> dict[str, float]:
 def main() -> None:
     """Runs the command line."""
     argparse.ArgumentParser(prog="python -m benchmarks.limits", description=__doc__).parse_args()
+    use_substitutes()
     device = torch.device("cpu")
     ceilings = machine.ceilings(device)
     product, copy = (ceilings[name] for name in ("matrix product, float32, operations/s", "copy in memory, bytes/s"))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from attnmosaic.data.mosaics import Mosaics
 from attnmosaic.nn.attention import WhereWhat
 from attnmosaic.nn.networks import ConvNet
+from attnmosaic.streams import use_substitutes
 from benchmarks import project
 from benchmarks.cases import timed
 
@@ -71,6 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.variants", description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     given = parser.parse_args()
+    use_substitutes()
     mosaics = project.make_data(*project.IMAGES).mosaics["train"]
     rows = torch.arange(248)
     variants = {

@@ -23,5 +23,11 @@ def speak(config: DictConfig) -> float:
     return answer(config)
 
 
+def speak_of_names(config: DictConfig) -> float:
+    """Answers, and prints the run's name."""
+    print(f"printed {config.name}")
+    return answer(config)
+
+
 def gpus(config: DictConfig) -> str:
     return os.environ["CUDA_VISIBLE_DEVICES"]

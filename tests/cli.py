@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 
 from attnmosaic.stopping import SIGNALS
 
@@ -34,6 +36,8 @@ def make_cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str])
             threading.excepthook, logging.raiseExceptions = hooks, True
             if server := sys.modules.get("attnmosaic.parallel.server"):
                 server.stop_server()  # as at the end of a process; the next one's terminal is another
+            GlobalHydra.instance().clear()  # likewise
+            HydraConfig.instance().cfg = None
             root = logging.getLogger()
             root.handlers = [handler for handler in root.handlers if type(handler) not in HYDRAS]
         out, err = capfd.readouterr()

@@ -20,7 +20,7 @@ def bounded(seconds: int = 60, gigabytes: float = 6) -> Iterator[None]:
         raise HangError(f"no answer within {seconds} s")
 
     before = resource.getrlimit(resource.RLIMIT_AS)
-    with open("/proc/self/statm") as file:
+    with open("/proc/self/statm", encoding="utf-8") as file:
         has = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (int(has + gigabytes * 1e9), before[1]))
     earlier = signal.signal(signal.SIGALRM, ring)

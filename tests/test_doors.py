@@ -28,7 +28,7 @@ def result(folder: Path) -> dict[str, Any]:
 
 
 def rows(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="") as opened:
+    with file.open(encoding="utf-8", newline="") as opened:
         return list(csv.DictReader(opened))
 
 

@@ -21,7 +21,8 @@ from test_slips import check_line
 
 from attnmosaic import explain as door
 from attnmosaic.config import conf_dir, register
-from attnmosaic.data.own_mosaics import Source
+from attnmosaic.data.decode import UnreadableError
+from attnmosaic.data.own_mosaics import Source, find_sources, read_mosaic
 from attnmosaic.drawing.explained import BANNER, LOOKED_AT
 from attnmosaic.drawing.palette import RED
 from attnmosaic.errors import UserError
@@ -435,6 +436,53 @@ def test_what_cannot_be_read_is_left_out(cli: Cli, bright: Path, tmp_path: Path)
         explain(bright, tmp_path / "mine" / "text.png")
 
 
+SKIPPED = {
+    ".DS_Store": "hidden: 1",
+    "list.txt": ".txt: 1",
+    "set/0.heic": ".heic: 1",
+    "set/IMG_0001": "no ending: 1",
+    "set/deeper/0.png": "folders in a mosaic's folder: 1",
+    "none/list.txt": ".txt: 1, folders without images: 1",
+}
+
+
+@pytest.mark.parametrize("name", SKIPPED)
+def test_skipped_files_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str) -> None:
+    caplog.set_level("INFO")
+    for path in ("a.png", "set/b.jfif", "set/c.avif"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        lit(3, 3).save(tmp_path / path)
+    assert [len(source.files) for source in find_sources(tmp_path)] == [0, 2]
+    assert "skipped" not in caplog.text
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    assert [len(source.files) for source in find_sources(tmp_path)] == [0, 2]
+    (line,) = [record for record in caplog.records if "skipped" in record.message]
+    assert f"'{tmp_path}' ({SKIPPED[name]})" in line.message
+    assert line.levelname == ("INFO" if "hidden" in SKIPPED[name] else "WARNING")
+
+
+def test_links_and_what_is_no_file(tmp_path: Path) -> None:
+    """A link that leads nowhere is an image that cannot be read, and reported as such."""
+    lit(3, 3).save(tmp_path / "there.png")
+    (tmp_path / "mine" / "set").mkdir(parents=True)
+    (tmp_path / "mine" / "gone.png").symlink_to("nowhere")
+    (tmp_path / "mine" / "linked.png").symlink_to("../there.png")
+    (tmp_path / "mine" / "set" / "linked.png").symlink_to(tmp_path / "there.png")
+    (tmp_path / "mine" / "sets").symlink_to("set")
+    gone, linked, *sets = find_sources(tmp_path / "mine")
+    assert [len(source.files) for source in sets] == [1, 1]
+    assert read_mosaic(linked, 3, (1, 8, 8)).patches.shape == (9, 8, 8, 1)
+    with pytest.raises(UnreadableError, match="No such file"):
+        read_mosaic(gone, 3, (1, 8, 8))
+
+
+def test_skipped_files_alone(tmp_path: Path) -> None:
+    (tmp_path / "0.heic").touch()
+    with pytest.raises(UserError, match=r"images: .* holds no images.*\(skipped \.heic: 1; "):
+        find_sources(tmp_path)
+
+
 # ---- slips
 
 
@@ -443,7 +491,7 @@ LIGHT = {
     ("ckpt_path=text.ckpt",): r"images: has no value and needs one; type images=DIR",
     ("ckpt_path=no.ckpt", "images=mine"): r"ckpt_path: 'no\.ckpt' does not exist",
     ("ckpt_path=text.ckpt", "images=no"): r"images: 'no' does not exist; type images=DIR",
-    ("ckpt_path=text.ckpt", "images=empty"): r"images: 'empty' holds no images, nor folders of images \(look",
+    ("ckpt_path=text.ckpt", "images=empty"): r"images: 'empty' holds no images, nor folders of images \(skip",
     ("ckpt_path=text.ckpt", "images=mine", "grid=0"): r"grid: got 0, needs a whole number from 1 to 32",
     ("ckpt_path=text.ckpt", "images=mine", "grid=33"): r"grid: got 33, needs",
     ("ckpt_path=text.ckpt", "images=mine", "grid=2.5"): r"grid: Value '2\.5' of type 'float' could not",

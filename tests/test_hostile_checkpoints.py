@@ -110,7 +110,7 @@ def test_nothing_it_names_is_imported(ask: Callable[..., Any], door: str, key: s
     sys.modules.pop("payload", None)
     code, _, err = ask(door, put(key, PLACES[door][key]))
     assert "payload" not in sys.modules
-    check_line(code, err, rf"names payload\.\w+ as its {key}\S*, which is neither .* type trust=\[payload\.\w+\]")
+    check_line(code, err, rf"names payload\.\w+ as its {key}\S*, which is neither .* type 'trust=\[payload\.\w+\]'")
     assert not [*tmp_path.rglob("*.csv"), *tmp_path.rglob("evaluation.json")]
 
 
@@ -145,7 +145,7 @@ def test_only_listed_names_will_do(target: str) -> None:
         UserError, match=r"as its model\.where\._target_, which (is neither of|names nothing)"
     ) as caught:
         check_trusted({"model": {"where": {"_target_": target}}}, ("model",), "a.ckpt")
-    assert ("type trust=" in str(caught.value)) == (target in GADGETS)
+    assert ("trust=[" in str(caught.value)) == (target in GADGETS)
 
 
 @pytest.mark.parametrize("target", [GADGETS[0], NO_NAMES[-2]])
@@ -184,7 +184,7 @@ def test_what_is_trusted_is_made(ask: Callable[..., Any], trust: str) -> None:
     [
         ("trust=[pay]", r"names payload\.Network"),  # a name, and not the beginning of one
         ("trust=[payload.Net]", r"names payload\.Network"),
-        ("trust=5", r"trust: got 5, needs names of packages; type for example trust=\[my_package\], or trust=all"),
+        ("trust=5", r"trust: got 5, needs names of packages; type for example 'trust=\[my_package\]', or trust=all"),
         ("trust=null", r"trust: got None, needs"),
         ("trust=[5]", r"trust: got \[5\], needs"),
         ("trust=['']", r"trust: got \[''\], needs"),

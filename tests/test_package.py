@@ -1,9 +1,13 @@
 """The wheel carries the configs and the launcher: the package works away from its repository."""
 
+import importlib.metadata
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -11,6 +15,7 @@ import pytest
 from conftest import ROOT, SMALL
 
 import attnmosaic
+from attnmosaic.extras import install_command
 
 
 def test_wheel_in_an_empty_folder(tmp_path: Path) -> None:
@@ -91,3 +96,31 @@ def test_threads_spin_for_a_bounded_time(given: dict[str, str], spins: str) -> N
     inherited = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     done = subprocess.run([sys.executable, "-c", program], env=inherited | given, capture_output=True, text=True)
     assert done.stdout.split() == [spins, "False"]
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+@pytest.mark.parametrize("extra", ["parallel", "slurm", "search"])
+def test_what_installs_an_extra(extra: str) -> None:
+    """It names the packages, for this environment: ours is on no index."""
+    words = shlex.split(install_command(extra))
+    assert words[:4] == [sys.executable, "-m", "pip", "install"]
+    assert sorted(words[4:]) == sorted(PROJECT["optional-dependencies"][extra])
+
+
+def test_what_installs_an_extra_of_sources_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> list[str]:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("attnmosaic.extras.requires", absent)
+    folder, _, extra = shlex.split(install_command("search"))[-1].rpartition("[")
+    assert extra == "search]"
+    assert (Path(folder) / "pyproject.toml").is_file()
+
+
+def test_nobody_is_told_to_install_it_from_an_index() -> None:
+    texts = [ROOT / "README.md", *(path for part in ("src", "conf", "docs") for path in (ROOT / part).rglob("*.*"))]
+    for path in texts:
+        if path.suffix in (".md", ".py", ".yaml"):
+            assert not re.search(r"install[^\n]* '?attnmosaic", path.read_text(encoding="utf-8")), path

@@ -31,7 +31,14 @@ def test_there_are_commands() -> None:
     assert ["make", "demo"] in MAKE
     assert ["make", "test"] in MAKE
     assert ["python", "-m", "attnmosaic.train", "experiment=stagewise", "lr.what=0.001", "-m"] in PYTHON
-    assert {tuple(words[:1]) for words in commands()} == {("python",), ("make",), ("tensorboard",)}
+    assert {words[0] for words in commands()} == {"python", "make", "source", "pip", "tensorboard"}
+
+
+def test_its_order_is_that_of_a_fresh_shell() -> None:
+    """What makes ``python`` the one with the package comes after what installs it, and before it is needed."""
+    first = [words[0] for words in commands()]
+    assert commands()[first.index("source")] == ["source", ".venv/bin/activate"]
+    assert first.index("make") < first.index("source") < first.index("pip") < first.index("python")
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_a_strip_tells_its_seeds(page: Browser, outputs: Path) -> None:
     page.run("arguments[0].focus()", strip)
     tip = found(page, "#tip")[0]
     value = results(outputs)["gradients/joint/seed1"]["metrics"]["train/accuracy"]
-    assert "joint (other settings)" in tip.text
+    assert "joint, " in tip.text
     assert f"seed 1 {value:.4f}" in tip.text
 
 

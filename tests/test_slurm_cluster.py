@@ -59,7 +59,7 @@ def test_a_sweep_on_a_cluster(cli: Cli, tmp_path: Path, monkeypatch: pytest.Monk
     assert code == 0, err
     for number in range(4):
         check_same(Path("whole"), Path("sweep", str(number)))
-        assert Path("whole/gradients.csv").read_text() == Path(f"sweep/{number}/gradients.csv").read_text()
+        assert Path("whole/gradients.csv").read_bytes() == Path(f"sweep/{number}/gradients.csv").read_bytes()
 
 
 @pytest.mark.faults
@@ -83,11 +83,11 @@ def _check_a_sweep(cluster: Cluster, command: list[str]) -> None:
     states = lambda: [cluster.jobs().get(f"{array}_{n}", "gone") for n in range(len(FATES))]  # noqa: E731
 
     with _command(command, "first") as first:
-        wait_for(lambda: "logs: sweep/slurm" in Path("first.err").read_text())
-        array = re.findall(r"^Slurm has 6 jobs: (\d+); logs: sweep/slurm$", Path("first.err").read_text(), flags=re.M)[
-            0
-        ]
-        assert len(json.loads(Path("sweep/sweep.json").read_text())["jobs"]) == 6  # before any job begins
+        wait_for(lambda: "logs: sweep/slurm" in Path("first.err").read_text(encoding="utf-8"))
+        said = Path("first.err").read_text(encoding="utf-8")
+        array = re.findall(r"^Slurm has 6 jobs: (\d+); logs: sweep/slurm$", said, flags=re.M)[0]
+        plan = json.loads(Path("sweep/sweep.json").read_text(encoding="utf-8"))
+        assert len(plan["jobs"]) == 6  # before any job begins
         wait_for(lambda: all((row / "held").exists() for row in held))
         wait_for(lambda: [state for state in states() if state != "RUNNING"] == ["COMPLETED", "FAILED", "FAILED"])
         first.kill()
@@ -95,17 +95,17 @@ def _check_a_sweep(cluster: Cluster, command: list[str]) -> None:
 
     # Three go on, one has finished, the others are submitted again.
     with _command(command, "second") as second:
-        wait_for(lambda: "logs: sweep/slurm" in Path("second.err").read_text())
+        wait_for(lambda: "logs: sweep/slurm" in Path("second.err").read_text(encoding="utf-8"))
         second.send_signal(signal.SIGINT)
         assert second.wait(60) == 130
-    said = Path("second.err").read_text()
+    said = Path("second.err").read_text(encoding="utf-8")
     both = re.findall(r"^Slurm has 5 jobs, 3 of them submitted before: (\d+ \d+); logs:", said, flags=re.M)[0]
     goes_on = f"jobs go on; the same command with hydra.sweep.dir=sweep waits for them, scancel {both} ends them"
     assert goes_on in said.splitlines()
     assert re.match(r"error: interrupted|stopped by SIGINT", said.splitlines()[-1])
 
     with _command(command, "third") as third:
-        wait_for(lambda: "submitted before" in Path("third.err").read_text())
+        wait_for(lambda: "submitted before" in Path("third.err").read_text(encoding="utf-8"))
         cluster.tell("scontrol", "requeue", f"{array}_1")
         cluster.tell("scancel", "--signal=USR2", f"{array}_2")
         urgent = cluster.tell("sbatch", "--parsable", "--partition=urgent", "--exclusive", "--wrap", "sleep 1").strip()
@@ -116,16 +116,16 @@ def _check_a_sweep(cluster: Cluster, command: list[str]) -> None:
 
     for number, word in ((1, None), (2, "Caught signal SIGUSR2"), (3, "SIGTERM from Slurm: going on")):
         assert int(cluster.detail(f"{array}_{number}", "Restarts")) >= 1
-        assert Path(f"sweep/{number}/held").read_text().startswith("0\n1\n")
+        assert Path(f"sweep/{number}/held").read_text(encoding="utf-8").startswith("0\n1\n")
         assert "resuming after epoch" in (rows[number] / "train.log").read_text()
         if word is not None:
-            assert word in Path(f"sweep/slurm/{array}_{number}_0_log.out").read_text()
+            assert word in Path(f"sweep/slurm/{array}_{number}_0_log.out").read_text(encoding="utf-8")
     assert [Run(row).state for row in rows] == ["finished"] * 4 + ["failed"] * 2
     assert "ZeroDivisionError: a bug of the user's" in (Run(rows[4]).error or "")
     assert re.search(
         r"Slurm's job \S+ ended \(FAILED\), see sweep/slurm/\S+_log\.err$", (Run(rows[5]).error or "").strip()
     )
-    err, out = Path("third.err").read_text(), Path("third.out").read_text()
+    err, out = Path("third.err").read_text(encoding="utf-8"), Path("third.out").read_text(encoding="utf-8")
     lines = [line for line in err.splitlines() if line.startswith(("done", "failed", "stopped", "left"))]
     told = [*{line.partition(":")[0]: line for line in lines}.values()]  # what a job of the second's failed with, too
     assert len(told) == 6, err
@@ -134,7 +134,7 @@ def _check_a_sweep(cluster: Cluster, command: list[str]) -> None:
     assert re.match(r"killed: Slurm's job \S+ ended \(FAILED\), see sweep/slurm/", failures[1])
     assert [line.split(":")[0] for line in told].count("done before  gaussian seed 0 callbacks.fate.fate=works") == 1
     assert sum(line.startswith("done") for line in told) == 4
-    submitted = json.loads(Path("sweep/slurm/submitted.json").read_text())
+    submitted = json.loads(Path("sweep/slurm/submitted.json").read_text(encoding="utf-8"))
     assert [submitted[str(number)]["job"] for number in range(4)] == [f"{array}_{number}" for number in range(4)]
     assert "JobError: ZeroDivisionError: a bug of the user's" in err
     assert re.search(r"^ gaussian +4 finished, 2 +", out, flags=re.M)
@@ -142,7 +142,7 @@ def _check_a_sweep(cluster: Cluster, command: list[str]) -> None:
 
 @contextmanager
 def _command(command: list[str], name: str) -> Iterator[subprocess.Popen[str]]:
-    with Path(f"{name}.out").open("w") as out, Path(f"{name}.err").open("w") as err:
+    with Path(f"{name}.out").open("w", encoding="utf-8") as out, Path(f"{name}.err").open("w", encoding="utf-8") as err:
         process = subprocess.Popen(command, stdout=out, stderr=err, text=True)
     try:
         yield process

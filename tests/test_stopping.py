@@ -17,6 +17,8 @@ import pytest
 from conftest import ROOT, SMALL
 
 from attnmosaic import stopping
+from attnmosaic.commands import command as command_line
+from attnmosaic.commands import in_grammar
 from attnmosaic.runs import RESULT, Run
 
 pytestmark = pytest.mark.faults
@@ -68,6 +70,36 @@ def printed(process: subprocess.Popen[bytes]) -> str:
     return out.read().decode()
 
 
+STOPPER = """
+import os, signal
+from pytorch_lightning.callbacks import Callback
+class Stop(Callback):
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch == 2 and "GO_ON" not in os.environ:
+            os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.parametrize("name", ["eq=1", "it's [é]  {b}", 'quo"te, do$lar\\'], ids=ascii)
+def test_the_command_that_is_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Pasted into a shell, it resumes the run: in the same folder, from its checkpoint, to its end."""
+    (tmp_path / "stopper.py").write_text(STOPPER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    timed = f"paths.output={in_grammar(name)}"  # the folder's name ends with the time
+    few = (*SMALL, "schedule.k=1", "schedule.epochs=4", "logger=none", "callbacks.pictures=null")
+    line = command_line("train", *few, "+callbacks.stop._target_=stopper.Stop", timed)
+    stopped = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True)
+    assert stopped.returncode == 143, stopped.stderr
+    offered = stopped.stderr.splitlines()[-1].partition(" the same command with ")[2].removesuffix(" goes on")
+    monkeypatch.setenv("GO_ON", "1")
+    resumed = subprocess.run(["bash", "-c", f"{line} {offered}"], cwd=tmp_path, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming after epoch 2 of 4" in resumed.stdout
+    (run,) = (tmp_path / name / "gaussian").iterdir()
+    assert (run / RESULT).exists()
+
+
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_run(tmp_path: Path, name: str, code: int) -> None:
     """While it trains; whoever gives the same command finds it in a folder of another time, which the line names."""
@@ -94,7 +126,7 @@ def test_while_it_imports(tmp_path: Path) -> None:
 
 def _listens(pid: int) -> bool:
     """Whether a process has a handler for SIGTERM."""
-    (caught,) = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    (caught,) = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(encoding="utf-8"))
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 

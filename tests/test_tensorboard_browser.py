@@ -109,9 +109,10 @@ def show(page: tuple[Browser, str], name: str) -> Browser:
 
 def test_hparams_are_the_runs_numbers(page: tuple[Browser, str], sweep: Path) -> None:
     browser = show(page, "hparams")
-    found = wait_for(browser, "lr.where", "seed.all", "test/accuracy", "held_out/accuracy")
-    # What the command gave comes before what all runs share.
-    assert found.index("lr.where") < found.index("seed.all")
+    found = wait_for(browser, "lr.where", "schedule.k", "test/accuracy", "held_out/accuracy")
+    # What was swept comes before what all runs share, and what nobody gave is not there.
+    assert found.index("lr.where") < min(found.index("data.train_mosaics"), found.index("schedule.k"))
+    assert not {"lr.what", "precision", "seed.all"} & {*found}
     for job in ("0", "1"):
         metrics = json.loads((sweep / job / "result.json").read_text())["metrics"]
         for name in ("test/accuracy", "held_out/accuracy", "train/accuracy", "held_out/focus", "test/ftpt"):

@@ -1,16 +1,18 @@
 """Checks of a config: everything the config alone can tell, before torch is imported."""
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from attnmosaic.commands import in_shell
 from attnmosaic.config import PAIR, PRECISIONS, PROGRESS, metrics_of, networks_of
 from attnmosaic.data.available import check_available
 from attnmosaic.data.classes import check_names, split_classes
-from attnmosaic.data.folder_layout import check_folder
+from attnmosaic.data.folder_layout import check_folder, root_folder
 from attnmosaic.data.operations import OPERATIONS
 from attnmosaic.errors import UserError, not_among
 from attnmosaic.nodes import check_nodes, check_sections
@@ -133,6 +135,7 @@ def check(config: DictConfig) -> None:
         key = missing[0]
         raise UserError(f"{key}: has no value and needs one; type {key}={_EXAMPLES.get(key, 'VALUE')}")
     plain: Any = OmegaConf.to_container(config, resolve=True)
+    _check_run_dir(str(plain["run_dir"]))
     check_sections(plain)
     _check_networks(plain)
     check_settings(plain)
@@ -150,6 +153,17 @@ def check(config: DictConfig) -> None:
         check_ckpt_path(config.ckpt_path)
 
 
+def _check_run_dir(folder: str) -> None:
+    """Checks that a run's folder has a name that is text: TensorBoard and torch write to no other."""
+    try:
+        folder.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"run_dir: got {folder!a}, which is no text where file names are {sys.getfilesystemencoding()}; "
+            "set PYTHONUTF8=1 in the environment, or type hydra.run.dir=DIR"
+        ) from error
+
+
 def check_settings(plain: dict[str, Any]) -> None:
     """Checks what a run's resolved settings tell by themselves: nothing is looked at beside them.
 
@@ -160,7 +174,7 @@ def check_settings(plain: dict[str, Any]) -> None:
         found, value = _lookup(plain, key)
         if found and not (value is None and key in _NULLABLE) and not allowed(value):
             shown = "null" if value is None else value
-            raise UserError(f"{key}: got {shown}, needs {wording}; type for example {key}={example}")
+            raise UserError(f"{key}: got {shown}, needs {wording}; type for example {in_shell(f'{key}={example}')}")
     check_nodes(plain)
     for key, words in (
         ("schedule.order", tuple(ORDERS)),
@@ -183,7 +197,7 @@ def check_ckpt_path(path: str | Path) -> None:
     Raises:
         UserError: it is not.
     """
-    if not Path(path).is_file():
+    if not Path(path).expanduser().is_file():
         raise UserError(f"ckpt_path: '{path}' does not exist; checkpoints lie in a run's checkpoints folder")
 
 
@@ -270,6 +284,6 @@ def _check_classes(data: dict[str, Any]) -> None:
     if "means" in data:
         classes = [str(i) for i in range(len(data["means"]))]
     elif "root" in data:
-        classes = check_folder(Path(data["root"]).expanduser())
+        classes = check_folder(root_folder(data["root"]))
     if classes is not None:
         split_classes(data["foreground"], data.get("background"), classes)

@@ -1,10 +1,10 @@
 """What every command shares: a user's slip is one line and exit code 2, never a stack trace."""
 
 import contextlib
+import itertools
 import logging
 import os
 import re
-import shlex
 import signal
 import sys
 import threading
@@ -13,16 +13,24 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+from hydra.errors import (
+    ConfigCompositionException,
+    MissingConfigException,
+    OverrideParseException,
+    SearchPathException,
+)
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from attnmosaic import __version__
+from attnmosaic.commands import as_override, in_quotes, in_shell, parsed, to_type
 from attnmosaic.config import conf_dir
 from attnmosaic.errors import (
     BusyError,
@@ -38,6 +46,7 @@ from attnmosaic.errors import (
 from attnmosaic.files import disk_trouble, write_atomically
 from attnmosaic.runs import CONFIG, ERROR, SWEEP
 from attnmosaic.stopping import in_order, listen, told_stop
+from attnmosaic.streams import use_substitutes
 
 _TRACES = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
 """Whether the user wants stack traces; read before `run` sets the variable for Hydra."""
@@ -50,6 +59,7 @@ def run(job: Callable[[], Any]) -> None:
     `attnmosaic.stopping.SIGNALS` (130 after Ctrl-C), each told in one line. With ``HYDRA_FULL_ERROR=1`` in the
     environment every error keeps its stack trace.
     """
+    sys.argv[1:] = _arguments(sys.argv[1:])
     # These files of conf/hydra are ours; Hydra would hold them against the schemas that libraries have of their names.
     # submitit_local starts all jobs at once, whatever the machine: joblib is what there is instead.
     Plugins.instance()  # imports the libraries', if they are installed
@@ -61,6 +71,7 @@ def run(job: Callable[[], Any]) -> None:
     ):
         ConfigStore.instance().repo["hydra"][group].pop(name, None)
     listen()
+    use_substitutes()
     if _TRACES:
         job()
         return
@@ -79,6 +90,20 @@ def run(job: Callable[[], Any]) -> None:
         del os.environ["HYDRA_FULL_ERROR"]
 
 
+def _arguments(given: list[str]) -> list[str]:
+    """Returns the arguments for Hydra; answers ``--version`` by itself, as Hydra reports its own alone."""
+    if "--version" in given:
+        print(f"attnmosaic {__version__} (Hydra {hydra.__version__})")
+        sys.exit()
+    # Resolved, Hydra's section needs the rest of the config, which --cfg hydra removes first.
+    shown = [*itertools.pairwise(given)]
+    if "--resolve" in given and (("--cfg", "hydra") in shown or ("-c", "hydra") in shown or "--cfg=hydra" in given):
+        rest = [word for word in given if word not in ("--cfg", "-c", "hydra", "--cfg=hydra")]
+        part = [] if {"--package", "-p"} & {*rest} else ["--package", "hydra"]
+        return [*rest, "--cfg", "all", *part]
+    return given
+
+
 def _unless_told(failed: threading.ExceptHookArgs) -> None:
     """Shows what a thread failed with, but for what the disk is to blame for: who waits for the thread tells that."""
     if failed.exc_value is None or disk_trouble(failed.exc_value) is None:
@@ -91,7 +116,8 @@ def guard(task: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     if of.job.config_name == "train" and of.mode == RunMode.RUN:
         section: Any = of.run
         timed = "${now:" in str(section._get_node("dir")._value())
-        in_order(False, lambda: how_to_go_on("hydra.run.dir", section.dir, timed))
+        folder = of.runtime.output_dir if of.job.chdir else section.dir
+        in_order(False, lambda: how_to_go_on("hydra.run.dir", folder, timed))
     try:
         return task(config)
     except BusyError as error:  # what is in the folder, log and all, is the other process's
@@ -126,7 +152,7 @@ def how_to_go_on(key: str, folder: str, timed: bool) -> str:
     """
     if not any(Path(folder, name).exists() for name in (CONFIG, SWEEP)):
         return ""
-    return f"; the same command{f' with {key}={shlex.quote(folder)}' if timed else ''} goes on"
+    return f"; the same command{f' with {to_type(key, folder)}' if timed else ''} goes on"
 
 
 def _write_down(message: str) -> None:
@@ -171,6 +197,8 @@ def told(error: BaseException) -> tuple[str, int] | None:
         if (line := disk_trouble(link) or gpu_memory_trouble(link)) is not None:
             return line, 1
         link = link.__cause__
+    if isinstance(error, SearchPathException) or _about_flags(error):
+        return f"{str(error).strip()} (--hydra-help explains the flags)", 2
     if isinstance(error, (ConfigCompositionException, OverrideParseException, OmegaConfBaseException)):
         return advice(error, sys.argv[1:]), 2
     if isinstance(error, ValueError) and "Config group override" in str(error):
@@ -179,11 +207,19 @@ def told(error: BaseException) -> tuple[str, int] | None:
     return None
 
 
+def _about_flags(error: BaseException) -> bool:
+    """Whether Hydra itself refuses a command's flags, ``--cfg job -m`` say."""
+    if type(error) is not ValueError or error.__traceback__ is None or "Config group override" in str(error):
+        return False
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    return Path(raised_in).is_relative_to(Path(hydra.__file__).parent)
+
+
 def reason(error: BaseException) -> str:
     """Returns what to say in one line of the error that a job of a sweep ended with."""
     line = told(error)
     said = line[0] if line is not None else f"{type(error).__name__}: {error}"
-    return " ".join((str(error) if isinstance(error, JobError) else said).split())
+    return one_line(str(error) if isinstance(error, JobError) else said)
 
 
 def _fail(error: Exception) -> NoReturn:
@@ -203,24 +239,54 @@ def advice(error: Exception, overrides: list[str]) -> str:
     """
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         return _unknown_option(error.missing_cfg_file, error.options, overrides)
-    if "Ambiguous value for argument" in str(error):
-        return f"{str(error).splitlines()[0]}; add -m to run one job for each value"
-    if isinstance(error, OverrideParseException) and "=" not in error.override:
-        return f"{error.override}: an override is key=value, experiment={error.override} say"
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: is not a valid override ({str(error).splitlines()[0]}); quote lists: 'key=[a,b]'"
     text = str(error)
+    if swept := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'", text):
+        instead = _as_text(swept[1], overrides)
+        return f"{text.splitlines()[0]}; add -m to run one job for each value{instead}"
+    if isinstance(error, OverrideParseException) and "=" not in error.override:
+        return f"{error.override}: an override is key=value, {to_type(_FIRST_KEYS[_door()], error.override)} say"
+    if isinstance(error, OverrideParseException):
+        return _not_parsed(error, overrides)
     if "UserError raised while resolving interpolation: " in text:  # a resolver's own
         return text.splitlines()[0].partition(": ")[2]
     if key := re.search(r"Could not override '([\w./@]+)'", text):
         return _unknown_key(key[1], overrides)
     cause = error.__cause__
     if not isinstance(cause, OmegaConfBaseException):
-        return " ".join(text.splitlines()[:2])
+        return " ".join(map(str.strip, text.splitlines()[:2]))
     where, what = text.splitlines()[0], str(cause).splitlines()[0]
     if cause.full_key in _SECTIONS:
         return f"{cause.full_key}: is a section of keys; type {_SECTIONS[cause.full_key]}"
-    return f"{cause.full_key}: {what}" if cause.full_key else f"{where} {what}"
+    message = f"{cause.full_key}: {what}" if cause.full_key else f"{where} {what}"
+    return message + _key_as_text(cause.full_key, overrides)
+
+
+_FIRST_KEYS = {"train": "experiment", "evaluate": "ckpt_path", "explain": "images", "predict": "image"}
+"""What a word without a key is probably meant for, by command."""
+
+
+def _not_parsed(error: OverrideParseException, overrides: list[str]) -> str:
+    key, _, value = error.override.partition("=")
+    lists = f"; quote lists: '{key}=[a,b]'" if value.lstrip().startswith("[") else ""
+    why = str(error).splitlines()[0]
+    why = "a character that needs quotes" if why.startswith("LexerNoViableAlt") else why
+    return f"{error.override}: is not a valid override ({why}){lists}{_as_text(error.override, overrides)}"
+
+
+def _key_as_text(key: str | None, overrides: list[str]) -> str:
+    given = [each for each in overrides if key and each.lstrip("+").startswith(f"{key}=")]
+    return _as_text(given[-1], overrides) if given else ""
+
+
+def _as_text(given: str, overrides: list[str]) -> str:
+    """Returns the advice to give an override's value as text, or nothing where Hydra would not take that either."""
+    key, _, value = given.partition("=")
+    instead = f"{key}={in_quotes(value)}"  # in which an interpolation stays one
+    others = [each for each in _plain(overrides) if each != given]
+    useless = as_override(key, value) == given or parsed(instead) is None
+    if useless or (_composed(others) and not _composed([*others, instead])):
+        return ""
+    return f"; as text: {in_shell(instead)}"
 
 
 _SECTIONS = {
@@ -257,15 +323,30 @@ def _door() -> str:
 
 def _known_keys(bad: str, overrides: list[str]) -> Iterable[str]:
     """Returns every key and group that the config would have had without the bad override."""
-    keep = [o for o in overrides if re.match(r"[\w./@]+=", o) and not o.startswith(bad) and "," not in o]
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(config_dir=conf_dir(), version_base="1.3"):
-            config = compose(_door(), keep, return_hydra_config=True)
-    except Exception:  # another override is wrong too; then there is nothing to suggest from
+    config = _composed([each for each in _plain(overrides) if not each.startswith(bad)])
+    if config is None:  # another override is wrong too; then there is nothing to suggest from
         return []
     groups = [group for group in map(str, config.hydra.runtime.choices) if "/" not in group]
     return [*groups, *_keys(config)]
+
+
+def _plain(words: list[str]) -> list[str]:
+    """Returns those words of a command line that are overrides of a key that is there, by one value."""
+    given = ((each, parsed(each)) for each in words if re.match(r"[\w./@]+=", each))
+    return [each for each, read in given if read is not None and not read.is_sweep_override()]
+
+
+def _composed(overrides: list[str]) -> DictConfig | None:
+    """Returns the command's config with some overrides, None where Hydra does not take them."""
+    at_work = GlobalHydra.instance().hydra  # of a sweep, which may have further jobs
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=conf_dir(), version_base="1.3"):
+            return compose(_door(), overrides, return_hydra_config=True)
+    except Exception:
+        return None
+    finally:
+        GlobalHydra.instance().hydra = at_work
 
 
 def _keys(node: DictConfig, prefix: str = "") -> Iterable[str]:

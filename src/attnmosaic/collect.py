@@ -6,8 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from attnmosaic import __version__
 from attnmosaic.errors import UserError, one_line
 from attnmosaic.runs import some_runs
+from attnmosaic.streams import use_substitutes
 from attnmosaic.tables.render import FORMATS
 from attnmosaic.tables.reproduced import Reproduced, reproduce
 
@@ -26,7 +28,9 @@ def collect(folder: Path) -> list[Reproduced]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(prog="python -m attnmosaic.collect", description=__doc__)
+    use_substitutes()
+    parser = argparse.ArgumentParser(prog="python -m attnmosaic.collect", description=__doc__.replace("``", ""))
+    parser.add_argument("--version", action="version", version=f"attnmosaic {__version__}")
     parser.add_argument(
         "folder", type=Path, nargs="?", default=Path("outputs"), help="where to look for runs (outputs)"
     )
@@ -39,9 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
     try:
-        print("\n".join(FORMATS[given.format](table) for table in tables), flush=True)
+        print(FORMATS[given.format](tables), flush=True)
     except BrokenPipeError:  # whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if given.format == "csv":  # which has no place for them
+        for line in (line for table in tables for line in table.warnings):
+            print(f"warning: {line}", file=sys.stderr)
     if given.plots:
         from attnmosaic.drawing.matrices import draw_tables
 

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import II, MISSING, DictConfig, OmegaConf, open_dict
 
 from attnmosaic.errors import UserError
+from attnmosaic.usage import options
 
 PRECISIONS = {"float32": "32-true", "float64": "64-true", "bfloat16": "bf16-mixed"}
 """Our names of precisions and Lightning's."""
@@ -146,17 +148,22 @@ class TrainConfig:
     run_dir: str = MISSING
 
 
+def _open() -> Any:
+    """Returns an empty section that takes any key, without a ``+`` before it."""
+    return OmegaConf.create({}, flags={"struct": False})
+
+
 @dataclass
 class EvaluateConfig:
     """An evaluation. ``conf/evaluate.yaml`` says what each key means."""
 
     name: str = MISSING
     ckpt_path: str = MISSING
-    data: dict[str, Any] = field(default_factory=dict)
+    data: Any = field(default_factory=_open)
     trainer: dict[str, Any] = MISSING
-    compute: dict[str, Any] = field(default_factory=dict)
+    compute: Any = field(default_factory=_open)
     trust: Any = field(default_factory=list)
-    paths: dict[str, str] = field(default_factory=dict)
+    paths: dict[str, Any] = field(default_factory=dict)
     run_dir: str = MISSING
 
 
@@ -191,12 +198,30 @@ def register() -> None:
     OmegaConf.register_new_resolver("row", lambda name: folder_name(name).rpartition("/")[2], replace=True)
     OmegaConf.register_new_resolver("folder", folder_name, replace=True)
     # An argument that conf/ has for a target; it goes with the target when that is replaced, see `scaled`.
-    OmegaConf.register_new_resolver("with", lambda target, value: value, replace=True)
+    OmegaConf.register_new_resolver("with", lambda target, value: _node(value), replace=True)
+    OmegaConf.register_new_resolver("output_dir", output_dir, replace=True)
+    OmegaConf.register_new_resolver("options", options, replace=True)
     store = ConfigStore.instance()
     store.store(group="schema", name="train", node=TrainConfig)
     store.store(group="schema", name="evaluate", node=EvaluateConfig)
     store.store(group="schema", name="explain", node=ExplainConfig)
     store.store(group="schema", name="predict", node=PredictConfig)
+
+
+def _node(value: Any) -> Any:
+    """Returns a resolver's value as OmegaConf wants it: as a node, if it is a list or a dict."""
+    return OmegaConf.create(value) if isinstance(value, (list, dict)) else value
+
+
+def output_dir(default: str) -> str:
+    """Returns the folder that Hydra gives to a job; without a job the default, from Python say.
+
+    Where a config is only shown (``--cfg job --resolve``) it is the folder that a run would have.
+    """
+    if not HydraConfig.initialized():
+        return default
+    hydra: Any = HydraConfig.get()
+    return str(hydra.run.dir if OmegaConf.is_missing(hydra.runtime, "output_dir") else hydra.runtime.output_dir)
 
 
 def folder_name(name: object) -> str:
@@ -258,9 +283,17 @@ def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def resolve(config: DictConfig) -> DictConfig:
-    """Returns the config with every interpolation replaced by its value."""
+    """Returns the config with every interpolation replaced by its value.
+
+    Raises:
+        UserError: a value has ``${``, which would be an interpolation wherever the config is read again.
+    """
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
+    for key, value in leaves(resolved):
+        if isinstance(value, str) and "${" in value:
+            dotted = key[1:-1].replace("][", ".")
+            raise UserError(f"{dotted}: got '{value}', but '${{' begins an interpolation; type a name without it")
     return OmegaConf.create(resolved)
 
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from attnmosaic.pace import in_words
+from attnmosaic.streams import encoding_of, substituted
 from attnmosaic.watch import (
     BEFORE,
     DONE,
@@ -75,7 +76,7 @@ class Display:
         self._screen = threading.RLock()  # one writer at a time: what one erases is what the last one drew
         self._over = threading.Event()
         shared = _shared(jobs)
-        self._labels = [job.label.removeprefix(shared) for job in jobs]
+        self._labels = [substituted(job.label.removeprefix(shared), sys.stderr) for job in jobs]
         if mode == "live":
             self._start()
         width = self._console.width if self._console is not None else 0
@@ -91,7 +92,8 @@ class Display:
 
     def rename(self, number: int, label: str) -> None:
         """Gives a job another label: what tells it from others may be known only when it is about to begin."""
-        self.watch.jobs[number].label = self._labels[number] = self._called[label] = label
+        self.watch.jobs[number].label = self._called[label] = label
+        self._labels[number] = substituted(label, sys.stderr)
 
     def stream(self) -> "Lines":
         """Returns a stream for what one more process prints."""
@@ -178,8 +180,8 @@ class Display:
             _clock(watch.elapsed),
             f"left {'?' if left is None else in_words(left)}",
         )
-        unfinished = [Text(stream.unfinished, no_wrap=True, overflow="ellipsis") for stream in self._streams]
-        streams = (line for line in unfinished if line.plain.strip())
+        unfinished = [substituted(stream.unfinished, sys.stderr) for stream in self._streams]
+        streams = (Text(line, no_wrap=True, overflow="ellipsis") for line in unfinished if line.strip())
         # The cursor rests on an empty line: what the terminal puts there (^C) must not break a full one in two.
         return Constrain(Group(everything, _running(watch.jobs, self._labels, width), *streams, ""), width)
 
@@ -217,6 +219,10 @@ class Lines(io.TextIOBase):
         if not self._display.live:
             with contextlib.suppress(ValueError):  # closed in the meantime
                 self._stream.flush()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return encoding_of(self._stream)
 
     def isatty(self) -> bool:
         return self._stream.isatty()

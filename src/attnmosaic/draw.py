@@ -5,10 +5,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from attnmosaic import __version__
 from attnmosaic.drawing.figures import DEFAULT_FORMATS, FORMATS
 from attnmosaic.drawing.run import draw_run
 from attnmosaic.errors import UserError, one_line
 from attnmosaic.runs import some_runs
+from attnmosaic.streams import use_substitutes
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -25,7 +27,9 @@ def run_folders(folder: Path) -> list[Path]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(prog="python -m attnmosaic.draw", description=__doc__)
+    use_substitutes()
+    parser = argparse.ArgumentParser(prog="python -m attnmosaic.draw", description=__doc__.replace("``", ""))
+    parser.add_argument("--version", action="version", version=f"attnmosaic {__version__}")
     parser.add_argument("folder", type=Path, help="a run's folder, or one with runs below it")
     parser.add_argument(
         "--formats", nargs="+", choices=FORMATS, default=DEFAULT_FORMATS, metavar="FORMAT",

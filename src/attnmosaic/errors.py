@@ -1,8 +1,11 @@
 """Errors that are shown to the user as one line."""
 
 import difflib
+import re
 import sys
 from collections.abc import Iterable
+
+from attnmosaic.commands import to_type
 
 
 class UserError(Exception):
@@ -51,7 +54,7 @@ def gpu_memory_trouble(error: BaseException) -> str | None:
 
 def one_line(text: str) -> str:
     """Returns text on one line, without what would move a terminal's cursor: names in it may be anybody's."""
-    words = " ".join(text.split())
+    words = re.sub(r"\s*[^\S ]\s*", " ", text.strip())  # spaces stay: a name in a command has them
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in words)
 
 
@@ -67,5 +70,5 @@ def not_among(key: str, given: object, allowed: Iterable[object]) -> UserError:
     """Makes the error for a word that is not one of those allowed, with the nearest ones."""
     words = [str(word) for word in allowed]
     close = nearest(given, words, n=1)
-    hint = f"; did you mean {key}={close[0]}?" if close else ""
+    hint = f"; did you mean {to_type(key, close[0])}?" if close else ""
     return UserError(f"{key}: got '{given}', allowed: {', '.join(words)}{hint}")

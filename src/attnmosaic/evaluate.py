@@ -14,6 +14,7 @@ from attnmosaic.errors import UserError
 from attnmosaic.files import write_atomically
 from attnmosaic.lean import import_lightning
 from attnmosaic.nodes import check_keys
+from attnmosaic.paths import absolute, where_started, with_absolute_paths
 from attnmosaic.trust import check_trusted
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
 
     Args:
         config: a composition of ``conf/evaluate.yaml``. What its ``data`` and ``compute`` hold replaces the
-            run's settings, ``+data.root=DIR`` for images that have moved, say.
+            run's settings, ``data.root=DIR`` for images that have moved, say.
 
     Returns:
         ``{"<split>/<metric>": value}``; those of the run's ``result.json`` if nothing was replaced.
@@ -39,7 +40,9 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     check_keys(config, EvaluateConfig)
     if OmegaConf.is_missing(config, "ckpt_path"):
         raise UserError("ckpt_path: has no value and needs one; type ckpt_path=outputs/.../checkpoints/last.ckpt")
-    check_ckpt_path(config.ckpt_path)
+    with where_started():
+        check_ckpt_path(config.ckpt_path)
+    ckpt_path = absolute(config.ckpt_path)
     import_lightning()
     from attnmosaic.training.build import build_module
     from attnmosaic.training.checkpoint import check_weights_fit
@@ -50,8 +53,8 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     from attnmosaic.training.threads import threads_for
     from attnmosaic.training.trainer import build_trainer, interruptible
 
-    checkpoint = read_saved(config.ckpt_path)
-    check_trusted(checkpoint["hyper_parameters"]["config"], MADE, config.ckpt_path, config.trust)
+    checkpoint = read_saved(ckpt_path)
+    check_trusted(checkpoint["hyper_parameters"]["config"], MADE, ckpt_path, config.trust)
     saved = OmegaConf.create(checkpoint["hyper_parameters"]["config"])
     trained = OmegaConf.merge(
         saved, {"data": config.data, "compute": config.compute, "ckpt_path": None, "run_dir": config.run_dir}
@@ -62,24 +65,30 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     for key in ("cache_dir", "lock_dir"):  # written to: never where a file says
         if key in trained.data and key not in config.data:
             trained.data[key] = config.paths.cache
-    check(trained)
-    trained = resolve(trained)
+    for part in ("train_set", "test_set"):
+        if config.paths.data is not None and "root" in (trained.data.get(part) or {}):
+            trained.data[part].root = config.paths.data
+    with where_started():
+        check(trained)
+    trained = resolve(with_absolute_paths(trained))
     check_targets(trained)
-    threads = threads_for(trained.compute.threads, config.ckpt_path)
+    threads = threads_for(trained.compute.threads, ckpt_path)
     with job_globals(trained.seed.init, threads, trained.compute.matmul_precision):
         trainer = build_trainer(trained, PRECISIONS[trained.precision])
         data = make("data", trained.data)
         data.setup()
         module = build_module(trained, data)
-        check_weights_fit(checkpoint, module, config.ckpt_path)
+        check_weights_fit(checkpoint, module, ckpt_path)
         module.load_state_dict(checkpoint["state_dict"])
         with interruptible():
             trainer.validate(module, datamodule=data, verbose=False)
         metrics = evaluation_of(module)
     stamp = {"scale": "smoke"} if module.scale == "smoke" else {}
-    write_atomically(Path(config.run_dir) / "evaluation.json", json.dumps({**metrics, **stamp}, indent=2))
+    folder = Path(trained.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "evaluation.json", json.dumps({**metrics, **stamp}, indent=2))
     log.info("%s", final_table(metrics, module))
-    log.info("written to %s", Path(config.run_dir) / "evaluation.json")
+    log.info("written to %s", folder / "evaluation.json")
     return metrics
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import io
 import itertools
 import logging
 import math
@@ -22,6 +21,7 @@ from attnmosaic.errors import UserError, not_among
 from attnmosaic.explained import INDEX, TABLE, Explained, picture_names, table_columns
 from attnmosaic.lean import import_lightning
 from attnmosaic.nodes import check_keys
+from attnmosaic.paths import where_started
 from attnmosaic.runs import CONFIG
 
 if TYPE_CHECKING:
@@ -182,9 +182,9 @@ def _check_folder(folder: Path, images: Path) -> None:
 
 def _table(told: Sequence[Explained], done: int, smoke: bool) -> str:
     """Draws the first mosaics as a table."""
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
+
+    from attnmosaic.console import drawn
 
     title = "SMOKE: few examples, few epochs, no result" if smoke else None
     more = f"and {done - len(told)} more in {TABLE}" if done > len(told) else None
@@ -195,20 +195,19 @@ def _table(told: Sequence[Explained], done: int, smoke: bool) -> str:
         table.add_column(name, justify="right")
     for seen in told:
         table.add_row(
-            Text(printable(seen.name)),  # names are no markup
-            Text(printable(seen.predicted)),
+            printable(seen.name),
+            printable(seen.predicted),
             f"{seen.probabilities.max():.4f}",
             f"patch {seen.looks_at} of {len(seen.weights)}",
             f"{seen.weights.max():.4f}",
         )
-    console = Console(file=io.StringIO(), width=110)
-    console.print(table)
-    return "\n" + console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+    return "\n" + drawn(table).rstrip()
 
 
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="explain")
 def _job(config: DictConfig) -> None:
-    guard(_explain, config)
+    with where_started():
+        guard(_explain, config)
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     try:
         with unfinished.open("wb") as file:
-            file.write(content if isinstance(content, bytes) else f"{content}\n".encode())
+            file.write(content if isinstance(content, bytes) else f"{content}\n".encode(errors="backslashreplace"))
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)

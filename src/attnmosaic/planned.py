@@ -1,6 +1,7 @@
 """The jobs that a sweep is to have and the folder it is to have, known before any of them begins."""
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -8,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString
+from hydra.core.override_parser.types import Glob, Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from attnmosaic.commands import as_override, in_shell, literal
 from attnmosaic.config import PAIR, metrics_of, networks_of, scaled
 from attnmosaic.errors import UserError, nearest
+from attnmosaic.paths import with_absolute_paths
+from attnmosaic.tables.varied import comparable, key_of
 from attnmosaic.training.schedule import ORDERS, Schedule
+from attnmosaic.usage import group_options
 from attnmosaic.watch import Job
 
 
@@ -27,7 +31,7 @@ class Planned:
         folder: its run's, relative to the sweep's.
         overrides: its own.
         config: its config, cut to its scale.
-        plan: what the sweep's plan has of it: name, scale and schedule.
+        plan: what the sweep's plan has of it: name, scale, schedule, its own overrides, and what they come to.
         data: its data section.
     """
 
@@ -81,14 +85,14 @@ def _matching(override: Override, glob: Glob) -> list[str]:
         return name.count("/") == pattern.count("/") and fnmatch(name, pattern)
 
     group = override.key_or_group
-    names = [*_options(group)]
+    names = [*group_options(group)]
     if not names:
         raise UserError(f"{group}: glob() takes the name of a group, a folder of conf/; type values: {group}=A,B")
     for pattern in glob.include:
         if not any(matches(name, pattern) for name in names):
             folders = dict.fromkeys(f"{name.rpartition('/')[0]}/*" for name in names if "/" in name)
             close = nearest(pattern, [*folders, *names], n=1)
-            hint = f"; did you mean glob({close[0]})?" if close else ""
+            hint = f"; did you mean {in_shell(f'{group}=glob({close[0]})')}?" if close else ""
             raise UserError(f"{group}: got glob({pattern}), which matches none of {', '.join(names)}{hint}")
     return [
         name
@@ -96,14 +100,6 @@ def _matching(override: Override, glob: Glob) -> list[str]:
         if any(matches(name, pattern) for pattern in glob.include)
         and not any(matches(name, pattern) for pattern in glob.exclude)
     ]
-
-
-def _options(group: str) -> Iterator[str]:
-    """Yields the options of a config group, then those in its folders: ``gradients/joint``."""
-    loader = GlobalHydra.instance().config_loader()
-    yield from loader.get_group_options(group)
-    for folder in loader.get_group_options(group, ObjectType.GROUP):
-        yield from (f"{folder}/{name}" for name in _options(f"{group}/{folder}"))
 
 
 def job_overrides(config: DictConfig) -> dict[str, list[str]]:
@@ -164,8 +160,9 @@ def settle_folder(config: DictConfig) -> str:
     """
     folders = [*dict.fromkeys(_folders(config))]
     folder = folders[0] if len(folders) == 1 else _shared(folders)
-    config.hydra.sweep.dir = folder
-    config.hydra.overrides.hydra.append(f"hydra.sweep.dir={QuotedString(folder, Quote.single).with_quotes()}")
+    folder = os.path.expanduser(folder)
+    config.hydra.sweep.dir = literal(folder)
+    config.hydra.overrides.hydra.append(as_override("hydra.sweep.dir", folder))
     return folder
 
 
@@ -260,8 +257,45 @@ def planned_job(config: DictConfig, number: int, overrides: Sequence[str]) -> Pl
     folder = str(job.hydra.sweep.subdir)
     scale = scaled(job)
     data, schedule = (OmegaConf.to_container(scale[key], resolve=True) for key in ("data", "schedule"))
-    plan = {"name": job.name, "scale": job.scale, "schedule": schedule}
+    plan = {
+        "name": job.name,
+        "scale": job.scale,
+        "schedule": schedule,
+        "seed": OmegaConf.to_container(job.seed, resolve=True),
+        "overrides": [text for text in overrides if not text.startswith("hydra.")],
+        "choices": OmegaConf.to_container(job.hydra.runtime.choices),
+        "settings": _settings(alone(scale, "RUN_DIR")),
+    }
     return Planned(folder, tuple(overrides), scale, plan, data)
+
+
+def alone(config: DictConfig, run_dir: str) -> DictConfig:
+    """Returns a job's config as its run will see it, but for what Hydra knows only then."""
+    own = config.copy()
+    with open_dict(own):
+        own.pop("hydra", None)
+        own.run_dir = run_dir
+    return with_absolute_paths(own)
+
+
+def _settings(config: DictConfig) -> dict[str, Any]:
+    """Returns what a job's rows of a table are told apart by; nothing if its config will not do."""
+    try:
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+        return comparable(plain)
+    except Exception:  # its user error is the job's own to report
+        return {}
+
+
+def swept_keys(planned: Sequence[Planned]) -> list[str]:
+    """Returns the keys whose overrides differ between the jobs of a sweep, in the order in which they were typed."""
+    split = [_by_key(job) for job in planned]
+    keys = dict.fromkeys(key for each in split for key in each)
+    return [key for key in keys if len({each.get(key) for each in split}) > 1]
+
+
+def _by_key(job: Planned) -> dict[str, str]:
+    return {key_of(override): override.partition("=")[2] for override in job.overrides}
 
 
 def watched(planned: Sequence[Planned], sweep: Path) -> list[Job]:
@@ -271,13 +305,11 @@ def watched(planned: Sequence[Planned], sweep: Path) -> list[Job]:
         planned: all of them.
         sweep: the sweep's folder.
     """
-    split = [dict(override.lstrip("+~").partition("=")[::2] for override in job.overrides) for job in planned]
-    varied = [
-        key for key in dict.fromkeys(key for each in split for key in each) if len({e.get(key) for e in split}) > 1
-    ]
+    varied = [key for key in swept_keys(planned) if key not in _IN_EVERY_LABEL]
     jobs = []
-    for job, overrides in zip(planned, split, strict=True):
-        others = [f"{key}={overrides[key]}" for key in varied if key in overrides and key not in _IN_EVERY_LABEL]
+    for job in planned:
+        overrides = _by_key(job)
+        others = [f"{key}={overrides[key]}" for key in varied if key in overrides]
         label = " ".join([job.plan["name"], f"seed {job.config.seed.all}", *others])
         jobs.append(Job(job.plan["name"], label, sweep / job.folder, **measures(job)))
     return jobs

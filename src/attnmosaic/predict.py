@@ -14,6 +14,7 @@ from attnmosaic.data.operations import OPERATIONS
 from attnmosaic.errors import UserError
 from attnmosaic.lean import import_lightning
 from attnmosaic.nodes import check_keys
+from attnmosaic.paths import where_started
 from attnmosaic.trust import check_trusted
 
 register()
@@ -94,11 +95,11 @@ def _open(image: Any) -> Any:
 
     from attnmosaic.data.decode import UnreadableError, open_image, printable
 
-    if isinstance(image, (str, Path)) and not Path(image).is_file():
+    if isinstance(image, (str, Path)) and not Path(image).expanduser().is_file():
         raise UserError(f"image: '{image}' does not exist; type image=FILE")
     try:
         if isinstance(image, (str, Path)):
-            picture = open_image(Path(image))
+            picture = open_image(Path(image).expanduser())
         elif isinstance(image, Image.Image):
             picture = image
         elif str(getattr(image, "dtype", "")) == "uint8" and image.ndim in (2, 3):
@@ -131,7 +132,8 @@ def _answer(config: DictConfig) -> dict[str, int]:
     for key, example in (("ckpt_path", "outputs/.../checkpoints/last.ckpt"), ("image", "FILE"), ("number", "5")):
         if OmegaConf.is_missing(config, key):
             raise UserError(f"{key}: has no value and needs one; type {key}={example}")
-    return predict(config.ckpt_path, config.image, config.number, invert=config.invert, trust=config.trust)
+    with where_started():
+        return predict(config.ckpt_path, config.image, config.number, invert=config.invert, trust=config.trust)
 
 
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="predict")

@@ -1,8 +1,11 @@
 """How far a run is, as its terminal shows it: by bars that move, by lines, or not at all. Imports no torch."""
 
+import contextlib
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 OF_SWEEP = "ATTNMOSAIC_SWEEP_PROGRESS"
 """The environment variable that tells a job how the sweep that it is one of shows its progress."""
@@ -21,6 +24,11 @@ def shown(mode: str) -> str:
         return mode
     moves = sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
     return "live" if moves else "lines"
+
+
+def finding_level() -> int:
+    """Returns the level that a run's findings are logged at: a sweep reports those of its jobs below its table."""
+    return logging.INFO if OF_SWEEP in os.environ else logging.WARNING
 
 
 def hush(mode: str) -> None:
@@ -47,6 +55,34 @@ def hush(mode: str) -> None:
     for handler in logging.getLogger().handlers:
         if type(handler) is logging.StreamHandler:
             handler.addFilter(passes)
+
+
+@contextlib.contextmanager
+def logged(folder: Path, mode: str) -> Iterator[None]:
+    """Logs a run that no command has started: into its folder and, where logging was not set up, to standard error.
+
+    Args:
+        folder: the run's.
+        mode: its ``progress``.
+    """
+    ours, root = logging.getLogger("attnmosaic"), logging.getLogger()
+    level = ours.level
+    added: list[tuple[logging.Logger, logging.Handler]] = []
+    if not root.handlers:
+        added.append((root, logging.StreamHandler()))
+        ours.setLevel(logging.INFO)
+    added.append((ours, logging.FileHandler(folder / "train.log", encoding="utf-8")))
+    added[-1][1].setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
+    for logger, handler in added:
+        logger.addHandler(handler)
+    hush(mode)
+    try:
+        yield
+    finally:
+        ours.setLevel(level)
+        for logger, handler in added:
+            logger.removeHandler(handler)
+            handler.close()
 
 
 _IN_THE_BAR = ("attnmosaic.callbacks.progress", "attnmosaic.callbacks.pace")

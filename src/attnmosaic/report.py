@@ -5,14 +5,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from attnmosaic import __version__
 from attnmosaic.errors import UserError, one_line
 from attnmosaic.reporting.page import write_report
 from attnmosaic.runs import newest
+from attnmosaic.streams import use_substitutes
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(prog="python -m attnmosaic.report", description=__doc__)
+    use_substitutes()
+    parser = argparse.ArgumentParser(prog="python -m attnmosaic.report", description=__doc__.replace("``", ""))
+    parser.add_argument("--version", action="version", version=f"attnmosaic {__version__}")
     parser.add_argument(
         "folder",
         type=Path,

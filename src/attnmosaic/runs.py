@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,12 +16,17 @@ import yaml
 from filelock import FileLock, Timeout
 
 from attnmosaic.config import decisive
-from attnmosaic.errors import BusyError, UserError
+from attnmosaic.errors import BusyError, UserError, one_line
 from attnmosaic.files import remove_unfinished
+from attnmosaic.paths import located
+from attnmosaic.streams import use_substitutes
 from attnmosaic.trust import NotPlainError, check_plain
 
 RESULT, CONFIG, ERROR, LOCK, SWEEP = "result.json", "config.yaml", "error.txt", ".lock", "sweep.json"
 METRICS_CSV, CHECKPOINTS, LAST, PRUNED = "metrics.csv", "checkpoints", "last.ckpt", "pruned.txt"
+
+HYDRA = Path(".hydra")
+"""Where Hydra writes, in a run's folder, what it composed the run from."""
 
 AT_ONCE = "ATTNMOSAIC_JOBS_AT_ONCE"
 """The environment variable that tells a job how many of its sweep run at once."""
@@ -41,15 +47,14 @@ class Run:
     @cached_property
     def config(self) -> dict[str, Any] | None:
         """The resolved config; None before the run has begun, or if it cannot be read."""
+        loaded = self._yaml(CONFIG)
         try:
-            loaded = yaml.load(self._read(CONFIG) or "", Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
             check_plain(loaded)  # aliases of YAML can make more of a page than any memory holds
             decisive(loaded)
             return (
                 loaded if isinstance(loaded["name"], str) and loaded["seed"] and loaded["schedule"]["epochs"] else None
             )
-        except (yaml.YAMLError, NotPlainError, RecursionError, KeyError, TypeError, ValueError, AttributeError):
-            # Not the whole of a config.
+        except (NotPlainError, KeyError, TypeError, ValueError, AttributeError):  # not the whole of a config
             return None
 
     @cached_property
@@ -62,10 +67,36 @@ class Run:
             return None
         return loaded if whole else None
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a finished run did not learn, a line each; see `attnmosaic.diagnosis`."""
+        found = (self.result or {}).get("warnings")
+        return tuple(one_line(str(line)) for line in found) if isinstance(found, list) else ()
+
     @cached_property
     def error(self) -> str | None:
         """What the run failed with; None unless it failed."""
         return self._read(ERROR)
+
+    @cached_property
+    def overrides(self) -> list[str] | None:
+        """The overrides of the command that started it, or is to start it; None if no command is known."""
+        typed = self._yaml(HYDRA / "overrides.yaml")
+        found = typed if isinstance(typed, list) else self.from_plan("overrides")
+        return [str(text) for text in found] if isinstance(found, list) else None
+
+    @cached_property
+    def choices(self) -> dict[str, Any]:
+        """The option that Hydra composed it from, by config group; empty if no command is known."""
+        try:
+            choices = dict(self._yaml(HYDRA / "hydra.yaml")["hydra"]["runtime"]["choices"])
+        except (KeyError, TypeError, ValueError):
+            choices = self.from_plan("choices") or {}
+        return {str(group): option for group, option in choices.items() if not str(group).startswith("hydra")}
+
+    def from_plan(self, key: str) -> Any:
+        """Returns what its sweep's plan has of it under a key; None if it has nothing."""
+        return self.planned.get(key) if isinstance(self.planned, dict) else None
 
     @property
     def own_files(self) -> list[Path]:
@@ -115,9 +146,16 @@ class Run:
         except OSError:  # a folder that may only be read
             return False
 
-    def _read(self, name: str) -> str | None:
+    def _yaml(self, name: str | Path) -> Any:
+        """Returns what a YAML file of its folder holds; None if it cannot be read."""
         try:
-            return (self.folder / name).read_text()
+            return yaml.load(self._read(name) or "", Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        except (yaml.YAMLError, RecursionError, ValueError):
+            return None
+
+    def _read(self, name: str | Path) -> str | None:
+        try:
+            return (self.folder / name).read_text(encoding="utf-8")
         except (OSError, ValueError):  # what is no text, a name that no file can have
             return None
 
@@ -157,7 +195,8 @@ def earlier_result(folder: Path, config: dict[str, Any]) -> dict[str, Any] | Non
         UserError: the folder holds a run with other settings.
     """
     run = Run(folder)
-    before, now = {} if run.config is None else flat(decisive(run.config)), flat(decisive(config))
+    before = {} if run.config is None else flat(decisive(located(run.config, folder)))
+    now = flat(decisive(config))
     if before == now:
         return run.result
     if run.result is None and not any((folder / CHECKPOINTS).glob("*.ckpt")):
@@ -190,7 +229,12 @@ def find_runs(root: Path) -> list[Run]:
         if CONFIG in files or RESULT in files:
             names.clear()  # runs do not lie in runs
         names[:] = [name for name in names if not name.startswith(".")]
-    return [Run(folder, planned) for folder, planned in sorted(folders.items(), key=lambda item: item[0])]
+    return [Run(folder, planned) for folder, planned in sorted(folders.items(), key=lambda item: _natural(item[0]))]
+
+
+def _natural(path: Path) -> list[list[tuple[int, str]]]:
+    """Returns what to sort a path by so that job 2 comes before job 10."""
+    return [[(int(digits or -1), word) for digits, word in re.findall(r"(\d+)|(\D+)", part)] for part in path.parts]
 
 
 def some_runs(root: Path) -> list[Run]:
@@ -210,7 +254,7 @@ def some_runs(root: Path) -> list[Run]:
 def read_plan(sweep: Path) -> dict[str, Any]:
     """Returns what a sweep's folder tells of its jobs: ``{"commands": [...], "jobs": {folder: {...}}}``."""
     try:
-        plan = json.loads((sweep / SWEEP).read_text())
+        plan = json.loads((sweep / SWEEP).read_text(encoding="utf-8"))
         return {"commands": list(plan["commands"]), "jobs": dict(plan["jobs"])}
     except (OSError, ValueError, KeyError, TypeError):
         return {"commands": [], "jobs": {}}
@@ -253,7 +297,16 @@ def sweep_of(folder: Path) -> Path | None:
     return None
 
 
+def run_of(folder: Path) -> Run:
+    """Returns the run of a folder, with what its sweep's plan has of it if it is a job of one."""
+    sweep = sweep_of(folder.absolute())
+    if sweep is None:
+        return Run(folder)
+    return Run(folder, read_plan(sweep)["jobs"][str(folder.absolute().relative_to(sweep))])
+
+
 if __name__ == "__main__":  # python -m attnmosaic.runs: the newest sweep or run, for make tensorboard
+    use_substitutes()
     try:
         print(newest(Path("outputs")))
     except UserError as slip:

@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
+from attnmosaic.streams import SUBSTITUTE, encoding_of
+
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 GRACE = 10
@@ -84,5 +86,5 @@ def _end(signum: int) -> None:
             stream.flush()
     with contextlib.suppress(OSError):
         cursor = "\n\x1b[?25h" if os.isatty(2) else ""  # a bar may have hidden it
-        os.write(2, f"{cursor}{told_stop(signum)}\n".encode())
+        os.write(2, f"{cursor}{told_stop(signum)}\n".encode(encoding_of(sys.stderr), SUBSTITUTE))
     os._exit(128 + signum)

@@ -2,11 +2,10 @@
 
 import json
 import os
-import shlex
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,22 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.cli import guard_sweep, how_to_go_on, reason
+from attnmosaic.commands import command, in_shell, path_word
 from attnmosaic.config import PROGRESS, TrainConfig
 from attnmosaic.data.available import check_available
 from attnmosaic.display import Display, Lines
 from attnmosaic.errors import UserError, not_among
 from attnmosaic.files import remove_unfinished, write_atomically
 from attnmosaic.nodes import check_keys
-from attnmosaic.planned import check_one_folder, is_own, planned_jobs, settle_folder, watched, write_out_sweeps
+from attnmosaic.planned import (
+    check_one_folder,
+    is_own,
+    planned_jobs,
+    settle_folder,
+    swept_keys,
+    watched,
+    write_out_sweeps,
+)
 from attnmosaic.progress import OF_SWEEP, shown
 from attnmosaic.runs import SWEEP, Run, read_plan
 from attnmosaic.stopping import in_order
@@ -43,6 +51,14 @@ class SweepPlan(Callback):
 
     def __init__(self) -> None:
         self._plan: dict[str, Any] | None = None
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Takes ``~`` for the user's home in a lone run's folder, as in any other path."""
+        for key in ("paths.output", "hydra.run.dir"):
+            section: Any = OmegaConf.select(config, key.rpartition(".")[0])
+            name = key.rpartition(".")[2]
+            if section is not None and name in section:
+                section[name] = os.path.expanduser(str(section._get_node(name)._value()))
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Composes every job and looks for its data."""
@@ -73,7 +89,8 @@ class SweepPlan(Callback):
                 )
         for job in planned:
             check_available(job.data)
-        self._plan = {"commands": [typed()], "jobs": {job.folder: job.plan for job in planned}}
+        swept = swept_keys(planned)
+        self._plan = {"commands": [typed()], "jobs": {job.folder: {**job.plan, "swept": swept} for job in planned}}
         begin_sweep(config, watched(planned, self._folder))
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
@@ -117,12 +134,7 @@ def add_to_plan(sweep: Path, more: dict[str, Any]) -> None:
 
 def typed() -> str:
     """Returns the command line that this process was given."""
-    return as_command(sys.argv[1:])
-
-
-def as_command(overrides: Sequence[str]) -> str:
-    """Returns what to type to train with some overrides."""
-    return " ".join(["python -m attnmosaic.train", *map(_quoted, overrides)])
+    return command("train", *sys.argv[1:])
 
 
 def _watched() -> bool:
@@ -217,11 +229,11 @@ def end_sweep() -> int:
     except Exception as error:  # must not hide what the sweep ended with
         warnings.warn(f"the table of '{folder}' could not be made: {type(error).__name__}: {error}", stacklevel=1)
         tables = []
-    where = shlex.quote(str(folder))
+    where = path_word(folder)
     hints = (
         f"runs: {folder}",
-        f"report: python -m attnmosaic.report {where}",
-        f"TensorBoard: tensorboard --logdir {where}",
+        f"report: {command('report', where)}",
+        f"TensorBoard: {in_shell('tensorboard', '--logdir', where)}",
     )
     try:
         print("\n".join(["", *tables, *hints]), flush=True)
@@ -235,7 +247,3 @@ def end_sweep() -> int:
             file=sys.stderr,
         )
     return left
-
-
-def _quoted(word: str) -> str:
-    return f"'{word}'" if set(word) & set('[]{}()*?$&;| "') else word

@@ -12,17 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from attnmosaic.checks import check
-from attnmosaic.cli import describe, guard, run
+from attnmosaic.cli import advice, describe, guard, run
+from attnmosaic.commands import in_shell, path_word
 from attnmosaic.config import TrainConfig, conf_dir, register, resolve, scaled
-from attnmosaic.errors import BusyError, Pruned, RunError
+from attnmosaic.errors import BusyError, Pruned, RunError, UserError
 from attnmosaic.files import write_atomically
 from attnmosaic.lean import import_lightning
 from attnmosaic.nodes import check_keys, check_parts
 from attnmosaic.parallel.ranks import Ranks, processes_of
-from attnmosaic.progress import hush
+from attnmosaic.paths import where_started, with_absolute_paths
+from attnmosaic.progress import finding_level, hush, logged
 from attnmosaic.runs import CONFIG, ERROR, PRUNED, claimed, earlier_result
 from attnmosaic.sweep import PASSED_OVER, end_sweep, may_pass_over
 
@@ -34,7 +38,8 @@ def train(config: DictConfig) -> dict[str, float]:
     """Trains as a config says, writes everything into ``config.run_dir`` and returns the final metrics.
 
     A folder that holds the finished run of this config gives its metrics at once; one that holds the beginning of it,
-    stopped for whatever reason, goes on from its newest checkpoint.
+    stopped for whatever reason, resumes from its newest checkpoint. Without a command, from a notebook say, each call
+    has a folder of its own, ``outputs/NAME/TIME``, unless ``run_dir`` was given; ``config.run_dir`` then names it.
 
     Args:
         config: a composition of ``conf/train.yaml``.
@@ -48,11 +53,11 @@ def train(config: DictConfig) -> dict[str, float]:
         RunError: the loss became infinite or not a number; or the folder has vanished.
         Pruned: a search ended the run early; its folder says so, and has no result.
     """
-    check_parts(config)
-    composed, config = config, scaled(config)
-    check(config)
-    check_keys(composed, TrainConfig)
-    config = resolve(config)
+    alone = not HydraConfig.initialized()
+    try:
+        config = _checked(config, alone)
+    except OmegaConfBaseException as error:
+        raise UserError(advice(error, [])) from error
     folder = Path(config.run_dir)
     with claimed(folder):
         settings: Any = OmegaConf.to_container(config)
@@ -60,7 +65,8 @@ def train(config: DictConfig) -> dict[str, float]:
             log.info("finished before: %s", folder)
             return result["metrics"]
         try:
-            with Ranks(processes_of(config)) as ranks:
+            to_log = logged(folder, config.progress) if alone else contextlib.nullcontext()
+            with to_log, Ranks(processes_of(config)) as ranks:
                 return _train(config, ranks)
         except Pruned as end:
             write_atomically(folder / PRUNED, str(end))
@@ -73,9 +79,28 @@ def train(config: DictConfig) -> dict[str, float]:
             raise
 
 
+def _checked(config: DictConfig, alone: bool) -> DictConfig:
+    """Returns a run's config as it is saved: checked, with values for interpolations and absolute paths.
+
+    Args:
+        config: as composed.
+        alone: no command has given the run a folder.
+    """
+    check_parts(config)
+    if alone and Path(config.run_dir).exists():
+        OmegaConf.clear_cache(config)  # its time is another now, and so is the folder that is named by it
+    str(config.run_dir)  # before copies are made of it, which then have the same time
+    taken = scaled(config)
+    with where_started():
+        check(taken)
+    check_keys(config, TrainConfig)
+    return resolve(with_absolute_paths(taken))
+
+
 def _train(config: DictConfig, ranks: Ranks) -> dict[str, float]:
     # Heavy imports (seconds) only once the config is known to be good.
     import_lightning()
+    from attnmosaic.callbacks.diagnosis import findings_of
     from attnmosaic.training.fit import fit
     from attnmosaic.training.globals import job_globals
     from attnmosaic.training.make import check_targets
@@ -96,9 +121,12 @@ def _train(config: DictConfig, ranks: Ranks) -> dict[str, float]:
         trainer, module = fit(config, ranks.place)
         metrics = finish_run(config, trainer, module)
     log.info("%s", final_table(metrics, module))
+    for finding in findings_of(trainer):
+        log.log(finding_level(), "%s", finding)
     if reason := reason_of_end(trainer, config.schedule.epochs):
         log.info("ended after epoch %d of %d: %s", trainer.current_epoch, config.schedule.epochs, reason)
-    log.info("plots, tables, checkpoints: %s\nTensorBoard: tensorboard --logdir %s", config.run_dir, config.run_dir)
+    dashboards = in_shell("tensorboard", "--logdir", path_word(config.run_dir))
+    log.info("plots, tables, checkpoints: %s\nTensorBoard: %s", config.run_dir, dashboards)
     return metrics
 
 

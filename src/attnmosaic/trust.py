@@ -9,7 +9,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from attnmosaic.commands import to_type
 from attnmosaic.errors import UserError
+from attnmosaic.paths import shortest
 
 _LISTED = {
     "attnmosaic.data.gaussian": "GaussianMosaics",
@@ -60,7 +62,7 @@ def trusted_prefixes(trust: Any) -> tuple[str, ...] | None:
     names = [trust] if isinstance(trust, str) else trust
     if not isinstance(names, Sequence) or not all(isinstance(name, str) and name for name in names):
         raise UserError(
-            f"trust: got {trust}, needs names of packages; type for example trust=[my_package], or trust=all"
+            f"trust: got {trust}, needs names of packages; type for example 'trust=[my_package]', or trust=all"
         )
     return tuple(name.rstrip(".") for name in names)
 
@@ -83,11 +85,13 @@ def check_trusted(config: Mapping[str, Any], sections: Sequence[str], path: obje
             continue
         if isinstance(target, str) and _NAME.fullmatch(target):
             raise UserError(
-                f"ckpt_path: '{path}' names {target} as its {where}, which is neither of this program nor a layer of "
-                f"torch's and would run with your rights; if you trust whoever made the file, type trust=[{target}] "
-                "(or its package, or trust=all)"
+                f"ckpt_path: '{shortest(path)}' names {target} as its {where}, which is neither of this program nor a "
+                "layer of torch's and would run with your rights; if you trust whoever made the file, type "
+                f"{to_type('trust', [target])} (or its package, or trust=all)"
             )
-        raise UserError(f"ckpt_path: '{path}' has {str(target)[:80]!r} as its {where}, which names nothing to import")
+        raise UserError(
+            f"ckpt_path: '{shortest(path)}' has {str(target)[:80]!r} as its {where}, which names nothing to import"
+        )
 
 
 def _under(target: str, prefixes: Sequence[str]) -> bool:

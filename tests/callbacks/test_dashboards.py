@@ -17,7 +17,7 @@ from attnmosaic.callbacks.dashboards import ABOVE, HEIGHT, chosen_epochs
 from attnmosaic.cli import told
 from attnmosaic.errors import RunError
 from attnmosaic.record import read_record
-from attnmosaic.training.hparams import given_keys, hparams_summaries
+from attnmosaic.training.hparams import hparams_summaries
 
 Train = Callable[..., dict[str, float]]
 
@@ -31,7 +31,7 @@ def events_of(folder: Path) -> EventAccumulator:
 
 
 def rows(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="") as opened:
+    with file.open(encoding="utf-8", newline="") as opened:
         return list(csv.DictReader(opened))
 
 
@@ -206,16 +206,14 @@ def test_chosen_epochs() -> None:
             assert len(chosen) <= 9  # and the one before training: as many as TensorBoard keeps
 
 
-def test_hyperparameters_that_the_command_gave_come_first(tmp_path: Path) -> None:
-    (tmp_path / ".hydra").mkdir()
-    (tmp_path / ".hydra" / "overrides.yaml").write_text("- lr.where=0.03\n- +data.weights=null\n- seed.all=1\n")
-    assert given_keys(tmp_path) == {"lr.where", "data.weights", "seed.all"}
-    assert given_keys(tmp_path / "absent") == set()
+def test_hyperparameters_that_the_command_gave_come_first() -> None:
     params = {"experiment": "gaussian", "lr.what": 0.01, "lr.where": 0.03, "seed.all": 1}
     metrics = {"train/loss": 0.5, "train/accuracy": 0.9, "test/accuracy": 0.8}
-    experiment, start, _ = hparams_summaries(params, metrics, given_keys(tmp_path))
+    given = {"lr.where", "data.weights", "seed.all"}
+    experiment, start, _ = hparams_summaries(params, metrics, given, {*params} - {"experiment"})
     held = HParamsPluginData.FromString(experiment.value[0].metadata.plugin_data.content).experiment
     assert {info.name for info in held.hparam_infos if info.differs} == {"lr.where", "seed.all"}
+    assert "experiment" not in {info.name for info in held.hparam_infos}
     assert [info.name.tag for info in held.metric_infos] == ["test/accuracy", "train/accuracy", "train/loss"]
     session = HParamsPluginData.FromString(start.value[0].metadata.plugin_data.content).session_start_info
     assert session.hparams["lr.where"].number_value == 0.03

@@ -1,6 +1,7 @@
 """A folder of images of one's own: what is read, what is cached, and what a broken folder is answered."""
 
 import multiprocessing
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from attnmosaic.data import image_folder
+from attnmosaic.data.folder_layout import IMAGE_SUFFIXES
 from attnmosaic.data.image_folder import ImageFolderMosaics, load_images
 from attnmosaic.data.pool import Pool
 from attnmosaic.errors import UserError
@@ -181,6 +183,200 @@ def test_images_turn_as_their_camera_says(tmp_path: Path, pools: Callable[..., t
             Image.fromarray(picture(1)).save(root / name / f"{i}.png", exif=exif)
     train, _ = pools(root, held_out_share=0.5)
     assert np.array_equal(train.patches[0].numpy(), np.rot90(picture(1), k=-1))
+
+
+# ---- links, endings, and what is skipped
+
+
+def linked(root: Path) -> Path:
+    """Writes images of another place, and returns their folder."""
+    elsewhere = fill(root.parent / "elsewhere", ("album",), each=3, seed=500) / "album"
+    fill(elsewhere, ("deeper",), each=2, seed=600)
+    return elsewhere
+
+
+def counts(pools: tuple[Pool, Pool]) -> list[int]:
+    return (pools[0].labels.bincount() + pools[1].labels.bincount()).tolist()
+
+
+def _sub_folder(root: Path) -> None:
+    (fill(root) / "pear" / "more").symlink_to(linked(root))
+
+
+def _relative_sub_folder(root: Path) -> None:
+    linked(root)
+    (fill(root) / "pear" / "more").symlink_to("../../elsewhere/album")
+
+
+def _class_folder(root: Path) -> None:
+    linked(root)
+    (fill(root, ("apple", "plum")) / "pear").symlink_to(root.parent / "elsewhere")
+    for i in range(4):
+        Image.fromarray(picture(700 + i)).save(root.parent / "elsewhere" / f"{i}.png")
+
+
+def _link_to_a_link(root: Path) -> None:
+    (root.parent / "way").symlink_to(linked(root))
+    (fill(root) / "pear" / "more").symlink_to(root.parent / "way")
+
+
+def _images_one_by_one(root: Path) -> None:
+    fill(root)
+    for i, path in enumerate(sorted(linked(root).rglob("*.png"))):
+        (root / "pear" / f"link{i}.png").symlink_to(path)
+
+
+@pytest.mark.parametrize(
+    "link", [_sub_folder, _relative_sub_folder, _class_folder, _link_to_a_link, _images_one_by_one]
+)
+def test_links_are_followed(
+    tmp_path: Path,
+    pools: Callable[..., tuple[Pool, Pool]],
+    caplog: pytest.LogCaptureFixture,
+    link: Callable[[Path], None],
+) -> None:
+    link(tmp_path / "fruit")
+    assert counts(pools(tmp_path / "fruit")) == [4, 9, 4]
+    assert "skipped" not in caplog.text
+
+
+def test_a_linked_split(tmp_path: Path, pools: Callable[..., tuple[Pool, Pool]]) -> None:
+    fill(tmp_path / "a")
+    fill(tmp_path / "b", each=2, seed=100)
+    (tmp_path / "fruit").mkdir()
+    (tmp_path / "fruit" / "train").symlink_to("../a")
+    (tmp_path / "fruit" / "test").symlink_to(tmp_path / "b")
+    assert [len(pool) for pool in pools(tmp_path / "fruit")] == [12, 6]
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "../pear/deeper"])
+def test_links_that_lead_back(
+    tmp_path: Path, pools: Callable[..., tuple[Pool, Pool]], caplog: pytest.LogCaptureFixture, target: str
+) -> None:
+    """No image is read twice, nor those of another class."""
+    root = fill(tmp_path / "fruit")
+    fill(root / "pear", ("deeper",), each=1, seed=300)
+    (root / "pear" / "link").symlink_to(target)
+    assert counts(pools(root)) == [4, 5, 4]
+    assert "links to a folder that is read elsewhere: 1" in caplog.text
+
+
+def test_images_that_appear_behind_a_link(tmp_path: Path, pools: Callable[..., tuple[Pool, Pool]]) -> None:
+    """The cache is not that of what the link led to before."""
+    root = fill(tmp_path / "fruit")
+    (root / "pear" / "more").symlink_to(tmp_path / "later")
+    assert counts(pools(root)) == [4, 4, 4]
+    fill(tmp_path, ("later",), each=3, seed=500)
+    assert counts(pools(root)) == [4, 7, 4]
+    assert len(cached(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("suffix", sorted({*IMAGE_SUFFIXES, ".JPG", ".Tiff", ".avif", ".jfif", ".jp2", ".jpe", ".pnm"}))
+def test_endings_that_are_read(tmp_path: Path, pools: Callable[..., tuple[Pool, Pool]], suffix: str) -> None:
+    root = fill(tmp_path / "fruit")
+    grey = suffix in (".pbm", ".pgm")
+    path = root / "pear" / f"more{suffix}"
+    Image.fromarray(picture(9)).convert("L" if grey else "RGB").convert("1" if suffix == ".pbm" else None).save(path)
+    assert counts(pools(root)) == [4, 5, 4]
+
+
+SKIPPED = {
+    ".DS_Store": "hidden",
+    "._0.jpg": "hidden",
+    "Thumbs.db": ".db",
+    "list.TXT": ".txt",
+    "0.heic": ".heic",
+    "0.jpg.part": ".part",
+    "IMG_0001": "no ending",
+    "png": "no ending",
+    "0.png~": ".png~",
+}
+
+
+@pytest.mark.parametrize("name", SKIPPED)
+@pytest.mark.parametrize("layout", ["one", "two"])
+def test_skipped_files_are_reported(
+    tmp_path: Path,
+    pools: Callable[..., tuple[Pool, Pool]],
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    layout: str,
+) -> None:
+    """In one line, also if the images come from the cache."""
+    caplog.set_level("INFO")
+    root = tmp_path / "fruit"
+    for folder in [root] if layout == "one" else [root / "train", root / "test"]:
+        fill(folder)
+        (folder / "pear" / name).write_bytes(b"?")
+    for _ in range(2):
+        caplog.clear()
+        pools(root)
+        (line,) = [record for record in caplog.records if "skipped" in record.message]
+        assert f"({SKIPPED[name]}: {1 if layout == 'one' else 2})" in line.message
+        assert f"'{root}'" in line.message
+        assert line.levelname == ("INFO" if SKIPPED[name] == "hidden" else "WARNING")
+
+
+def test_all_that_is_skipped(
+    tmp_path: Path, pools: Callable[..., tuple[Pool, Pool]], caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "fruit"
+    for split in ("train", "test"):
+        fill(root / split)
+    fill(root, ("val", ".hidden"))
+    (root / "README.md").touch()
+    (root / "train" / "loose.png").touch()
+    (root / "train" / "gone").symlink_to("nowhere")
+    (root / "train" / "pear" / "empty").mkdir()
+    (root / "train" / "pear" / "gone").symlink_to("nowhere")
+    for i in range(9):
+        (root / "train" / "pear" / f"x.e{i}\x1b[2J").touch()
+    pools(root)
+    (line,) = [record.message for record in caplog.records if "skipped" in record.message]
+    assert line.isprintable()
+    assert "skipped 15 files or folders" in line
+    assert "beside the folders that are read: 4" in line
+    assert "others: " in line
+
+
+def test_nothing_is_skipped(
+    tmp_path: Path, pools: Callable[..., tuple[Pool, Pool]], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    pools(fill(tmp_path / "fruit"))
+    assert "skipped" not in caplog.text
+
+
+@pytest.mark.parametrize("split", ["", "train", "test"])
+def test_a_class_of_skipped_files(tmp_path: Path, pools: Callable[..., tuple[Pool, Pool]], split: str) -> None:
+    root = tmp_path / "fruit"
+    for folder in {root / split, root / "train"} if split else {root}:
+        fill(folder)
+    fill(root / split, ("quince",), suffix="ppm")
+    if split == "test":
+        fill(root / "train", ("quince",))
+    for path in (root / split / "quince").iterdir():
+        path.rename(path.with_suffix(".heic"))
+    (root / split / "quince" / ".DS_Store").touch()
+    with pytest.raises(UserError, match=r"no images in '.*quince' \(skipped \.heic: 4, hidden: 1; "):
+        pools(root)
+
+
+def test_a_folder_that_cannot_be_listed(
+    tmp_path: Path, pools: Callable[..., tuple[Pool, Pool]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = fill(tmp_path / "fruit")
+    fill(root / "pear", ("closed",), seed=50)
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(UserError, match=r"data\.root: cannot list '.*closed' \(Permission denied\)"):
+        pools(root)
 
 
 # ---- the cache
@@ -357,7 +553,7 @@ def _none(root: Path) -> list[str]:
 
 
 def _file(root: Path) -> list[str]:
-    root.write_text("a file")
+    root.write_text("a file", encoding="utf-8")
     return [str(root), "is not a folder"]
 
 

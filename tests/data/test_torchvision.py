@@ -178,8 +178,8 @@ def test_failed_download_leaves_what_others_wrote_meanwhile(tmp_path: Path) -> N
     class Own:
         def __init__(self, root: str) -> None:
             Path(root, "Own").mkdir(parents=True)
-            Path(root, "Own", "half").write_text("half")
-            Path(root, "theirs.txt").write_text("theirs")
+            Path(root, "Own", "half").write_text("half", encoding="utf-8")
+            Path(root, "theirs.txt").write_text("theirs", encoding="utf-8")
             raise OSError("no line")
 
     make = functools.partial(Own, root=str(tmp_path / "sets"))

@@ -60,7 +60,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 
 
 def rows(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="") as opened:
+    with file.open(encoding="utf-8", newline="") as opened:
         return list(csv.DictReader(opened))
 
 

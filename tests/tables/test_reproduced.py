@@ -126,6 +126,31 @@ def test_other_settings_are_another_row_without_a_verdict(write: Write, tmp_path
     assert "2 within 0.05" in table.summary
 
 
+def test_a_row_with_a_swept_key_shows_it(write: Write, tmp_path: Path) -> None:
+    """Its own value is compared with what was published, another one is not."""
+    for k in (1, 5):
+        write("table1/row2", 0, row1(0.96, 0.81), f"schedule.k={k}")
+    write("table1/row1", 0, row1(0.96, 0.81))
+    (table,) = collect(tmp_path / "runs")
+    own = [row for row in table.rows if row.name == "table1/row2"]
+    assert table.varied == ("schedule.k",)
+    assert {row.varied["schedule.k"]: row.kind for row in own}["1"] == "other settings"
+    assert all(row.varied["schedule.k"] not in ("", "?") for row in table.rows)  # also of rows that were not run
+    assert {table.label(row) for row in own} == {"2, schedule.k=1", "2, schedule.k=5"}
+    assert "schedule.k" in as_csv(table).splitlines()[0]
+    for width in (140, 110, 80):
+        assert "…" not in terminal(table, width=width)
+
+
+def test_settings_that_all_rows_have_otherwise_are_said_once(write: Write, tmp_path: Path) -> None:
+    for i in (1, 2):
+        write(f"table1/row{i}", 0, row1(0.96, 0.81), "lr.what=0.02")
+    (table,) = collect(tmp_path / "runs")
+    assert (table.varied, dict(table.shared)) == ((), {"lr.what": "0.02"})
+    assert [table.label(row) for row in table.rows][:3] == ["1, lr.what=0.02", "2, lr.what=0.02", "3"]
+    assert "In all runs: lr.what=0.02" in terminal(table)
+
+
 def test_a_seed_counts_once(write: Write, tmp_path: Path) -> None:
     write("table1/row1", 0, row1(0.96, 0.81)).rename(tmp_path / "runs" / "again")
     write("table1/row1", 0, row1(0.96, 0.81))
@@ -224,7 +249,7 @@ def test_smoke_and_failed_runs_are_shown_as_such(write: Write, tmp_path: Path) -
 def test_runs_of_no_table(write: Write, tmp_path: Path) -> None:
     write("gaussian", 0, row1(0.9, 0.9))
     (table,) = collect(tmp_path / "runs")
-    assert table.published.title == "Other runs"
+    assert table.title == "Runs of gaussian"
     assert [row.name for row in table.rows] == ["gaussian"]
     assert cells(table.rows[0])["train/accuracy"].values == (0.9,)
     assert table.summary == "no published cells"

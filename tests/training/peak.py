@@ -15,5 +15,5 @@ if __name__ == "__main__":
         config = compose("train", sys.argv[1:])
     train(config)
     # Not `getrusage`: that begins with the most that the process held which started this one.
-    most = re.findall(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), flags=re.M)
+    most = re.findall(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"), flags=re.M)
     print(f"peak {1024 * int(most[0])}")

@@ -171,7 +171,8 @@ class Growth(pl.Callback):
         for epoch in (EARLY, LATE):
             if epoch - 10 < trainer.current_epoch <= epoch:  # the least of some: an image being drawn comes and goes
                 gc.collect()
-                resident = int(re.findall(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[0]) * 1024
+                status = Path("/proc/self/status").read_text(encoding="utf-8")
+                resident = int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) * 1024
                 least = min(resident, self.noted.get(epoch, (resident, 0, 0))[0])
                 self.noted[epoch] = least, len(gc.get_objects()), self.last.stat().st_size
 

@@ -41,7 +41,7 @@ POOL = 1000
 
 def numbers(path: Path) -> Iterator[tuple[str, float]]:
     """Yields the numbers of a CSV file by row and column; words are compared by their hash within this process."""
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         for i, row in enumerate(csv.DictReader(file)):
             for column, value in row.items():
                 try:
@@ -239,12 +239,12 @@ def test_none_waits_for_one_that_never_comes(config: Config, tmp_path: Path) -> 
 
 
 def children(pid: int) -> list[int]:
-    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()]
 
 
 def alive(pid: int) -> bool:
     try:
-        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except OSError:
         return False
 

@@ -18,7 +18,7 @@ def _matrices(metrics: TwoOutputMetrics) -> dict[str, tuple[np.ndarray, tuple[in
 def write_confusion(folder: Path, split: str, metrics: TwoOutputMetrics, scale: str = "full") -> None:
     """Writes ``confusion_<output>_<split>.csv``: raw counts, a row for each true value, a column for each predicted."""
     for name, (counts, values) in _matrices(metrics).items():
-        with (folder / f"confusion_{name}_{split}.csv").open("w", newline="") as file:
+        with (folder / f"confusion_{name}_{split}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             stamp = [scale] if scale == "smoke" else []
             writer.writerow([f"true {name}", *values, *(["scale"] if stamp else [])])

@@ -63,7 +63,7 @@ class AlphaGradients(pl.Callback):
             return
         if trainer.is_global_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("w", newline="") as file:
+            with self.path.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, self.columns)
                 writer.writeheader()
                 writer.writerows(self.rows)
@@ -86,7 +86,7 @@ class AlphaGradients(pl.Callback):
             row["scale"] = "smoke"
         self.rows.append(row)
         if trainer.is_global_zero:
-            with self.path.open("a", newline="") as file:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self.columns).writerow(row)
         for logger in trainer.loggers:
             logger.log_metrics({f"gradient/{side}": row[side] for side in SIDES}, step=epochs)

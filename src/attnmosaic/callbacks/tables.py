@@ -119,7 +119,7 @@ class RunTables(pl.Callback):
             row = {**row, "scale": "smoke"}
         self.rows[name].append(row)
         if trainer.is_global_zero:
-            with self._path(name).open("a", newline="") as file:
+            with self._path(name).open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self.columns[name]).writerow(row)
 
     def _rewrite(self, name: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from attnmosaic.data.folder_layout import check_folder
+from attnmosaic.data.folder_layout import check_folder, root_folder
 from attnmosaic.errors import UserError
 
 SECONDS = 5
@@ -59,7 +59,7 @@ def check_available(data: dict[str, Any]) -> None:
         UserError: they are not, with what to do.
     """
     if "foreground" in data and data.get("root", MISSING) != MISSING:
-        _check_folder(data["root"])
+        _check_folder(root_folder(data["root"]))
     for part in ("train_set", "test_set"):
         node = data.get(part)
         if not isinstance(node, dict) or node.get("_target_") not in _SOURCES:
@@ -86,8 +86,8 @@ def _all_there(root: Path, names: Sequence[str]) -> bool:
 
 
 @cache
-def _check_folder(root: str) -> None:
-    check_folder(Path(root).expanduser())
+def _check_folder(root: Path) -> None:
+    check_folder(root)
 
 
 @cache

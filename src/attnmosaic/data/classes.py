@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
 
+from attnmosaic.commands import in_grammar, in_quotes, in_shell, literal
 from attnmosaic.errors import UserError, nearest
 
 
@@ -103,10 +103,10 @@ def _in_quotes(key: str, wanted: Sequence[Any], classes: Sequence[str]) -> str:
             name = item if isinstance(item, str) else [*_named(item, classes), _typed(item)][0]
         words.append(
             name
-            if re.fullmatch(r"[^\W\d]\w*", name) and {*_readings(name)} == {name}
-            else QuotedString(name, Quote.double).with_quotes()
+            if re.fullmatch(r"[^\W\d]\w*", name) and {*_readings(name), in_grammar(name)} == {name}
+            else in_quotes(literal(name))
         )
-    return f"'{key}=[{','.join(words)}]'"
+    return in_shell(f"{key}=[{','.join(words)}]")
 
 
 def _typed(value: Any) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 """What is read, whatever a file's name says: Pillow knows formats that start other programs."""
 
 
@@ -55,7 +55,7 @@ def open_image(path: Path, mode: str | None = None) -> Image.Image:
     except UnreadableError:
         raise
     except UnidentifiedImageError as error:
-        raise UnreadableError("is no image in a format that is read (PNG, JPEG, WebP, BMP, GIF, TIFF)") from error
+        raise UnreadableError("is no image in a format that is read (PNG, JPEG, WebP, AVIF, BMP, GIF, TIFF)") from error
     # Pillow raises many kinds on hostile files: OSError, SyntaxError, ValueError, DecompressionBombError ...
     except Exception as error:
         why = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -13,7 +14,7 @@ import torch
 from PIL import Image, ImageOps
 
 from attnmosaic.data.decode import UnreadableError, open_image, open_regular, printable
-from attnmosaic.data.folder_layout import check_folder, find_splits, list_images
+from attnmosaic.data.folder_layout import Listing, beside, check_folder, find_splits, list_images, report_skipped
 from attnmosaic.data.images import ImageMosaics
 from attnmosaic.data.locks import locked
 from attnmosaic.data.pool import Pool, split_pool
@@ -27,7 +28,8 @@ CACHE_FORMAT = 1
 class ImageFolderMosaics(ImageMosaics):
     """Mosaics over a folder ``root/CLASS/*.jpg``, or ``root/train/CLASS/...`` and ``root/test/CLASS/...``.
 
-    Without a test folder (``test``, ``val`` or ``valid``), a share of each class is held out.
+    Without a test folder (``test``, ``val`` or ``valid``), a share of each class is held out. Links to folders are
+    followed; how many files were skipped, and why, is logged in one line, also if the images come from the cache.
 
     Args:
         root: the folder.
@@ -59,10 +61,15 @@ class ImageFolderMosaics(ImageMosaics):
     def load_pools(self) -> tuple[Pool, Pool]:
         check_folder(self.root)
         train, test = find_splits(self.root)
-        train_pool = self._pool(train)
-        if test is None:
+        listings = [list_images(folder) for folder in (train, test) if folder is not None]
+        skipped = sum((listing.skipped for listing in listings), Counter())
+        if train != self.root:
+            skipped += beside(self.root, [listing.folder.name for listing in listings])
+        report_skipped("data.root", self.root, skipped)
+        train_pool, *held_out_pools = map(self._pool, listings)
+        if not held_out_pools:
             return split_pool(train_pool, self.held_out_share, self.rng(10))
-        held_out_pool = self._pool(test)
+        (held_out_pool,) = held_out_pools
         if held_out_pool.patch_shape != train_pool.patch_shape:
             raise UserError(
                 f"data.root: images in '{train}' are {_size(train_pool)}, in '{test}' {_size(held_out_pool)}; "
@@ -70,12 +77,11 @@ class ImageFolderMosaics(ImageMosaics):
             )
         return train_pool, held_out_pool
 
-    def _pool(self, folder: Path) -> Pool:
-        classes, files = list_images(folder)
-        paths = [path for group in files for path in group]
-        labels = np.repeat(np.arange(len(classes)), [len(group) for group in files])
-        images = load_images(paths, folder, self.image_size, self.color, self.cache_dir)
-        return self.image_pool(Images(images, labels, classes))
+    def _pool(self, found: Listing) -> Pool:
+        paths = [path for group in found.files for path in group]
+        labels = np.repeat(np.arange(len(found.classes)), [len(group) for group in found.files])
+        images = load_images(paths, found.folder, self.image_size, self.color, self.cache_dir)
+        return self.image_pool(Images(images, labels, found.classes))
 
 
 def load_images(

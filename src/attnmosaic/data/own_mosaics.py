@@ -1,5 +1,6 @@
 """Mosaics of one's own images: a picture cut into cells, or a folder of patches. Light: imports no torch."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from attnmosaic.data.decode import UnreadableError, as_text, open_image, printable
-from attnmosaic.data.folder_layout import IMAGE_SUFFIXES
+from attnmosaic.data.folder_layout import HIDDEN, IMAGE_SUFFIXES, reasons, report_skipped, why_skipped
 from attnmosaic.errors import UserError
 
 LONGEST = 768
@@ -59,7 +60,7 @@ class OwnMosaic:
 def find_sources(images: Path) -> list[Source]:
     """Returns the mosaics that an image, or a folder of images and of folders of images, holds, by name.
 
-    Hidden files, and what is neither an image by its suffix nor a folder with one, are passed over.
+    How many files and folders are skipped, and why, is logged in one line.
 
     Raises:
         UserError: there are none.
@@ -69,28 +70,47 @@ def find_sources(images: Path) -> list[Source]:
     if not images.is_dir():
         raise UserError(f"images: '{images}' does not exist; type images=DIR, a folder of images, or images=FILE")
     sources = []
-    for path in _listed(images):
-        if _is_image(path):
+    skipped: Counter[str] = Counter()
+    for path in _listed(images, skipped):
+        if not path.is_dir():
             sources.append(Source(as_text(path.name), path))
-        elif path.is_dir() and (files := tuple(filter(_is_image, _listed(path)))):
+        elif files := tuple(_patches(path, skipped)):
             sources.append(Source(as_text(path.name), path, files))
+        else:
+            skipped["folders without images"] += 1
     if not sources:
+        found = f"skipped {reasons(skipped)}; " if skipped else ""
         raise UserError(
-            f"images: '{images}' holds no images, nor folders of images (looked for "
+            f"images: '{images}' holds no images, nor folders of images ({found}looked for "
             f"{', '.join(sorted(IMAGE_SUFFIXES))}); type images=DIR"
         )
+    report_skipped("images", images, skipped)
     return sources
 
 
-def _listed(folder: Path) -> list[Path]:
+def _patches(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
+    """Yields the images in the folder of one mosaic."""
+    for path in _listed(folder, skipped):
+        if path.is_dir():
+            skipped["folders in a mosaic's folder"] += 1
+        else:
+            yield path
+
+
+def _listed(folder: Path, skipped: Counter[str]) -> list[Path]:
+    """Returns the images and folders in a folder, sorted, and counts what else there is."""
     try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        paths = sorted(folder.iterdir())
     except OSError as error:
         raise UserError(f"images: cannot list '{folder}' ({error.strerror}); type images=DIR") from error
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    listed = []
+    for path in paths:
+        why = HIDDEN if path.name.startswith(".") else None if path.is_dir() else why_skipped(path.name)
+        if why is None:
+            listed.append(path)
+        else:
+            skipped[why] += 1
+    return listed
 
 
 def read_mosaic(source: Source, grid: int, patch_shape: Sequence[int]) -> OwnMosaic:

@@ -36,7 +36,7 @@ class Source:
     def rows(self, name: str) -> Rows:
         """Returns the rows of one of its tables, none if it is not there."""
         try:
-            with (self.folder / f"{name}.csv").open(newline="") as file:
+            with (self.folder / f"{name}.csv").open(newline="", encoding="utf-8") as file:
                 return list(csv.DictReader(file))
         except FileNotFoundError:
             return []

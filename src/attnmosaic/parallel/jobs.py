@@ -31,6 +31,7 @@ from attnmosaic.parallel.plan import environment
 from attnmosaic.parallel.server import CONTEXT
 from attnmosaic.runs import AT_ONCE, ERROR
 from attnmosaic.stopping import SIGNALS
+from attnmosaic.streams import use_substitutes
 from attnmosaic.sweep import job_began, job_ended, job_output, job_prefix
 
 
@@ -107,7 +108,7 @@ class Jobs:
                 message = f"job {job} ({' '.join(overrides)}): its process {self._end(process)}"
                 stopped = -(process.exitcode or 0) in SIGNALS
         for file in log_files:
-            with contextlib.suppress(OSError), Path(file).open("a") as log:
+            with contextlib.suppress(OSError), Path(file).open("a", encoding="utf-8") as log:
                 log.write(f"{message}\n")
             if not (self._over or stopped):  # else it was stopped, and has not failed
                 with contextlib.suppress(OSError):
@@ -156,7 +157,7 @@ def _printed() -> Iterator[Connection | None]:
 
 
 def _pass_on(receive: Connection, stream: Lines) -> None:
-    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    decode = codecs.getincrementaldecoder(stream.encoding)("replace").decode
     with receive:
         while printed := os.read(receive.fileno(), 1 << 16):
             stream.write(decode(printed))
@@ -180,6 +181,7 @@ def _serve(
     for signum in {*SIGNALS} - {signal.SIGTERM}:  # Ctrl-C and a closed terminal: the parent ends its jobs
         signal.signal(signum, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_at_once)  # Lightning's own handler, alone, would make an exit with code 0 of it
+    use_substitutes()
     logging.raiseExceptions = False  # see attnmosaic.cli.run
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if output is not None:

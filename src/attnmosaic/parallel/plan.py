@@ -131,11 +131,10 @@ def visible_gpus(environ: Mapping[str, str], dev: Path = Path("/dev")) -> list[s
 def free_gb(root: Path = Path("/")) -> float | None:
     """Returns the memory left to this process, within the limits of its control groups; None but on Linux."""
     try:
-        available = re.findall(r"^MemAvailable:\s+(\d+) kB", (root / "proc/meminfo").read_text(), flags=re.M)
-        groups = (root / "proc/self/cgroup").read_text()
+        memory, groups = ((root / "proc" / name).read_text(encoding="utf-8") for name in ("meminfo", "self/cgroup"))
     except OSError:
         return None
-    left = [int(kilobytes) * 1024 for kilobytes in available]
+    left = [int(kilobytes) * 1024 for kilobytes in re.findall(r"^MemAvailable:\s+(\d+) kB", memory, flags=re.M)]
     left += _left(root / "sys/fs/cgroup", "", groups, "memory.max", "memory.current", "inactive_file")
     v1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
     left += _left(root / "sys/fs/cgroup/memory", "memory", groups, *v1)
@@ -148,8 +147,9 @@ def _left(tree: Path, controller: str, groups: str, limit: str, usage: str, cach
         for folder in (tree / path, *(tree / path).parents):
             # A container may not see the group it is in, only the top; and a limit may be the word "max".
             with contextlib.suppress(OSError, ValueError):
-                used = int((folder / usage).read_text())
-                given_back = re.findall(rf"^{cached} (\d+)$", (folder / "memory.stat").read_text(), flags=re.M)
-                yield int((folder / limit).read_text()) - used + sum(map(int, given_back))
+                used = int((folder / usage).read_text(encoding="utf-8"))
+                statistics = (folder / "memory.stat").read_text(encoding="utf-8")
+                given_back = re.findall(rf"^{cached} (\d+)$", statistics, flags=re.M)
+                yield int((folder / limit).read_text(encoding="utf-8")) - used + sum(map(int, given_back))
             if folder == tree:
                 break

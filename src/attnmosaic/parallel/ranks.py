@@ -72,8 +72,10 @@ class Ranks:
                 [sys.executable, "-m", "attnmosaic.parallel.rank"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                text=True,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                encoding="utf-8",
+                errors="replace",
+                env=os.environ
+                | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONIOENCODING": "utf-8:backslashreplace"},
                 start_new_session=True,  # Ctrl-C is for this process, which ends the others
             )
             self._processes.append(process)

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import io
 import json
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,8 @@ from hydra.types import HydraContext
 from omegaconf import OmegaConf, open_dict
 from submitit.core.utils import FailedJobError
 
-from attnmosaic.errors import RunError, UserError, not_among
+from attnmosaic.commands import to_type
+from attnmosaic.errors import RunError, UserError, nearest
 from attnmosaic.files import write_atomically
 from attnmosaic.parallel.jobs import failed
 from attnmosaic.parallel.plan import devices
@@ -73,7 +73,9 @@ def parameters(asked: Mapping[str, Any], config: Any) -> dict[str, Any]:
         *submitit.SlurmExecutor._valid_parameters(),
     }
     if unknown := [key for key in given if key not in known]:
-        raise not_among("hydra.launcher", unknown[0], sorted(known))
+        close = nearest(unknown[0], known, n=1)
+        hint = f"; did you mean hydra.launcher.{close[0]}?" if close else ""
+        raise UserError(f"hydra.launcher: got '{unknown[0]}', allowed: {', '.join(sorted(known))}{hint}")
     return {key: value for key, value in given.items() if value is not None}
 
 
@@ -128,7 +130,7 @@ class SlurmJobs:
             done |= wait_for(jobs, lambda number, state: self._lost(number, state, jobs, configs, numbered))
         except BaseException:  # Ctrl-C, say
             jobs_left()
-            again = f"the same command with hydra.sweep.dir={shlex.quote(str(self.sweep))} waits for them"
+            again = f"the same command with {to_type('hydra.sweep.dir', str(self.sweep))} waits for them"
             print(f"jobs go on; {again}, scancel {arrays} ends them", file=sys.stderr)
             raise
         return [done[number] for number in numbered]
@@ -183,7 +185,7 @@ class SlurmJobs:
 
     def _noted(self) -> dict[str, Any]:
         try:
-            noted = json.loads((self.sweep / FOLDER / SUBMITTED).read_text())
+            noted = json.loads((self.sweep / FOLDER / SUBMITTED).read_text(encoding="utf-8"))
             return {row: dict(job) for row, job in noted.items()}
         except (OSError, ValueError, TypeError, AttributeError):
             return {}

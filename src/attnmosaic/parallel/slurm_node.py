@@ -18,6 +18,7 @@ from submitit.core.utils import DelayedSubmission, UncompletedJobError, cloudpic
 from attnmosaic.errors import RunError
 from attnmosaic.parallel.jobs import Composed, portable
 from attnmosaic.parallel.ranks import processes_of
+from attnmosaic.streams import use_substitutes
 
 
 class OnNode:
@@ -55,6 +56,7 @@ class OnNode:
         for file in (paths.result_pickle, paths.submitted_pickle):  # submitit trips over what a killed start left
             file.with_suffix(f"{file.suffix}.save_tmp").unlink(missing_ok=True)
         os.chdir(self.folder)
+        use_substitutes()
         launcher = SlurmLauncher()
         launcher.config, callbacks, singletons = cloudpickle.loads(self.shared)
         os.environ.update({**_threads(launcher.config), **self.environ, **os.environ})

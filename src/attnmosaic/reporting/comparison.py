@@ -1,6 +1,6 @@
 """Published numbers against reproduced ones, laid out: lines of a table, matrices, and strips of seeds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from attnmosaic.reporting.charts import Ticks, round_ticks
@@ -11,6 +11,9 @@ from attnmosaic.tables.reproduced import Cell, Reproduced, Row
 
 FAR = 0.2
 """The difference that fills its bar."""
+
+BESIDE, LONGEST = 22, 62
+"""Characters of a label that fit beside a strip, and above it."""
 
 MARKS = {"within the seeds' range": "in", "within 0.05": "near", "outside": "out"}
 """Short names of the verdicts."""
@@ -23,6 +26,7 @@ class ComparedLine:
     """A number of a table; ``mark`` is its verdict's short name, empty without one."""
 
     row: str
+    varied: Mapping[str, str]
     metric: str
     cell: Cell
     difference: float | None
@@ -55,10 +59,14 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Strip:
-    """A row's seeds for one metric: (place, seed, value) of each; (place, value) of their mean and of the published."""
+    """A row's seeds for one metric: (place, seed, value) of each; (place, value) of their mean and of the published.
+
+    The label's baseline is at ``label_y``: beside the dots or, where labels are long, above them.
+    """
 
     label: str
     y: float
+    label_y: float
     dots: list[tuple[float, str, float]]
     mean: tuple[float, float]
     published: tuple[float, float] | None
@@ -67,12 +75,13 @@ class Strip:
 
 @dataclass(frozen=True)
 class Strips:
-    """A metric's strips, one below the other."""
+    """A metric's strips, one below the other; ``above`` if their labels stand above them."""
 
     metric: str
     width: int
     height: int
     left: int
+    above: bool
     ticks: Ticks
     strips: list[Strip]
 
@@ -91,26 +100,16 @@ class Comparison:
         return self.table.published.key
 
     @property
-    def has_published(self) -> bool:
-        return any(self.table.published.rows.values())
-
-    @property
     def alike(self) -> bool:
         """Whether the same is to be told of the runs of every row."""
         return len({(row.state, row.smoke or row.notes) for row in self.table.rows}) == 1 and (
             self.table.rows[0].smoke or not self.table.rows[0].notes
         )
 
-    @property
-    def metrics(self) -> list[str]:
-        """What any run has measured of what the table shows."""
-        measured = {cell.metric for row in self.table.rows for cell in row.cells if cell.values}
-        return [metric for metric in self.table.published.shown if metric in measured]
-
     def cells(self, row: Row) -> list[Cell]:
-        """Returns a row's cell for each of `metrics`, empty ones where it has none."""
+        """Returns a row's cell for each metric that was measured, empty ones where it has none."""
         own = {cell.metric: cell for cell in row.cells}
-        return [own.get(metric, Cell(metric, ())) for metric in self.metrics]
+        return [own.get(metric, Cell(metric, ())) for metric in self.table.measured]
 
     @property
     def is_spread(self) -> bool:
@@ -122,7 +121,8 @@ def compare(table: Reproduced) -> Comparison:
     """Lays a table out."""
     lines = [
         ComparedLine(
-            row=table.label(row),
+            row=table.published.label(row.name) if table.varied else table.label(row),
+            varied=row.varied,
             metric=cell.metric,
             cell=cell,
             difference=row.difference(cell),
@@ -186,8 +186,9 @@ def _strips_of(table: Reproduced, metric: str) -> Strips | None:
     pad = max(0.08 * (high - low), 0.02)
     shares = low >= 0 and high <= 1
     low, high = (max(0.0, low - pad), min(1.0, high + pad)) if shares else (low - pad, high + pad)
-    label_width = min(150, 14 + 6.3 * max(len(_cut(table.label(row))) for row, _, _ in seeds))
-    left, right, step = round(label_width), 388, 22
+    longest = max(len(table.label(row)) for row, _, _ in seeds)
+    above = longest > BESIDE
+    left, right, step = (12, 388, 36) if above else (round(14 + 6.3 * longest), 388, 22)
 
     def across(value: float) -> float:
         return round(left + (right - left) * (value - low) / (high - low), 1)
@@ -204,7 +205,8 @@ def _strips_of(table: Reproduced, metric: str) -> Strips | None:
         strips.append(
             Strip(
                 label=_cut(table.label(row)),
-                y=12 + step * place,
+                y=step * place + (26 if above else 12),
+                label_y=step * place + (12 if above else 15.5),
                 dots=[(across(value), seed, value) for seed, value in dots],
                 mean=(across(mean), mean),
                 published=published,
@@ -212,8 +214,8 @@ def _strips_of(table: Reproduced, metric: str) -> Strips | None:
             )
         )
     ticks = [(across(value), tick(value)) for value in round_ticks(low, high, 5)]
-    return Strips(metric, 400, 12 + step * len(seeds) + 16, left, ticks, strips)
+    return Strips(metric, 400, 12 + step * len(seeds) + 16, left, above, ticks, strips)
 
 
 def _cut(label: str) -> str:
-    return label if len(label) <= 22 else f"{label[:21]}…"
+    return label if len(label) <= LONGEST else f"{label[: LONGEST - 1]}…"

@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,8 @@ class Details:
         charts: groups of curves, by their heading.
         gallery: its mosaics, if it kept any.
         confusions: of two outputs.
+        varied: its value of each key that the runs of its table vary.
+        called: what tells it from the others: what was varied, its seed; its name where that says nothing.
     """
 
     run: Run
@@ -87,6 +89,8 @@ class Details:
     charts: dict[str, list[Chart]] = field(default_factory=dict)
     gallery: Gallery | None = None
     confusions: list[Confusion] = field(default_factory=list)
+    varied: Mapping[str, str] = field(default_factory=dict)
+    called: str = ""
 
     @property
     def name(self) -> str:
@@ -98,8 +102,14 @@ class Details:
 
     @property
     def seed(self) -> str:
-        seed = dig(self.run.config, "seed") or dig(self.run.result, "seed")
+        seed = dig(self.run.config, "seed") or dig(self.run.result, "seed") or self.run.from_plan("seed")
         return seed_name(seed) if isinstance(seed, dict) else ""
+
+    @property
+    def words(self) -> str:
+        """What the page's filter finds it by."""
+        values = [f"{key}={value}" for key, value in self.varied.items()]
+        return " ".join([self.name, self.label, *values, f"seed={self.seed}", self.state])
 
     @property
     def smoke(self) -> bool:
@@ -281,7 +291,7 @@ def _confusion(folder: Path, output: str, split: str, troubles: Troubles) -> Con
         return None
 
     def read() -> Confusion:
-        with file.open(newline="") as opened:
+        with file.open(newline="", encoding="utf-8") as opened:
             heading, *rows = csv.reader(opened)
         values = [value for value in heading[1:] if value != "scale"][:LARGEST_MATRIX]
         counts = [[int(count) for count in row[1 : 1 + len(values)]] for row in rows]

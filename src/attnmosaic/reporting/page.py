@@ -67,6 +67,7 @@ def render(folder: Path, out: Path) -> str:
         laid_out = troubles.attempt(run.folder, None, details, run, i, folder, out.parent, troubles, few)
         if laid_out is not None:
             shown.append(laid_out)
+    _name_runs(shown, tables)
     _add_galleries(shown, troubles)
     script = _text("report.js")
     environment = Environment(
@@ -93,6 +94,7 @@ def render(folder: Path, out: Path) -> str:
         smoke=sum(run.smoke for run in shown),
         tables=tables,
         spread=[table for table in tables if table.is_spread],
+        varied=list(dict.fromkeys(key for run in shown for key in run.varied)),
         runs=shown,
         environments=_environments(shown),
         troubles=list(dict.fromkeys(troubles)),
@@ -106,7 +108,7 @@ def render(folder: Path, out: Path) -> str:
 
 
 def _text(name: str) -> str:
-    return (files("attnmosaic.reporting") / "templates" / name).read_text()
+    return (files("attnmosaic.reporting") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _tables(runs: list[Run], troubles: Troubles) -> list[Reproduced]:
@@ -117,6 +119,18 @@ def _tables(runs: list[Run], troubles: Troubles) -> list[Reproduced]:
         nothing: list[Reproduced] = []
         sound = [run for run in runs if troubles.attempt(run.folder, nothing, reproduce, [run])]
         return troubles.attempt("tables", nothing, reproduce, sound)
+
+
+def _name_runs(shown: list[Details], tables: list[Comparison]) -> None:
+    """Gives each run the values that its table's runs vary, and a heading that tells it from the others."""
+    rows = {run.folder: (row, table.table) for table in tables for row in table.table.rows for run in row.runs}
+    for run in shown:
+        row, table = rows.get(run.run.folder, (None, None))
+        run.called = run.name
+        if row is not None and table is not None and (table.varied or not table.published.rows):
+            run.varied = row.varied
+            several = len({other.seed for other in shown if rows.get(other.run.folder, (None,))[0] is row}) > 1
+            run.called = ", ".join([table.label(row), *([f"seed {run.seed}"] if several and run.seed else [])])
 
 
 def _add_galleries(shown: list[Details], troubles: Troubles) -> None:
@@ -134,10 +148,14 @@ def _add_galleries(shown: list[Details], troubles: Troubles) -> None:
 def _title(folder: Path, tables: list[Comparison], shown: list[Details], lone: bool) -> str:
     if lone:
         return shown[0].name
-    published = [table for table in tables if table.key != "runs"]
-    if len(tables) == len(published) == 1:
-        return tables[0].table.published.title
-    return folder.absolute().name
+    if len(tables) != 1:
+        return folder.absolute().name
+    (table,) = (comparison.table for comparison in tables)
+    if table.published.rows:
+        return table.published.title
+    if not table.varied:
+        return folder.absolute().name
+    return f"{table.published.title} by {', '.join(table.varied)}"
 
 
 def _commands(shown: list[Details]) -> list[str]:

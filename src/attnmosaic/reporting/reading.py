@@ -3,14 +3,12 @@
 import csv
 import math
 import os
-import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-import yaml
-
+from attnmosaic.commands import command
 from attnmosaic.errors import UserError
 from attnmosaic.runs import CONFIG, Run
 
@@ -58,7 +56,7 @@ def read_rows(file: Path, troubles: Troubles) -> TableRows:
         return []
 
     def read() -> TableRows:
-        with file.open(newline="") as opened:
+        with file.open(newline="", encoding="utf-8") as opened:
             return list(csv.DictReader(opened))
 
     nothing: TableRows = []
@@ -94,13 +92,7 @@ def relative_link(target: Path, start: Path) -> str:
 
 def command_of(run: Run) -> str | None:
     """Returns the command that a run was begun with, rebuilt from its overrides; None if they are not known."""
-    try:
-        overrides = yaml.safe_load((run.folder / ".hydra" / "overrides.yaml").read_text())
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-    if not isinstance(overrides, list):
-        return None
-    return shlex.join(["python", "-m", "attnmosaic.train", *map(str, overrides)])
+    return None if run.overrides is None else command("train", *run.overrides)
 
 
 def span(runs: Iterable[Run]) -> tuple[float, float] | None:

@@ -4,6 +4,8 @@ import math
 import time
 from typing import Any
 
+from attnmosaic.tables.varied import short_value
+
 MINUS, NOTHING = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -65,5 +67,5 @@ def clamped(per_cent: float) -> float:
     return min(100.0, max(0.0, per_cent))
 
 
-FILTERS = {word.__name__: word for word in (fixed, signed, short, when, lasted, clamped)}
+FILTERS = {word.__name__: word for word in (fixed, signed, short, short_value, when, lasted, clamped)}
 """What the templates write with."""

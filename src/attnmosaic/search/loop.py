@@ -11,17 +11,18 @@ from typing import Any
 from filelock import FileLock, Timeout
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.checks import check
 from attnmosaic.cli import blames_disk, reason, told
+from attnmosaic.commands import as_override
 from attnmosaic.config import other_networks, resolve
 from attnmosaic.display import Display
 from attnmosaic.errors import RunError, UserError
-from attnmosaic.planned import Planned, measures, planned_job, with_override
+from attnmosaic.planned import Planned, alone, measures, planned_job, with_override
 from attnmosaic.runs import Run, earlier_result
 from attnmosaic.search.options import Options
-from attnmosaic.search.space import Space, grammar, parse_space
+from attnmosaic.search.space import Space, parse_space
 from attnmosaic.search.told import search_told
 from attnmosaic.sweep import add_to_plan, begin_sweep, typed
 from attnmosaic.training.schedule import ORDERS, Schedule
@@ -107,12 +108,12 @@ class Search:
         """Checks trials from all over the space; returns the metric and the schedules there are."""
         first, *others = self.space.corners()
         self.any = self._planned(0, first)
-        configs = [_alone(self.any, self.folder)]
+        configs = [alone(self.any.config, str(self.folder))]
         for drawn in others:
             ((key, value),) = drawn.items() - first.items()
             smoke = configs[0].scale == "smoke"  # its counts were cut when it was composed
             other = None if smoke else with_override(configs[0], f"{key}={value}")
-            configs.append(other or _alone(self._planned(0, drawn), self.folder))
+            configs.append(other or alone(self._planned(0, drawn).config, str(self.folder)))
         schedules = []
         for config in configs:
             check(config)
@@ -176,7 +177,7 @@ class Search:
             folder = self._folder(trial.number)
             if (folder / "checkpoints").exists():
                 settings: Any = OmegaConf.to_container(
-                    resolve(_alone(self._planned(trial.number, trial.params), folder))
+                    resolve(alone(self._planned(trial.number, trial.params).config, str(folder)))
                 )
                 earlier_result(folder, settings)
                 break
@@ -268,7 +269,8 @@ class Search:
         return planned_job(self.config, number, [*self.space.overrides(drawn), subdir])
 
     def _watch(self, number: int, planned: Planned) -> None:
-        add_to_plan(self.folder, {"commands": [], "jobs": {str(number): planned.plan}})
+        plan = {**planned.plan, "swept": [*self.space.searched]}
+        add_to_plan(self.folder, {"commands": [], "jobs": {str(number): plan}})
         job = self.display.watch.jobs[number]
         job.schedule = measures(planned)["schedule"]
         drawn = self._trials()[number].params
@@ -289,16 +291,7 @@ class Search:
             "longest": self.longest,
             "every": self.every,
         }
-        return [f"+callbacks.pruning={grammar(given)}"]
-
-
-def _alone(planned: Planned, folder: Path) -> DictConfig:
-    """Returns a job's config as its run will see it, but for what Hydra knows only then."""
-    config = planned.config.copy()
-    with open_dict(config):
-        config.pop("hydra", None)
-        config.run_dir = str(folder)
-    return config
+        return [as_override("+callbacks.pruning", given)]
 
 
 def _stretches(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:

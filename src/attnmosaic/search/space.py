@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString, RangeSweep, Sweep
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Sweep
 
 from attnmosaic.errors import UserError
 
@@ -118,8 +118,8 @@ def _distribution(key: str, override: Override) -> "BaseDistribution":
         shown = override.input_line or key
         raise UserError(
             f"{shown}: cannot be searched ({' '.join(str(error).split())}); "
-            f"type {key}=interval(low, high), range(first, beyond) or choice(a, b), quoted; tag(log, ...) around it if "
-            "all of it is above 0"
+            f"type '{key}=interval(low, high)', '{key}=range(first, beyond)' or '{key}=choice(a, b)'; tag(log, ...) "
+            "around it if all of it is above 0"
         ) from error
 
 
@@ -140,14 +140,3 @@ def _choices(override: Override, log: bool) -> "BaseDistribution":
 def _ends(distribution: Any) -> Iterable[Any]:
     choices = getattr(distribution, "choices", None)
     return choices if choices is not None else (distribution.low, distribution.high)
-
-
-def grammar(value: Any) -> str:
-    """Returns a value in the grammar of Hydra's overrides."""
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{grammar(child)}" for key, child in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(grammar, value)) + "]"
-    if isinstance(value, str):
-        return str(QuotedString(value, Quote.single).with_quotes())
-    return "null" if value is None else str(value)

@@ -1,14 +1,13 @@
 """What a search tells when it ends: its trials by value, and how to train the best one again."""
 
-import io
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
+from attnmosaic.commands import command, to_type
+from attnmosaic.console import drawn
 from attnmosaic.runs import Run
-from attnmosaic.sweep import as_command
 
 if TYPE_CHECKING:
     from attnmosaic.search.loop import Search
@@ -30,7 +29,7 @@ def search_told(search: "Search") -> list[str]:
     if finished:
         shown += _best(search, finished[0])
     if len(trials) < search.options.n_trials or any(trial.state.name == "RUNNING" for trial in trials):
-        shown.append(f"go on: the same command, with hydra.sweep.dir={search.folder}")
+        shown.append(f"go on: the same command, with {to_type('hydra.sweep.dir', str(search.folder))}")
     return shown
 
 
@@ -43,14 +42,11 @@ def _table(search: "Search", trials: list[Any], title: str) -> str:
     table.add_column("state")
     for trial in trials:
         value = f"{trial.value:.4f}" if trial.state.name == "COMPLETE" else ""
-        drawn = (trial.params.get(key, "") for key in search.space.searched)
-        told = [f"{one:.4g}" if isinstance(one, float) else str(one) for one in drawn]
+        values = (trial.params.get(key, "") for key in search.space.searched)
+        told = [f"{one:.4g}" if isinstance(one, float) else str(one) for one in values]
         table.add_row(str(trial.number), value, *told, _state(search, trial))
-    console = Console(file=io.StringIO(), width=110)
-    console.print(table)
-    drawn_table: str = console.file.getvalue()  # type: ignore[attr-defined]
     # A title of the table's own would be broken to its width.
-    return "\n".join([title, *(line.rstrip() for line in drawn_table.strip("\n").rstrip().splitlines()), ""])
+    return "\n".join([title, *(line.rstrip() for line in drawn(table).strip("\n").rstrip().splitlines()), ""])
 
 
 def _state(search: "Search", trial: Any) -> str:
@@ -72,5 +68,5 @@ def _best(search: "Search", trial: Any) -> list[str]:
     ]
     return [
         f"best: trial {trial.number}, {metric} {', '.join(told)}; selected on {search.metric.partition('/')[0]}",
-        f"again: {as_command(search.space.overrides(trial.params))}",
+        f"again: {command('train', *search.space.overrides(trial.params))}",
     ]

@@ -45,7 +45,7 @@ def published_tables() -> tuple[Published, ...]:
     found = [file for file in files("attnmosaic.tables").iterdir() if file.name.endswith(".yaml")]
     tables = []
     for file in sorted(found, key=lambda file: file.name):
-        held: dict[str, Any] = yaml.safe_load(file.read_text())
+        held: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
         held |= {name: tuple(held.get(name, ())) for name in ("shown", "headings")}
         tables.append(Published(key=file.name.removesuffix(".yaml"), **held))
     return tuple(tables)

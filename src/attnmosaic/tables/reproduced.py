@@ -1,19 +1,32 @@
 """From runs on disk to rows that stand beside published ones."""
 
+import re
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from attnmosaic.config import conf_dir, decisive, register
-from attnmosaic.runs import Run, flat
+from attnmosaic.config import conf_dir, register
+from attnmosaic.paths import shortest
+from attnmosaic.runs import Run, seed_name
 from attnmosaic.tables.published import Published, published_tables
+from attnmosaic.tables.varied import (
+    Given,
+    comparable,
+    differing,
+    given,
+    label,
+    order,
+    settings_of,
+    shared_values,
+    varied_keys,
+)
 
 SMOKE = "smoke, no result"
 
@@ -70,6 +83,7 @@ class Row:
         data: what the mosaics were made of, in words.
         notes: what keeps it from being the published row: other settings, or a smoke run.
         runs: its runs, in whatever state.
+        varied: its value of each key that its table's runs vary.
     """
 
     name: str
@@ -78,6 +92,7 @@ class Row:
     data: str = ""
     notes: tuple[str, ...] = ()
     runs: tuple[Run, ...] = ()
+    varied: Mapping[str, str] = field(default_factory=dict)
 
     def difference(self, cell: Cell) -> float | None:
         """Returns a cell's difference from what was published, None where the two are not to be compared."""
@@ -99,10 +114,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Reproduced:
-    """A table as far as it was reproduced."""
+    """A table as far as it was reproduced, or one of a user's own runs.
+
+    Attributes:
+        published: what it is to be compared with; of own runs without rows.
+        rows: sorted by experiment, then by the values of the varied keys.
+        varied: the keys that tell rows of one experiment apart, as they were typed.
+        shared: other keys, with their values, that were typed for all of its runs; of a published table's, those whose
+            values are not the published ones.
+    """
 
     published: Published
     rows: tuple[Row, ...]
+    varied: tuple[str, ...] = ()
+    shared: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -111,10 +136,51 @@ class Reproduced:
         smoke = bool(measured) and all(row.smoke for row in measured)
         return f"{'SMOKE RUNS, NO RESULT. ' if smoke else ''}{self.published.title}"
 
+    @property
+    def has_published(self) -> bool:
+        """Whether any number of it was published."""
+        return any(self.published.rows.values())
+
+    @property
+    def is_named(self) -> bool:
+        """Whether rows are to be called by their experiments: not where all are of one, and their values differ."""
+        return bool(self.published.rows) or not self.varied or len({row.name for row in self.rows}) > 1
+
+    @property
+    def measured(self) -> list[str]:
+        """The metrics that any row has a value of."""
+        found = {cell.metric for row in self.rows for cell in row.cells if cell.values}
+        return [metric for metric in self.published.shown if metric in found]
+
     def label(self, row: Row) -> str:
-        """Returns a row's short name, and what it is if it is not the published row."""
-        short = self.published.label(row.name)
-        return f"{short} ({row.kind.replace('smoke', 'SMOKE')})" if row.kind else short
+        """Returns a row's short name: its experiment, and the values that tell it from others of the experiment."""
+        parts = [self.published.label(row.name)] if self.is_named else []
+        values = label(self._own_values(row))
+        name = ", ".join([*parts, *([values] if values else [])]) or row.name
+        kind = row.kind if row.smoke or not values else ""
+        return f"{name} ({kind.replace('smoke', 'SMOKE')})" if kind else name
+
+    def _own_values(self, row: Row) -> dict[str, str]:
+        alike = [other for other in self.rows if other.name == row.name]
+        own = {
+            key: value for key, value in row.varied.items()
+            if key != "scale" and len({other.varied[key] for other in alike}) > 1
+        }  # fmt: skip
+        beside_published = self.published.rows and row.notes and not row.smoke
+        return own or ({**row.varied, **self.shared} if beside_published else {})
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What its finished runs did not learn: a line for each finding, with the first run that has it."""
+        found: dict[str, dict[str, str]] = {}
+        runs = [(self.label(row), run) for row in self.rows for run in row.runs]
+        for name, run in runs:
+            seed = seed_name(run.config["seed"]) if run.config is not None else "?"
+            for line in run.warnings:
+                # The same finding in another run differs in its numbers alone.
+                same = found.setdefault(re.sub(r"[\d.]+", "#", line), {})
+                same.setdefault(f"{name}, seed {seed}", line)
+        return tuple(_finding(lines) for lines in found.values())
 
     @property
     def verdicts(self) -> dict[str, int]:
@@ -136,6 +202,16 @@ class Reproduced:
         return f"{total} published cells: {told}" if total else "no published cells"
 
 
+def _finding(lines: Mapping[str, str]) -> str:
+    """Returns the line of a finding.
+
+    Args:
+        lines: each run that has it, by name, and what is reported of it.
+    """
+    (name, line), *others = lines.items()
+    return f"{name}: {line}" if not others else f"{len(lines)} runs, {name} for example: {line}"
+
+
 _VERDICTS = ("within the seeds' range", f"within {NEAR}", "outside")
 
 
@@ -147,15 +223,11 @@ def reproduce(runs: Iterable[Run]) -> list[Reproduced]:
     tables = []
     for table in published_tables():
         if table.rows.keys() & by_name.keys():
-            rows = [row for name in table.rows for row in _rows(name, by_name.pop(name, []), table)]
-            tables.append(Reproduced(table, tuple(rows)))
+            groups = [group for name in table.rows for group in _groups(name, by_name.pop(name, [])) or [_Group(name)]]
+            tables.append(_table(table, groups))
     if by_name:
-        metrics = {m for found in by_name.values() for run in found for m in (run.result or {}).get("metrics", {})}
-        shown = tuple(f"{s}/{m}" for m in ("accuracy", "ftpt") for s in ("train", "test", "held_out"))
-        other = tuple(sorted(m for m in metrics if m.endswith("_accuracy")))
-        table = Published("runs", "Other runs", "in no published table", (*shown, *other), {})
-        rows = [row for name, found in sorted(by_name.items()) for row in _rows(name, found, table)]
-        tables.append(Reproduced(table, tuple(rows)))
+        groups = [group for name, found in sorted(by_name.items()) for group in _groups(name, found)]
+        tables.append(_table(_own_table(groups), groups))
     return tables
 
 
@@ -165,43 +237,131 @@ def _name(run: Run) -> str:
     return run.planned["name"] if run.planned is not None else run.folder.name
 
 
-def _rows(name: str, runs: Sequence[Run], table: Published) -> list[Row]:
-    """Returns a row for each group of runs that differ in nothing but their seeds, a row without runs if none began."""
-    published = table.rows.get(name, {})
+@dataclass(frozen=True)
+class _Group:
+    """The runs of one experiment that differ in nothing but their seeds, and what they were given, if it is known."""
+
+    name: str
+    runs: tuple[Run, ...] = ()
+    given: Given | None = None
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        return next((run.config for run in self.runs if run.config is not None), None)
+
+    @property
+    def smoke(self) -> bool:
+        planned = next((run.planned for run in self.runs if run.planned is not None), None)
+        return (self.config or planned or {}).get("scale") == "smoke"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        if self.smoke:
+            return (SMOKE,)
+        return () if self.config is None else tuple(_departures(self.name, comparable(self.config)))
+
+
+def _groups(name: str, runs: Sequence[Run]) -> list[_Group]:
+    """Returns the groups of an experiment's runs. A run that has not begun is of the group that was planned alike."""
     groups: dict[str, list[Run]] = {}
+    begun_as: dict[str, str] = {}
     for run in runs:
         if run.config is not None:
-            groups.setdefault(str(_settings(run.config)), []).append(run)
-    rows = {key: _row(name, group, table.shown, published) for key, group in groups.items()}
-    # Those that have not begun are told apart by their scale alone, as far as anybody knows.
+            key = _key(settings_of(run))
+            groups.setdefault(key, []).append(run)
+            begun_as.setdefault(_key(run.from_plan("settings") or {}), key)
+    unknown = [run for run in runs if run.config is None and not settings_of(run)]
+    for run in runs:
+        if run.config is None and (planned := settings_of(run)):
+            groups.setdefault(begun_as.get(_key(planned), _key(planned)), []).append(run)
+    found = [_Group(name, tuple(group), _given(name, group)) for group in groups.values()]
+    return _with_unknown(name, found, unknown)
+
+
+def _key(settings: Mapping[str, Any]) -> str:
+    return str(sorted(settings.items()))
+
+
+def _with_unknown(name: str, groups: list[_Group], unknown: Sequence[Run]) -> list[_Group]:
+    """Adds runs whose settings nobody knows: to the only group of their scale, or as a group of their own."""
     for smoke in (False, True):
-        waiting = [run for run in runs if run.config is None and ((run.planned or {}).get("scale") == "smoke") == smoke]
-        like = [key for key, row in rows.items() if row.smoke == smoke]
+        waiting = tuple(run for run in unknown if (run.from_plan("scale") == "smoke") == smoke)
+        like = [i for i, group in enumerate(groups) if group.smoke == smoke]
         if waiting and len(like) == 1:
-            rows[like[0]] = _row(name, [*groups[like[0]], *waiting], table.shown, published)
+            groups[like[0]] = replace(groups[like[0]], runs=groups[like[0]].runs + waiting)
         elif waiting:
-            rows[f"waiting {smoke}"] = _row(name, waiting, table.shown, published)
-    return list(rows.values()) or [_row(name, [], table.shown, published)]
+            groups.append(_Group(name, waiting))
+    return groups
 
 
-def _row(name: str, runs: list[Run], shown: Sequence[str], published: dict[str, float]) -> Row:
-    config = next((run.config for run in runs if run.config is not None), None)
+def _given(name: str, runs: Sequence[Run]) -> Given | None:
+    """Returns what a group was given. Runs that no command started were given what their experiment has otherwise."""
+    found, own = given(runs), None
+    if found is not None and all(run.overrides is None for run in runs):
+        own = _experiment(name)
+    return found if found is None or own is None else replace(found, typed=tuple(differing([found, own])))
+
+
+def _own_table(groups: Sequence[_Group]) -> Published:
+    """Returns a table for runs of no published one, with a column for what any of them has measured."""
+    metrics = {m for group in groups for run in group.runs for m in (run.result or {}).get("metrics", {})}
+    shown = [f"{s}/{m}" for m in ("accuracy", "ftpt") for s in ("train", "test", "held_out")]
+    shown += sorted(m for m in metrics if m.endswith("_accuracy"))
+    names = {group.name for group in groups}
+    title = f"Runs of {names.pop()}" if len(names) == 1 else "Other runs"
+    return Published("runs", title, "", tuple(m for m in shown if m in metrics), {})
+
+
+def _table(table: Published, groups: Sequence[_Group]) -> Reproduced:
+    known = [(group.name, group.given) for group in groups if group.given is not None]
+    own = not table.rows
+    keys = varied_keys(known if own else [*known, *_published_settings(groups)])
+    shared = shared_values([one for _, one in known]) if own and known else {}
+    if not own:  # what differs from all published rows in the same way
+        shared = {key: known[0][1].value(key) for key in keys if len({one.value(key) for _, one in known}) == 1}
+        keys = [key for key in keys if key not in shared]
+    rows = [_row(group, table, keys) for group in groups]
+    places = list(dict.fromkeys(row.name for row in rows))
+    rows.sort(key=lambda row: (places.index(row.name), [order(v) for v in row.varied.values() if own or row.notes]))
+    return Reproduced(table, tuple(rows), tuple(keys), {k: v for k, v in shared.items() if k not in keys})
+
+
+def _published_settings(groups: Sequence[_Group]) -> Iterator[tuple[str, Given]]:
+    """Yields, beside each group with other settings than its published row's, those; its images may be any."""
+    for group in groups:
+        own = _experiment(group.name)
+        if group.given is not None and own is not None and group.notes and not group.smoke:
+            images = {key: value for key, value in group.given.settings.items() if key.startswith(_SOURCE)}
+            images |= {key: value for key, value in group.given.settings.items() if _is_default(key, {key: value})}
+            choices = {key: value for key, value in group.given.choices.items() if key == "data"}
+            settings = {key: value for key, value in own.settings.items() if not key.startswith(_SOURCE)}
+            yield group.name, Given(settings | images, own.choices | choices)
+
+
+def _row(group: _Group, table: Published, keys: Sequence[str]) -> Row:
+    published = table.rows.get(group.name, {})
     # A seed that was run twice, in two folders, is one value all the same.
-    finished = {str(run.config["seed"]): run.result for run in runs if run.config and run.result}
+    finished = {str(run.config["seed"]): run.result for run in group.runs if run.config and run.result}
     results = [result["metrics"] for result in finished.values()]
-    notes = []
-    planned = next((run.planned for run in runs if run.planned is not None), None)
-    if (config or planned or {}).get("scale") == "smoke":
-        notes.append(SMOKE)
-    elif config is not None:
-        notes += _departures(name, config)
     cells = [
         Cell(metric, tuple(result[metric] for result in results if metric in result), published.get(metric))
-        for metric in shown
+        for metric in table.shown
         if metric in published or not results or any(metric in result for result in results)
     ]
-    data = _data(config["data"]) if config is not None else ""
-    return Row(name, tuple(cells), _state(runs), data, tuple(notes), tuple(runs))
+    values = group.given or (_experiment(group.name) if keys and not group.runs else None)
+    return Row(
+        name=group.name,
+        cells=tuple(cells),
+        state=_state(group.runs),
+        data=_data(group.config["data"]) if group.config is not None else "",
+        notes=group.notes if table.rows or group.smoke else (),
+        runs=group.runs,
+        varied={key: values.value(key) if values is not None else UNKNOWN for key in keys},
+    )
+
+
+UNKNOWN = "?"
+"""The value of a key of runs that have not begun, and whose sweep says nothing of their settings."""
 
 
 def _state(runs: Sequence[Run]) -> str:
@@ -223,30 +383,17 @@ def _state(runs: Sequence[Run]) -> str:
     return ", ".join(told)
 
 
-def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns what makes a run comparable with another: all that decides its numbers, but seeds and machine."""
-    kept = {"scale": "full"} | flat(decisive(config))  # what a run is that does not say
-    return {key: value for key, value in kept.items() if not key.startswith(_BESIDE)}
-
-
-_BESIDE = (
-    "seed.", "compute.", "data.seed", "data.order_seed", "data.steps_per_block", "data.eval_batch_size",
-    "trainer.accelerator", "trainer.devices", "trainer.check_val_every_n_epoch", "trainer.enable_",
-    "trainer.num_sanity_val_steps", "trainer.use_distributed_sampler",
-)  # fmt: skip
-
-
-def _departures(name: str, config: dict[str, Any]) -> list[str]:
+def _departures(name: str, found: dict[str, Any]) -> list[str]:
     """Returns the settings in which a run is not the experiment of its name, but for where its images come from."""
-    own = _experiment(name)
-    if own is None:
+    experiment = _experiment(name)
+    if experiment is None:
         return []
-    given = _settings(config)
-    keys = sorted(key for key in own.keys() | given.keys() if not key.startswith(_SOURCE))
+    own = experiment.settings
+    keys = sorted(key for key in own.keys() | found.keys() if not key.startswith(_SOURCE))
     return [
-        f"{key}={given.get(key)}, not {own.get(key)}"
+        f"{key}={found.get(key)}, not {own.get(key)}"
         for key in keys
-        if own.get(key) != given.get(key) and not _is_default(key, given)
+        if own.get(key) != found.get(key) and not _is_default(key, found)
     ]
 
 
@@ -262,20 +409,24 @@ def _is_default(key: str, given: dict[str, Any]) -> bool:
 
 
 @cache
-def _experiment(name: str) -> dict[str, Any] | None:
+def _experiment(name: str) -> Given | None:
+    """Returns the settings that an experiment has of its own; None if there is none of that name."""
     register()
     try:
         with initialize_config_dir(conf_dir(), version_base="1.3"):
-            config = compose("train", [f"experiment={name}", "run_dir=RUN_DIR"])
+            config = compose("train", [f"experiment={name}", "run_dir=RUN_DIR"], return_hydra_config=True)
     except (HydraException, OmegaConfBaseException):  # no experiment of ours
         return None
+    choices: Any = OmegaConf.to_container(config.hydra.runtime.choices)
+    with open_dict(config):
+        del config["hydra"]
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    return _settings(plain)
+    return Given(comparable(plain), choices)
 
 
 def _data(data: dict[str, Any]) -> str:
     if "root" in data:
-        return f"images in {data['root']}"
+        return f"images in {shortest(data['root'])}"
     source = data.get("train_set")
     target = source["_target_"] if isinstance(source, dict) else data["_target_"]
     return str(target).rpartition(".")[2]

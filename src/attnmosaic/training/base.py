@@ -70,6 +70,10 @@ class RunModule(pl.LightningModule):
         """Names of the networks that learn in this epoch."""
         raise NotImplementedError
 
+    def true_classes(self, split: str) -> dict[str, Tensor]:
+        """Returns the true classes of a split's examples, ``[N]``, by the accuracy that is measured with them."""
+        raise NotImplementedError
+
     @property
     def scale(self) -> str:
         """``full``, or ``smoke`` for a run that only shows that it works; whatever it writes says so."""

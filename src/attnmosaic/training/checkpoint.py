@@ -13,6 +13,7 @@ from torch import nn
 from attnmosaic.checks import check_ckpt_path
 from attnmosaic.errors import UserError
 from attnmosaic.files import write_atomically
+from attnmosaic.paths import shortest
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -50,7 +51,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         UserError: it is missing, is not as it was written, or is no checkpoint of this program.
     """
     check_ckpt_path(path)
-    checkpoint = _load(path, "cpu", weights_only=True)
+    checkpoint = _load(Path(path).expanduser(), "cpu", weights_only=True)
     try:
         checkpoint["hyper_parameters"]["config"]["model"]
         checkpoint["epoch"] + 1
@@ -105,7 +106,7 @@ def _check_sums(file: IO[bytes]) -> None:
 
 
 def _unreadable(path: str | Path, why: str) -> UserError:
-    return UserError(f"ckpt_path: '{path}' is no readable attnmosaic checkpoint ({why})")
+    return UserError(f"ckpt_path: '{shortest(path)}' is no readable attnmosaic checkpoint ({why})")
 
 
 def check_weights_fit(checkpoint: dict[str, Any], module: nn.Module, path: str | Path) -> None:
@@ -119,6 +120,7 @@ def check_weights_fit(checkpoint: dict[str, Any], module: nn.Module, path: str |
     for name in sorted(saved.keys() | wanted.keys()):
         if saved.get(name) != wanted.get(name):
             raise UserError(
-                f"ckpt_path: '{path}' is of another architecture: {name} is {saved.get(name, 'absent')} in it and "
-                f"{wanted.get(name, 'absent')} in this config; give the model, patches and classes it was trained with"
+                f"ckpt_path: '{shortest(path)}' is of another architecture: {name} is {saved.get(name, 'absent')} in "
+                f"it and {wanted.get(name, 'absent')} in this config; give the model, patches and classes it was "
+                "trained with"
             )

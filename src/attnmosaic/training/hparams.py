@@ -1,14 +1,14 @@
 """A run's line on TensorBoard's HParams page."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import yaml
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import hparams
 
 from attnmosaic.config import networks_of
+from attnmosaic.runs import Run
+from attnmosaic.tables.varied import Given, comparable, key_of, path_of
 
 FIRST = (
     "test/accuracy", "held_out/accuracy", "train/accuracy", "held_out/focus", "test/ftpt",
@@ -19,8 +19,37 @@ FIRST = (
 _OF_DATA = ("patches", "train_mosaics", "operation", "train_images", "redraw", "batch_size")
 
 
-def hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns what a sweep is likely to vary, under the names it is set by."""
+def hyperparameters(config: dict[str, Any], run: Run) -> tuple[dict[str, Any], set[str], set[str]]:
+    """Returns a run's hyperparameters, under the names they are set by, in the order in which to show them.
+
+    Args:
+        config: the run's.
+        run: its folder, which has its overrides, and its sweep's plan.
+
+    Returns:
+        Values by key: the swept ones, others that were typed, and those that are often varied. Then the keys known to
+        differ from run to run: the swept ones, or of a lone run the typed ones. Then the keys to show: a job of a sweep
+        leaves out what nobody typed, a lone run does not know which others it will stand beside.
+    """
+    one = Given(comparable(config), run.choices)
+    swept = [str(key) for key in run.from_plan("swept") or ()]
+    typed = [key for key in map(key_of, run.overrides or ()) if one.decides(key) or key.startswith("seed.")]
+    usual = _usual(config)
+    values = {key: _value(config, one, key) for key in [*swept, *typed]}
+    values |= {key: value for key, value in usual.items() if key not in values}
+    return values, {*(swept or typed)}, {*swept, *typed, *(() if swept else usual)}
+
+
+def _value(config: dict[str, Any], one: Given, key: str) -> Any:
+    """Returns the value of a key as TensorBoard takes it: a number, or text."""
+    node: Any = config
+    for part in path_of(key).split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node if isinstance(node, (int, float)) and key not in one.choices else one.value(key)
+
+
+def _usual(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns what is often varied."""
     data, schedule, seed = config["data"], config["schedule"], config["seed"]
     one = len({seed[key] for key in ("data", "init", "order")}) == 1
     return {
@@ -35,28 +64,25 @@ def hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def hparams_summaries(params: Mapping[str, Any], metrics: Mapping[str, float], given: set[str]) -> tuple[Any, ...]:
+def hparams_summaries(
+    params: Mapping[str, Any], metrics: Mapping[str, float], differ: set[str], shown: set[str]
+) -> tuple[Any, ...]:
     """Returns what a writer is to be given for a run to have its line.
 
     Args:
-        params: hyperparameters by name.
+        params: hyperparameters by name, in the order in which to show them.
         metrics: final metrics, under the tags of scalars.
-        given: keys that the command gave. The page puts hyperparameters that are known to differ first.
+        differ: those that are known to differ from run to run. The page puts them first.
+        shown: those that the page is to list.
     """
     ordered = {name: metrics[name] for name in (*(n for n in FIRST if n in metrics), *metrics)}
     experiment, *session = hparams(dict(params), ordered)
     content = experiment.value[0].metadata.plugin_data
     held = HParamsPluginData.FromString(content.content)
-    for info in held.experiment.hparam_infos:
-        info.differs = info.name in given
+    listed = [info for info in held.experiment.hparam_infos if info.name in shown]
+    for info in listed:
+        info.differs = info.name in differ
+    del held.experiment.hparam_infos[:]
+    held.experiment.hparam_infos.extend(listed)
     content.content = held.SerializeToString()
     return (experiment, *session)
-
-
-def given_keys(run_dir: Path) -> set[str]:
-    """Returns the keys that a run's command gave; none if it was not started by one."""
-    try:
-        overrides = yaml.safe_load((run_dir / ".hydra" / "overrides.yaml").read_text()) or []
-        return {str(override).partition("=")[0].lstrip("+~") for override in overrides}
-    except (OSError, yaml.YAMLError):
-        return set()

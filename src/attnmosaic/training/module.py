@@ -210,6 +210,9 @@ class StagewiseModule(RunModule):
 
     # ---- evaluation
 
+    def true_classes(self, split: str) -> dict[str, Tensor]:
+        return {"accuracy": self.mosaics[split].label}
+
     def evaluation(self, split: str) -> FocusMetrics:
         """Returns what the last evaluation measured on a split or view."""
         return self.evaluations[split]

@@ -1,6 +1,5 @@
 """What a run leaves when it ends: its result on disk, its line in TensorBoard, its table on the screen."""
 
-import io
 import json
 import math
 import platform
@@ -15,15 +14,17 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 import attnmosaic
+from attnmosaic.callbacks.diagnosis import findings_of
 from attnmosaic.config import config_hash
+from attnmosaic.console import drawn
 from attnmosaic.errors import RunError
 from attnmosaic.files import sync_files, write_atomically
+from attnmosaic.runs import run_of
 from attnmosaic.training.base import RunModule
-from attnmosaic.training.hparams import given_keys, hparams_summaries, hyperparameters
+from attnmosaic.training.hparams import hparams_summaries, hyperparameters
 from attnmosaic.training.trainer import reason_of_end
 
 
@@ -44,7 +45,8 @@ def finish_run(config: DictConfig, trainer: pl.Trainer, module: RunModule) -> di
         if isinstance(logger, TensorBoardLogger):
             # Under the curves' names, at their last epoch: the HParams page needs no cards of its own then.
             logger.log_metrics(metrics, step=module.epochs_done)
-            line = hparams_summaries(hyperparameters(plain), metrics, given_keys(Path(config.run_dir)))
+            params, differ, shown = hyperparameters(plain, run_of(Path(config.run_dir)))
+            line = hparams_summaries(params, metrics, differ, shown)
             for summary in line if trainer.is_global_zero else ():
                 logger.experiment.file_writer.add_summary(summary)
             logger.finalize("success")
@@ -68,6 +70,7 @@ def _result(config: dict[str, Any], metrics: dict[str, float], trainer: pl.Train
         "scale": config["scale"],
         "epochs": trainer.current_epoch,
         "ended_early": reason_of_end(trainer, config["schedule"]["epochs"]),
+        "warnings": list(findings_of(trainer)),
         "seconds": round(timers[0].time_elapsed("train"), 3) if timers else None,
         "seed": config["seed"],
         "config_hash": config_hash(config),
@@ -92,7 +95,7 @@ def versions() -> dict[str, str]:
 def cpu_name() -> str:
     """Returns the model of this machine's processor, as far as the system tells it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
@@ -109,7 +112,4 @@ def final_table(metrics: Mapping[str, float], module: RunModule) -> str:
         table.add_column(name.upper() if name[0] == "f" and len(name) == 4 else name, justify="right")
     for split in dict.fromkeys(name.split("/")[0] for name in metrics):
         table.add_row(split, *(f"{metrics[f'{split}/{name}']:.4f}" for name in module.table_columns))
-    console = Console(file=io.StringIO(), width=110)
-    console.print(table)
-    drawn: str = console.file.getvalue()  # type: ignore[attr-defined]
-    return "\n" + "\n".join(line.rstrip() for line in drawn.splitlines()).strip("\n")
+    return "\n" + "\n".join(line.rstrip() for line in drawn(table).splitlines()).strip("\n")

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from attnmosaic.commands import as_override, command
 from attnmosaic.config import PAIR, networks_of
 from attnmosaic.data.pool import Pool
 from attnmosaic.data.sources import per_channel
@@ -85,7 +86,7 @@ def restore_pair(path: str | Path, trust: Any = ()) -> RestoredPair:
     if networks_of(trained) != PAIR:
         raise UserError(
             f"ckpt_path: '{path}' is of a network with two outputs, which looks at one image; type "
-            f"python -m attnmosaic.predict ckpt_path={path} image=FILE number=5"
+            f"{command('predict', as_override('ckpt_path', str(path)), 'image=FILE', 'number=5')}"
         )
     data = trained["data"]
     if data.get("weights") is not None:

@@ -7,8 +7,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from attnmosaic.commands import in_shell, to_type
 from attnmosaic.config import config_hash, decisive, networks_of, other_networks
 from attnmosaic.errors import UserError
+from attnmosaic.paths import shortest
 from attnmosaic.runs import CHECKPOINTS, LAST, flat
 from attnmosaic.training.base import COMPLETE, RunModule
 from attnmosaic.training.checkpoint import check_weights_fit
@@ -101,14 +103,14 @@ def check_resume(config: DictConfig, module: RunModule) -> None:
     check_weights_fit(checkpoint, module, config.ckpt_path)
     if obstacle := _obstacle(checkpoint):
         raise UserError(
-            f"ckpt_path: '{config.ckpt_path}' cannot be resumed exactly ({obstacle}); give one of all states that is "
-            f"written when an epoch is complete (checkpoints/{LAST}, or a ModelCheckpoint with "
+            f"ckpt_path: '{shortest(config.ckpt_path)}' cannot be resumed exactly ({obstacle}); give one of all states "
+            f"that is written when an epoch is complete (checkpoints/{LAST}, or a ModelCheckpoint with "
             "save_on_train_epoch_end=true), or measure this one with attnmosaic.evaluate"
         )
     done = checkpoint[COMPLETE]["epochs"]
     if done >= config.schedule.epochs:
         raise UserError(
-            f"ckpt_path: '{config.ckpt_path}' has all {done} epochs done and schedule.epochs is "
+            f"ckpt_path: '{shortest(config.ckpt_path)}' has all {done} epochs done and schedule.epochs is "
             f"{config.schedule.epochs}; type schedule.epochs={2 * done} to train on, or use attnmosaic.evaluate"
         )
     saved = checkpoint["hyper_parameters"]["config"]
@@ -132,10 +134,17 @@ def check_resume(config: DictConfig, module: RunModule) -> None:
         if f"{key}.".startswith(kept):
             raise UserError(
                 f"{key}: got {now.get(key)}, but the optimizers in '{config.ckpt_path}' go on as they were saved, with "
-                f"{before.get(key)}; type {key}={before.get(key)}, or start a new run"
+                f"{before.get(key)}; type {_as_before(key, before, now)}, or start a new run"
             )
         log.warning("resuming with another %s: %s before, %s now", key, before.get(key), now.get(key))
     log.info("resuming after epoch %d of %d", done, config.schedule.epochs)
+
+
+def _as_before(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Returns the override that gives a key the value that it had, or removes a key that there was not."""
+    if key not in before:
+        return in_shell(f"~{key}")
+    return to_type(key if key in now else f"+{key}", before[key])
 
 
 def _callbacks(config: Mapping[str, Any]) -> str:

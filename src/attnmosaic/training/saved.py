@@ -14,6 +14,7 @@ from attnmosaic.checks import check_settings
 from attnmosaic.config import TrainConfig, decisive, networks_of
 from attnmosaic.data.operations import OPERATIONS
 from attnmosaic.errors import UserError
+from attnmosaic.paths import absolute, located, shortest
 from attnmosaic.training.base import COMPLETE
 from attnmosaic.training.checkpoint import read_checkpoint
 from attnmosaic.trust import NotPlainError, check_plain
@@ -25,7 +26,8 @@ MOST_PIXELS = 2**24
 def read_saved(path: str | Path) -> dict[str, Any]:
     """Reads a checkpoint and checks that it holds what a run saves, before any of it is used.
 
-    Whoever makes something of its config asks `attnmosaic.trust.check_trusted` first.
+    The folders of its images are where they are now, see `attnmosaic.paths.located`. Whoever makes something of its
+    config asks `attnmosaic.trust.check_trusted` first.
 
     Raises:
         UserError: it is missing, or no checkpoint of this program.
@@ -42,12 +44,15 @@ def read_saved(path: str | Path) -> dict[str, Any]:
         raise _unlike(path, str(error).splitlines()[0]) from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _unlike(path, f"{type(error).__name__}: {str(error)[:80]}") from error
+    saved["config"] = located(config, Path(absolute(path)).parents[1])
     return checkpoint
 
 
 def _unlike(path: str | Path, what: str) -> UserError:
     said = what if len(what) < 200 else f"{what[:200]} ..."
-    return UserError(f"ckpt_path: '{path}' is not what a run of attnmosaic saves ({said}); give another checkpoint")
+    return UserError(
+        f"ckpt_path: '{shortest(path)}' is not what a run of attnmosaic saves ({said}); give another checkpoint"
+    )
 
 
 def _check_sections(config: dict[str, Any]) -> None:

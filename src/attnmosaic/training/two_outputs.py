@@ -193,6 +193,12 @@ class TwoOutputModule(RunModule):
 
     # ---- evaluation
 
+    def true_classes(self, split: str) -> dict[str, Tensor]:
+        examples = self.examples[split]
+        digit = examples.pool.labels
+        of_result = examples.result[digit, examples.number]
+        return {"digit_accuracy": digit, f"{self.operation.name}_accuracy": of_result}
+
     def evaluation(self, split: str) -> TwoOutputMetrics:
         """Returns what the last evaluation measured on a split."""
         metrics = self.evaluations[SPLITS.index(split)]

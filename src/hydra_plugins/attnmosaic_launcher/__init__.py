@@ -35,9 +35,9 @@ class AttnmosaicLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         if find_spec("hydra_plugins.hydra_joblib_launcher") is None:
-            from attnmosaic.errors import UserError
+            from attnmosaic.extras import missing_packages
 
-            raise UserError("hydra/launcher=joblib: needs one more package; type pip install 'attnmosaic[parallel]'")
+            raise missing_packages("hydra/launcher=joblib", "parallel")
         from attnmosaic.parallel.server import start_server
 
         start_server()

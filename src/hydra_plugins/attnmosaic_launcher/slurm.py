@@ -25,10 +25,11 @@ class AttnmosaicSlurmLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from attnmosaic.errors import UserError
+        from attnmosaic.extras import missing_packages
 
         launcher = "hydra/launcher=submitit_slurm"
         if None in map(find_spec, ("submitit", "hydra_plugins.hydra_submitit_launcher")):
-            raise UserError(f"{launcher}: needs more packages; type pip install 'attnmosaic[slurm]'")
+            raise missing_packages(launcher, "slurm")
         if missing := [program for program in ("sbatch", "squeue", "srun") if which(program) is None]:
             raise UserError(
                 f"{launcher}: there is no {missing[0]} here; type it on a machine that submits to Slurm, "

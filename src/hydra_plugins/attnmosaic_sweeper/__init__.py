@@ -26,9 +26,10 @@ class AttnmosaicSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from attnmosaic.errors import UserError
+        from attnmosaic.extras import missing_packages
 
         if find_spec("optuna") is None:
-            raise UserError("hydra/sweeper=optuna: needs one more package; type pip install 'attnmosaic[search]'")
+            raise missing_packages("hydra/sweeper=optuna", "search")
         if config.hydra.job.config_name != "train":
             raise UserError("hydra/sweeper=optuna: searches for settings of attnmosaic.train, and of no other command")
         self.hydra_context = hydra_context

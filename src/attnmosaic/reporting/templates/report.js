@@ -79,6 +79,29 @@
     });
   }
 
+  // ---- finding runs
+
+  const listed = all("#all-runs tbody tr");
+  if (listed.length > 5) {
+    const found = make("span", "", { class: "note", role: "status" });
+    const field = make("input", "", { type: "search", id: "find-runs", placeholder: "for example seed=0 finished" });
+    const line = make("p", "", { class: "find" });
+    line.append(make("label", "Filter", { for: "find-runs" }), field, found);
+    document.querySelector("#runs .scroll").before(line);
+    const known = new Map(listed.map((row) => [row, row.dataset.words.toLowerCase().split(" ")]));
+    const whole = new Set([...known.values()].flat());  // k=1 is not the beginning of k=10 where both are known
+    field.addEventListener("input", () => {
+      const words = field.value.toLowerCase().split(/[\s,]+/).filter(Boolean);
+      const has = (row, word) => known.get(row).some((own) => (whole.has(word) ? own === word : own.includes(word)));
+      for (const row of listed) {
+        row.hidden = !words.every((word) => has(row, word));
+        document.querySelector(row.querySelector("a").getAttribute("href")).hidden = row.hidden;
+      }
+      const left = listed.filter((row) => !row.hidden).length;
+      found.textContent = words.length ? `${left} of ${listed.length} runs` : "";
+    });
+  }
+
   // ---- one of several: buttons in a row
 
   const choices = (label, options, chosen, act) => {

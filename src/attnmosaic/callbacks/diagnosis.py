@@ -1,0 +1,73 @@
+"""Reports that a run does not learn, while it trains and when it ends."""
+
+import logging
+
+import pytorch_lightning as pl
+from pytorch_lightning.trainer.states import TrainerFn
+
+from attnmosaic.callbacks.harmless import harmless
+from attnmosaic.callbacks.history import History
+from attnmosaic.callbacks.tables import RunTables
+from attnmosaic.data.datamodule import SPLITS
+from attnmosaic.diagnosis import Chance, findings, is_idle, stalled
+from attnmosaic.progress import finding_level
+from attnmosaic.training.base import RunModule
+
+log = logging.getLogger(__name__)
+
+
+class Diagnosis(pl.Callback):
+    """Logs once that a stage of Where, What or both changed nothing, and finds at the end what a run did not learn.
+
+    It reads the rows of `RunTables`, so a resumed run ends with the same findings; without that callback it judges the
+    final metrics alone.
+
+    Attributes:
+        findings: at the end of the run, a line each; see `attnmosaic.diagnosis.findings`.
+    """
+
+    def __init__(self) -> None:
+        self.findings: tuple[str, ...] = ()
+        self._reported: set[tuple[str, ...]] = set()
+
+    @harmless
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, RunModule)
+        done, k = pl_module.epochs_done, pl_module.schedule.k
+        if done % k or pl_module.learners in self._reported or not trainer.is_global_zero:
+            return
+        config, rows = pl_module.hparams["config"], _rows(trainer)
+        # A long run's rows are read only if there is something to find.
+        stage = [rows[i] for i in range(max(0, len(rows) - k), len(rows))]
+        if stage and is_idle(config, stage) and (line := stalled(config, list(rows))):
+            self._reported.add(pl_module.learners)
+            log.log(finding_level(), "epoch %d: %s", done, line)
+
+    @harmless
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, RunModule)
+        if trainer.state.fn == TrainerFn.FITTING:
+            return
+        config, final = pl_module.hparams["config"], pl_module.epoch_metrics
+        self.findings = findings(config, list(_rows(trainer)), final, _chances(pl_module))
+
+
+def _rows(trainer: pl.Trainer) -> History:
+    tables = [callback for callback in trainer.callbacks if isinstance(callback, RunTables)]  # type: ignore[attr-defined]
+    return tables[0].rows["metrics"] if tables else History(())
+
+
+def findings_of(trainer: pl.Trainer) -> tuple[str, ...]:
+    """Returns what a run's `Diagnosis` found when it ended; nothing without that callback."""
+    found = [callback.findings for callback in trainer.callbacks if isinstance(callback, Diagnosis)]  # type: ignore[attr-defined]
+    return found[0] if found else ()
+
+
+def _chances(module: RunModule) -> dict[str, Chance]:
+    """Returns what guessing reaches of each accuracy on each split."""
+    chances = {}
+    for split in SPLITS:
+        for metric, classes in module.true_classes(split).items():
+            counts = classes.cpu().bincount()
+            chances[f"{split}/{metric}"] = Chance(counts.max().item() / len(classes), len(classes))
+    return chances
