@@ -238,6 +238,28 @@ def test_none_waits_for_one_that_never_comes(config: Config, tmp_path: Path) -> 
     assert process.wait(timeout=60) == 1
 
 
+@pytest.mark.faults
+def test_an_error_that_nobody_reads(config: Config, tmp_path: Path) -> None:
+    """Of a process whose first one is gone: it ends without a trace on the terminal that they share."""
+    place = {"rank": 1, "count": 2, "meeting": str(tmp_path / "meeting")}
+    plain = OmegaConf.to_container(
+        resolve(scaled(config(*TWO, "objective._target_=nowhere.Objective", "~objective.entropy")))
+    )
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as unread:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "attnmosaic.parallel.rank"],
+            stdin=subprocess.PIPE, stdout=unread, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    assert process.stdin is not None and process.stderr is not None
+    process.stdin.write(json.dumps({"config": plain, "place": place}) + "\n")
+    process.stdin.flush()  # and stays open: the error ends it
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 1
+    process.stdin.close()
+
+
 def children(pid: int) -> list[int]:
     return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()]
 

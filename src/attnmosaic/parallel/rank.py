@@ -1,5 +1,6 @@
 """One more process of a run: ``python -m attnmosaic.parallel.rank``, started by `Ranks` and by nobody else."""
 
+import contextlib
 import json
 import logging
 import os
@@ -46,7 +47,8 @@ def main() -> None:
         with job_globals(config.seed.init, threads, config.compute.matmul_precision, place.count):
             fit(config, place)
     except Exception as error:
-        print(describe(error), flush=True)
+        with contextlib.suppress(BrokenPipeError):  # nobody reads it where the first process is gone
+            print(describe(error), flush=True)
         parent.join(timeout=0.5)  # if it is that one which is gone, there is something to clear away
         os._exit(1)
     parent.join()  # which may have figures to draw
