@@ -1,6 +1,7 @@
 """Shared by all tests: shape checks on, small configs, and the real data where it is at hand."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from jaxtyping import install_import_hook
 
 # Small tensors gain nothing from threads, and the workers of pytest share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Started in the background of a script, the suite ignores Ctrl-C, and so would every command that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before anything of the package is imported: every shape in a signature is then checked on every call.
 install_import_hook(["attnmosaic.data", "attnmosaic.nn", "attnmosaic.metrics"], "beartype.beartype")

@@ -203,7 +203,6 @@ def test_none_outlives_another(tmp_path: Path, who: str, signum: int, code: int,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"TMPDIR": str(temporary)},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # also in the background
     )
     deadline = time.monotonic() + 120
     while not (run / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
@@ -252,7 +251,8 @@ def test_an_error_that_nobody_reads(config: Config, tmp_path: Path) -> None:
             [sys.executable, "-m", "attnmosaic.parallel.rank"],
             stdin=subprocess.PIPE, stdout=unread, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-    assert process.stdin is not None and process.stderr is not None
+    assert process.stdin is not None
+    assert process.stderr is not None
     process.stdin.write(json.dumps({"config": plain, "place": place}) + "\n")
     process.stdin.flush()  # and stays open: the error ends it
     assert process.stderr.read() == ""
