@@ -15,6 +15,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Started in the background of a script, the suite ignores Ctrl-C, and so would every command that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# What `make test ARGS=...` was given is not for the make that some tests run.
+for name in ("MAKEFLAGS", "ARGS"):
+    os.environ.pop(name, None)
+
 # Before anything of the package is imported: every shape in a signature is then checked on every call.
 install_import_hook(["attnmosaic.data", "attnmosaic.nn", "attnmosaic.metrics"], "beartype.beartype")
 
