@@ -173,7 +173,7 @@ def test_a_sweep(tmp_path: Path, launcher: str, name: str, code: int) -> None:
         assert "Traceback" not in text
         assert text.splitlines()[-1] == f"stopped by {name}; the same command goes on"
         assert [Run(job).state for job in jobs] == ["stopped" for _ in jobs]
-        assert re.search(r"^ gaussian .*\b\d stopped", text, flags=re.M)
+        assert re.search(r"^ gaussian +0 +\d stopped", text, flags=re.M)
         wait_until(lambda: not _session(process.pid), "all processes have ended")
 
 
