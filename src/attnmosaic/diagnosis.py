@@ -164,7 +164,7 @@ def _stalled_at_end(config: Config, rows: Rows) -> Iterator[str]:
 
 
 def _died(config: Config, rows: Rows) -> str | None:
-    """Returns a line if Where, whose weights are equal in its last epochs, had told patches apart."""
+    """Returns a line if Where, whose weights are equal in its last epochs, distinguished patches before."""
     most = _most(config)
     learned = [i for i, row in enumerate(rows) if "where" in _learners(row)]
     alive = max((i for i in learned if not _is_equal(config, rows[i])), default=-1)

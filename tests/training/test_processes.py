@@ -239,7 +239,7 @@ def test_none_waits_for_one_that_never_comes(config: Config, tmp_path: Path) -> 
 
 @pytest.mark.faults
 def test_an_error_that_nobody_reads(config: Config, tmp_path: Path) -> None:
-    """Of a process whose first one is gone: it ends without a trace on the terminal that they share."""
+    """A process whose first process has ended: its own end leaves no trace on the terminal that both share."""
     place = {"rank": 1, "count": 2, "meeting": str(tmp_path / "meeting")}
     plain = OmegaConf.to_container(
         resolve(scaled(config(*TWO, "objective._target_=nowhere.Objective", "~objective.entropy")))

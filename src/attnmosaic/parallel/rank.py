@@ -47,7 +47,7 @@ def main() -> None:
         with job_globals(config.seed.init, threads, config.compute.matmul_precision, place.count):
             fit(config, place)
     except Exception as error:
-        with contextlib.suppress(BrokenPipeError):  # nobody reads it where the first process is gone
+        with contextlib.suppress(BrokenPipeError):  # nobody reads it if the first process has ended
             print(describe(error), flush=True)
         parent.join(timeout=0.5)  # if it is that one which is gone, there is something to clear away
         os._exit(1)
