@@ -24,7 +24,7 @@ test-faults: $(VENV)/installed ## the slow half of it: kills, clusters, hostile 
 
 # Settings that stand in for other machines: CPUs without AVX or AVX-512, other numbers of threads, a core that is not ours.
 # The tests of what computes and of what is written; those of commands, pages and clusters are the same on any of them.
-UNIT := $(addprefix tests/,callbacks data drawing metrics nn tables training test_runs.py test_trainer_arguments.py)
+UNIT := $(addprefix tests/,callbacks data metrics nn plotting tables training runs/test_run.py config/test_trainer_arguments.py)
 SETTINGS ?= default avx2 one four busy
 on_default := env ATEN_CPU_CAPABILITY=default
 on_avx2 := env ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
@@ -41,6 +41,7 @@ lint: $(VENV)/installed ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 bench: $(VENV)/installed ## measure speed and memory, against the documents' loop and a plain script (ten minutes)
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -92,7 +93,7 @@ report: $(VENV)/installed ## one HTML file about the newest sweep or run, or RUN
 	$(BIN)/python -m attnmosaic.report $(if $(RUN),"$(RUN)") $(ARGS)
 
 tensorboard: $(VENV)/installed ## dashboards of the newest sweep or run, or of RUN=outputs (all there are)
-	@runs="$(RUN)"; runs=$${runs:-$$($(BIN)/python -m attnmosaic.runs)} && set -x && \
+	@runs="$(RUN)"; runs=$${runs:-$$($(BIN)/python -m attnmosaic.runs.discovery)} && set -x && \
 		exec $(BIN)/tensorboard --logdir "$$runs" $(ARGS)
 
 lock: $(VENV)/installed ## pin the newest versions that pyproject.toml allows

@@ -16,9 +16,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from attnmosaic.files import write_atomically
-from attnmosaic.streams import use_substitutes
-from attnmosaic.training.globals import job_globals
+from attnmosaic.core.files import write_atomically
+from attnmosaic.core.text import use_substitutes
+from attnmosaic.training.runtime import job_globals
 from benchmarks import cases, machine
 from benchmarks.cases import OURS, PLAIN, QUIET, REFERENCE, Times
 

@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from attnmosaic.streams import use_substitutes
+from attnmosaic.core.text import use_substitutes
 from benchmarks.cases import command, found
 from benchmarks.first_step import peak_memory
 

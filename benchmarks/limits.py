@@ -18,11 +18,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from attnmosaic.streams import use_substitutes
-from attnmosaic.training.build import build_module
-from attnmosaic.training.frozen import FrozenWhere
-from attnmosaic.training.module import StagewiseModule
-from attnmosaic.training.schedule import Stage
+from attnmosaic.config.schedule import Stage
+from attnmosaic.core.text import use_substitutes
+from attnmosaic.training.attention_cache import FrozenWhere
+from attnmosaic.training.factory import build_module
+from attnmosaic.training.stagewise import StagewiseModule
 from attnmosaic.training.steps import Steps
 from benchmarks import machine, project
 from benchmarks.cases import timed

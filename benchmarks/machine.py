@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from attnmosaic.training.outcome import cpu_name, versions
+from attnmosaic.training.results import cpu_name, versions
 
 
 @contextlib.contextmanager

@@ -16,17 +16,17 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from attnmosaic.callbacks.dashboards import Dashboards
-from attnmosaic.callbacks.gradients import AlphaGradients
-from attnmosaic.callbacks.pictures import RunPictures
-from attnmosaic.callbacks.record import MosaicRecord
-from attnmosaic.callbacks.tables import RunTables
-from attnmosaic.config import PRECISIONS, conf_dir, register
+from attnmosaic.callbacks.attention_gradients import AlphaGradients
+from attnmosaic.callbacks.csv_tables import RunTables
+from attnmosaic.callbacks.figures import RunPictures
+from attnmosaic.callbacks.snapshots import MosaicRecord
+from attnmosaic.callbacks.tensorboard import Dashboards
+from attnmosaic.config.schema import PRECISIONS, conf_dir, register
 from attnmosaic.data.datamodule import MosaicDataModule
 from attnmosaic.data.pool import Pool
-from attnmosaic.training.build import build_module
+from attnmosaic.training.factory import build_module
 from attnmosaic.training.logger import EventLogger
-from attnmosaic.training.outcome import finish_run
+from attnmosaic.training.results import finish_run
 from attnmosaic.training.trainer import build_trainer
 
 

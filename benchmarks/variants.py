@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from attnmosaic.core.text import use_substitutes
 from attnmosaic.data.mosaics import Mosaics
 from attnmosaic.nn.attention import WhereWhat
 from attnmosaic.nn.networks import ConvNet
-from attnmosaic.streams import use_substitutes
 from benchmarks import project
 from benchmarks.cases import timed
 

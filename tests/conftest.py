@@ -22,33 +22,13 @@ for name in ("MAKEFLAGS", "ARGS"):
 # Before anything of the package is imported: every shape in a signature is then checked on every call.
 install_import_hook(["attnmosaic.data", "attnmosaic.nn", "attnmosaic.metrics"], "beartype.beartype")
 
-from cli import Cli, make_cli  # noqa: E402
-from devices import Device  # noqa: E402
+from helpers.commands import Cli, make_cli  # noqa: E402
+from helpers.fake_device import Device  # noqa: E402
+from helpers.settings import SMALL, SMALL_NUMBERS  # noqa: E402
 from hydra import compose, initialize_config_dir  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
-from attnmosaic.config import conf_dir, register  # noqa: E402
-
-ROOT = Path(__file__).parents[1]
-
-SMALL = (
-    "data.train_mosaics=60",
-    "data.test_mosaics=30",
-    "data.held_out_mosaics=30",
-    "data.batch_size=25",
-    "data.steps_per_block=2",
-    "data.eval_batch_size=16",
-    "trainer.accelerator=cpu",
-)
-
-SMALL_NUMBERS = (
-    "data.train_images=60",
-    "data.held_out_images=30",
-    "data.batch_size=25",
-    "data.eval_batch_size=16",
-    "trainer.accelerator=cpu",
-)
-"""The same for digits with a number."""
+from attnmosaic.config.schema import conf_dir, register  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +42,7 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures take longer than most runs of the tests: only tests that are marked ``pictures`` have them drawn."""
     if request.node.get_closest_marker("pictures") is None:
-        monkeypatch.setattr("attnmosaic.drawing.run.draw_run", lambda folder, formats: None)
+        monkeypatch.setattr("attnmosaic.plotting.run.draw_run", lambda folder, formats: None)
 
 
 @pytest.fixture
@@ -112,5 +92,5 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     """Stands in for whatever device a pool in main memory is sent to."""
     made = Device()
-    monkeypatch.setattr("attnmosaic.data.ahead.carrier", lambda device: made)
+    monkeypatch.setattr("attnmosaic.data.host_pool.carrier", lambda device: made)
     return made

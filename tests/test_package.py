@@ -12,10 +12,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL
+from helpers.settings import ROOT, SMALL
 
 import attnmosaic
-from attnmosaic.extras import install_command
+from attnmosaic.core.extras import install_command
 
 
 def test_wheel_in_an_empty_folder(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_what_installs_an_extra_of_sources_on_the_path(monkeypatch: pytest.Monke
     def absent(name: str) -> list[str]:
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr("attnmosaic.extras.requires", absent)
+    monkeypatch.setattr("attnmosaic.core.extras.requires", absent)
     folder, _, extra = shlex.split(install_command("search"))[-1].rpartition("[")
     assert extra == "search]"
     assert (Path(folder) / "pyproject.toml").is_file()

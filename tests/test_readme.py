@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli import Cli
-from conftest import ROOT, SMALL, SMALL_NUMBERS
-from fakes import TINY_CIFAR10, TINY_MNIST
+from helpers.commands import Cli
+from helpers.settings import ROOT, SMALL, SMALL_NUMBERS
+from helpers.user_code import TINY_CIFAR10, TINY_MNIST
 from PIL import Image
 
 README = (ROOT / "README.md").read_text()
@@ -74,12 +74,12 @@ def test_python_command(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         table = "table1" if door == "report" else "gradients"
         run = f"hydra.run.dir=outputs/{table}/joint/seed0"
         assert cli("train", "experiment=gradients/joint", *small, run)[0] == 0
-    words = [word.replace("my_package.", "fakes.") for word in words]
+    words = [word.replace("my_package.", "helpers.user_code.") for word in words]
     given = words[3:]
     if door == "train":  # Hydra takes its overrides on one side of -m alone
         given = [*given, *small] if given[:1] == ["-m"] else [*small, *given]
     if door == "evaluate":
-        given = [*given, "trust=fakes"]  # what stands in for CIFAR-10
+        given = [*given, "trust=helpers.user_code"]  # what stands in for CIFAR-10
     code, out, err = cli(door, *given)
     assert code == 0, err
     told = {

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attnmosaic import __version__
-from attnmosaic.errors import UserError, one_line
-from attnmosaic.runs import some_runs
-from attnmosaic.streams import use_substitutes
+from attnmosaic.core.errors import UserError, one_line
+from attnmosaic.core.text import use_substitutes
+from attnmosaic.runs.discovery import some_runs
 from attnmosaic.tables.render import FORMATS
 from attnmosaic.tables.reproduced import Reproduced, reproduce
 
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for line in (line for table in tables for line in table.warnings):
             print(f"warning: {line}", file=sys.stderr)
     if given.plots:
-        from attnmosaic.drawing.matrices import draw_tables
+        from attnmosaic.plotting.heatmaps import draw_tables
 
         for path in draw_tables(tables, given.folder).paths:
             print(f"drawn: {path}", file=sys.stderr)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attnmosaic import __version__
-from attnmosaic.drawing.figures import DEFAULT_FORMATS, FORMATS
-from attnmosaic.drawing.run import draw_run
-from attnmosaic.errors import UserError, one_line
-from attnmosaic.runs import some_runs
-from attnmosaic.streams import use_substitutes
+from attnmosaic.core.errors import UserError, one_line
+from attnmosaic.core.text import use_substitutes
+from attnmosaic.plotting.run import draw_run
+from attnmosaic.plotting.style import DEFAULT_FORMATS, FORMATS
+from attnmosaic.runs.discovery import some_runs
 
 
 def run_folders(folder: Path) -> list[Path]:

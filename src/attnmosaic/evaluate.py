@@ -7,15 +7,16 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from attnmosaic.checks import check, check_ckpt_path
-from attnmosaic.cli import guard, run
-from attnmosaic.config import PRECISIONS, EvaluateConfig, conf_dir, register, resolve
-from attnmosaic.errors import UserError
-from attnmosaic.files import write_atomically
-from attnmosaic.lean import import_lightning
-from attnmosaic.nodes import check_keys
-from attnmosaic.paths import absolute, where_started, with_absolute_paths
-from attnmosaic.trust import check_trusted
+from attnmosaic.cli.command import guard, run
+from attnmosaic.config.paths import absolute, where_started, with_absolute_paths
+from attnmosaic.config.resolution import resolve
+from attnmosaic.config.schema import PRECISIONS, EvaluateConfig, conf_dir, register
+from attnmosaic.config.structure import check_keys
+from attnmosaic.config.trusted import check_trusted
+from attnmosaic.config.validation import check, check_ckpt_path
+from attnmosaic.core.errors import UserError
+from attnmosaic.core.files import write_atomically
+from attnmosaic.core.imports import import_lightning
 
 log = logging.getLogger(__name__)
 register()
@@ -44,13 +45,11 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         check_ckpt_path(config.ckpt_path)
     ckpt_path = absolute(config.ckpt_path)
     import_lightning()
-    from attnmosaic.training.build import build_module
-    from attnmosaic.training.checkpoint import check_weights_fit
-    from attnmosaic.training.globals import job_globals
-    from attnmosaic.training.make import check_targets, make
-    from attnmosaic.training.outcome import evaluation_of, final_table
-    from attnmosaic.training.saved import read_saved
-    from attnmosaic.training.threads import threads_for
+    from attnmosaic.training.checkpointing import check_weights_fit, read_saved
+    from attnmosaic.training.factory import build_module
+    from attnmosaic.training.instantiation import check_targets, make
+    from attnmosaic.training.results import evaluation_of, final_table
+    from attnmosaic.training.runtime import job_globals, threads_for
     from attnmosaic.training.trainer import build_trainer, interruptible
 
     checkpoint = read_saved(ckpt_path)

@@ -4,33 +4,36 @@ import contextlib
 import csv
 import itertools
 import logging
-import math
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from attnmosaic.checks import check_ckpt_path
-from attnmosaic.cli import guard, run
-from attnmosaic.config import ExplainConfig, conf_dir, register
-from attnmosaic.data.decode import UnreadableError, printable
-from attnmosaic.data.own_mosaics import MOST_CELLS, OwnMosaic, Source, find_sources, read_mosaic
-from attnmosaic.errors import UserError, not_among
-from attnmosaic.explained import INDEX, TABLE, Explained, picture_names, table_columns
-from attnmosaic.lean import import_lightning
-from attnmosaic.nodes import check_keys
-from attnmosaic.paths import where_started
-from attnmosaic.runs import CONFIG
+from attnmosaic.cli.command import guard, run
+from attnmosaic.config.paths import where_started
+from attnmosaic.config.schema import ExplainConfig, conf_dir, register
+from attnmosaic.config.structure import check_keys
+from attnmosaic.core.errors import UserError
+from attnmosaic.data.image_files import printable
+from attnmosaic.inference.explanation import (
+    INDEX,
+    TABLE,
+    Explained,
+    cells_per_side,
+    check_arguments,
+    explain,
+    picture_names,
+    predictions,
+    restore_on_device,
+    table_columns,
+)
+from attnmosaic.runs.run import CONFIG
 
-if TYPE_CHECKING:
-    from attnmosaic.training.restored import RestoredPair
+__all__ = ["explain", "main"]
 
 log = logging.getLogger(__name__)
 register()
-
-DEVICES = ("auto", "cpu", "cuda")
 
 ROWS = 20
 """Of the table on the terminal."""
@@ -39,113 +42,23 @@ TOLD_EVERY = 100
 """Mosaics between two lines that say how far it is."""
 
 
-def explain(
-    ckpt_path: str | Path, images: str | Path, grid: int | None = None, *, device: str = "auto", trust: Any = ()
-) -> list[Explained]:
-    """Asks a trained pair where it looks in one's own images, and what it takes them for.
-
-    Args:
-        ckpt_path: a checkpoint of a where/what pair that was trained on images. Its data are not needed.
-        images: a folder, or one image. Each image in the folder is cut into a mosaic of grid x grid cells; each
-            sub-folder is one mosaic, whose patches, any number of them, are the images in it. All in the order of their
-            names. What cannot be read is logged and left out.
-        grid: cells along each side of an image that is cut; None for as many patches as the pair was trained on.
-        device: "auto" for a GPU if there is one, "cpu" or "cuda".
-        trust: what the checkpoint may name beside what comes with this program, ``["my_package"]`` say, or "all".
-
-    Returns:
-        What the pair makes of each mosaic.
-
-    Raises:
-        UserError: one of the arguments will not do, or none of the images can be read.
-    """
-    sources = _check(ckpt_path, images, grid, device)
-    pair = _restored(ckpt_path, device, trust)
-    return [seen for _, seen in _look(pair, sources, _grid(grid, pair, sources))]
-
-
-def _check(ckpt_path: str | Path, images: str | Path, grid: Any, device: str) -> list[Source]:
-    """Checks what can be before torch is imported; returns where the mosaics come from."""
-    check_ckpt_path(ckpt_path)
-    whole = isinstance(grid, int) and not isinstance(grid, bool)
-    if grid is not None and not (whole and 1 <= grid <= MOST_CELLS):
-        raise UserError(f"grid: got {grid}, needs a whole number from 1 to {MOST_CELLS}; type for example grid=3")
-    if device not in DEVICES:
-        raise not_among("device", device, DEVICES)
-    return find_sources(Path(images).expanduser())
-
-
-def _restored(ckpt_path: str | Path, device: str, trust: Any) -> "RestoredPair":
-    """Returns the pair on its device."""
-    import_lightning()
-    import torch
-
-    from attnmosaic.training.restored import restore_pair
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: got cuda, but PyTorch finds no GPU on this machine; type device=cpu (or auto)")
-    pair = restore_pair(ckpt_path, trust)
-    pair.pair.to("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-    return pair
-
-
-def _grid(grid: int | None, pair: "RestoredPair", sources: Sequence[Source]) -> int:
-    """Returns the cells along each side of an image that is cut."""
-    root = math.isqrt(pair.patches)
-    if grid is None and root**2 != pair.patches and not all(source.files for source in sources):
-        raise UserError(
-            f"grid: has no value and needs one, as the {pair.patches} patches of training make no square; "
-            f"type for example grid={max(2, root)}"
-        )
-    return grid or root
-
-
-def _look(
-    pair: "RestoredPair", sources: Sequence[Source], grid: int
-) -> Generator[tuple[OwnMosaic, Explained], None, None]:
-    """Yields one mosaic after the other, and what the pair makes of it; says what cannot be read."""
-    import torch
-
-    from attnmosaic.training.globals import job_globals
-
-    device = next(pair.pair.parameters()).device
-    unread: list[str] = []
-    with job_globals(seed=0, threads=None, matmul_precision=pair.matmul_precision):
-        for source in sources:
-            try:
-                mosaic = read_mosaic(source, grid, pair.patch_shape)
-            except UnreadableError as error:
-                unread.append(f"'{printable(source.name)}' {error}")
-                log.warning("%s; left out", unread[-1])
-                continue
-            for line in mosaic.unread:
-                log.warning("%s; left out", line)
-            weights, probabilities = (
-                part.double().cpu().numpy() for part in pair.look(torch.from_numpy(mosaic.patches).to(device))
-            )
-            yield mosaic, Explained(source.name, pair.classes, probabilities, weights)
-    if len(unread) == len(sources):
-        what = unread[0] if len(unread) == 1 else f"none of {len(unread)} mosaics can be read, the first: {unread[0]}"
-        raise UserError(f"images: {what}; give other images, PNG or JPEG files say")
-
-
 def _explain(config: DictConfig) -> None:
     """Explains as a config says, and writes table and pictures into its ``run_dir`` while it does."""
     check_keys(config, ExplainConfig)
     for key, example in (("ckpt_path", "outputs/.../checkpoints/last.ckpt"), ("images", "DIR")):
         if OmegaConf.is_missing(config, key):
             raise UserError(f"{key}: has no value and needs one; type {key}={example}")
-    sources = _check(config.ckpt_path, config.images, config.grid, config.device)
+    sources = check_arguments(config.ckpt_path, config.images, config.grid, config.device)
     folder = Path(config.run_dir)
     _check_folder(folder, Path(config.images).expanduser())
-    from attnmosaic.drawing.explained import Index, draw_explained
+    from attnmosaic.plotting.explanation import Index, draw_explained
 
-    pair = _restored(config.ckpt_path, config.device, config.trust)
-    grid = _grid(config.grid, pair, sources)
+    pair = restore_on_device(config.ckpt_path, config.device, config.trust)
+    grid = cells_per_side(config.grid, pair, sources)
     names = dict(zip((source.path for source in sources), picture_names(sources), strict=True))
     smoke = pair.scale == "smoke"
     index, told, done = Index(), [], 0
-    with contextlib.closing(_look(pair, sources, grid)) as looks:
+    with contextlib.closing(predictions(pair, sources, grid)) as looks:
         first = next(looks)  # nothing is written if nothing can be read
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / TABLE).open("w", newline="", encoding="utf-8") as file:
@@ -184,7 +97,7 @@ def _table(told: Sequence[Explained], done: int, smoke: bool) -> str:
     """Draws the first mosaics as a table."""
     from rich.table import Table
 
-    from attnmosaic.console import drawn
+    from attnmosaic.core.console import drawn
 
     title = "SMOKE: few examples, few epochs, no result" if smoke else None
     more = f"and {done - len(told)} more in {TABLE}" if done > len(told) else None

@@ -7,15 +7,15 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from attnmosaic.checks import check_ckpt_path
-from attnmosaic.cli import guard, run
-from attnmosaic.config import PAIR, PredictConfig, conf_dir, networks_of, register
-from attnmosaic.data.operations import OPERATIONS
-from attnmosaic.errors import UserError
-from attnmosaic.lean import import_lightning
-from attnmosaic.nodes import check_keys
-from attnmosaic.paths import where_started
-from attnmosaic.trust import check_trusted
+from attnmosaic.cli.command import guard, run
+from attnmosaic.config.operations import OPERATIONS
+from attnmosaic.config.paths import where_started
+from attnmosaic.config.schema import PAIR, PredictConfig, conf_dir, networks_of, register
+from attnmosaic.config.structure import check_keys
+from attnmosaic.config.trusted import check_trusted
+from attnmosaic.config.validation import check_ckpt_path
+from attnmosaic.core.errors import UserError
+from attnmosaic.core.imports import import_lightning
 
 register()
 
@@ -47,10 +47,9 @@ def predict(ckpt_path: str | Path, image: Any, number: int, *, invert: bool = Fa
     from attnmosaic.data.numbers import resize
     from attnmosaic.data.pool import Pool
     from attnmosaic.data.sources import per_channel
-    from attnmosaic.training.build import build_two_outputs
-    from attnmosaic.training.checkpoint import check_weights_fit
-    from attnmosaic.training.make import check_targets
-    from attnmosaic.training.saved import read_saved
+    from attnmosaic.training.checkpointing import check_weights_fit, read_saved
+    from attnmosaic.training.factory import build_two_outputs
+    from attnmosaic.training.instantiation import check_targets
 
     checkpoint = read_saved(ckpt_path)
     trained = checkpoint["hyper_parameters"]["config"]
@@ -93,7 +92,7 @@ def _open(image: Any) -> Any:
     """Returns an image as a PIL image, decoded."""
     from PIL import Image
 
-    from attnmosaic.data.decode import UnreadableError, open_image, printable
+    from attnmosaic.data.image_files import UnreadableError, open_image, printable
 
     if isinstance(image, (str, Path)) and not Path(image).expanduser().is_file():
         raise UserError(f"image: '{image}' does not exist; type image=FILE")

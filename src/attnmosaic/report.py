@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attnmosaic import __version__
-from attnmosaic.errors import UserError, one_line
+from attnmosaic.core.errors import UserError, one_line
+from attnmosaic.core.text import use_substitutes
 from attnmosaic.reporting.page import write_report
-from attnmosaic.runs import newest
-from attnmosaic.streams import use_substitutes
+from attnmosaic.runs.discovery import newest
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """Trains a where/what pair, or a network with two outputs: ``python -m attnmosaic.train experiment=stagewise``."""
 
 if __name__ == "__main__":  # before the imports, which take a second
-    from attnmosaic.stopping import listen
+    from attnmosaic.core.signals import listen
 
     listen()
 
@@ -16,19 +16,21 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from attnmosaic.checks import check
-from attnmosaic.cli import advice, describe, guard, run
-from attnmosaic.commands import in_shell, path_word
-from attnmosaic.config import TrainConfig, conf_dir, register, resolve, scaled
-from attnmosaic.errors import BusyError, Pruned, RunError, UserError
-from attnmosaic.files import write_atomically
-from attnmosaic.lean import import_lightning
-from attnmosaic.nodes import check_keys, check_parts
-from attnmosaic.parallel.ranks import Ranks, processes_of
-from attnmosaic.paths import where_started, with_absolute_paths
-from attnmosaic.progress import finding_level, hush, logged
-from attnmosaic.runs import CONFIG, ERROR, PRUNED, claimed, earlier_result
-from attnmosaic.sweep import PASSED_OVER, end_sweep, may_pass_over
+from attnmosaic.cli.command import describe, guard, run
+from attnmosaic.cli.hints import advice
+from attnmosaic.cli.progress import finding_level, hush, logged
+from attnmosaic.config.paths import where_started, with_absolute_paths
+from attnmosaic.config.resolution import resolve, scaled
+from attnmosaic.config.schema import TrainConfig, conf_dir, processes_of, register
+from attnmosaic.config.structure import check_keys, check_parts
+from attnmosaic.config.validation import check
+from attnmosaic.core.errors import BusyError, Pruned, RunError, UserError
+from attnmosaic.core.files import write_atomically
+from attnmosaic.core.imports import import_lightning
+from attnmosaic.core.quoting import in_shell, path_word
+from attnmosaic.runs.run import CONFIG, ERROR, PRUNED, claimed, earlier_result
+from attnmosaic.sweeps.callback import PASSED_OVER, end_sweep, may_pass_over
+from attnmosaic.training.ranks import Ranks
 
 log = logging.getLogger("attnmosaic.train")  # also where this is __main__
 register()
@@ -100,13 +102,11 @@ def _checked(config: DictConfig, alone: bool) -> DictConfig:
 def _train(config: DictConfig, ranks: Ranks) -> dict[str, float]:
     # Heavy imports (seconds) only once the config is known to be good.
     import_lightning()
-    from attnmosaic.callbacks.diagnosis import findings_of
     from attnmosaic.training.fit import fit
-    from attnmosaic.training.globals import job_globals
-    from attnmosaic.training.make import check_targets
-    from attnmosaic.training.outcome import final_table, finish_run
+    from attnmosaic.training.instantiation import check_targets
+    from attnmosaic.training.results import final_table, finish_run
     from attnmosaic.training.resume import began_otherwise, newest_checkpoint
-    from attnmosaic.training.threads import threads_for
+    from attnmosaic.training.runtime import job_globals, threads_for
     from attnmosaic.training.trainer import reason_of_end
 
     check_targets(config)
@@ -121,7 +121,7 @@ def _train(config: DictConfig, ranks: Ranks) -> dict[str, float]:
         trainer, module = fit(config, ranks.place)
         metrics = finish_run(config, trainer, module)
     log.info("%s", final_table(metrics, module))
-    for finding in findings_of(trainer):
+    for finding in module.findings:
         log.log(finding_level(), "%s", finding)
     if reason := reason_of_end(trainer, config.schedule.epochs):
         log.info("ended after epoch %d of %d: %s", trainer.current_epoch, config.schedule.epochs, reason)

@@ -11,10 +11,10 @@ import torch
 from omegaconf import DictConfig
 from sklearn.datasets import load_digits
 
+from attnmosaic.core.errors import UserError
 from attnmosaic.data.datamodule import SPLITS, MosaicDataModule
 from attnmosaic.data.mosaics import Mosaics
 from attnmosaic.data.pool import Pool
-from attnmosaic.errors import UserError
 
 FAMILIES = ["gaussian", "digits"]
 

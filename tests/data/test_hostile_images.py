@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hostile import bounded
+from helpers.bounds import bounded
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from attnmosaic.data.decode import UnreadableError, open_image
-from attnmosaic.data.folder_layout import check_folder
+from attnmosaic.config.image_folders import check_folder
+from attnmosaic.core.errors import UserError
+from attnmosaic.data.image_files import UnreadableError, open_image
 from attnmosaic.data.image_folder import load_images
-from attnmosaic.data.own_mosaics import find_sources, read_mosaic
-from attnmosaic.errors import UserError
+from attnmosaic.inference.user_images import find_sources, read_mosaic
 from attnmosaic.predict import _open
 
 FEW, MANY = 150, 6_000
@@ -270,7 +270,7 @@ def test_folders_called_like_images(tmp_path: Path) -> None:
 
 
 def test_thousands_of_classes(tmp_path: Path) -> None:
-    from attnmosaic.data.classes import split_classes
+    from attnmosaic.config.classes import split_classes
 
     for i in range(2_000):
         (tmp_path / f"c{i:04}").mkdir()

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from attnmosaic.config.image_folders import IMAGE_SUFFIXES
+from attnmosaic.core.errors import UserError
 from attnmosaic.data import image_folder
-from attnmosaic.data.folder_layout import IMAGE_SUFFIXES
 from attnmosaic.data.image_folder import ImageFolderMosaics, load_images
 from attnmosaic.data.pool import Pool
-from attnmosaic.errors import UserError
 
 CLASSES = ("apple", "pear", "plum")
 

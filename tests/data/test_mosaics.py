@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from attnmosaic.data.blocks import EpochBlocks, block_loader, row_loader
+from attnmosaic.core.errors import UserError
 from attnmosaic.data.mosaics import Mosaics, draw_mosaics
 from attnmosaic.data.pool import Pool, split_pool
-from attnmosaic.errors import UserError
+from attnmosaic.data.sampler import EpochBlocks, block_loader, row_loader
 
 CLASSES = ("a", "b", "c", "d")
 

@@ -13,10 +13,10 @@ from omegaconf import DictConfig
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from attnmosaic.config.operations import OPERATIONS
+from attnmosaic.core.errors import UserError
 from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.data.numbers import DigitsAndNumber, TorchvisionAndNumber, resize
-from attnmosaic.data.operations import OPERATIONS
-from attnmosaic.errors import UserError
 
 # The numbers below 82 that are products of two digits, by hand.
 PRODUCTS = (
@@ -187,7 +187,7 @@ def test_what_makes_no_digits(tmp_path: Path) -> None:
 
 
 def test_mnist_that_cannot_be_downloaded(config: Callable[..., DictConfig]) -> None:
-    chosen = config("data=mnist_and_number", "data.train_set._target_=fakes.NoDownload", small=False)
+    chosen = config("data=mnist_and_number", "data.train_set._target_=helpers.user_code.NoDownload", small=False)
     with pytest.raises(
         UserError, match=r"could not be downloaded.*or use the bundled digits with data=digits_and_number"
     ):

@@ -16,9 +16,9 @@ import torchvision
 from omegaconf import DictConfig
 from PIL import Image
 
+from attnmosaic.core.errors import UserError
 from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.data.images import TorchvisionMosaics
-from attnmosaic.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

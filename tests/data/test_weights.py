@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from attnmosaic.core.errors import UserError
 from attnmosaic.data.gaussian import GaussianMosaics
 from attnmosaic.data.weights import Decree, DirichletWeights, FixedWeights, RandomPatch
-from attnmosaic.errors import UserError
 
 POSITIONS = np.arange(9).repeat(1000)
 

@@ -12,7 +12,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.collect import collect
-from attnmosaic.errors import UserError
+from attnmosaic.core.errors import UserError
 from attnmosaic.tables.published import Published
 from attnmosaic.tables.render import HEADINGS, as_csv, latex, markdown, terminal
 from attnmosaic.tables.reproduced import Cell, Reproduced, Row
@@ -315,8 +315,8 @@ def test_plots(averages: Reproduced, tmp_path: Path) -> None:
     """The heat maps' cells are the table's, and a row without runs is blank."""
     import numpy as np
 
-    from attnmosaic.drawing.matrices import draw_losses, draw_matrix, draw_tables
-    from attnmosaic.runs import Run
+    from attnmosaic.plotting.heatmaps import draw_losses, draw_matrix, draw_tables
+    from attnmosaic.runs.run import Run
 
     figure = draw_matrix(averages)
     drawn = [axes.images[0].get_array() for axes in figure.axes if axes.images]

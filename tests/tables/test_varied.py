@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers.run_folders import Page
 from omegaconf import OmegaConf
-from reports import Page
 
 from attnmosaic.collect import collect, main
 from attnmosaic.reporting.page import render
-from attnmosaic.runs import run_of
+from attnmosaic.runs.discovery import run_of
 from attnmosaic.tables.render import as_csv, latex, markdown, terminal
 from attnmosaic.tables.reproduced import Reproduced
 from attnmosaic.tables.varied import comparable, label, order
@@ -67,7 +67,7 @@ def write(folder: Path, *overrides: str, seed: int = 0, test: float | None = 0.5
 
 
 def plan(folder: Path, jobs: dict[str, Sequence[str]], swept: Sequence[str], name: str = "mine") -> None:
-    """Writes a sweep's plan, as `attnmosaic.sweep.SweepPlan` does."""
+    """Writes a sweep's plan, as `attnmosaic.sweeps.callback.SweepPlan` does."""
     planned = {
         job: {
             "name": name, "scale": "full", "schedule": {"order": "joint", "k": 5, "epochs": 10},

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
-from forks import STEPS, Forks
+from helpers.forked_commands import STEPS, Forks
+from helpers.settings import SMALL
 
-from attnmosaic.record import RECORD
-from attnmosaic.runs import CONFIG, ERROR, RESULT, Run
-from attnmosaic.training.schedule import ORDERS
+from attnmosaic.config.schedule import ORDERS
+from attnmosaic.runs.run import CONFIG, ERROR, RESULT, Run
+from attnmosaic.runs.snapshots import RECORD
 
 pytestmark = pytest.mark.faults
 
@@ -31,19 +31,19 @@ SETTINGS = (
 NO_PICTURES = "callbacks.pictures=null"
 
 MOMENTS: tuple[tuple[Any, ...], ...] = (
-    ("at_place", "attnmosaic.training.build.build_module", 1),  # in start-up
+    ("at_place", "attnmosaic.training.factory.build_module", 1),  # in start-up
     ("at_epoch", 1),
     ("in_writing", "last.ckpt", None, 1),
-    ("at_place", "attnmosaic.training.module.StagewiseModule.training_step", 3),
+    ("at_place", "attnmosaic.training.stagewise.StagewiseModule.training_step", 3),
     ("at_epoch", 3),  # the last of a stage
-    ("at_place", "attnmosaic.training.module.StagewiseModule.validation_step", 2),
+    ("at_place", "attnmosaic.training.stagewise.StagewiseModule.validation_step", 2),
     ("in_writing", "last.ckpt", None, 1),
     ("at_epoch", 6),
     ("in_writing", "epoch-0006.ckpt", None, 1),
     ("at_place", "attnmosaic.training.resume.check_resume", 1),
     ("in_writing", "mosaics.npz", None, 1),
-    ("at_place", "attnmosaic.drawing.run.draw_run", 1),
-    ("at_place", "attnmosaic.training.outcome.finish_run", 1),
+    ("at_place", "attnmosaic.plotting.run.draw_run", 1),
+    ("at_place", "attnmosaic.training.results.finish_run", 1),
     ("in_writing", "result.json", None, 1),
 )
 """In the order in which a run comes to them; None is any of `STEPS`."""
@@ -182,8 +182,8 @@ def test_a_disk_that_fails(forks: Forks, tmp_path: Path, error: str) -> None:
     run = tmp_path / "run"
     for moment in (
         ("in_writing", "config.yaml", "half", 1),
-        ("at_place", "attnmosaic.callbacks.tables.RunTables._add", 4),
-        ("at_place", "attnmosaic.callbacks.gradients.AlphaGradients._measure", 2),
+        ("at_place", "attnmosaic.callbacks.csv_tables.RunTables._add", 4),
+        ("at_place", "attnmosaic.callbacks.attention_gradients.AlphaGradients._measure", 2),
         ("in_writing", "last.ckpt", "half", 1),
         ("at_place", "tensorboard.summary.writer.record_writer.RecordWriter.write", 60),
         ("in_writing", "epoch-0006.ckpt", "written", 1),

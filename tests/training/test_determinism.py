@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from cli import Cli
-from conftest import SMALL
+from helpers.commands import Cli
+from helpers.settings import SMALL
+from helpers.small_runs import build, fit
 from omegaconf import DictConfig
-from small import build, fit
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from attnmosaic.data import blocks
+from attnmosaic.config.schedule import ORDERS
+from attnmosaic.data import sampler
 from attnmosaic.data.datamodule import SPLITS, MosaicDataModule
-from attnmosaic.training.schedule import ORDERS
 
 Config = Callable[..., DictConfig]
 QUIET = ("logger=none", "callbacks.progress=null", "callbacks.pictures=null", "trainer.check_val_every_n_epoch=1")
@@ -55,7 +55,7 @@ def test_however_many_workers_a_loader_has(config: Config, monkeypatch: pytest.M
         made.append(DataLoader(*given, **named, num_workers=2))
         return made[-1]
 
-    monkeypatch.setattr(blocks, "DataLoader", loader)
+    monkeypatch.setattr(sampler, "DataLoader", loader)
     check_same(without, outcome(settings))
     assert made
 

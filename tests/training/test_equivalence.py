@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from attnmosaic.data.datamodule import MosaicDataModule
 from attnmosaic.data.pool import Pool
 from attnmosaic.nn.attention import WhereWhat
-from attnmosaic.training.build import build_module, build_network
+from attnmosaic.training.factory import build_module, build_network
 from attnmosaic.training.trainer import build_trainer
 from benchmarks import reference
 

@@ -7,20 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_cuda import CUDA, NoWaits, Waits, bfloat16, fake_cuda, on_fake_cuda, zero_gradients
+from helpers.fake_cuda import CUDA, NoWaits, Waits, bfloat16, fake_cuda, on_fake_cuda, zero_gradients
+from helpers.small_runs import build
 from omegaconf import DictConfig
-from small import build
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorDeviceMismatchError
 
-from attnmosaic.callbacks.gradients import mean_alpha_gradients
-from attnmosaic.callbacks.record import look
+from attnmosaic.callbacks.attention_gradients import mean_alpha_gradients
+from attnmosaic.callbacks.snapshots import look
+from attnmosaic.config.schedule import Stage
 from attnmosaic.data.images import DigitsMosaics
 from attnmosaic.data.pool import Pool
 from attnmosaic.data.sources import Images, image_pool
 from attnmosaic.nn.networks import ConvNet
-from attnmosaic.training.module import StagewiseModule
-from attnmosaic.training.schedule import Stage
+from attnmosaic.training.stagewise import StagewiseModule
 from attnmosaic.training.steps import Seen, mean_loss
 
 Config = Callable[..., DictConfig]

@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from helpers.settings import ROOT
+from helpers.small_runs import fit
 from omegaconf import DictConfig
-from small import fit
 from torch import Tensor
 
-from attnmosaic.data.ahead import placed
+from attnmosaic.data.host_pool import placed
 from attnmosaic.data.pool import Pool
 from attnmosaic.nn.networks import ConvNet
-from attnmosaic.training import graphs, module
-from attnmosaic.training.module import StagewiseModule
+from attnmosaic.training import cuda_graphs, stagewise
+from attnmosaic.training.stagewise import StagewiseModule
 from attnmosaic.training.steps import Seen
 
 Train = Callable[..., dict[str, float]]
@@ -93,9 +94,9 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def capture(work: Callable[[], Seen], stream: Any) -> Any:
         works.append(work)
-        return graphs.cuda_graph(work, stream)
+        return cuda_graphs.cuda_graph(work, stream)
 
-    monkeypatch.setattr(module, "GraphedSteps", lambda steps: graphs.GraphedSteps(steps, capture))
+    monkeypatch.setattr(stagewise, "GraphedSteps", lambda steps: cuda_graphs.GraphedSteps(steps, capture))
     return works
 
 
@@ -169,7 +170,7 @@ def test_a_capture_that_fails_ends_the_run_in_one_line(tmp_path: Path) -> None:
     """In a process of its own: torch's allocator may be of no more use to this one."""
     settings = ("data=digits", "model=cnn", "model.what._target_=test_gpu.Synchronizing", *SHORT)
     command = [sys.executable, "-m", "attnmosaic.train", *settings, "callbacks.pictures=null", "hydra.run.dir=run"]
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    path = os.pathsep.join([str(ROOT / "tests"), str(Path(__file__).parent), *sys.path])
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
     assert done.returncode == 1, done.stderr
     assert "compute.engine=eager" in done.stderr.splitlines()[-1]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from helpers.settings import ROOT
 from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.callbacks.history import Grown, History
@@ -74,7 +75,7 @@ while those of a split are put together (4)."""
 
 
 def peak(folder: Path, *overrides: str) -> int:
-    script = Path(__file__).with_name("peak.py")
+    script = ROOT / "tests" / "helpers" / "peak_memory.py"
     few = ("data.test_mosaics=1000", "data.held_out_mosaics=1000", "trainer.accelerator=cpu", "progress=quiet")
     epochs = (
         "schedule.k=1",

@@ -1,6 +1,5 @@
 """A run that goes on from any epoch's checkpoint ends as the uninterrupted run does, bit for bit."""
 
-import json
 import os
 import signal
 import subprocess
@@ -10,30 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
+from helpers.finished_runs import check_same
 from omegaconf import DictConfig
 
-from attnmosaic.errors import UserError
-from attnmosaic.training.schedule import ORDERS
+from attnmosaic.config.schedule import ORDERS
+from attnmosaic.core.errors import UserError
 
 Train = Callable[..., dict[str, float]]
 
-EVERY_EPOCH = "callbacks.cycle._target_=small.EveryEpoch"
-FILES = ("metrics.csv", "focus_vs_pred_train.csv", "focus_vs_pred_test.csv", "focus_vs_pred_held_out.csv")
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-
-
-def check_same(whole: Path, resumed: Path) -> None:
-    for file in FILES:
-        assert (whole / file).read_text() == (resumed / file).read_text(), file
-    one, other = weights(whole), weights(resumed)
-    assert all(torch.equal(one[name], other[name]) for name in one)
-    results = [json.loads((folder / "result.json").read_text()) for folder in (whole, resumed)]
-    for key in ("metrics", "epochs", "config_hash", "seed"):
-        assert results[0][key] == results[1][key], key
+EVERY_EPOCH = "callbacks.cycle._target_=helpers.small_runs.EveryEpoch"
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -55,7 +39,7 @@ def test_dropout_and_running_statistics_too(train: Train, tmp_path: Path) -> Non
     """Networks that draw while they train, and whose BatchNorm keeps statistics."""
     settings = (
         *(f"~model.{name}.hidden" for name in ("where", "what")),
-        *(f"model.{name}._target_=test_module.Normed" for name in ("where", "what")),
+        *(f"model.{name}._target_=helpers.small_runs.Normed" for name in ("where", "what")),
         "schedule.k=2", "schedule.epochs=5", "logger=none", "lr.what=0.1", "lr.where=0.1",
     )  # fmt: skip
     train(*settings, EVERY_EPOCH, run_dir="whole")
@@ -82,7 +66,7 @@ def test_images_too(train: Train, tmp_path: Path) -> None:
 def test_killed_process(config: Callable[..., DictConfig], train: Train, tmp_path: Path) -> None:
     """SIGKILL at an arbitrary moment; the last checkpoint leads to the same end."""
     overrides = ["schedule.k=2", "schedule.epochs=300", "trainer.check_val_every_n_epoch=50", "logger=none"]
-    from conftest import SMALL
+    from helpers.settings import SMALL
 
     killed = tmp_path / "killed"
     command = [

@@ -2,7 +2,7 @@
 
 import pytest
 
-from attnmosaic.training.schedule import ORDERS, Schedule, Stage
+from attnmosaic.config.schedule import ORDERS, Schedule, Stage
 
 WHAT, WHERE, JOINT = Stage.WHAT, Stage.WHERE, Stage.JOINT
 

@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from helpers.small_runs import build, fit
 from omegaconf import DictConfig
-from small import build, fit
 from torch import Tensor, nn
 
+from attnmosaic.config.schedule import Stage
 from attnmosaic.nn.attention import WhereWhat
 from attnmosaic.nn.networks import MLP, ConvNet
 from attnmosaic.nn.objectives import CrossEntropy
-from attnmosaic.training import frozen
-from attnmosaic.training.graphs import WARM_UP, GraphedSteps
-from attnmosaic.training.module import StagewiseModule
-from attnmosaic.training.schedule import Stage
+from attnmosaic.training import attention_cache
+from attnmosaic.training.cuda_graphs import WARM_UP, GraphedSteps
+from attnmosaic.training.stagewise import StagewiseModule
 from attnmosaic.training.steps import Seen, decomposes
 
 Config = Callable[..., DictConfig]
@@ -72,7 +72,7 @@ def test_computing_in_pieces(
 ) -> None:
     """Images, of which a piece holds seven mosaics and What's piece 63 aggregates, so that both stages have some."""
     size = {"float64": 8, "float32": 4}[precision]
-    monkeypatch.setitem(frozen.PIECE, "cpu", 7 * 9 * 64 * size)
+    monkeypatch.setitem(attention_cache.PIECE, "cpu", 7 * 9 * 64 * size)
     settings = (f"precision={precision}", "data=digits", "model=cnn", *more, *FOUR)
     fast, sizes = scored(config(*settings))
     plain, plain_sizes = scored(config(*settings, PLAIN))

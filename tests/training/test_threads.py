@@ -12,8 +12,8 @@ import torch
 from omegaconf import DictConfig
 
 from attnmosaic.evaluate import evaluate
-from attnmosaic.training import outcome
-from attnmosaic.training.threads import threads_for
+from attnmosaic.training import results
+from attnmosaic.training.runtime import threads_for
 
 Config = Callable[..., DictConfig]
 Train = Callable[..., dict[str, float]]
@@ -21,7 +21,7 @@ Train = Callable[..., dict[str, float]]
 IMAGES = (
     "experiment=stagewise", "data=digits", "data.train_mosaics=1000", "data.batch_size=1000", "schedule=joint",
     "lr.what=0.5", "lr.where=0.5", "schedule.k=1", "schedule.epochs=3", "logger=none",
-    "callbacks.cycle._target_=small.EveryEpoch",
+    "callbacks.cycle._target_=helpers.small_runs.EveryEpoch",
 )  # fmt: skip
 
 
@@ -91,9 +91,9 @@ def test_a_run_goes_on_with_its_threads(
     (tmp_path / "evaluated").mkdir()
     last = f"ckpt_path={whole / 'checkpoints' / 'last.ckpt'}"
     cpu = (last, "trainer.accelerator=cpu")
-    used, evaluation_of = [], outcome.evaluation_of
+    used, evaluation_of = [], results.evaluation_of
     monkeypatch.setattr(
-        outcome, "evaluation_of", lambda of: (used.append(torch.get_num_threads()), evaluation_of(of))[1]
+        results, "evaluation_of", lambda of: (used.append(torch.get_num_threads()), evaluation_of(of))[1]
     )
     evaluated = evaluate(config(*cpu, name="evaluate", small=False, run_dir="evaluated"))
     assert evaluated == metrics

@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from helpers.small_runs import AfterEpoch, build, fit
 from omegaconf import DictConfig, OmegaConf
-from small import AfterEpoch, build, fit
 from torch import Tensor, nn
 
+from attnmosaic.config.operations import OPERATIONS
+from attnmosaic.core.errors import RunError, UserError
 from attnmosaic.data.datamodule import SPLITS
-from attnmosaic.data.operations import OPERATIONS
-from attnmosaic.errors import RunError, UserError
 from attnmosaic.training.two_outputs import TwoOutputModule
 
 Config = Callable[..., DictConfig]
 Train = Callable[..., dict[str, float]]
 SUM, PRODUCT = "experiment=mnist_sum", "experiment=mnist_product"
 QUIET = ("logger=none", *(f"callbacks.{name}=null" for name in ("last", "cycle", "tables", "pictures")))
-EVERY_EPOCH = "callbacks.cycle._target_=small.EveryEpoch"
+EVERY_EPOCH = "callbacks.cycle._target_=helpers.small_runs.EveryEpoch"
 
 
 def weights(module: nn.Module) -> Tensor:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from helpers.small_runs import fit
 from omegaconf import DictConfig
-from small import fit
 from torch import Tensor
 
 from attnmosaic.training import workers

@@ -8,17 +8,22 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from attnmosaic.errors import UserError
-from attnmosaic.files import UNFINISHED
+from attnmosaic.core.errors import UserError
+from attnmosaic.core.files import UNFINISHED
 from attnmosaic.training.base import RunModule
 
 
 class LastCheckpoint(ModelCheckpoint):
     """Keeps ``last.ckpt``, which every epoch replaces, and as ``before_last.ckpt`` the one before.
 
+    Attributes:
+        written_last: the trainer calls this callback after all others.
+
     Raises:
         UserError: another callback would write files of these names into the same folder.
     """
+
+    written_last = True
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)

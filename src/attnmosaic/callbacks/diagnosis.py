@@ -5,12 +5,12 @@ import logging
 import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 
-from attnmosaic.callbacks.harmless import harmless
+from attnmosaic.callbacks.csv_tables import RunTables
 from attnmosaic.callbacks.history import History
-from attnmosaic.callbacks.tables import RunTables
+from attnmosaic.callbacks.nonfatal import harmless
+from attnmosaic.cli.progress import finding_level
 from attnmosaic.data.datamodule import SPLITS
-from attnmosaic.diagnosis import Chance, findings, is_idle, stalled
-from attnmosaic.progress import finding_level
+from attnmosaic.runs.diagnosis import Chance, findings, is_idle, stalled
 from attnmosaic.training.base import RunModule
 
 log = logging.getLogger(__name__)
@@ -20,14 +20,10 @@ class Diagnosis(pl.Callback):
     """Logs once that a stage of Where, What or both changed nothing, and finds at the end what a run did not learn.
 
     It reads the rows of `RunTables`, so a resumed run ends with the same findings; without that callback it judges the
-    final metrics alone.
-
-    Attributes:
-        findings: at the end of the run, a line each; see `attnmosaic.diagnosis.findings`.
+    final metrics alone. The findings are those of `attnmosaic.runs.diagnosis.findings`; the module keeps them.
     """
 
     def __init__(self) -> None:
-        self.findings: tuple[str, ...] = ()
         self._reported: set[tuple[str, ...]] = set()
 
     @harmless
@@ -49,18 +45,12 @@ class Diagnosis(pl.Callback):
         if trainer.state.fn == TrainerFn.FITTING:
             return
         config, final = pl_module.hparams["config"], pl_module.epoch_metrics
-        self.findings = findings(config, list(_rows(trainer)), final, _chances(pl_module))
+        pl_module.findings = findings(config, list(_rows(trainer)), final, _chances(pl_module))
 
 
 def _rows(trainer: pl.Trainer) -> History:
     tables = [callback for callback in trainer.callbacks if isinstance(callback, RunTables)]  # type: ignore[attr-defined]
     return tables[0].rows["metrics"] if tables else History(())
-
-
-def findings_of(trainer: pl.Trainer) -> tuple[str, ...]:
-    """Returns what a run's `Diagnosis` found when it ended; nothing without that callback."""
-    found = [callback.findings for callback in trainer.callbacks if isinstance(callback, Diagnosis)]  # type: ignore[attr-defined]
-    return found[0] if found else ()
 
 
 def _chances(module: RunModule) -> dict[str, Chance]:

@@ -9,18 +9,12 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.trainer.states import TrainerFn
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from attnmosaic.cli.progress import OF_SWEEP, shown
+from attnmosaic.core.text import share, short
 from attnmosaic.data.datamodule import SPLITS
-from attnmosaic.progress import OF_SWEEP, shown
 from attnmosaic.training.base import RunModule
-from attnmosaic.watch import share, short
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +25,7 @@ class RunProgress(ProgressBar):
     Where there is no terminal, or a sweep has it, there is no bar. One line an evaluation goes to the log in any case.
 
     Args:
-        mode: ``auto``, ``live``, ``lines`` or ``quiet``; see `attnmosaic.progress`.
+        mode: ``auto``, ``live``, ``lines`` or ``quiet``; see `attnmosaic.cli.progress`.
     """
 
     def __init__(self, mode: str = "auto") -> None:

@@ -14,21 +14,19 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from attnmosaic.data.ahead import placed
-from attnmosaic.data.blocks import EpochBlocks, block_loader, row_loader
-from attnmosaic.data.classes import split_classes
+from attnmosaic.config.classes import split_classes
+from attnmosaic.core.errors import not_among
+from attnmosaic.data.host_pool import placed
 from attnmosaic.data.mosaics import Mosaics, draw_mosaics
 from attnmosaic.data.pool import Pool
+from attnmosaic.data.sampler import EpochBlocks, block_loader, row_loader
 from attnmosaic.data.weights import Decree
-from attnmosaic.errors import not_among
 
 SPLITS = ("train", "test", "held_out")
 """`test` is drawn from the training pool (published protocol), `held_out` from patches never trained on."""
 
-
 BLOCK_VALUES = 2**26
 """Values of patches a block on a CPU: about a second of a ConvNet's training, a whole epoch of 2-D points."""
-
 
 STEP_WEIGHTS = 2**22
 """Attention weights an evaluation step, at most: several copies of them are at hand at a time."""

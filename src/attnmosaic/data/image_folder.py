@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from attnmosaic.data.decode import UnreadableError, open_image, open_regular, printable
-from attnmosaic.data.folder_layout import Listing, beside, check_folder, find_splits, list_images, report_skipped
+from attnmosaic.config.image_folders import Listing, beside, check_folder, find_splits, list_images, report_skipped
+from attnmosaic.core.errors import UserError
+from attnmosaic.core.files import locked
+from attnmosaic.data.image_files import UnreadableError, open_image, open_regular, printable
 from attnmosaic.data.images import ImageMosaics
-from attnmosaic.data.locks import locked
 from attnmosaic.data.pool import Pool, split_pool
 from attnmosaic.data.sources import Images
-from attnmosaic.errors import UserError
 
 CACHE_FORMAT = 1
 """Raised whenever what a cache file holds changes, so that old ones are not read."""

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from attnmosaic.core.errors import UserError
 from attnmosaic.data.datamodule import MosaicDataModule
 from attnmosaic.data.pool import Pool, split_pool
 from attnmosaic.data.sources import Images, image_pool, load_digits, load_set, lock_folder, per_channel
-from attnmosaic.errors import UserError
 
 
 class ImageMosaics(MosaicDataModule):

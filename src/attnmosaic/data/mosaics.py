@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from attnmosaic.core.errors import UserError
 from attnmosaic.data.pool import Pool
-from attnmosaic.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,13 +14,13 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from attnmosaic.data.ahead import placed
-from attnmosaic.data.blocks import EpochBlocks, block_loader, row_loader
+from attnmosaic.config.operations import OPERATIONS, Operation
+from attnmosaic.core.errors import UserError
 from attnmosaic.data.datamodule import SPLITS
-from attnmosaic.data.operations import OPERATIONS, Operation
+from attnmosaic.data.host_pool import placed
 from attnmosaic.data.pool import Pool, split_pool
+from attnmosaic.data.sampler import EpochBlocks, block_loader, row_loader
 from attnmosaic.data.sources import Images, image_pool, load_digits, load_set, lock_folder, per_channel
-from attnmosaic.errors import UserError
 
 
 def resize(pixels: UInt8[Tensor, "U H W C"], height: int, width: int) -> UInt8[Tensor, "U {height} {width} C"]:

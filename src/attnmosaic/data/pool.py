@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attnmosaic.errors import UserError
+from attnmosaic.core.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from attnmosaic.data.locks import locked
+from attnmosaic.core.errors import UserError
+from attnmosaic.core.files import locked
 from attnmosaic.data.pool import Pool
-from attnmosaic.errors import UserError
 
 DOWNLOAD_ERRORS = (OSError, RuntimeError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile)
 """What a download or a broken archive raises; anything else is a mistake in the data set's own code."""

@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
-from attnmosaic.errors import UserError
+from attnmosaic.core.errors import UserError
 
 
 @runtime_checkable

@@ -10,7 +10,6 @@ from attnmosaic.nn.objectives import attention_entropy
 COUNTS = ("ftpt", "ffpt", "ftpf", "ffpf")
 """Focus true or false (F.) crossed with prediction true or false (P.)."""
 
-
 ROWS = 2**16
 """Mosaics whose entropies are computed at a time: all at once would take twice the memory of their weights."""
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from attnmosaic.reporting.formatting import measured, tick
 from attnmosaic.reporting.reading import Points
-from attnmosaic.reporting.words import measured, tick
 
 WIDTH, HEIGHT = 400, 232
 LEFT, RIGHT, TOP, BOTTOM = 46, 390, 24, 200

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from attnmosaic.reporting.charts import Ticks, round_ticks
+from attnmosaic.reporting.formatting import tick
 from attnmosaic.reporting.reading import dig, number
-from attnmosaic.reporting.words import tick
-from attnmosaic.runs import seed_name
+from attnmosaic.runs.run import seed_name
 from attnmosaic.tables.reproduced import Cell, Reproduced, Row
 
 FAR = 0.2

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from attnmosaic.drawing.palette import CELLS
-from attnmosaic.drawing.raster import Transform, columns
-from attnmosaic.record import KINDS, Looked, Record
+from attnmosaic.plotting.palette import CELLS
+from attnmosaic.plotting.tiles import Transform, columns
 from attnmosaic.reporting.pictures import Picture, aggregate_picture, mosaic_picture, plane_picture
+from attnmosaic.runs.snapshots import KINDS, Looked, Record
 
 SPLITS = ("held_out", "test", "train")
 """Unseen patches first."""

@@ -11,14 +11,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from attnmosaic import __version__
-from attnmosaic.drawing import palette
-from attnmosaic.record import RECORD, Record, read_record
+from attnmosaic.plotting import palette
 from attnmosaic.reporting.comparison import MARKS, Comparison, compare
-from attnmosaic.reporting.details import Details, details, outputs_of
+from attnmosaic.reporting.formatting import FILTERS
 from attnmosaic.reporting.gallery import gallery, share_out
 from attnmosaic.reporting.reading import Troubles, dig, span
-from attnmosaic.reporting.words import FILTERS
-from attnmosaic.runs import Run, read_plan, some_runs, sweep_of
+from attnmosaic.reporting.run_section import Details, details, outputs_of
+from attnmosaic.runs.discovery import read_plan, some_runs, sweep_of
+from attnmosaic.runs.run import Run
+from attnmosaic.runs.snapshots import RECORD, Record, read_record
 from attnmosaic.tables.reproduced import Reproduced, reproduce
 
 MOSAICS = 240

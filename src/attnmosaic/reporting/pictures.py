@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
-from attnmosaic.drawing.palette import CLASS_STYLES
-from attnmosaic.drawing.raster import Transform, columns, picture
-from attnmosaic.record import Looked, Record
+from attnmosaic.plotting.palette import CLASS_STYLES
+from attnmosaic.plotting.tiles import Transform, columns, picture
+from attnmosaic.runs.snapshots import Looked, Record
 
 LONGEST = 48
 """Pixels of the longer side of a patch, as it is kept in the page; larger ones are reduced."""

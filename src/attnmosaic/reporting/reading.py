@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from attnmosaic.commands import command
-from attnmosaic.errors import UserError
-from attnmosaic.runs import CONFIG, Run
+from attnmosaic.core.errors import UserError
+from attnmosaic.core.quoting import command
+from attnmosaic.runs.run import CONFIG, Run
 
 T = TypeVar("T")
 Points = list[tuple[float, float]]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Sweep
 
-from attnmosaic.errors import UserError
+from attnmosaic.core.errors import UserError
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

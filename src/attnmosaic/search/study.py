@@ -14,7 +14,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from attnmosaic.errors import UserError
+from attnmosaic.core.errors import UserError
 
 # Trials are told by the sweep's own display.
 optuna.logging.set_verbosity(optuna.logging.WARNING)

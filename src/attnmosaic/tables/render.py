@@ -9,7 +9,7 @@ from rich.box import SIMPLE
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from attnmosaic.console import drawn
+from attnmosaic.core.console import drawn
 from attnmosaic.tables.reproduced import Cell, Reproduced, Row
 from attnmosaic.tables.varied import short_value
 

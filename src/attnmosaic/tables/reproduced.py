@@ -12,9 +12,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from attnmosaic.config import conf_dir, register
-from attnmosaic.paths import shortest
-from attnmosaic.runs import Run, seed_name
+from attnmosaic.config.paths import shortest
+from attnmosaic.config.schema import conf_dir, register
+from attnmosaic.runs.run import Run, seed_name
 from attnmosaic.tables.published import Published, published_tables
 from attnmosaic.tables.varied import (
     Given,

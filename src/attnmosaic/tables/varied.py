@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from attnmosaic.config import decisive
-from attnmosaic.runs import Run, flat
+from attnmosaic.config.identity import decisive
+from attnmosaic.config.resolution import flat
+from attnmosaic.runs.run import Run
 
 NOT_SET = "not set"
 """The value of a key that a run's config does not have."""

@@ -13,17 +13,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric
 
-from attnmosaic.errors import RunError
-from attnmosaic.training import processes
-from attnmosaic.training.schedule import Schedule
-from attnmosaic.training.threads import save_threads
+from attnmosaic.config.schedule import Schedule
+from attnmosaic.core.errors import RunError
+from attnmosaic.training import distributed
+from attnmosaic.training.checkpointing import COMPLETE
+from attnmosaic.training.runtime import save_threads
 from attnmosaic.training.workers import Workers
 
 log = logging.getLogger(__name__)
-
-COMPLETE = "complete"
-"""In a checkpoint that was written between two epochs, and so holds the last one's rows, too: how many ``epochs`` were
-done, whether a callback had ``ended`` the run with them, and the values that callbacks monitor (``monitored``)."""
 
 
 def step_scheduler(scheduler: LRScheduler, loss: float) -> None:
@@ -47,6 +44,7 @@ class RunModule(pl.LightningModule):
         table_columns: the metrics of the table at the end of a run.
         table_caption: what the splits are, below that table.
         epoch_metrics: what this epoch measured so far, ``{"<split>/<metric>": value}``; callbacks write it down.
+        findings: what the run did not learn, a line each; the callback `Diagnosis` sets them at its end.
         workers: compute pieces of a minibatch, or of an evaluation step, at once.
     """
 
@@ -60,6 +58,7 @@ class RunModule(pl.LightningModule):
         super().__init__()
         self.seed = seed
         self.epoch_metrics: dict[str, float] = {}
+        self.findings: tuple[str, ...] = ()
         self.workers = Workers(1)
         self._stop_asked = False
         self._complete = 0
@@ -95,11 +94,11 @@ class RunModule(pl.LightningModule):
 
     def warn_of_parts(self, decomposes: bool) -> None:
         """Says so where parts of a minibatch, one a process, do not give what the whole would."""
-        if processes.count() > 1 and not decomposes:
+        if distributed.count() > 1 and not decomposes:
             log.warning(
                 "the networks mix the examples of a minibatch, or draw for them (batch normalisation, dropout): "
                 "with %d processes the numbers are not those of one",
-                processes.count(),
+                distributed.count(),
             )
 
     def on_train_epoch_start(self) -> None:
@@ -154,7 +153,7 @@ class RunModule(pl.LightningModule):
         # The last step's loss is from before that step: its weights are looked at themselves.
         weights = torch.stack([value.isfinite().all() for value in networks.state_dict().values()]).all()
         # Of several processes all come to the same answer, or one would wait for another that has ended.
-        of_all = processes.summed(torch.stack([*losses]))
+        of_all = distributed.summed(torch.stack([*losses]))
         finite = torch.cat([of_all.isfinite(), weights.view(1)]).tolist()
         if not all(finite):
             step = finite.index(False) + 1

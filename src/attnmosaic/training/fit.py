@@ -6,13 +6,13 @@ import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
-from attnmosaic.config import PRECISIONS
-from attnmosaic.errors import UserError, gpu_memory_trouble
-from attnmosaic.parallel.ranks import Place
-from attnmosaic.training import processes
+from attnmosaic.config.schema import PRECISIONS
+from attnmosaic.core.errors import UserError, gpu_memory_trouble
+from attnmosaic.training import distributed
 from attnmosaic.training.base import RunModule
-from attnmosaic.training.build import build_module
-from attnmosaic.training.make import first_line, make
+from attnmosaic.training.factory import build_module
+from attnmosaic.training.instantiation import first_line, make
+from attnmosaic.training.ranks import Place
 from attnmosaic.training.resume import check_resume
 from attnmosaic.training.trainer import build_trainer, interruptible
 
@@ -41,7 +41,7 @@ def fit(config: DictConfig, place: Place | None = None) -> tuple[pl.Trainer, Run
     module = build_module(config, data)
     if config.ckpt_path is not None:
         check_resume(config, module)
-    with processes.together(), interruptible():
+    with distributed.together(), interruptible():
         try:
             trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
         except MisconfigurationException as error:  # of a callback or logger, most of them before the first step
@@ -56,7 +56,7 @@ def fit(config: DictConfig, place: Place | None = None) -> tuple[pl.Trainer, Run
             ValueError,
         ) as error:
             # Of several processes the one that is lost is not to blame; nor is a callback for a device that is full.
-            callback = None if processes.count() > 1 or gpu_memory_trouble(error) else _raised_by(error)
+            callback = None if distributed.count() > 1 or gpu_memory_trouble(error) else _raised_by(error)
             if callback is None:
                 raise
             raise UserError(

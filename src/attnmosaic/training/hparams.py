@@ -6,8 +6,8 @@ from typing import Any
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import hparams
 
-from attnmosaic.config import networks_of
-from attnmosaic.runs import Run
+from attnmosaic.config.schema import networks_of
+from attnmosaic.runs.run import Run
 from attnmosaic.tables.varied import Given, comparable, key_of, path_of
 
 FIRST = (

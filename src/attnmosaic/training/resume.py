@@ -7,14 +7,15 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from attnmosaic.commands import in_shell, to_type
-from attnmosaic.config import config_hash, decisive, networks_of, other_networks
-from attnmosaic.errors import UserError
-from attnmosaic.paths import shortest
-from attnmosaic.runs import CHECKPOINTS, LAST, flat
-from attnmosaic.training.base import COMPLETE, RunModule
-from attnmosaic.training.checkpoint import check_weights_fit
-from attnmosaic.training.saved import read_saved
+from attnmosaic.config.identity import config_hash, decisive
+from attnmosaic.config.paths import shortest
+from attnmosaic.config.resolution import flat
+from attnmosaic.config.schema import networks_of, other_networks
+from attnmosaic.core.errors import UserError
+from attnmosaic.core.quoting import in_shell, to_type
+from attnmosaic.runs.run import CHECKPOINTS, LAST
+from attnmosaic.training.base import RunModule
+from attnmosaic.training.checkpointing import COMPLETE, check_weights_fit, read_saved
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
-from attnmosaic.errors import UserError
+from attnmosaic.core.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from attnmosaic.config.schedule import Stage
 from attnmosaic.nn.attention import WhereWhat
-from attnmosaic.training import processes
-from attnmosaic.training.frozen import FrozenWhere, rows_per_piece
-from attnmosaic.training.schedule import Stage
+from attnmosaic.training import distributed
+from attnmosaic.training.attention_cache import FrozenWhere, rows_per_piece
 from attnmosaic.training.workers import add_up, flop_of, gradients, with_gradients
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -98,7 +98,7 @@ class Steps:
         """
         for optimizer in optimizers:
             optimizer.zero_grad()
-        mine, own = processes.share(rows)
+        mine, own = distributed.share(rows)
         n, of_pool = self._pieces(mine, stage)
         if n == 1 and of_pool < 2:
             seen = [self._whole(mine, stage, len(rows), own, backward)]
@@ -106,7 +106,7 @@ class Steps:
             seen = self._in_pieces(mine.chunk(n), of_pool, stage, len(rows), own, learning, backward)
         for optimizer, parameters in zip(optimizers, learning, strict=True):
             parameters = list(parameters)
-            processes.sum_gradients(parameters)
+            distributed.sum_gradients(parameters)
             if self.clip_norm is not None:
                 nn.utils.clip_grad_norm_(parameters, self.clip_norm)
             optimizer.step()

@@ -12,14 +12,13 @@ from lightning_fabric.plugins.io import TorchCheckpointIO
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, OnExceptionCheckpoint, ProgressBar, Timer
 
-from attnmosaic.callbacks.checkpoints import LastCheckpoint
-from attnmosaic.config import metrics_of
+from attnmosaic.config.schema import metrics_of
+from attnmosaic.core.errors import UserError, not_among
 from attnmosaic.data.datamodule import SPLITS
-from attnmosaic.errors import UserError, not_among
-from attnmosaic.parallel.ranks import Place
-from attnmosaic.training.checkpoint import WholeCheckpoints
-from attnmosaic.training.make import make
-from attnmosaic.training.processes import SharedSteps
+from attnmosaic.training.checkpointing import WholeCheckpoints
+from attnmosaic.training.distributed import SharedSteps
+from attnmosaic.training.instantiation import make
+from attnmosaic.training.ranks import Place
 from attnmosaic.training.slurm import DeafToTerm, slurm_environment
 
 
@@ -44,7 +43,7 @@ def build_trainer(config: DictConfig, precision: str, place: Place | None = None
     callbacks = _instances("callbacks", config.get("callbacks"))
     _check_monitored(config, callbacks)
     # Written last, it holds the states of all other checkpoint callbacks: a run that resumes from it is past theirs.
-    callbacks.sort(key=lambda callback: isinstance(callback, LastCheckpoint))
+    callbacks.sort(key=lambda callback: getattr(callback, "written_last", False))
     given: dict[str, Any] = {
         "precision": precision,
         "logger": _instances("logger", config.get("logger")) or False,

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from attnmosaic.config import two_output_metrics
+from attnmosaic.config.operations import Operation
+from attnmosaic.config.schedule import Schedule
+from attnmosaic.config.schema import two_output_metrics
 from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.data.numbers import Batch, Examples, NumbersDataModule
-from attnmosaic.data.operations import Operation
 from attnmosaic.metrics.two_outputs import TwoOutputMetrics
-from attnmosaic.training import processes
+from attnmosaic.training import distributed
 from attnmosaic.training.base import RunModule, step_scheduler
-from attnmosaic.training.schedule import Schedule
 from attnmosaic.training.workers import add_up, flop_of, gradients, with_gradients
 
 
@@ -143,7 +143,7 @@ class TwoOutputModule(RunModule):
         self._seen.clear()
 
     def training_step(self, rows: Tensor, batch_idx: int) -> Tensor:
-        mine, own = processes.share(rows)
+        mine, own = distributed.share(rows)
         loss, classes = self._in_pieces(mine)
         self._seen.append(_Seen(loss.detach(), classes[:, :own]))
         return loss if own == len(rows) else loss * (own / len(rows))
@@ -164,7 +164,7 @@ class TwoOutputModule(RunModule):
         return with_gradients(torch.stack(losses).sum(), parameters, add_up(parts)), torch.cat(classes, dim=1)
 
     def on_after_backward(self) -> None:
-        processes.sum_gradients(self.network.parameters())
+        distributed.sum_gradients(self.network.parameters())
 
     def _look(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns the mean loss of some examples, and the classes as `_Seen` has them."""
@@ -181,7 +181,7 @@ class TwoOutputModule(RunModule):
     def _finish_epoch(self) -> None:
         """Runs after the epoch's last step, so that validation and checkpoints only see finite weights."""
         self.check_finite([seen.loss for seen in self._seen], self.network)
-        processes.average_buffers(self.network)
+        distributed.average_buffers(self.network)
         classes = torch.cat([seen.classes for seen in self._seen], dim=1)
         losses = torch.stack([seen.loss for seen in self._seen]).double()
         sizes = losses.new_tensor([seen.classes.shape[1] for seen in self._seen])
@@ -215,7 +215,7 @@ class TwoOutputModule(RunModule):
 
     def validation_step(self, rows: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
         split = SPLITS[dataloader_idx]
-        mine, own = processes.share(rows)
+        mine, own = distributed.share(rows)
         pieces = mine.chunk(self.workers.pieces(len(mine) * self._flop))
         seen = self.workers.map(
             lambda piece: self._look(self.examples[split].take(piece, self.dtype_of_images)), pieces

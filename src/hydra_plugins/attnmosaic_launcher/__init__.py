@@ -35,10 +35,10 @@ class AttnmosaicLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         if find_spec("hydra_plugins.hydra_joblib_launcher") is None:
-            from attnmosaic.extras import missing_packages
+            from attnmosaic.core.extras import missing_packages
 
             raise missing_packages("hydra/launcher=joblib", "parallel")
-        from attnmosaic.parallel.server import start_server
+        from attnmosaic.sweeps.server import start_server
 
         start_server()
         self.hydra_context = hydra_context
@@ -49,9 +49,10 @@ class AttnmosaicLauncher(Launcher):
         import cloudpickle
         from joblib import Parallel, cpu_count, delayed
 
-        from attnmosaic.parallel.jobs import Jobs
-        from attnmosaic.parallel.plan import asked_threads, devices, free_gb, groups, plan, visible_gpus
-        from attnmosaic.parallel.ranks import processes_of
+        from attnmosaic.config.schema import processes_of
+        from attnmosaic.core.resources import asked_threads, free_gb, visible_gpus
+        from attnmosaic.sweeps.allocation import devices, groups, plan
+        from attnmosaic.sweeps.local import Jobs
 
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)

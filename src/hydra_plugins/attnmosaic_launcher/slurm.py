@@ -24,8 +24,8 @@ class AttnmosaicSlurmLauncher(Launcher):
         self.asked = asked
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from attnmosaic.errors import UserError
-        from attnmosaic.extras import missing_packages
+        from attnmosaic.core.errors import UserError
+        from attnmosaic.core.extras import missing_packages
 
         launcher = "hydra/launcher=submitit_slurm"
         if None in map(find_spec, ("submitit", "hydra_plugins.hydra_submitit_launcher")):
@@ -35,7 +35,7 @@ class AttnmosaicSlurmLauncher(Launcher):
                 f"{launcher}: there is no {missing[0]} here; type it on a machine that submits to Slurm, "
                 "or hydra/launcher=joblib for jobs on this one"
             )
-        from attnmosaic.parallel.slurm import SlurmJobs, parameters
+        from attnmosaic.sweeps.slurm import SlurmJobs, parameters
 
         self.jobs = SlurmJobs(task_of(task_function), parameters(self.asked, config), hydra_context, config)
 

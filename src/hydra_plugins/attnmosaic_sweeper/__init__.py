@@ -25,8 +25,8 @@ class AttnmosaicSweeper(Sweeper):
         self.options = options
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from attnmosaic.errors import UserError
-        from attnmosaic.extras import missing_packages
+        from attnmosaic.core.errors import UserError
+        from attnmosaic.core.extras import missing_packages
 
         if find_spec("optuna") is None:
             raise missing_packages("hydra/sweeper=optuna", "search")
@@ -40,8 +40,8 @@ class AttnmosaicSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Searches; returns the best value."""
-        from attnmosaic.search.loop import Search
         from attnmosaic.search.options import Options
+        from attnmosaic.search.search import Search
 
         loader = self.hydra_context.config_loader
         return Search(Options.of(self.options), self.config, loader, self.launcher, arguments).run()

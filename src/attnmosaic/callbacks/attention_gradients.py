@@ -1,0 +1,130 @@
+"""The gradient curves of document 000, written while a run trains."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from attnmosaic.callbacks.history import History
+from attnmosaic.callbacks.nonfatal import check_count, harmless
+from attnmosaic.metrics.gradients import alpha_gradients, foreground_and_background
+from attnmosaic.training import distributed
+from attnmosaic.training.stagewise import StagewiseModule
+
+COLUMNS = ("epoch", "stage", "mosaics", "foreground", "background")
+SIDES = COLUMNS[3:]
+
+
+class AlphaGradients(pl.Callback):
+    """Measures the loss's gradient with respect to the attention weights before training and after every epoch.
+
+    It is measured with the weights as they are then, both networks in eval mode; see `mean_alpha_gradients`. It goes
+    to ``gradients.csv`` as a row (epochs done; the stage that ended, empty before the first epoch; over how many
+    mosaics; ``foreground``, ``background``) and to every logger as ``gradient/foreground`` and
+    ``gradient/background``. The rows travel in the checkpoint, as those of `RunTables`. Training stays as it is
+    without this callback, bit for bit. Runs without a pair it leaves alone.
+
+    Args:
+        folder: where the file goes.
+        mosaics: how many training mosaics, the first ones, to measure; None for all, which is a pass over them.
+
+    Raises:
+        UserError: that is no count.
+    """
+
+    def __init__(self, folder: str | Path, mosaics: int | None = None) -> None:
+        if mosaics is not None:
+            check_count("gradients.mosaics", mosaics)
+        self.path = Path(folder) / "gradients.csv"
+        self.mosaics = mosaics
+        self.columns: tuple[str, ...] = COLUMNS
+        self.rows = History(self.columns)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if isinstance(pl_module, StagewiseModule) and pl_module.scale == "smoke":
+            self.columns = (*COLUMNS, "scale")
+        if not self.rows:
+            self.rows = History(self.columns)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the rows; see `History`."""
+        return self.rows.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows.load_state_dict(state_dict)
+
+    @harmless
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not isinstance(pl_module, StagewiseModule):
+            return
+        if trainer.is_global_zero:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, self.columns)
+                writer.writeheader()
+                writer.writerows(self.rows)
+        if not self.rows:
+            self._measure(trainer, pl_module, pl_module.current_epoch)
+
+    @harmless
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if isinstance(pl_module, StagewiseModule):
+            self._measure(trainer, pl_module, pl_module.epochs_done)
+
+    def _measure(self, trainer: pl.Trainer, module: StagewiseModule, epochs: int) -> None:
+        # Under the run's precision: the scores that this leaves in `FrozenWhere` are what a What stage trains with.
+        with trainer.precision_plugin.val_step_context():
+            foreground, background = mean_alpha_gradients(module, self.mosaics).tolist()
+        stage = module.schedule.stage(epochs - 1).name.lower() if epochs else ""
+        n = min(self.mosaics or len(module.mosaics["train"]), len(module.mosaics["train"]))
+        row: dict[str, Any] = dict(zip(COLUMNS, (epochs, stage, n, foreground, background), strict=True))
+        if module.scale == "smoke":
+            row["scale"] = "smoke"
+        self.rows.append(row)
+        if trainer.is_global_zero:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self.columns).writerow(row)
+        for logger in trainer.loggers:
+            logger.log_metrics({f"gradient/{side}": row[side] for side in SIDES}, step=epochs)
+
+
+def mean_alpha_gradients(module: StagewiseModule, mosaics: int | None = None) -> Float[Tensor, "2"]:
+    """Averages the gradient over training mosaics, for the foreground and for the background (document 000).
+
+    ``grad_alpha_fg`` is the sum over the N training mosaics of d(loss of that mosaic) / d(alpha of its foreground
+    patch), divided by N; ``grad_alpha_bg`` the same, summed over its P - 1 background patches. The loss is the run's
+    whole objective. Mosaics are taken in pieces, as their patches together may not fit the memory.
+
+    Args:
+        module: while it is fitted; with all mosaics, nothing it has computed and kept (`FrozenWhere`) may be from
+            before the where network last changed.
+        mosaics: take the first ones only; None takes all.
+
+    Returns:
+        ``grad_alpha_fg`` and ``grad_alpha_bg``, in float64.
+    """
+    data, frozen, what = module.mosaics["train"], module.frozen_where, module.pair.what
+    n = min(mosaics or len(data), len(data))
+    sums = torch.zeros(2, dtype=torch.float64, device=data.index.device)
+    training = what.training
+    what.eval()
+    mine, own = distributed.share(torch.arange(n, device=data.index.device))
+    pieces = mine[:own].split(frozen.mosaics_per_piece("train"))
+
+    def measure(rows: Tensor) -> Tensor:
+        patches = data.patches(rows, frozen.dtype)
+        # Over all mosaics it pays to score each unique patch of the pool once.
+        alpha = frozen.weights(data, rows) if mosaics is None else frozen.fresh_weights(data, patches, rows)
+        gradient = alpha_gradients(what, module.objective, alpha, patches, data.label[rows])
+        return torch.stack([side.double().sum() for side in foreground_and_background(gradient, data.foreground[rows])])
+
+    with data.ahead(pieces):
+        # The first piece has the pool scored, which the others share.
+        for part in [measure(rows) for rows in pieces[:1]] + module.workers.map(measure, pieces[1:]):
+            sums += part
+    what.train(training)
+    return distributed.summed(sums) / n

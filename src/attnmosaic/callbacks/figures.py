@@ -1,0 +1,45 @@
+"""The figures of a run, drawn when it ends."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytorch_lightning as pl
+from pytorch_lightning.trainer.states import TrainerFn
+
+from attnmosaic.core.errors import not_among
+from attnmosaic.plotting.style import DEFAULT_FORMATS, FORMATS
+
+log = logging.getLogger(__name__)
+
+
+class RunPictures(pl.Callback):
+    """Draws all figures of a run after its last pass, from what the other callbacks have left in its folder.
+
+    It has to stand after those that write there. See `attnmosaic.plotting.run.draw_run`; ``python -m attnmosaic.draw``
+    draws them again. A figure that fails is logged, and costs nothing else.
+
+    Args:
+        folder: the run's folder.
+        formats: of the figures, some of png, pdf and svg.
+
+    Raises:
+        UserError: there is no such format.
+    """
+
+    def __init__(self, folder: str | Path, formats: str | Sequence[str] = DEFAULT_FORMATS) -> None:
+        self.folder = Path(folder)
+        self.formats = (formats,) if isinstance(formats, str) else tuple(formats)
+        for form in self.formats:
+            if form not in FORMATS:
+                raise not_among("callbacks.pictures.formats", form, FORMATS)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING or not trainer.is_global_zero:
+            return
+        try:
+            from attnmosaic.plotting.run import draw_run
+
+            draw_run(self.folder, self.formats)
+        except Exception:  # no picture is worth a run
+            log.warning("the figures could not be drawn", exc_info=True)

@@ -1,0 +1,242 @@
+"""What TensorBoard shows of a run beside its scalars."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import yaml
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.trainer.states import TrainerFn
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.plugins.custom_scalar import layout_pb2, metadata
+from torch import Tensor
+
+from attnmosaic.callbacks.nonfatal import check_count, harmless
+from attnmosaic.callbacks.snapshots import look, looked, plane_of
+from attnmosaic.config.schedule import Stage
+from attnmosaic.data.datamodule import SPLITS
+from attnmosaic.plotting import point_tiles, tiles
+from attnmosaic.training.base import RunModule
+from attnmosaic.training.stagewise import StagewiseModule
+
+IMAGES = 10
+"""How many pictures of a tag TensorBoard keeps, if not told otherwise."""
+
+BINS = 50
+"""Of the histograms, from 0 to 1."""
+
+SHOWN = ("train", "held_out")
+
+STRIP, BASE = "stage/strip", "stage/base"
+"""Scalars with a strip between them, above the curves of a chart, in the epochs in which Where alone learns."""
+
+ABOVE, HEIGHT = 1.05, 0.08
+"""Where the strip lies. Shades as high as the curves would hide them where many runs are shown."""
+
+
+class Dashboards(pl.Callback):
+    """Fills TensorBoard's dashboards.
+
+    Custom Scalars: the published plots of a pair's run, the four focus/prediction shares and the largest weight above
+    and below one half, of each split, a strip above them where Where learns (of two outputs: their accuracies).
+    Histograms, at each evaluation: the attention weight of the foreground, and the largest one.
+    Images, at chosen epochs: mosaics with their weights, the same ones each time; of 2-D points also what the networks
+    make of the plane. Text: the config.
+
+    Without a `TensorBoardLogger` it does nothing. Training stays as it is without it, bit for bit.
+
+    Args:
+        mosaics: how many of either split of `SHOWN` to show.
+        every_n_epochs: when to; None for the ends of as many cycles of stages as TensorBoard keeps pictures. Those of
+            the last epoch are always among them.
+
+    Raises:
+        UserError: one of these is no count.
+    """
+
+    def __init__(self, mosaics: int = 6, every_n_epochs: int | None = None) -> None:
+        check_count("dashboards.mosaics", mosaics)
+        if every_n_epochs is not None:
+            check_count("dashboards.every_n_epochs", every_n_epochs)
+        self.mosaics = mosaics
+        self.every_n_epochs = every_n_epochs
+        self._histograms: dict[str, Tensor] = {}
+        self._drawn = self._measured = 0
+
+    # ---- once
+
+    @harmless
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, RunModule)
+        for writer in _writers(trainer):
+            # What an earlier beginning wrote here, after the checkpoint that this one goes on from, no longer counts.
+            after = trainer.current_epoch + 1 if trainer.current_epoch else 0
+            writer.file_writer.add_event(Event(step=after, session_log=SessionLog(status=SessionLog.START)))
+            writer.file_writer.add_summary(_layout_summary(layout(pl_module)))
+            config = yaml.safe_dump(pl_module.hparams["config"], sort_keys=False)
+            writer.add_text("config", "".join(f"    {line}\n" for line in config.splitlines()), after)
+        self._draw(trainer, pl_module, trainer.current_epoch)
+
+    # ---- at evaluations
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._histograms = {}
+
+    @harmless
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        wanted = trainer.state.fn == TrainerFn.FITTING and any(_writers(trainer))
+        if not wanted or not isinstance(pl_module, StagewiseModule):
+            return
+        split = list(pl_module.evaluations)[dataloader_idx]
+        alpha = outputs["alpha"].float()
+        foreground = pl_module.mosaics[split].foreground[batch].unsqueeze(1)
+        for name, values in (("foreground", alpha.gather(1, foreground)), ("largest", alpha.amax(dim=1))):
+            # Added up on the device, and fetched once an evaluation. (`histc` is not deterministic on GPUs.)
+            # Weights that are no numbers end the run elsewhere, with an answer to them.
+            places = (values.flatten().nan_to_num() * BINS).long().clamp(0, BINS - 1)
+            counts = torch.bincount(places, minlength=BINS)
+            sums = torch.stack([values.sum(), values.square().sum()])
+            tag = f"{split}/alpha_{name}"
+            self._histograms[tag] = self._histograms.get(tag, 0) + torch.cat([counts, sums])
+
+    @harmless
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not isinstance(pl_module, StagewiseModule):
+            return
+        if self._measured != pl_module.epochs_done:  # not again in the last pass
+            self._measured = pl_module.epochs_done
+            for writer in _writers(trainer):
+                for split in SPLITS:
+                    below = 1 - pl_module.epoch_metrics[f"{split}/confident"]
+                    writer.add_scalar(f"{split}/not_confident", below, pl_module.epochs_done)
+        if not self._histograms:
+            return
+        fetched = torch.stack([*self._histograms.values()]).cpu().double().numpy()
+        limits = np.linspace(0, 1, BINS + 1)
+        for writer in _writers(trainer):
+            for tag, (*counts, total, squares) in zip(self._histograms, fetched, strict=True):
+                writer.add_histogram_raw(
+                    tag, 0.0, 1.0, sum(counts), total, squares, limits[1:].tolist(), counts, pl_module.epochs_done
+                )
+        self._histograms = {}
+
+    # ---- at chosen epochs
+
+    @harmless
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, RunModule)
+        schedule = pl_module.schedule
+        for writer in _writers(trainer):
+            alone = schedule.stage(trainer.current_epoch) is Stage.WHERE
+            writer.add_scalar(STRIP, ABOVE + HEIGHT * alone, pl_module.epochs_done)
+            writer.add_scalar(BASE, ABOVE, pl_module.epochs_done)
+        epochs = trainer.max_epochs or schedule.epochs
+        if pl_module.epochs_done in chosen_epochs(epochs, schedule.cycle, self.every_n_epochs):
+            self._draw(trainer, pl_module, pl_module.epochs_done)
+
+    @harmless
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, RunModule)
+        if self._drawn != trainer.current_epoch:  # it ended early
+            self._draw(trainer, pl_module, trainer.current_epoch)
+
+    def _draw(self, trainer: pl.Trainer, module: RunModule, epochs: int) -> None:
+        self._drawn = epochs
+        writers = list(_writers(trainer))
+        if not writers or not isinstance(module, StagewiseModule):
+            return
+        with trainer.precision_plugin.val_step_context():
+            pictures = dict(_pictures(module, self.mosaics))
+        for writer in writers:
+            for tag, picture in pictures.items():
+                writer.add_image(tag, np.asarray(picture), epochs, dataformats="HWC")
+
+
+def _pictures(module: StagewiseModule, n: int) -> Iterator[tuple[str, Any]]:
+    """Yields the pictures of an epoch by tag."""
+    train = module.mosaics["train"]
+    classes = train.foreground_classes
+    shape = train.pool.patch_shape
+    if shape != (2,) and len(shape) != 3:
+        return
+    plane = plane_of(module) if shape == (2,) else None
+    for split in SHOWN:
+        data = module.mosaics[split]
+        rows = torch.arange(min(n, len(data)), device=data.index.device)
+        alpha, probabilities = look(module, data, rows)
+        seen = looked(data, rows, alpha.float().cpu(), probabilities.float().cpu())
+        if plane is not None:
+            yield (
+                f"mosaics/{split}",
+                tiles.sheet([point_tiles.card(seen, i, plane, classes) for i in range(len(seen))], 2),
+            )
+        else:
+            yield f"mosaics/{split}", tiles.sheet([tiles.card(seen, i, classes) for i in range(len(seen))], 1)
+    if plane is not None:
+        yield "networks", point_tiles.networks(plane, classes, train.pool.classes)
+
+
+def chosen_epochs(epochs: int, cycle: int, every: int | None = None) -> set[int]:
+    """Returns the epochs, counted from 1, after which pictures are drawn, the last one among them.
+
+    Without `every` they are ends of cycles, evenly chosen, so that with those before training they are at most
+    `IMAGES`.
+    """
+    if every is None:
+        cycles = max(1, epochs // cycle)
+        every = cycle * -(-cycles // (IMAGES - 2))
+    return {*range(every, epochs + 1, every), epochs}
+
+
+def layout(module: RunModule) -> layout_pb2.Layout:
+    """Returns what stands on the Custom Scalars page; a strip marks where Where alone learns."""
+    if not isinstance(module, StagewiseModule):
+        outputs = tuple(name for name in module.metric_names if name != "loss")
+        return layout_pb2.Layout(category=[_category("accuracy of both outputs", outputs)])
+    return layout_pb2.Layout(
+        category=[
+            _category("focus against prediction", ("ftpt", "ffpt", "ftpf", "ffpf")),
+            _category("largest weight above or below one half", ("confident", "not_confident")),
+        ]
+    )
+
+
+def _category(title: str, metrics: Iterable[str]) -> layout_pb2.Category:
+    metrics = tuple(metrics)
+    return layout_pb2.Category(title=title, chart=[_chart(split, metrics) for split in SPLITS])
+
+
+def _chart(split: str, metrics: Iterable[str]) -> layout_pb2.Chart:
+    # Charts with margins can shade, and do not smooth; a line is one whose margins are itself.
+    line = layout_pb2.MarginChartContent.Series
+    series = [line(value=tag, lower=tag, upper=tag) for tag in (f"{split}/{metric}" for metric in metrics)]
+    series.append(line(value=BASE, lower=BASE, upper=STRIP))
+    content = layout_pb2.MarginChartContent(series=series)
+    return layout_pb2.Chart(title=split.replace("_", " "), margin=content)
+
+
+def _layout_summary(content: layout_pb2.Layout) -> Summary:
+    """Wraps a layout as TensorBoard wants it; its own function for that needs TensorFlow."""
+    packed = TensorProto(dtype="DT_STRING", string_val=[content.SerializeToString()], tensor_shape=TensorShapeProto())
+    plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME)
+    value = Summary.Value(tag=metadata.CONFIG_SUMMARY_TAG, tensor=packed, metadata=SummaryMetadata(plugin_data=plugin))
+    return Summary(value=[value])
+
+
+def _writers(trainer: pl.Trainer) -> Iterator[Any]:
+    """Yields the `SummaryWriter` of each TensorBoard logger, in the process that writes."""
+    if trainer.is_global_zero:
+        yield from (logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger))

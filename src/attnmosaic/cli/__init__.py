@@ -1,0 +1,1 @@
+"""What all commands share: running one, its user errors, its progress, its help. Imports no torch."""

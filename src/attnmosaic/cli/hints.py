@@ -1,0 +1,144 @@
+"""What to type instead of an override that Hydra does not take."""
+
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from attnmosaic.config.schema import conf_dir
+from attnmosaic.core.errors import nearest, not_among
+from attnmosaic.core.quoting import as_override, in_quotes, in_shell, parsed, to_type
+
+
+def advice(error: Exception, overrides: list[str]) -> str:
+    """Says in one line what Hydra or OmegaConf found wrong, and what to type instead.
+
+    Args:
+        error: what they raised.
+        overrides: the command line.
+    """
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        return _unknown_option(error.missing_cfg_file, error.options, overrides)
+    text = str(error)
+    if swept := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'", text):
+        instead = _as_text(swept[1], overrides)
+        return f"{text.splitlines()[0]}; add -m to run one job for each value{instead}"
+    if isinstance(error, OverrideParseException) and "=" not in error.override:
+        return f"{error.override}: an override is key=value, {to_type(_FIRST_KEYS[_door()], error.override)} say"
+    if isinstance(error, OverrideParseException):
+        return _not_parsed(error, overrides)
+    if "UserError raised while resolving interpolation: " in text:  # a resolver's own
+        return text.splitlines()[0].partition(": ")[2]
+    if key := re.search(r"Could not override '([\w./@]+)'", text):
+        return _unknown_key(key[1], overrides)
+    cause = error.__cause__
+    if not isinstance(cause, OmegaConfBaseException):
+        return " ".join(map(str.strip, text.splitlines()[:2]))
+    where, what = text.splitlines()[0], str(cause).splitlines()[0]
+    if cause.full_key in _SECTIONS:
+        return f"{cause.full_key}: is a section of keys; type {_SECTIONS[cause.full_key]}"
+    message = f"{cause.full_key}: {what}" if cause.full_key else f"{where} {what}"
+    return message + _key_as_text(cause.full_key, overrides)
+
+
+_FIRST_KEYS = {"train": "experiment", "evaluate": "ckpt_path", "explain": "images", "predict": "image"}
+"""What a word without a key is probably meant for, by command."""
+
+
+def _not_parsed(error: OverrideParseException, overrides: list[str]) -> str:
+    key, _, value = error.override.partition("=")
+    lists = f"; quote lists: '{key}=[a,b]'" if value.lstrip().startswith("[") else ""
+    why = str(error).splitlines()[0]
+    why = "a character that needs quotes" if why.startswith("LexerNoViableAlt") else why
+    return f"{error.override}: is not a valid override ({why}){lists}{_as_text(error.override, overrides)}"
+
+
+def _key_as_text(key: str | None, overrides: list[str]) -> str:
+    given = [each for each in overrides if key and each.lstrip("+").startswith(f"{key}=")]
+    return _as_text(given[-1], overrides) if given else ""
+
+
+def _as_text(given: str, overrides: list[str]) -> str:
+    """Returns the advice to give an override's value as text, or nothing where Hydra would not take that either."""
+    key, _, value = given.partition("=")
+    instead = f"{key}={in_quotes(value)}"  # in which an interpolation stays one
+    others = [each for each in _plain(overrides) if each != given]
+    useless = as_override(key, value) == given or parsed(instead) is None
+    if useless or (_composed(others) and not _composed([*others, instead])):
+        return ""
+    return f"; as text: {in_shell(instead)}"
+
+
+_SECTIONS = {
+    "seed": "seed.all=1",
+    "lr": "lr.what=0.01 lr.where=0.01",
+    "compute": "compute.threads=1",
+    "paths": "paths.data=DIR",
+}
+
+
+def _unknown_option(path: str, options: Iterable[str], overrides: list[str]) -> str:
+    groups = (override.partition("=")[0] for override in overrides)
+    group = max((g for g in groups if path.startswith(f"{g}/")), key=len, default=path.rpartition("/")[0])
+    folder = Path(conf_dir(), "experiment")  # the only group with choices in folders of their own
+    nested = (file.relative_to(folder).with_suffix("").as_posix() for file in sorted(folder.glob("*/*.yaml")))
+    allowed = [*options, *(nested if group == "experiment" else ())]
+    return str(not_among(group, path.removeprefix(f"{group}/"), allowed))
+
+
+def _unknown_key(key: str, overrides: list[str]) -> str:
+    known = [*_known_keys(key, overrides)]
+    close = nearest(key, known)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    node = key.rpartition(".")[0]
+    adds = f"; +{key}=... adds an argument of its _target_" if f"{node}._target_" in known else ""
+    return f"{key}: there is no such config key{hint} (--cfg job shows them all{adds})"
+
+
+def _door() -> str:
+    """Returns the name of the command's config, which is that of its module."""
+    command = Path(sys.argv[0]).stem
+    return next((door for door in ("evaluate", "explain", "predict") if command.endswith(door)), "train")
+
+
+def _known_keys(bad: str, overrides: list[str]) -> Iterable[str]:
+    """Returns every key and group that the config would have had without the bad override."""
+    config = _composed([each for each in _plain(overrides) if not each.startswith(bad)])
+    if config is None:  # another override is wrong too; then there is nothing to suggest from
+        return []
+    groups = [group for group in map(str, config.hydra.runtime.choices) if "/" not in group]
+    return [*groups, *_keys(config)]
+
+
+def _plain(words: list[str]) -> list[str]:
+    """Returns those words of a command line that are overrides of a key that is there, by one value."""
+    given = ((each, parsed(each)) for each in words if re.match(r"[\w./@]+=", each))
+    return [each for each, read in given if read is not None and not read.is_sweep_override()]
+
+
+def _composed(overrides: list[str]) -> DictConfig | None:
+    """Returns the command's config with some overrides, None where Hydra does not take them."""
+    at_work = GlobalHydra.instance().hydra  # of a sweep, which may have further jobs
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=conf_dir(), version_base="1.3"):
+            return compose(_door(), overrides, return_hydra_config=True)
+    except Exception:
+        return None
+    finally:
+        GlobalHydra.instance().hydra = at_work
+
+
+def _keys(node: DictConfig, prefix: str = "") -> Iterable[str]:
+    for name in map(str, node):
+        if name == "hydra" and not prefix:
+            continue
+        yield f"{prefix}{name}"
+        if isinstance(child := node._get_node(name), DictConfig):
+            yield from _keys(child, f"{prefix}{name}.")

@@ -1,0 +1,251 @@
+"""The config's schema: its keys and their types, and the names that follow from them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import II, MISSING, OmegaConf
+
+from attnmosaic.config.groups import options
+from attnmosaic.core.errors import UserError
+
+PRECISIONS = {"float32": "32-true", "float64": "64-true", "bfloat16": "bf16-mixed"}
+"""Our names of precisions and Lightning's."""
+
+PROGRESS = ("auto", "live", "lines", "quiet")
+"""How a run, or a sweep, tells how far it is; see `attnmosaic.cli.progress`."""
+
+METRICS = (
+    "loss", "accuracy", "focus", "ftpt", "ffpt", "ftpf", "ffpf", "confident", "foreground_weight", "entropy",
+)  # fmt: skip
+"""What is measured of a pair on each split, see `attnmosaic.metrics.focus.FocusMetrics`."""
+
+PAIR = ("what", "where")
+"""The networks of a run on mosaics; the order is that of the seeds of their first weights."""
+
+
+def networks_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the names of the networks that a run trains: those of a pair, or the one with two outputs."""
+    return ("network",) if config["model"].get("network") else PAIR
+
+
+def metrics_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns what is measured on each split of a run."""
+    if networks_of(config) == PAIR:
+        return METRICS
+    return two_output_metrics(config["data"]["operation"])
+
+
+def other_networks(config: Mapping[str, Any]) -> set[str]:
+    """Returns the names of the networks that a run does not train; what a config has of them counts for nothing."""
+    return {*PAIR, "network"} - set(networks_of(config))
+
+
+def two_output_metrics(operation: str) -> tuple[str, ...]:
+    """Returns what is measured on each split of digits and numbers, see `TwoOutputMetrics`."""
+    return ("loss", "digit_accuracy", f"{operation}_accuracy")
+
+
+def conf_dir() -> str:
+    """Returns the folder of configs: inside the installed package, or on top of the repository."""
+    inside = Path(str(files("attnmosaic"))) / "conf"
+    return str(inside if inside.is_dir() else inside.parents[2] / "conf")
+
+
+@dataclass
+class Seed:
+    all: int = 0
+    data: int = II("seed.all")
+    init: int = II("seed.all")
+    order: int = II("seed.all")
+
+
+@dataclass
+class Lr:
+    what: float = MISSING
+    where: float = MISSING
+    network: float = MISSING
+
+
+@dataclass
+class ScheduleConfig:
+    order: str = MISSING
+    k: int = MISSING
+    epochs: int = MISSING
+
+
+@dataclass
+class OptimizerConfig:
+    what: dict[str, Any] = MISSING
+    where: dict[str, Any] = MISSING
+    network: dict[str, Any] | None = field(default_factory=dict)
+    clip_norm: float | None = None
+    microbatches: int | None = None
+
+
+@dataclass
+class SchedulerConfig:
+    what: Any = None
+    where: Any = None
+    network: Any = None
+
+
+@dataclass
+class ModelConfig:
+    # What is left out is empty and not null: OmegaConf fails on overrides of keys below a null.
+    where: dict[str, Any] | None = field(default_factory=dict)
+    what: dict[str, Any] | None = field(default_factory=dict)
+    network: dict[str, Any] | None = field(default_factory=dict)
+
+
+@dataclass
+class ComputeConfig:
+    threads: int | None = None
+    matmul_precision: str = "highest"
+    engine: str = "auto"
+    pool: str = "auto"
+    cache_gb: float = 1.0
+
+
+@dataclass
+class PathsConfig:
+    data: str = MISSING
+    cache: str = MISSING
+    output: str = MISSING
+
+
+@dataclass
+class TrainConfig:
+    """A run. ``conf/train.yaml`` says what each key means."""
+
+    name: str = MISSING
+    seed: Seed = field(default_factory=Seed)
+    lr: Lr = field(default_factory=Lr)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    data: dict[str, Any] = MISSING
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: dict[str, Any] = MISSING
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    precision: str = "float32"
+    scale: str = "full"
+    at_most: dict[str, Any] = field(default_factory=dict)
+    progress: str = "auto"
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    trainer: dict[str, Any] = MISSING
+    logger: dict[str, Any] | None = None
+    callbacks: dict[str, Any] | None = None
+    ckpt_path: str | None = None
+    optimized_metric: str = "test/accuracy"
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    run_dir: str = MISSING
+
+
+def _open() -> Any:
+    """Returns an empty section that takes any key, without a ``+`` before it."""
+    return OmegaConf.create({}, flags={"struct": False})
+
+
+@dataclass
+class EvaluateConfig:
+    """An evaluation. ``conf/evaluate.yaml`` says what each key means."""
+
+    name: str = MISSING
+    ckpt_path: str = MISSING
+    data: Any = field(default_factory=_open)
+    trainer: dict[str, Any] = MISSING
+    compute: Any = field(default_factory=_open)
+    trust: Any = field(default_factory=list)
+    paths: dict[str, Any] = field(default_factory=dict)
+    run_dir: str = MISSING
+
+
+@dataclass
+class ExplainConfig:
+    """A look at images of one's own. ``conf/explain.yaml`` says what each key means."""
+
+    name: str = MISSING
+    ckpt_path: str = MISSING
+    images: str = MISSING
+    grid: int | None = None
+    device: str = "auto"
+    trust: Any = field(default_factory=list)
+    paths: dict[str, str] = field(default_factory=dict)
+    run_dir: str = MISSING
+
+
+@dataclass
+class PredictConfig:
+    """A prediction. ``conf/predict.yaml`` says what each key means."""
+
+    ckpt_path: str = MISSING
+    image: str = MISSING
+    number: int = MISSING
+    invert: bool = False
+    trust: Any = field(default_factory=list)
+
+
+def register() -> None:
+    """Makes the schemas and resolvers known to Hydra."""
+    # The row of a table that an experiment is: row1 of table1/row1.
+    OmegaConf.register_new_resolver("row", lambda name: folder_name(name).rpartition("/")[2], replace=True)
+    OmegaConf.register_new_resolver("folder", folder_name, replace=True)
+    # An argument that conf/ has for a target; it goes with the target when that is replaced, see `scaled`.
+    OmegaConf.register_new_resolver("with", lambda target, value: _node(value), replace=True)
+    OmegaConf.register_new_resolver("output_dir", output_dir, replace=True)
+    OmegaConf.register_new_resolver("options", options, replace=True)
+    store = ConfigStore.instance()
+    store.store(group="schema", name="train", node=TrainConfig)
+    store.store(group="schema", name="evaluate", node=EvaluateConfig)
+    store.store(group="schema", name="explain", node=ExplainConfig)
+    store.store(group="schema", name="predict", node=PredictConfig)
+
+
+def _node(value: Any) -> Any:
+    """Returns a resolver's value as OmegaConf wants it: as a node, if it is a list or a dict."""
+    return OmegaConf.create(value) if isinstance(value, (list, dict)) else value
+
+
+def output_dir(default: str) -> str:
+    """Returns the folder that Hydra gives to a job; without a job the default, from Python say.
+
+    Where a config is only shown (``--cfg job --resolve``) it is the folder that a run would have.
+    """
+    if not HydraConfig.initialized():
+        return default
+    hydra: Any = HydraConfig.get()
+    return str(hydra.run.dir if OmegaConf.is_missing(hydra.runtime, "output_dir") else hydra.runtime.output_dir)
+
+
+def folder_name(name: object) -> str:
+    """Returns a run's ``name``, which folders are called by, if it leads into them and nowhere else.
+
+    Raises:
+        UserError: it does not.
+    """
+    text = str(name)
+    parts = text.split("/")
+    # A folder's name has 255 bytes at most.
+    good = all(part.strip(" .") and len(part.encode(errors="replace")) <= 200 for part in parts)
+    if not good or not text.isprintable() or "\\" in text:
+        shown = ascii(text if len(text) <= 80 else f"{text[:80]} ...")
+        raise UserError(
+            f"name: got {shown}, needs a name that a folder can have, without .. and not beginning with /; "
+            "type for example name=mine"
+        )
+    return text
+
+
+def processes_of(config: Mapping[str, Any]) -> int:
+    """Returns how many processes train a run: one for each device, if the trainer's strategy is ddp."""
+    trainer = config["trainer"]
+    if trainer.get("strategy") != "ddp":
+        return 1
+    devices = trainer.get("devices", 1)
+    if isinstance(devices, int):
+        return max(1, devices)
+    return len(devices) if isinstance(devices, Sequence) and not isinstance(devices, str) else 1

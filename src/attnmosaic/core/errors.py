@@ -1,0 +1,74 @@
+"""Errors that are shown to the user as one line."""
+
+import difflib
+import re
+import sys
+from collections.abc import Iterable
+
+from attnmosaic.core.quoting import to_type
+
+
+class UserError(Exception):
+    """A slip of the user's: shown as one line without a stack trace, exit code 2.
+
+    The message names the config key, what was given, what is allowed and what to type instead.
+    """
+
+
+class BusyError(UserError):
+    """Another process is running what was asked for."""
+
+
+class RunError(Exception):
+    """A run that cannot go on, through no slip in its config: one line, exit code 1."""
+
+
+class Pruned(Exception):
+    """A trial of a search that was ended early, as it promised less than others; no failure."""
+
+
+class DiskError(RunError):
+    """A run that the disk has ended: it is as good as any, and goes on once the disk will do."""
+
+
+class JobError(Exception):
+    """A bug in a job of a sweep. Its trace is a note: the error itself may not survive the way between processes."""
+
+
+def gpu_memory_trouble(error: BaseException) -> str | None:
+    """Returns the line that reports a GPU whose memory is used up, or None for any other error. Imports no torch."""
+    torch = sys.modules.get("torch")
+    text = str(error)
+    # CUDA and its libraries take memory of their own, and report it in their own words.
+    full = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    if torch is None or not isinstance(error, RuntimeError):
+        return None
+    if not isinstance(error, torch.OutOfMemoryError) and not any(words in text for words in full):
+        return None
+    begin, free, _ = text.partition(" is free")  # what follows is about torch's allocator
+    return (
+        f"GPU memory is used up ({(begin + free).splitlines()[0]}); type compute.cache_gb=0 or a smaller "
+        "data.batch_size, and where jobs of a sweep share a GPU hydra.launcher.jobs_per_gpu=1"
+    )
+
+
+def one_line(text: str) -> str:
+    """Returns text on one line, without what would move a terminal's cursor: names in it may be anybody's."""
+    words = re.sub(r"\s*[^\S ]\s*", " ", text.strip())  # spaces stay: a name in a command has them
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in words)
+
+
+def nearest(given: object, allowed: Iterable[object], n: int = 3) -> list[str]:
+    """Returns up to n of the allowed words, those most like the given one first."""
+    words = [str(word) for word in allowed]
+    by_lower = {word.lower(): word for word in words}
+    close = difflib.get_close_matches(str(given).lower(), by_lower, n=n, cutoff=0.5)
+    return [by_lower[word] for word in close]
+
+
+def not_among(key: str, given: object, allowed: Iterable[object]) -> UserError:
+    """Makes the error for a word that is not one of those allowed, with the nearest ones."""
+    words = [str(word) for word in allowed]
+    close = nearest(given, words, n=1)
+    hint = f"; did you mean {to_type(key, close[0])}?" if close else ""
+    return UserError(f"{key}: got '{given}', allowed: {', '.join(words)}{hint}")

@@ -1,1 +1,0 @@
-"""Pictures, drawn from what lies on the disk. Nothing here imports torch; matplotlib only when a figure is drawn."""

@@ -1,0 +1,1 @@
+"""Predicting with trained pairs on a user's own images."""

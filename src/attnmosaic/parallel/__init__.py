@@ -1,1 +1,0 @@
-"""Jobs of a sweep at once: how many, and each in a fresh process."""

@@ -1,0 +1,148 @@
+"""Focus against prediction: the published plots of an experiment, and accuracy against focus."""
+
+from typing import TYPE_CHECKING, Any
+
+from attnmosaic.plotting.palette import BLUE, CELL_MARKERS, CELLS, GREY, ORANGE, SPLIT_STYLES
+from attnmosaic.plotting.source import Rows, Source, curve
+from attnmosaic.plotting.style import PAGE, entry, key, literal, over_epochs, panels_in_inches, stage_key
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SPLITS = {
+    "train": "train",
+    "test": "test: new mosaics of the training patches",
+    "held_out": "held out: mosaics of unseen patches",
+}
+
+ARGMAX = {
+    "argmax > 0.5": ("largest weight ≥ 0.5", BLUE, "-", "o"),
+    "argmax < 0.5": ("largest weight < 0.5", ORANGE, "--", "s"),
+}
+"""Label, colour, line style and marker of the published columns of how sharp the attention is."""
+
+PUBLISHED = {
+    column: (f"{cell.upper()}: {CELLS[cell][0]}", *CELLS[cell][1:], CELL_MARKERS[cell])
+    for column, cell in (
+        ("focus_true_pred_true", "ftpt"),
+        ("focus_false_pred_true", "ffpt"),
+        ("focus_true_pred_false", "ftpf"),
+        ("focus_false_pred_false", "ffpf"),
+    )
+}
+"""Those of the published columns of focus against prediction."""
+
+MANY = 40
+"""From so many points on, a curve has no markers."""
+
+
+def focus_tables(source: Source) -> dict[str, Rows]:
+    """Returns ``focus_vs_pred_<split>.csv`` of those splits that were measured."""
+    tables = {split: source.rows(f"focus_vs_pred_{split}") for split in SPLITS}
+    return {split: rows for split, rows in tables.items() if rows}
+
+
+def draw_focus(source: Source) -> "Figure":
+    """Draws document 002's plots of an experiment: raw counts against epochs, a row of panels for each split.
+
+    The left panel of a row has the mosaics whose largest weight is at least one half, and the others; the right one
+    the four kinds of focus and prediction.
+    """
+    tables = focus_tables(source)
+    most = max(sum(int(rows[0][column]) for column in ARGMAX) for rows in tables.values())
+    left = 0.3 + 0.065 * len(f"{most:,}")  # the axis' name, and its longest number
+    figure, panels = panels_in_inches(len(tables), 2, 1.42, margins=(left, 0.5, 0.78, 0.45), gaps=(0.2, 0.26))
+    columns = (ARGMAX, PUBLISHED)
+    for (split, rows), row_of_panels in zip(tables.items(), panels, strict=True):
+        mosaics = sum(int(rows[0][column]) for column in ARGMAX)
+        over_epochs(row_of_panels, source.spans, source.epochs)
+        for axes, drawn in zip(row_of_panels, columns, strict=True):
+            for column, (_, color, line, marker) in drawn.items():
+                style = {"color": color, "linestyle": line, "marker": marker if len(rows) < MANY else ""}
+                axes.plot(*curve(rows, column, "epochs"), label=column, clip_on=False, **style)
+        _count_axes(row_of_panels[0], row_of_panels[1], mosaics)
+        row_of_panels[0].set_title(SPLITS[split])
+    for axes in panels[:-1].flat:
+        axes.tick_params(labelbottom=False)
+    for axes in panels[-1]:
+        axes.set_xlabel("epoch")
+    handles = [
+        entry(label, color=color, linestyle=line, marker=marker)
+        for drawn in columns
+        for label, color, line, marker in drawn.values()
+    ]
+    stages = stage_key(source.spans)
+    key(figure, [*handles, *stages], columns=4 if stages else 3)
+    if source.heading:
+        figure.suptitle(literal(source.heading, 200), y=1 - 0.06 / figure.get_figheight(), va="top")
+    return figure
+
+
+def _count_axes(counts: "Axes", shares: "Axes", mosaics: int) -> None:
+    """Gives two panels of counts the same axis: counts stand on its left, the same as shares on its right."""
+    from matplotlib.ticker import FuncFormatter, LinearLocator
+
+    for axes, form in ((counts, lambda n, _: f"{n:,.0f}"), (shares, lambda n, _: f"{n / mosaics:.2f}")):
+        axes.set_ylim(0, mosaics)
+        axes.yaxis.set_major_locator(LinearLocator(5))
+        axes.yaxis.set_major_formatter(FuncFormatter(form))
+    counts.set_ylabel(f"of {mosaics:,} mosaics")
+    shares.set_ylabel("share of them")
+    shares.yaxis.tick_right()
+    shares.yaxis.set_label_position("right")
+    shares.spines[:].set_visible(True)
+    shares.spines[["left", "top"]].set_visible(False)
+
+
+def draw_accuracy_vs_focus(source: Source) -> "Figure":
+    """Draws accuracy against focus through training: the way in their plane, and both against epochs."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(PAGE, 3.3), layout="constrained")
+    panels: Any = figure.subplot_mosaic([["way", "accuracy"], ["way", "focus"]], width_ratios=[1, 1.1])
+    way, below = panels["way"], [panels["accuracy"], panels["focus"]]
+    over_epochs(below, source.spans, source.epochs)
+    handles = []
+    for split, (label, color, style, marker) in SPLIT_STYLES.items():
+        epochs, accuracy = curve(source.metrics, f"{split}/accuracy")
+        _, focus = curve(source.metrics, f"{split}/focus")
+        if not epochs:
+            continue
+        drawn = {"color": color, "linestyle": style, "label": label, "clip_on": False}
+        way.plot(focus, accuracy, marker=marker, markersize=2.4, markeredgewidth=0, **{**drawn, "linewidth": 1})
+        way.plot(focus[0], accuracy[0], marker, color="white", markeredgecolor=color, markersize=6, clip_on=False)
+        way.plot(focus[-1], accuracy[-1], marker, color=color, markeredgecolor="black", markersize=6.5, clip_on=False)
+        if split == "train":
+            _name_epochs(way, epochs, focus, accuracy)
+        for axes, values in zip(below, (accuracy, focus), strict=True):
+            axes.plot(epochs, values, marker=marker if len(epochs) < MANY else "", **drawn)
+        handles.append(entry(label, color=color, linestyle=style, marker=marker))
+    way.plot([0, 1], [0, 1], color=GREY, linewidth=0.6, zorder=1)
+    way.annotate(
+        "accuracy = focus", (0.97, 0.97), (-2, -4), textcoords="offset points", rotation=45, rotation_mode="anchor",
+        transform_rotates_text=True, ha="right", va="top", fontsize=6, color="0.45",
+    )  # fmt: skip
+    ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
+    way.set(xlim=(0, 1.04), ylim=(0, 1.06), xticks=ticks, yticks=ticks, aspect="equal")
+    way.set(xlabel="focus", ylabel="accuracy")
+    way.text(1, 0.02, "hollow: first measured\nframed: last\nnumbers: epochs (train)", ha="right", fontsize=6)
+    way.grid(True, axis="both")
+    for axes, name in zip(below, ("accuracy", "focus"), strict=True):
+        axes.set(ylim=(0, 1), ylabel=name)
+    below[0].tick_params(labelbottom=False)
+    below[1].set_xlabel("epoch")
+    key(figure, [*handles, *stage_key(source.spans)])
+    return figure
+
+
+def _name_epochs(axes: "Axes", epochs: list[int], x: list[float], y: list[float], apart: float = 0.13) -> None:
+    """Writes epochs beside points of a way, those too near to the last one named left out."""
+    named: list[tuple[float, float]] = []
+    for place in dict.fromkeys([0, len(epochs) - 1, *range(len(epochs))]):
+        if all(max(abs(x[place] - a), abs(y[place] - b)) >= apart for a, b in named):
+            side: Any = {"xytext": (6, 2), "ha": "left"} if x[place] < 0.1 else {"xytext": (-5, 4), "ha": "right"}
+            axes.annotate(
+                f"{epochs[place]}", (x[place], y[place]), textcoords="offset points", fontsize=6, zorder=5, **side
+            )
+            named.append((x[place], y[place]))

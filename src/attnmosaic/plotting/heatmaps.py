@@ -1,0 +1,156 @@
+"""Heat maps and matrices: of reproduced tables, and of what two outputs confuse."""
+
+import textwrap
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from attnmosaic.plotting.curves import outputs_of
+from attnmosaic.plotting.source import Source, curve
+from attnmosaic.plotting.style import COLUMN, DEFAULT_FORMATS, PAGE, Drawn, draw_all
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from attnmosaic.tables.reproduced import Reproduced
+
+
+def confusion_tables(source: Source, split: str = "held_out") -> dict[str, tuple[np.ndarray, list[str]]]:
+    """Returns for each output its counts, true values in rows and predicted ones in columns, and those values."""
+    tables = {}
+    for output in outputs_of(source):
+        if rows := source.rows(f"confusion_{output}_{split}"):
+            values = [row[f"true {output}"] for row in rows]
+            tables[output] = np.array([[int(row[value]) for value in values] for row in rows]), values
+    return tables
+
+
+def draw_confusion(source: Source, split: str = "held_out") -> "Figure":
+    """Draws the confusion matrices of both outputs, each row as shares of its true value, in percent."""
+    from matplotlib.figure import Figure
+
+    tables = confusion_tables(source, split)
+    figure = Figure(figsize=(PAGE, 4.5), layout="constrained")
+    panels: Any = figure.subplots(1, len(tables), squeeze=False, width_ratios=[1, 1.6][: len(tables)])[0]
+    for axes, (output, (counts, values)) in zip(panels, tables.items(), strict=True):
+        # A value that does not occur has a row of zeros.
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        image = axes.imshow(shares, vmin=0, vmax=1)
+        right = counts.trace() / counts.sum()
+        what = split.replace("_", "-")
+        axes.set(title=f"{output}: {right:.2%} of {counts.sum():,} {what} images right", aspect="equal", anchor="N")
+        axes.set(xlabel=f"predicted {output}", ylabel=f"true {output}")
+        size = 4.5 if len(values) > 20 else 6.5
+        turned = 90 if len(values) > 20 else 0
+        axes.set_xticks(range(len(values)), values, fontsize=size, rotation=turned)
+        axes.set_yticks(range(len(values)), values, fontsize=size)
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+        if len(values) <= 20:
+            number_cells(axes, image, 100 * shares, "{:.0f}", 6 if len(values) <= 10 else 5, at_least=0.5)
+    bar = figure.colorbar(image, ax=panels, shrink=0.4, aspect=40, location="bottom")
+    bar.set_label("share of the true value; in cells percent")
+    bar.outline.set_visible(False)
+    return figure
+
+
+def number_cells(
+    axes: "Axes", image: Any, values: np.ndarray, form: str, fontsize: float, at_least: float = -np.inf
+) -> None:
+    """Writes values into the cells of a heat map, dark on light and light on dark; what is no number is left out."""
+    shades = image.to_rgba(image.get_array())[..., :3] @ np.array([0.299, 0.587, 0.114])
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value) and value >= at_least:
+            color = "white" if shades[row, column] < 0.5 else "black"
+            axes.text(column, row, form.format(value), ha="center", va="center", color=color, fontsize=fontsize)
+
+
+def draw_tables(tables: Iterable["Reproduced"], folder: Path, formats: Iterable[str] = DEFAULT_FORMATS) -> Drawn:
+    """Draws ``<table>_heat_map`` and ``<table>_training_loss`` of each matrix that has any runs."""
+    drawn = Drawn([], [])
+    for table in tables:
+        if not table.published.matrix or not any(cell.values for row in table.rows for cell in row.cells):
+            continue
+        key = table.published.key
+        figures = {
+            f"{key}_heat_map": partial(draw_matrix, table),
+            f"{key}_training_loss": partial(draw_losses, table),
+        }
+        done = draw_all(figures, folder, formats, smoke=any(row.smoke for row in table.rows))
+        drawn.paths.extend(done.paths)
+        drawn.failed.extend(done.failed)
+    return drawn
+
+
+def draw_matrix(table: "Reproduced") -> "Figure":
+    """Draws published values, reproduced means and their difference as three heat maps; in cells percent."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    shown, rows = table.published.shown, table.rows
+    published, means, differences = np.full((3, len(rows), len(shown)), np.nan)
+    for i, row in enumerate(rows):
+        for cell in row.cells:
+            for values, value in ((means, cell.mean), (differences, row.difference(cell))):
+                values[i, shown.index(cell.metric)] = np.nan if value is None else value
+        for metric, value in table.published.rows.get(row.name, {}).items():
+            published[i, shown.index(metric)] = value
+    figure = Figure(figsize=(PAGE, 3.1), layout="constrained")
+    panels: Any = figure.subplots(1, 3, sharey=True)
+    # cividis is read alike by colour-blind readers and in grey; so is brown against blue-green.
+    kinds = (
+        ("published", published, "cividis", (0.3, 1.0), "{:.0f}"),
+        ("reproduced, mean over seeds", means, "cividis", (0.3, 1.0), "{:.0f}"),
+        ("reproduced minus published", differences, "BrBG", (-0.2, 0.2), "{:+.0f}"),
+    )
+    for axes, (title, values, colors, (low, high), form) in zip(panels, kinds, strict=True):
+        image = axes.imshow(values, cmap=colors, vmin=low, vmax=high, aspect="auto")
+        number_cells(axes, image, 100 * values, form, 5.5)
+        bar = figure.colorbar(image, ax=axes, location="bottom", aspect=30, shrink=0.9)
+        bar.outline.set_visible(False)
+        axes.set(title=title, xlabel="measured on")
+        axes.set_xticks(range(len(shown)), [name.replace(" ", "\n") for name in table.published.columns], fontsize=6)
+        if not np.isfinite(values).any():
+            axes.text(0.5, 0.5, "nothing to compare", transform=axes.transAxes, ha="center", color="0.45")
+        axes.set_yticks(range(len(rows)), [table.label(row) for row in rows])
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+    panels[0].set_ylabel("trained on")
+    figure.suptitle(f"{table.published.title}; in percent", fontsize=7.5)
+    return figure
+
+
+def draw_losses(table: "Reproduced") -> "Figure":
+    """Draws the training loss of each row against epochs, on a logarithmic scale, a line a run."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter, MaxNLocator
+
+    figure = Figure(figsize=(COLUMN, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for place, row in enumerate(table.rows):
+        label: str | None = table.label(row)
+        for run in row.runs:
+            epochs, losses = curve(Source(run.folder).metrics, "running/loss")
+            if not epochs:
+                continue
+            axes.plot(
+                epochs,
+                losses,
+                color=colormaps["viridis"](0.95 * place / max(1, len(table.rows) - 1)),
+                linestyle=("-", "--", "-.", ":")[place % 4],
+                linewidth=1,
+                label=label,
+            )
+            label = None  # one entry of the legend a row
+    axes.set(xlabel="epoch", ylabel="training loss", yscale="log")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter())
+    axes.set_title(textwrap.fill(table.published.title, 52), fontsize=7)
+    figure.legend(title="trained on", loc="outside lower center", ncols=3)
+    return figure

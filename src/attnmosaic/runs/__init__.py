@@ -1,0 +1,1 @@
+"""Runs on the disk: reading one, finding them, and what they show. Imports no torch."""

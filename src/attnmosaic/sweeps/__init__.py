@@ -1,0 +1,1 @@
+"""Sweeps: their jobs planned, launched, monitored and displayed. Imports no torch."""

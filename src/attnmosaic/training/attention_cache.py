@@ -1,0 +1,158 @@
+"""What need not be computed again while the where network stands still."""
+
+import contextlib
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attnmosaic.data.mosaics import Mosaics
+from attnmosaic.data.pool import Pool
+from attnmosaic.nn.attention import WhereWhat, aggregate
+from attnmosaic.training import distributed
+from attnmosaic.training.workers import Workers
+
+PIECE = {"cpu": 2**23, "gpu": 2**27}
+"""Bytes of patches to compute on at a time: what stays in a CPU's caches; what leaves a GPU's memory to other runs, as
+the activations of a piece take several times as much."""
+
+
+def rows_per_piece(row_bytes: int, device: torch.device) -> int:
+    """Returns how many rows of so many bytes to compute on at a time."""
+    return max(1, PIECE["cpu" if device.type == "cpu" else "gpu"] // row_bytes)
+
+
+class FrozenWhere:
+    """Scores each unique pool patch once and looks attention weights and aggregates up.
+
+    Weights decreed by the data are taken as they are. Of several processes of a run each computes its share, and all
+    get the whole.
+
+    Valid until the where network changes; whoever changes it calls `clear`. Nothing here carries gradients.
+
+    Args:
+        pair: the networks; Where is evaluated in eval mode.
+        mosaics: by split or view, on the training device.
+        dtype: floating type of patches.
+        budget: bytes that kept weights and aggregates may take; over it, aggregates are summed afresh for every
+            minibatch.
+        workers: compute pieces at once; None: one by one.
+    """
+
+    def __init__(
+        self,
+        pair: WhereWhat,
+        mosaics: dict[str, Mosaics],
+        dtype: torch.dtype,
+        budget: int,
+        workers: Workers | None = None,
+    ) -> None:
+        self.pair = pair
+        self.mosaics = mosaics
+        self.dtype = dtype
+        self.budget = budget
+        self.workers = workers or Workers(1)
+        self._scores: dict[int, Float[Tensor, " U"]] = {}
+        self._kept: dict[str, tuple[Tensor, ...]] = {}
+        """Attention weights ``[N, P]`` and aggregates ``[N, *patch]``, images channels last."""
+
+    def clear(self) -> None:
+        self._scores.clear()
+        self._kept.clear()
+
+    @torch.no_grad()
+    def scores(self, pool: Pool) -> Float[Tensor, " U"]:
+        """Returns the where network's score of every patch of a pool."""
+        if id(pool) not in self._scores:
+            where = self.pair.where
+            assert where is not None
+            training = where.training
+            where.eval()
+            size = rows_per_piece(math.prod(pool.patch_shape) * self.dtype.itemsize, pool.device)
+            mine, _ = distributed.share(torch.arange(len(pool), device=pool.device))
+            pieces = mine.split(size)
+            with pool.ahead(pieces):
+                scores = self.workers.map(lambda piece: self.pair.score(pool.gather(piece, self.dtype)), pieces)
+            self._scores[id(pool)] = distributed.whole(torch.cat(scores), len(pool))
+            where.train(training)
+        return self._scores[id(pool)]
+
+    @torch.no_grad()
+    def attend(self, split: str, rows: Int[Tensor, " B"]) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B *patch"]]:
+        """Returns the attention weights and the aggregates of some mosaics of a split."""
+        mosaics = self.mosaics[split]
+        if split in self._kept:
+            alpha, aggregates = (part.index_select(0, rows) for part in self._kept[split])
+            # Kept channels last, as `Pool` keeps images.
+            return alpha, aggregates.movedim(-1, 1) if mosaics.pool.is_image else aggregates
+        alpha = self.weights(mosaics, rows)
+        pieces = rows.split(self.mosaics_per_piece(split))
+        with mosaics.ahead(pieces):
+            summed = [
+                aggregate(a, mosaics.patches(piece, self.dtype))
+                for a, piece in zip(alpha.split(len(pieces[0])), pieces, strict=True)
+            ]
+        return alpha, summed[0] if len(summed) == 1 else torch.cat(summed)
+
+    def ahead(self, split: str, parts: Sequence[Tensor]) -> AbstractContextManager[None]:
+        """Announces which mosaics of a split come next, if that takes their patches; see `Pool.ahead`."""
+        return contextlib.nullcontext() if split in self._kept else self.mosaics[split].ahead(parts)
+
+    def weights(self, mosaics: Mosaics, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P"]:
+        """Returns the attention weights of some mosaics, by decree or from the scores of their patches."""
+        if mosaics.weights is not None:
+            return mosaics.weights[rows].to(self.dtype)
+        return self.pair.weigh(self.scores(mosaics.pool)[mosaics.index[rows]])
+
+    @torch.no_grad()
+    def fresh_weights(self, mosaics: Mosaics, patches: Float[Tensor, "B P *patch"], rows: Int[Tensor, " B"]) -> Tensor:
+        """Returns the weights ``[B, P]`` of a few mosaics, scoring their own patches; keeps and uses nothing kept."""
+        if mosaics.weights is not None:
+            return mosaics.weights[rows].to(self.dtype)
+        where = self.pair.where
+        assert where is not None
+        training = where.training
+        where.eval()
+        scores = self.pair.score(patches.flatten(0, 1)).view(patches.shape[:2])
+        where.train(training)
+        return self.pair.weigh(scores)
+
+    def mosaics_per_piece(self, split: str) -> int:
+        """Returns how many mosaics of a split, with all their patches, to compute on at a time."""
+        mosaics = self.mosaics[split]
+        values = mosaics.index.shape[1] * math.prod(mosaics.pool.patch_shape)
+        return rows_per_piece(values * self.dtype.itemsize, mosaics.index.device)
+
+    @torch.no_grad()
+    def keep(self, split: str) -> None:
+        """Sums every mosaic of a split up once, if weights and aggregates fit the budget."""
+        mosaics = self.mosaics[split]
+        n, patches = mosaics.index.shape
+        size = n * (patches + math.prod(mosaics.pool.patch_shape)) * self.dtype.itemsize
+        if split in self._kept or size > self.budget:
+            return
+        mine, _ = distributed.share(torch.arange(n, device=mosaics.index.device))
+        pieces = mine.split(self.mosaics_per_piece(split))
+
+        def sum_up(rows: Tensor) -> tuple[Tensor, Tensor]:
+            alpha = self.weights(mosaics, rows)
+            summed = aggregate(alpha, mosaics.patches(rows, self.dtype))
+            return alpha, summed.movedim(1, -1) if mosaics.pool.is_image else summed
+
+        def fill(rows: Tensor) -> None:
+            for whole, part in zip(kept, sum_up(rows), strict=True):
+                whole[rows] = part
+
+        self.weights(mosaics, pieces[0][:1])  # scores the pool, before patches are on their way
+        with mosaics.ahead(pieces):
+            first = sum_up(pieces[0])
+            kept = tuple(part.new_empty((n, *part.shape[1:])) for part in first)
+            for whole, part in zip(kept, first, strict=True):
+                whole[pieces[0]] = part
+            self.workers.map(fill, pieces[1:])
+        for whole in kept:
+            distributed.fill(whole)
+        self._kept[split] = kept

@@ -1,0 +1,118 @@
+"""What a run leaves when it ends: its result on disk, its line in TensorBoard, its table on the screen."""
+
+import json
+import math
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Timer
+from pytorch_lightning.loggers import TensorBoardLogger
+from rich.box import SIMPLE
+from rich.table import Table
+
+import attnmosaic
+from attnmosaic.config.identity import config_hash
+from attnmosaic.core.console import drawn
+from attnmosaic.core.errors import RunError
+from attnmosaic.core.files import sync_files, write_atomically
+from attnmosaic.runs.discovery import run_of
+from attnmosaic.training.base import RunModule
+from attnmosaic.training.hparams import hparams_summaries, hyperparameters
+from attnmosaic.training.trainer import reason_of_end
+
+
+def finish_run(config: DictConfig, trainer: pl.Trainer, module: RunModule) -> dict[str, float]:
+    """Takes the final metrics from the trainer's last validation and writes them down.
+
+    ``result.json`` is written last: a run folder that has one is of a finished run.
+
+    Raises:
+        RunError: a final metric is not finite.
+    """
+    metrics = evaluation_of(module)
+    bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if bad:
+        raise RunError(f"the final {bad[0]} is {metrics[bad[0]]}: the weights are of no use; try smaller lr")
+    plain: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            # Under the curves' names, at their last epoch: the HParams page needs no cards of its own then.
+            logger.log_metrics(metrics, step=module.epochs_done)
+            params, differ, shown = hyperparameters(plain, run_of(Path(config.run_dir)))
+            line = hparams_summaries(params, metrics, differ, shown)
+            for summary in line if trainer.is_global_zero else ():
+                logger.experiment.file_writer.add_summary(summary)
+            logger.finalize("success")
+    if trainer.is_global_zero:
+        sync_files(Path(config.run_dir))  # the mark must not outlive what it is the mark of
+        write_atomically(
+            Path(config.run_dir) / "result.json", json.dumps(_result(plain, metrics, trainer, module), indent=2)
+        )
+    return metrics
+
+
+def evaluation_of(module: RunModule) -> dict[str, float]:
+    """Returns the module's last evaluation as ``{"<split>/<metric>": value}``."""
+    return {name: value for name, value in module.epoch_metrics.items() if not name.startswith("running/")}
+
+
+def _result(
+    config: dict[str, Any], metrics: dict[str, float], trainer: pl.Trainer, module: RunModule
+) -> dict[str, Any]:
+    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+    device = trainer.strategy.root_device
+    return {
+        "metrics": metrics,
+        "name": config["name"],
+        "scale": config["scale"],
+        "epochs": trainer.current_epoch,
+        "ended_early": reason_of_end(trainer, config["schedule"]["epochs"]),
+        "warnings": list(module.findings),
+        "seconds": round(timers[0].time_elapsed("train"), 3) if timers else None,
+        "seed": config["seed"],
+        "config_hash": config_hash(config),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({cpu_name()})",
+        "processes": trainer.world_size,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that numbers may depend on, as the imported modules report them: none need be installed."""
+    return {
+        "python": platform.python_version(),
+        "attnmosaic": attnmosaic.__version__,
+        "torch": str(torch.__version__),
+        "pytorch-lightning": pl.__version__,  # type: ignore[attr-defined]
+        "numpy": np.__version__,
+    }
+
+
+def cpu_name() -> str:
+    """Returns the model of this machine's processor, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def final_table(metrics: Mapping[str, float], module: RunModule) -> str:
+    """Draws the final metrics as a table, one row a split or view; a smoke run's says that it is no result."""
+    title = "SMOKE: few examples, few epochs, no result" if module.scale == "smoke" else None
+    table = Table(
+        title=title, caption=module.table_caption, caption_justify="left", box=SIMPLE, padding=0
+    )  # 80 columns
+    table.add_column("split")
+    for name in module.table_columns:
+        table.add_column(name.upper() if name[0] == "f" and len(name) == 4 else name, justify="right")
+    for split in dict.fromkeys(name.split("/")[0] for name in metrics):
+        table.add_row(split, *(f"{metrics[f'{split}/{name}']:.4f}" for name in module.table_columns))
+    return "\n" + "\n".join(line.rstrip() for line in drawn(table).splitlines()).strip("\n")

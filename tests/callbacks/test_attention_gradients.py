@@ -1,0 +1,193 @@
+"""The gradient curves: the document's definition mosaic by mosaic, where they are written, what they leave alone."""
+
+import copy
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from helpers.small_runs import NORMED, AfterEpoch, EveryEpoch, build, fit
+from omegaconf import DictConfig
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+
+from attnmosaic.callbacks.attention_gradients import COLUMNS, mean_alpha_gradients
+from attnmosaic.config.schedule import ORDERS
+from attnmosaic.training import attention_cache
+from attnmosaic.training.stagewise import StagewiseModule
+
+Config = Callable[..., DictConfig]
+Train = Callable[..., dict[str, float]]
+
+FIVE = ("schedule.k=2", "schedule.epochs=5", "lr.what=0.1", "lr.where=0.1")
+PLAIN = ("callbacks.progress=null", "callbacks.pictures=null")
+QUIET = (*PLAIN, "callbacks=gradients", "logger=none")
+EVERY_EPOCH = "callbacks.cycle._target_=helpers.small_runs.EveryEpoch"
+DIGITS = ("experiment=stagewise", "data=digits")
+
+
+def table(folder: Path) -> list[list[str]]:
+    with (folder / "gradients.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == list(COLUMNS)
+    return rows
+
+
+def numbers(folder: Path) -> Tensor:
+    return torch.tensor([[float(value) for value in row[3:]] for row in table(folder)], dtype=torch.float64)
+
+
+def by_definition(module: StagewiseModule) -> Tensor:
+    """Document 000's two sums over the training mosaics, one mosaic and one weight at a time, divided by N."""
+    pair, objective, data = copy.deepcopy(module.pair).eval(), module.objective, module.mosaics["train"]
+    dtype = next(pair.parameters()).dtype
+    foreground = background = 0.0
+    for i in range(len(data)):
+        patches = data.pool.gather(data.index[i], dtype)
+        alpha = pair.where(patches).flatten().softmax(0).detach()
+        weights = [a.clone().requires_grad_() for a in alpha]
+        summed = sum(a * x for a, x in zip(weights, patches, strict=True))
+        loss = objective(pair.what(summed[None]), torch.stack(weights)[None], data.label[i : i + 1])
+        loss.backward()
+        for p, weight in enumerate(weights):
+            if p == int(data.foreground[i]):
+                foreground += weight.grad.item()
+            else:
+                background += weight.grad.item()
+    return torch.tensor([foreground, background], dtype=torch.float64) / len(data)
+
+
+class Definition(pl.Callback):
+    """Measures `by_definition` before training and after every epoch."""
+
+    def __init__(self) -> None:
+        self.measured: list[Tensor] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.measured.append(by_definition(pl_module))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.measured.append(by_definition(pl_module))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        ("objective.entropy=0.3", "trainer.check_val_every_n_epoch=1"),
+        ("compute.cache_gb=0", "trainer.check_val_every_n_epoch=2", *NORMED),
+        ("experiment=stagewise", "data=digits", "objective.entropy=0.1"),
+    ],
+    ids=["plain", "entropy", "dropout", "images"],
+)
+def test_definition(config: Config, tmp_path: Path, order: str, more: tuple[str, ...]) -> None:
+    """In every stage, whatever was computed and kept before."""
+    definition = Definition()
+    fit(config(*more, f"schedule={order}", *FIVE, *QUIET, "precision=float64"), definition)
+    wanted = torch.stack(definition.measured)
+    assert len(wanted) == 6
+    assert (wanted[1:] - wanted[:-1]).abs().min() > 1e-8, "every epoch must have an effect, or this shows little"
+    torch.testing.assert_close(numbers(tmp_path / "run"), wanted, rtol=0, atol=1e-10)
+
+
+def test_rows(config: Config, tmp_path: Path) -> None:
+    fit(config(*FIVE, *QUIET))
+    stages = [(row[0], row[1]) for row in table(tmp_path / "run")]
+    assert stages == [("0", ""), ("1", "what"), ("2", "what"), ("3", "where"), ("4", "where"), ("5", "what")]
+
+
+@pytest.mark.parametrize("data", [(), DIGITS], ids=["points", "images"])
+def test_pieces(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: tuple[str, ...]) -> None:
+    """In float64 the pieces of 7 mosaics, the last one smaller, give what one piece gives."""
+    module, _ = build(config(*data, *FIVE, *QUIET, "precision=float64"))
+    sizes: list[int] = []
+
+    def look(what: nn.Module, inputs: tuple[Tensor], _: Tensor) -> None:
+        sizes.append(len(inputs[0]))
+
+    results = []
+
+    def compare(epoch: int, module: StagewiseModule) -> None:
+        handle = module.pair.what.register_forward_hook(look)
+        patch = 9 * 8 * (64 if data else 2)
+        for size in (10**9, 7 * patch, patch):
+            monkeypatch.setitem(attention_cache.PIECE, "cpu", size)
+            results.append(mean_alpha_gradients(module))
+        handle.remove()
+
+    fit(config(*data, *FIVE, *QUIET, "schedule.epochs=1", "precision=float64"), AfterEpoch(compare), module=module)
+    assert sorted(sizes) == sorted([60, *[7] * 8, 4, *[1] * 60]), "in any order, if there are several threads"
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("more", [(), tuple(NORMED), ("precision=bfloat16",), DIGITS], ids=str)
+def test_training_is_as_without(config: Config, order: str, more: tuple[str, ...]) -> None:
+    """Bit for bit: the weights, running statistics and what each epoch measured."""
+    settings = (*more, f"schedule={order}", *FIVE, "trainer.check_val_every_n_epoch=2")
+    seen: list[list[dict[str, float]]] = [[], []]
+    modules = [
+        fit(config(*settings, *quiet), AfterEpoch(lambda _, module, to=to: to.append(dict(module.epoch_metrics))))
+        for to, quiet in zip(seen, (QUIET, (*QUIET, "callbacks.gradients=null")), strict=True)
+    ]
+    assert seen[0] == seen[1]
+    first, second = (module.state_dict() for module in modules)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_it_leaves_everything_as_it_was(config: Config) -> None:
+    """Modes, gradients and random state, in each stage and with dropout."""
+
+    def state(module: StagewiseModule) -> list[object]:
+        grads = [(p.requires_grad, None if p.grad is None else p.grad.tolist()) for p in module.parameters()]
+        return [[m.training for m in module.modules()], grads, torch.get_rng_state().tolist()]
+
+    def look(epoch: int, module: StagewiseModule) -> None:
+        assert module.pair.what.training is (epoch % 2 == 0)
+        assert module.pair.where.training is (epoch % 2 == 1)
+        before, values = state(module), copy.deepcopy(module.pair.state_dict())
+        module.frozen_where.clear()
+        mean_alpha_gradients(module)
+        assert state(module) == before
+        assert all(torch.equal(value, values[name]) for name, value in module.pair.state_dict().items())
+
+    fit(config(*FIVE, *NORMED, *QUIET, "schedule.k=1"), AfterEpoch(look))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_resuming(train: Train, tmp_path: Path, order: str) -> None:
+    """The file of a resumed run is the uninterrupted one's, though the stopped one had gone further."""
+    settings = (f"schedule={order}", *FIVE, *QUIET, "objective.entropy=0.2")
+    train(*settings, EVERY_EPOCH, run_dir="whole")
+    whole = table(tmp_path / "whole")
+    assert [row[0] for row in whole] == list("012345")
+    for epoch in (1, 3, 4):
+        checkpoint = tmp_path / "whole" / "checkpoints" / f"epoch-{epoch:04}.ckpt"
+        (tmp_path / f"from{epoch}").mkdir()
+        (tmp_path / f"from{epoch}" / "gradients.csv").write_text("what the stopped run wrote\n")
+        train(*settings, f"ckpt_path={checkpoint}", run_dir=f"from{epoch}")
+        assert table(tmp_path / f"from{epoch}") == whole
+
+
+def test_resuming_a_run_that_had_no_such_callback(config: Config, train: Train, tmp_path: Path) -> None:
+    """The curves then begin with the weights of the checkpoint."""
+    settings = (*FIVE, *QUIET)
+    fit(config(*settings, "callbacks.gradients=null", "callbacks.cycle=null"), EveryEpoch(dirpath=tmp_path / "kept"))
+    train(*settings, f"ckpt_path={tmp_path / 'kept' / 'epoch-0003.ckpt'}", run_dir="resumed")
+    train(*settings, run_dir="whole")
+    assert [row[:2] for row in table(tmp_path / "resumed")] == [["3", "where"], ["4", "where"], ["5", "what"]]
+    assert table(tmp_path / "resumed") == table(tmp_path / "whole")[3:]
+
+
+def test_tensorboard(train: Train, tmp_path: Path) -> None:
+    train(*FIVE, *QUIET, "logger=tensorboard")
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    for column, side in enumerate(("foreground", "background"), start=3):
+        scalars = events.Scalars(f"gradient/{side}")
+        rows = table(tmp_path / "run")
+        assert [event.step for event in scalars] == [int(row[0]) for row in rows] == list(range(6))
+        assert [event.value for event in scalars] == pytest.approx([float(row[column]) for row in rows])

@@ -1,0 +1,147 @@
+"""What a run keeps of where its pair looked: the networks' own answers, the worst mistakes, the same after resuming."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.small_runs import build, fit
+from omegaconf import DictConfig
+
+from attnmosaic.callbacks.snapshots import LONGEST, look, shown_patches, telling
+from attnmosaic.core.errors import UserError
+from attnmosaic.data.pool import Pool
+from attnmosaic.runs.snapshots import KINDS, Record, read_record
+from attnmosaic.training.checkpointing import read_checkpoint
+
+Config = Callable[..., DictConfig]
+Train = Callable[..., dict[str, float]]
+
+SIX = ("schedule.k=2", "schedule.epochs=6", "lr.what=0.1", "lr.where=0.1", "precision=float64")
+QUIET = ("callbacks.progress=null", "callbacks.pictures=null", "logger=none")
+DIGITS = ("experiment=stagewise", "data=digits")
+
+
+def record(folder: Path) -> Record:
+    return read_record(folder / "mosaics.npz")
+
+
+@pytest.mark.parametrize(
+    "data", [(), DIGITS, ("data/weights=fixed", "schedule=what_only")], ids=["2-D", "images", "decreed"]
+)
+def test_it_holds_the_networks_answers(config: Config, train: Train, tmp_path: Path, data: tuple[str, ...]) -> None:
+    """Computed anew from the last checkpoint, patch by patch."""
+    data = tuple(f"+{o}" if o.startswith("data/weights") else o for o in data)
+    metrics = train(*data, *SIX, *QUIET)
+    kept = record(tmp_path / "run")
+    module, made = build(config(*data, *SIX, *QUIET))
+    module.load_state_dict(read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["state_dict"])
+    pair = module.pair.eval()
+    assert kept.classes == made.mosaics["train"].foreground_classes
+    assert kept.epochs.tolist() == list(range(7))
+    for split, mosaics in made.mosaics.items():
+        counts = kept.counts[split]
+        assert sum(counts.values()) == len(mosaics)
+        for kind in KINDS:
+            assert counts[kind] / len(mosaics) == pytest.approx(metrics[f"{split}/{kind}"])
+        for looked in (kept.final[split], *([kept.followed[split].at(-1)] if split in kept.followed else [])):
+            assert len(looked) > 0
+            for m, row in enumerate(looked.rows):
+                patches = mosaics.pool.gather(mosaics.index[row], torch.float64)
+                if mosaics.weights is not None:
+                    alpha = mosaics.weights[row]
+                else:
+                    alpha = torch.cat([pair.where(patch[None]) for patch in patches]).flatten().softmax(0)
+                summed = sum(a * x for a, x in zip(alpha, patches, strict=True))
+                probabilities = pair.what(summed[None]).softmax(1)[0].detach()
+                assert looked.alpha[m] == pytest.approx(alpha.detach().numpy(), abs=1e-6)
+                assert looked.probabilities[m] == pytest.approx(probabilities.numpy(), abs=1e-6)
+                assert (looked.foreground[m], looked.label[m]) == (
+                    int(mosaics.foreground[row]),
+                    int(mosaics.label[row]),
+                )
+                shown = mosaics.pool.patches[mosaics.index[row]].numpy()
+                assert np.array_equal(looked.patches[m], shown.astype(looked.patches.dtype))
+    assert (kept.plane is not None) == (not kept.final["test"].is_image)
+
+
+def test_it_changes_nothing(train: Train, tmp_path: Path) -> None:
+    train(*SIX, *QUIET, run_dir="with")
+    train(*SIX, *QUIET, "callbacks.record=null", run_dir="without")
+    assert (tmp_path / "with" / "metrics.csv").read_text() == (tmp_path / "without" / "metrics.csv").read_text()
+    assert not (tmp_path / "without" / "mosaics.npz").exists()
+
+
+def test_resuming(train: Train, tmp_path: Path) -> None:
+    """The record of a resumed run is that of the uninterrupted one, its past included."""
+    train(*SIX, *QUIET, run_dir="whole")
+    train(*SIX, *QUIET, f"ckpt_path={tmp_path / 'whole' / 'checkpoints' / 'epoch-0004.ckpt'}", run_dir="resumed")
+    whole, resumed = record(tmp_path / "whole"), record(tmp_path / "resumed")
+    assert whole.epochs.tolist() == resumed.epochs.tolist() == list(range(7))
+    for split in ("train", "held_out"):
+        assert np.array_equal(whole.followed[split].alpha, resumed.followed[split].alpha)
+        assert np.array_equal(whole.followed[split].probabilities, resumed.followed[split].probabilities)
+        assert np.array_equal(whole.final[split].rows, resumed.final[split].rows)
+    assert len(np.unique(whole.followed["train"].alpha[:, 0], axis=0)) > 2  # Where did learn
+
+
+@pytest.mark.parametrize("other", ["data.patches=5", "callbacks.record.followed=4", "data.seed=7"])
+def test_other_mosaics_are_followed_anew(train: Train, tmp_path: Path, other: str) -> None:
+    train(*SIX, *QUIET, run_dir="whole")
+    checkpoint = f"ckpt_path={tmp_path / 'whole' / 'checkpoints' / 'epoch-0004.ckpt'}"
+    train(*SIX, *QUIET, checkpoint, other, run_dir="other")
+    kept = record(tmp_path / "other")
+    assert kept.epochs.tolist() == [4, 5, 6]
+    assert all(len(kept.followed[split].alpha) == 3 for split in ("train", "held_out"))
+
+
+def test_the_worst_of_each_kind() -> None:
+    # Mosaic i has weight w[i] on its foreground, patch 0; it focuses if that is more than the other's.
+    w = torch.tensor([0.9, 0.1, 0.2, 0.6, 0.3, 0.8, 0.05, 0.55])
+    alpha = torch.stack([w, 1 - w], dim=1)
+    right = torch.tensor([True, True, True, False, False, True, True, True])
+    probabilities = torch.where(right[:, None], torch.tensor([0.9, 0.1]), torch.tensor([0.2, 0.8]))
+    zeros = torch.zeros(8, dtype=torch.int64)
+    rows, counts = telling(alpha, probabilities, zeros, zeros, chosen=2)
+    assert counts == {"ffpt": 3, "ffpf": 1, "ftpf": 1, "ftpt": 3}
+    assert rows.tolist() == [6, 1, 4, 3, 7, 5]
+
+
+def test_looking_leaves_modes_and_what_is_kept_alone(config: Config) -> None:
+    module = fit(config(*DIGITS, *SIX, *QUIET, "callbacks.record=null"))
+    for name, training in (("where", True), ("what", False)):
+        getattr(module.pair, name).train(training)
+    scores = dict(module.frozen_where._scores)
+    look(module, module.mosaics["test"], torch.arange(3))
+    assert module.pair.where.training
+    assert not module.pair.what.training
+    assert module.frozen_where._scores.keys() == scores.keys()
+
+
+def test_large_and_odd_patches_are_kept_small() -> None:
+    pixels = torch.randint(256, (5, 200, 100, 3), dtype=torch.uint8)
+    pool = Pool(pixels, torch.zeros(5, dtype=torch.int64), ("a",))
+    kept = shown_patches(pool, torch.tensor([[0, 1], [4, 0]]))
+    assert kept.shape == (2, 2, LONGEST, LONGEST // 2, 3)
+    assert kept.dtype == np.uint8
+    assert kept[1, 0].mean() == pytest.approx(pixels[4].float().mean().item(), abs=1)
+    five = Pool(torch.full((1, 4, 4, 5), 7, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), ("a",))
+    assert np.array_equal(shown_patches(five, torch.tensor([[0]])), np.full((1, 1, 4, 4, 1), 7))
+
+
+def test_a_run_of_two_outputs_leaves_none(train: Train, tmp_path: Path) -> None:
+    train("experiment=mnist_sum", "schedule.epochs=1", *QUIET)
+    assert not (tmp_path / "run" / "mosaics.npz").exists()
+    assert not (tmp_path / "run" / "gradients.csv").exists()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 torn", "truncated"])
+def test_what_cannot_be_read(train: Train, tmp_path: Path, content: bytes | str | None) -> None:
+    path = tmp_path / "mosaics.npz"
+    if content == "truncated":
+        np.savez(path, classes=np.array(["a"]))
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    with pytest.raises(UserError, match="no record of mosaics"):
+        read_record(path)

@@ -1,0 +1,115 @@
+"""What the commands answer without doing their work: --help, --version, --cfg, --info."""
+
+import re
+
+import pytest
+import yaml
+from helpers.commands import Cli
+from hydra import compose, initialize_config_dir
+
+from attnmosaic import __version__
+from attnmosaic.config.schema import conf_dir, register
+
+HYDRA = ("train", "evaluate", "explain", "predict")
+OTHERS = ("collect", "report", "draw")
+GROUPS = {"train": ("experiment", "model", "data/weights", "scale"), "evaluate": (), "explain": (), "predict": ()}
+
+
+@pytest.mark.parametrize("command", [*HYDRA, *OTHERS])
+def test_version(cli: Cli, command: str) -> None:
+    code, out, _ = cli(command, "--version")
+    assert code == 0
+    assert out.split()[:2] == ["attnmosaic", __version__]
+
+
+@pytest.mark.parametrize("command", HYDRA)
+def test_help_explains_every_key_in_80_columns(cli: Cli, command: str) -> None:
+    code, out, _ = cli(command, "--help")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    assert f"python -m attnmosaic.{command} " in out
+    register()
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        keys = compose(command).keys()
+    for key in map(str, keys):
+        assert re.search(rf"\b{key}\b", out), key
+    assert [group for group in GROUPS["train"] if re.search(rf"^  {group} ", out, re.M)] == [*GROUPS[command]]
+
+
+@pytest.mark.parametrize("command", OTHERS)
+def test_help_of_the_other_commands(cli: Cli, command: str) -> None:
+    code, out, _ = cli(command, "--help")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    assert "``" not in out
+
+
+def test_help_lists_experiments_as_they_are_typed(cli: Cli) -> None:
+    _, out, _ = cli("train", "--help")
+    assert {"stagewise", "gradients/joint", "table1/row1..8", "gaussian_type1..5"} <= {*out.split()}
+
+
+@pytest.mark.parametrize("part", ["job", "hydra", "all"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("train",),
+        ("train", "experiment=table1/row3", "scale=smoke"),
+        ("train", "reproduce=gradients"),
+        ("train", "experiment=mnist_product", "hydra/launcher=joblib"),
+        ("evaluate", "ckpt_path=last.ckpt"),
+        ("explain",),
+        ("predict",),
+    ],
+    ids=" ".join,
+)
+def test_the_config_with_its_values(cli: Cli, given: tuple[str, ...], part: str) -> None:
+    """It names the folder that a run would have, and holds no interpolation."""
+    command, *overrides = given
+    code, out, err = cli(command, *overrides, "--cfg", part, "--resolve")
+    assert code == 0, err
+    shown = yaml.safe_load(out)
+    job = shown if part == "job" else {} if part == "hydra" else shown
+    settings = [str(value) for key, value in job.items() if key != "hydra"]
+    assert not any("${" in value for value in settings)
+    if "run_dir" in job:
+        assert job["run_dir"].startswith("outputs/")
+    if part != "job":
+        hydra = shown if part == "hydra" else shown["hydra"]
+        assert "${" not in str(hydra["run"])
+        assert hydra["job"]["config_name"] == command
+
+
+def test_a_part_of_the_config_with_its_values(cli: Cli) -> None:
+    code, out, _ = cli("train", "paths.output=here", "--cfg", "hydra", "--resolve", "--package", "hydra.run")
+    assert code == 0
+    assert yaml.safe_load(out)["dir"].startswith("here/gaussian/")
+    code, out, _ = cli("train", "hydra.run.dir=there", "--cfg", "job", "--resolve", "-p", "callbacks.last")
+    assert code == 0
+    assert yaml.safe_load(out)["dirpath"] == "there/checkpoints"
+
+
+@pytest.mark.parametrize("about", ["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"])
+@pytest.mark.parametrize("command", ["train", "explain"])
+def test_info(cli: Cli, command: str, about: str) -> None:
+    code, out, err = cli(command, "--info", about)
+    assert (code, err) == (0, "")
+    assert out.strip()
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (("--cfg", "job", "-m"), "--multirun"),
+        (("--resolve",), "--cfg"),
+        (("--info", "--cfg", "job"), "--info"),
+        (("--config-dir", "missing"), "missing"),
+        (("--shell-completion", "x"), "install"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,
+)
+def test_flags_that_will_not_do(cli: Cli, flags: tuple[str, ...], word: str) -> None:
+    code, out, err = cli("train", *flags)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert word in err

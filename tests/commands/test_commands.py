@@ -1,0 +1,294 @@
+"""The commands: what they leave on disk, and that jobs of a sweep share nothing."""
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from helpers.commands import Cli
+from helpers.finished_runs import result
+from helpers.settings import ROOT, SMALL, SMALL_NUMBERS
+from helpers.user_code import TINY_CIFAR10
+from hydra import compose, initialize_config_dir
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from attnmosaic.config.schema import METRICS, conf_dir
+
+SHORT = ("schedule.k=2", "schedule.epochs=8")
+SPLITS = ("train", "test", "held_out")
+PICTURES = ("focus_vs_pred", "accuracy_vs_focus", "loss", "gradients", "mosaics", "regions")
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def run_folder(tmp_path: Path, name: str = "gaussian") -> Path:
+    (folder,) = (tmp_path / "outputs" / name).iterdir()
+    return folder
+
+
+@pytest.mark.pictures
+def test_what_a_run_leaves(cli: Cli, tmp_path: Path) -> None:
+    code, out, _ = cli("train", *SMALL, *SHORT, "lr.what=0.1")
+    assert code == 0
+    folder = run_folder(tmp_path)
+    assert {p.name for p in folder.iterdir() if not p.name.startswith("events.out.tfevents.")} == {
+        ".hydra", ".lock", "config.yaml", "checkpoints", "train.log", "metrics.csv", "result.json",
+        "mosaics.npz", "gradients.csv", "animation.gif", *(f"focus_vs_pred_{split}.csv" for split in SPLITS),
+        *(f"{name}.{form}" for name in PICTURES for form in ("png", "pdf")),
+    }  # fmt: skip
+    final = result(folder)
+    assert set(final["metrics"]) == {f"{split}/{metric}" for split in SPLITS for metric in METRICS}
+    assert final["epochs"] == 8
+    assert final["seconds"] > 0
+    assert {"config_hash", "seed", "versions", "device"} <= set(final)
+    for value in ("train/accuracy", "held_out/ftpt"):
+        assert f"{final['metrics'][value]:.4f}" in out
+    assert str(folder) in out
+    resolved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert resolved["run_dir"] == str(folder)
+    assert "${" not in (folder / "config.yaml").read_text()
+
+    # Epochs count from 1; the fifth is evaluated by the cadence, the last by the final pass.
+    table = rows(folder / "metrics.csv")
+    assert [(row["epoch"], row["stage"]) for row in table] == [
+        (str(e + 1), stage) for e, stage in enumerate(["what", "what", "where", "where"] * 2)
+    ]
+    assert [row["epoch"] for row in table if row["test/accuracy"]] == ["5", "8"]
+    assert float(table[-1]["test/accuracy"]) == final["metrics"]["test/accuracy"]
+    for split, n in zip(SPLITS, (60, 30, 30), strict=True):
+        row, end = rows(folder / f"focus_vs_pred_{split}.csv")
+        assert end["epochs"] == "8"
+        assert int(end["argmax > 0.5"]) == round(n * final["metrics"][f"{split}/confident"])
+        assert list(row) == [
+            "epochs", "argmax > 0.5", "argmax < 0.5", "focus_true_pred_true", "focus_false_pred_true",
+            "focus_true_pred_false", "focus_false_pred_false",
+        ]  # fmt: skip
+        counts = [int(value) for value in row.values()]
+        assert counts[0] == 5
+        assert sum(counts[1:3]) == sum(counts[3:]) == n
+        assert counts[3] + counts[4] == round(n * float(table[4][f"{split}/accuracy"]))
+
+    names = {p.name for p in (folder / "checkpoints").iterdir()}
+    assert names == {"last.ckpt", "before_last.ckpt", "epoch-0004.ckpt", "epoch-0008.ckpt"}
+    for name in names:
+        checkpoint = torch.load(folder / "checkpoints" / name, weights_only=True)
+        assert checkpoint["hyper_parameters"]["config"]["lr"] == {"what": 0.1, "where": 0.01, "network": 0.001}
+
+
+def test_tensorboard(cli: Cli, tmp_path: Path) -> None:
+    cli("train", *SMALL, *SHORT)
+    folder = run_folder(tmp_path)
+    events = EventAccumulator(str(folder)).Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {f"{prefix}/{m}" for prefix in ("running", *SPLITS) for m in METRICS} | {"stage"} <= tags
+    assert [(e.step, e.value) for e in events.Scalars("stage")] == [
+        (epoch + 1, value) for epoch, value in enumerate([0, 0, 1, 1] * 2)
+    ]
+    table = rows(folder / "metrics.csv")
+    assert [e.step for e in events.Scalars("running/loss")] == list(range(1, 9))
+    assert [e.value for e in events.Scalars("running/loss")] == pytest.approx(
+        [float(row["running/loss"]) for row in table]
+    )
+    assert [e.step for e in events.Scalars("test/accuracy")] == [5, 8]
+    for name, value in result(folder)["metrics"].items():
+        assert events.Scalars(name)[-1].value == pytest.approx(value)
+
+
+def test_evaluate_gives_the_runs_numbers(cli: Cli, tmp_path: Path) -> None:
+    # Other threads and precision than the defaults: evaluate takes the run's.
+    own = ("precision=float64", "compute.threads=2", "lr.what=0.1", "lr.where=0.1", "trainer.check_val_every_n_epoch=4")
+    cli("train", *SMALL, *SHORT, "data=digits", "model=cnn", *own)
+    folder = run_folder(tmp_path)
+    code, out, _ = cli("evaluate", f"ckpt_path={folder / 'checkpoints' / 'last.ckpt'}")
+    assert code == 0
+    again = json.loads((run_folder(tmp_path, "evaluate") / "evaluation.json").read_text())
+    assert again == result(folder)["metrics"]
+    assert f"{again['test/accuracy']:.4f}" in out
+    earlier = folder / "checkpoints" / "epoch-0004.ckpt"
+    cli("evaluate", f"ckpt_path={earlier}", "hydra.run.dir=earlier")
+    measured = json.loads((tmp_path / "earlier" / "evaluation.json").read_text())
+    row = rows(folder / "metrics.csv")[3]
+    assert measured == {name: float(row[name]) for name in measured}
+    assert measured != again
+    cli("evaluate", f"ckpt_path={earlier}", "+data.test_mosaics=77", "hydra.run.dir=more")
+    more = json.loads((tmp_path / "more" / "evaluation.json").read_text())
+    assert {name for name in more if more[name] != measured[name]} <= {name for name in more if "test/" in name}
+    assert more != measured
+
+
+@pytest.mark.pictures
+def test_what_a_run_of_two_outputs_leaves(cli: Cli, tmp_path: Path) -> None:
+    """And that evaluating its checkpoints gives its numbers."""
+    chosen = ("experiment=mnist_sum", "precision=float64", "lr.network=0.01", "trainer.check_val_every_n_epoch=2")
+    code, out, err = cli("train", *SMALL_NUMBERS, *chosen, "schedule.k=2", "schedule.epochs=5")
+    assert code == 0, err
+    folder = run_folder(tmp_path, "mnist_sum")
+    assert {p.name for p in folder.iterdir() if not p.name.startswith("events.out.tfevents.")} == {
+        ".hydra", ".lock", "config.yaml", "checkpoints", "train.log", "metrics.csv", "result.json",
+        *(f"{name}.{form}" for name in ("accuracy", "confusion", "loss") for form in ("png", "pdf")),
+        *(f"confusion_{output}_{split}.csv" for output in ("digit", "sum") for split in SPLITS),
+    }  # fmt: skip
+    metrics = ("loss", "digit_accuracy", "sum_accuracy")
+    final = result(folder)
+    assert list(final["metrics"]) == [f"{split}/{metric}" for split in SPLITS for metric in metrics]
+    for value in final["metrics"].values():
+        assert f"{value:.4f}" in out
+    log = (folder / "train.log").read_text()
+    assert "epoch 4/5 (network): digit_accuracy train 0." in log
+    table = rows(folder / "metrics.csv")
+    assert [*table[0]] == ["epoch", *(f"{p}/{m}" for p in ("running", *SPLITS) for m in metrics)]
+    assert [row["epoch"] for row in table if row["test/loss"]] == ["2", "4", "5"]
+    assert {name: float(table[-1][name]) for name in final["metrics"]} == final["metrics"]
+    names = {p.name for p in (folder / "checkpoints").iterdir()}
+    assert names == {"last.ckpt", "before_last.ckpt", "epoch-0002.ckpt", "epoch-0004.ckpt"}
+    events = EventAccumulator(str(folder)).Reload()
+    assert {f"{prefix}/{m}" for prefix in ("running", *SPLITS) for m in metrics} <= set(events.Tags()["scalars"])
+    assert "stage" not in events.Tags()["scalars"]
+    for name, value in final["metrics"].items():
+        assert events.Scalars(name)[-1].value == pytest.approx(value)
+    for name, row in (("last", table[-1]), ("epoch-0004", table[3])):
+        code, out, err = cli("evaluate", f"ckpt_path={folder / 'checkpoints' / name}.ckpt", f"hydra.run.dir={name}")
+        assert code == 0, err
+        measured = json.loads((tmp_path / name / "evaluation.json").read_text())
+        assert measured == {key: float(row[key]) for key in final["metrics"]}
+
+
+def test_a_sweepers_metric_of_two_outputs() -> None:
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        for given, wanted in ((), "sum"), (("data.operation=product",), "product"):
+            config = compose("train", ["experiment=mnist_sum", *given])
+            assert config.optimized_metric == f"test/{wanted}_accuracy"
+
+
+def test_same_seed_same_numbers(cli: Cli, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        cli("train", *SMALL, *SHORT, f"hydra.run.dir={name}")
+    one, two = result(tmp_path / "one"), result(tmp_path / "two")
+    assert one["metrics"] == two["metrics"]
+    assert one["config_hash"] == two["config_hash"]
+    cli("train", *SMALL, *SHORT, "seed.all=1", "hydra.run.dir=three")
+    assert result(tmp_path / "three")["metrics"] != one["metrics"]
+    assert result(tmp_path / "three")["config_hash"] != one["config_hash"]
+
+
+def global_state() -> list[Any]:
+    return [
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        torch.get_float32_matmul_precision(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.deterministic,
+        torch.backends.cudnn.benchmark,
+        torch.get_rng_state().tolist(),
+        np.random.get_state()[1].tolist(),
+        # Not Python's own generator: the shape checks of these tests draw from it.
+    ]
+
+
+def test_jobs_of_a_sweep_share_nothing(cli: Cli, tmp_path: Path) -> None:
+    """Each job gives what it gives alone, though the one before it set other globals."""
+    cli("train", *SMALL, *SHORT)  # what importing torch and Lightning leaves behind is not a job's
+    before = global_state()
+    swept = ("seed.all=1,0", "precision=float32,float64", "compute.matmul_precision=highest,medium")
+    code, _, _ = cli("train", *SMALL, *SHORT, *swept, "+trainer.deterministic=true", "-m")
+    assert code == 0
+    assert global_state() == before
+    (sweep,) = (tmp_path / "outputs" / "sweeps" / "gaussian").iterdir()
+    jobs = sorted(folder for folder in sweep.iterdir() if folder.is_dir())
+    assert len(jobs) == 8
+    for folder in jobs:
+        overrides = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())
+        alone = tmp_path / f"alone_{folder.name}"
+        cli("train", *overrides, f"hydra.run.dir={alone}")
+        assert result(alone)["metrics"] == result(folder)["metrics"], overrides
+        states = [
+            torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (alone, folder)
+        ]
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0]), overrides
+
+
+def test_a_failed_job_does_not_stop_the_sweep(cli: Cli, tmp_path: Path) -> None:
+    code, _, err = cli("train", *SMALL, *SHORT, "data.patches=1,4", "-m")
+    assert code == 2
+    assert "data.patches: got 1" in err
+    (sweep,) = (tmp_path / "outputs" / "sweeps" / "gaussian").iterdir()
+    assert not (sweep / "0" / "result.json").exists()
+    assert (sweep / "1" / "result.json").exists()
+
+
+def test_the_missions_command(cli: Cli, tmp_path: Path) -> None:
+    """Exactly ``experiment=stagewise lr.what=0.001 -m``, on stand-in images and few mosaics."""
+    code, _, _ = cli("train", *SMALL, *SHORT, *TINY_CIFAR10, "experiment=stagewise", "lr.what=0.001", "-m")
+    assert code == 0
+    (sweep,) = (tmp_path / "outputs" / "sweeps" / "stagewise").iterdir()
+    checkpoint = torch.load(sweep / "0" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["hyper_parameters"]["config"]["lr"] == {"what": 0.001, "where": 0.01, "network": 0.001}
+
+
+def test_stagewise_is_row_1_of_table_1() -> None:
+    """Document 002 and protocol.md."""
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        config = compose("train", ["experiment=stagewise"])
+    assert (config.schedule.order, config.schedule.k, config.schedule.epochs) == ("what_then_where", 5, 180)
+    assert (config.lr.what, config.lr.where, config.data.batch_size) == (0.01, 0.01, 250)
+    assert (config.data.train_mosaics, config.data.test_mosaics, config.data.patches) == (30_000, 10_000, 9)
+    assert config.data.foreground == ["horse", "ship", "truck"]
+    assert config.optimizer.what == config.optimizer.where == {"_target_": "torch.optim.SGD", "momentum": 0.9}
+
+
+CONF = ROOT / "conf" / "experiment"
+# The rows of tables of images are run as sweeps (test_sweep.py).
+SWEPT = ("table1/", "table2/", "averages/", "mnist/")
+EXPERIMENTS = sorted(
+    name
+    for name in (p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.rglob("*.yaml"))
+    if not name.startswith(SWEPT)
+)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment(cli: Cli, tmp_path: Path, experiment: str) -> None:
+    """Composes and runs each experiment file, with few mosaics or images and two epochs."""
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        data = compose("train", [f"experiment={experiment}"]).data
+    small = SMALL_NUMBERS if "operation" in data else SMALL
+    stand_in = TINY_CIFAR10 if "train_set" in data else ()
+    few = ("schedule.k=1", "schedule.epochs=2", "hydra.run.dir=run")
+    code, _, err = cli("train", f"experiment={experiment}", *small, *stand_in, *few)
+    assert code == 0, err
+    assert result(tmp_path / "run")["epochs"] == 2
+    assert result(tmp_path / "run")["name"] == experiment
+
+
+@pytest.mark.parametrize("debug", sorted(p.stem for p in (ROOT / "conf" / "debug").glob("*.yaml")))
+def test_every_debug_config(cli: Cli, tmp_path: Path, debug: str) -> None:
+    code, _, err = cli("train", f"debug={debug}", "model=mlp_50", "hydra.run.dir=run")
+    assert code == 0, err
+    if debug == "overfit":
+        assert result(tmp_path / "run")["metrics"]["train/accuracy"] > 0.95
+    if debug == "profiler":
+        assert "training_step" in next((tmp_path / "run").glob("*profile*.txt")).read_text()
+
+
+def test_a_finished_run_is_told_by_its_result_alone(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that stops in its last step leaves no result, and no half of one."""
+    replace = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if Path(target).name == "result.json":
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr("attnmosaic.core.files.os.replace", full)
+    code, _, err = cli("train", *SMALL, *SHORT, "hydra.run.dir=run")
+    assert code == 1
+    assert "run/result.json' (No space left on device); what was written before is whole" in err
+    assert not [p.name for p in (tmp_path / "run").iterdir() if "result" in p.name]

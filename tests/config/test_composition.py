@@ -1,0 +1,201 @@
+"""What a config composes to, and its hash."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from attnmosaic.config.identity import config_hash
+from attnmosaic.config.resolution import resolve, scaled
+from attnmosaic.config.schema import METRICS, TrainConfig, conf_dir, metrics_of, networks_of, register
+from attnmosaic.config.structure import check_keys
+from attnmosaic.core.errors import UserError
+
+EXPERIMENT = """# @package _global_
+name: mine
+lr: {what: 0.001, where: 0.002}
+seed: {all: 7}
+precision: float64
+optimized_metric: held_out/ftpt
+"""
+
+
+def test_an_experiment_overrides_every_key_and_the_command_line_all(tmp_path: Path) -> None:
+    """From a folder of the user's own, too."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(EXPERIMENT)
+    search = f"hydra.searchpath=[file://{tmp_path}]"
+    register()
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        config = compose("train", ["experiment=mine", search])
+        changed = compose("train", ["experiment=mine", search, "lr.what=0.5", "seed.data=3"])
+    assert (config.lr.what, config.lr.where, config.precision) == (0.001, 0.002, "float64")
+    assert (config.seed.data, config.seed.init, config.optimized_metric) == (7, 7, "held_out/ftpt")
+    assert (changed.lr.what, changed.lr.where, changed.seed.data, changed.seed.init) == (0.5, 0.002, 3, 7)
+
+
+def hashed(config: DictConfig) -> str:
+    return config_hash(OmegaConf.to_container(config, resolve=True))
+
+
+@pytest.mark.parametrize(
+    "same",
+    ["paths.data=elsewhere", "paths.cache=elsewhere", "logger=none", "callbacks.progress=null", "progress=quiet"],
+)
+def test_hash_ignores_where_and_how_it_is_written(config: Callable[..., DictConfig], same: str) -> None:
+    other = config("experiment=stagewise", same, run_dir="elsewhere")
+    assert hashed(other) == hashed(config("experiment=stagewise"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "lr.what=0.02", "seed.order=1", "schedule.k=7", "data.patches=4", "data.foreground=[horse,ship]",
+        "model.what.hidden=[5]", "objective.entropy=0.1", "precision=float64", "optimizer=adam", "scheduler=cosine",
+    ],
+)  # fmt: skip
+def test_hash_tells_runs_of_different_numbers_apart(config: Callable[..., DictConfig], change: str) -> None:
+    assert hashed(config("experiment=stagewise", change)) != hashed(config("experiment=stagewise"))
+
+
+def test_what_a_run_measures_and_trains(config: Callable[..., DictConfig]) -> None:
+    """Known before torch is imported; a config saved before there were other networks than pairs has no such key."""
+    pair = OmegaConf.to_container(config(), resolve=True)
+    product = OmegaConf.to_container(config("experiment=mnist_product"), resolve=True)
+    assert (networks_of(pair), metrics_of(pair)) == (("what", "where"), METRICS)
+    assert networks_of(product) == ("network",)
+    assert metrics_of(product) == ("loss", "digit_accuracy", "product_accuracy")
+    del pair["model"]["network"]
+    assert metrics_of(pair) == METRICS
+
+
+def test_the_hash_is_of_the_trained_networks_alone(config: Callable[..., DictConfig]) -> None:
+    """So pairs keep the hash that they had before there were other networks."""
+    pair = OmegaConf.to_container(config(), resolve=True)
+    before = copy.deepcopy(pair)
+    for section in ("lr", "model", "optimizer", "scheduler"):
+        del before[section]["network"]
+    assert config_hash(before) == config_hash(pair) == hashed(config("lr.network=7", "scheduler.network=x"))
+    one = hashed(config("experiment=mnist_sum"))
+    assert one == hashed(config("experiment=mnist_sum", "lr.what=7", "+optimizer.where.eps=1", "scheduler.what=x"))
+    for change in ("lr.network=7", "model.network.dropout=0.2", "data.operation=product", "data.redraw=true"):
+        assert one != hashed(config("experiment=mnist_sum", change)), change
+
+
+MINE = "mine.Net"
+REPLACED = {
+    ("model.where._target_=mine.Net",): ("model.where", {"_target_": MINE}),
+    ("model=mlp_50", "model.what._target_=mine.Net"): ("model.what", {"_target_": MINE}),
+    ("data=digits", "model=cnn", "model.where._target_=mine.Net"): ("model.where", {"_target_": MINE}),
+    ("experiment=mnist_sum", "model.network._target_=mine.Net"): ("model.network", {"_target_": MINE}),
+    ("experiment=mnist_product", "model.network._target_=mine.Net"): ("model.network", {"_target_": MINE}),
+    ("optimizer.what._target_=torch.optim.AdamW",): ("optimizer.what", {"_target_": "torch.optim.AdamW"}),
+    ("optimizer.where._target_=torch.optim.RMSprop",): ("optimizer.where", {"_target_": "torch.optim.RMSprop"}),
+    ("scheduler=cosine", "scheduler.what._target_=mine.Lr"): ("scheduler.what", {"_target_": "mine.Lr"}),
+    ("objective._target_=mine.Loss",): ("objective", {"_target_": "mine.Loss"}),
+    ("+data/weights=fixed", "data.weights._target_=mine.W"): ("data.weights", {"_target_": "mine.W"}),
+    ("logger.tensorboard._target_=mine.Logger",): ("logger.tensorboard", {"_target_": "mine.Logger"}),
+    # What is given stays, also where its value is the old one.
+    ("model.where._target_=mine.Net", "model.where.hidden=[4,8]"): (
+        "model.where",
+        {"_target_": MINE, "hidden": [4, 8]},
+    ),
+    ("model.where._target_=mine.Net", "+model.where.depth=3"): ("model.where", {"_target_": MINE, "depth": 3}),
+    ("optimizer.what._target_=torch.optim.RMSprop", "optimizer.what.momentum=0.9"): (
+        "optimizer.what",
+        {"_target_": "torch.optim.RMSprop", "momentum": 0.9},
+    ),
+    ("model.where._target_=mine.Net", "~model.where.hidden"): ("model.where", {"_target_": MINE}),
+    ("optimizer.what._target_=torch.optim.SGD",): ("optimizer.what", {"_target_": "torch.optim.SGD", "momentum": 0.9}),
+    ("experiment=mine",): ("model.where", {"_target_": MINE, "hidden": [4, 8], "width": 2}),
+    ("experiment=mine", "model=cnn"): ("model.where", {"_target_": MINE, "hidden": [4, 8], "width": 2}),
+    ("model.where._target_=mine.Net",) * 2: ("model.what", {"_target_": "attnmosaic.nn.networks.MLP", "hidden": [4]}),
+}
+
+
+@pytest.mark.parametrize("overrides", REPLACED, ids=" ".join)
+def test_a_new_target_replaces_its_node(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    """However it was composed: nothing but the config itself tells which arguments were given."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\nname: mine\nmodel: {where: {_target_: mine.Net, hidden: [4, 8], width: 2}}\n"
+    )
+    register()
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        composed = compose("train", [*overrides, f"hydra.searchpath=[file://{tmp_path}]", "run_dir=run"])
+    key, node = REPLACED[overrides]
+    assert OmegaConf.select(resolve(scaled(composed)), key) == node
+
+
+KEPT = (
+    "data._target_=x",
+    "trainer._target_=x",
+    "callbacks.last._target_=x",
+    "experiment=stagewise data.train_set._target_=x",
+)
+
+
+@pytest.mark.parametrize("overrides", KEPT)
+def test_data_trainer_and_callbacks_keep_their_settings(config: Callable[..., DictConfig], overrides: str) -> None:
+    *base, changed = overrides.split()
+    key = changed.partition("._target_")[0]
+    before, after = (OmegaConf.select(resolve(scaled(config(*base, *more))), key) for more in ((), (changed,)))
+    assert after == {**before, "_target_": "x"}
+
+
+READ = [
+    ("+width=8", "model.where.hidden=[${width}]"),
+    ("+my.width=8", "model.where.hidden=[${my.width}]"),
+    ("+my={a:{b:8}}", "model.where.hidden=[${my.a.b}]"),
+    ("+lr.base=0.1", "lr.what=${lr.base}"),
+    ("+lr.base=0.1", "lr.what=${.base}"),
+    ("+base=0.1", "lr.what=${..base}"),
+    ("+x=8", "model.where.hidden=[${oc.select:x,8}]"),
+    ("+x=2", "lr.what='${twice:${x}}'"),
+    ("+paths.x=outs", "paths.cache=${paths.output}/${paths.x}"),
+    ("+kind=a", "+widths={a:8,b:9}", "model.where.hidden=['${widths.${kind}}']"),
+    ("+schedule.x=3", "schedule.epochs=${schedule.x}"),
+    ("+rates={what:0.1,where:0.2}", "lr=${rates}"),
+]
+
+
+@pytest.mark.parametrize("overrides", READ, ids=" ".join)
+def test_a_key_that_an_interpolation_reads(config: Callable[..., DictConfig], overrides: tuple[str, ...]) -> None:
+    OmegaConf.register_new_resolver("twice", lambda x: 2 * x, replace=True)
+    check_keys(config(*overrides), TrainConfig)
+
+
+UNREAD = {
+    ("+model.attention=sparsemax",): r"model\.attention: got sparsemax, .*allowed: model\.where, model\.what",
+    ("+model.temperature=0.5",): r"model\.temperature",
+    ("+lr.nonsense=3",): r"lr\.nonsense: got 3, .*allowed: lr\.what, lr\.where, lr\.network",
+    ("+lr.all=0.1",): r"lr\.all",  # the name of a key that an interpolation does read
+    ("+optimizer.x=1",): r"optimizer\.x",
+    ("+scheduler.x=1",): r"scheduler\.x",
+    ("+schedule.epoch=1",): r"schedule\.epoch: .*did you mean schedule\.epochs\?",
+    ("+seed.x=1",): r"seed\.x",
+    ("+paths.x=1",): r"paths\.x",
+    ("+compute.thread=1",): r"compute\.thread: .*did you mean compute\.threads\?",
+    ("+x=3",): r"x: got 3, but nothing reads this key",
+    ("+epochs=5",): r"epochs: got 5, .*did you mean schedule\.epochs\?",
+    ("+my.width=8",): r"my: got",
+    ("+x=3", "+y=${x}"): r"y: got 3",
+    ("+width=8", "+widht=9", "model.where.hidden=[${width}]"): r"widht: got 9",
+    ("+began_otherwise.x=1",): r"began_otherwise: got",
+}
+
+
+@pytest.mark.parametrize("overrides", UNREAD, ids=" ".join)
+def test_a_key_that_nothing_reads(config: Callable[..., DictConfig], overrides: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match=UNREAD[overrides]):
+        check_keys(config(*overrides), TrainConfig)
+
+
+def test_a_runs_own_config_passes(config: Callable[..., DictConfig]) -> None:
+    """It has values for interpolations, so that nothing reads ``width`` any more, and what the program adds to it."""
+    saved = resolve(config("+width=8", "model.where.hidden=[${width}]"))
+    saved.began_otherwise = {"lr.what": 0.1}
+    check_keys(saved, TrainConfig)

@@ -1,0 +1,316 @@
+"""Any config at all is a run or a slip told in one line: overrides drawn at random through the train command."""
+
+import copy
+import shutil
+import string
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.bounds import bounded
+from helpers.commands import Cli
+from helpers.settings import SMALL, SMALL_NUMBERS
+from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from omegaconf import DictConfig
+
+from attnmosaic.cli.command import told
+from attnmosaic.cli.hints import _keys
+from attnmosaic.config.schema import conf_dir, register
+from attnmosaic.core.errors import UserError, one_line
+from attnmosaic.train import train
+
+FEW, MANY = 25, 600
+"""Configs tried by every run of the tests, and by ``make test-faults``."""
+
+FEW_COMMANDS, MANY_COMMANDS = 3, 50
+"""Commands likewise: composing one takes Hydra half a second."""
+
+BASES = (
+    ("data=gaussian", *SMALL),
+    ("experiment=gaussian_type5", "optimizer=adam", "scheduler=cosine", *SMALL),
+    ("experiment=stagewise", "data=digits", *SMALL),
+    ("experiment=weighted_average", "data=digits", "data.foreground=[1,2,3]", *SMALL),
+    ("experiment=mnist_sum", *SMALL_NUMBERS),
+)
+
+
+def _composed(base: tuple[str, ...]) -> DictConfig:
+    register()
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        return compose("train", [*base], return_hydra_config=False)
+
+
+@cache
+def keys_of(base: tuple[str, ...]) -> list[str]:
+    """Returns every key of a config, but for where a run writes: that is the user's own choice, and the test's."""
+    keys = _keys(_composed(base))
+    return [key for key in keys if not key.startswith(("run_dir", "paths")) and not key.endswith(("folder", "dirpath"))]
+
+
+GROUPS = (
+    "data",
+    "model",
+    "schedule",
+    "objective",
+    "optimizer",
+    "scheduler",
+    "trainer",
+    "logger",
+    "callbacks",
+    "experiment",
+    "scale",
+    "debug",
+    "data/weights",
+)
+CHOICES = ("none", "null", "mlp", "cnn", "digits", "joint", "x", "[a,b]", "''")
+
+NUMBERS = st.one_of(
+    st.integers(-3, 70).map(str),
+    st.sampled_from(
+        ["1e3", "1e30", "-1e400", "nan", "inf", "-inf", "0.0", "-0.5", "1e-320", "0x10", "1_000", "2147483647"]
+    ),
+    st.integers(0, 40).map(lambda n: str(10**n)),
+    st.floats(allow_nan=False, allow_infinity=False).map(str),
+)
+WORDS = st.one_of(
+    st.sampled_from(
+        [
+            "null",
+            "true",
+            "false",
+            "''",
+            "abc",
+            "???",
+            "NULL",
+            "~",
+            "what_only",
+            "torch.nn.ReLU",
+            "high",
+            "'[1,2]'",
+            "${lr.what}",
+            "${oc.env:HOME}",
+            "${oc.env:NO_SUCH}",
+            "${nothing}",
+            "${hydra:job.num}",
+            "${row:${name}}",
+            "${name}",
+            "'${', '",
+            "${model}",
+            "${run_dir}",
+            "${oc.create:[1]}",
+            "../../x",
+            "/dev/null",
+            "a b",
+            "%s",
+            "{x}",
+            "torch.nn.Linear",
+            "os.getcwd",
+            "attnmosaic.data.weights.RandomPatch",
+        ]
+    ),
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12).map(
+        lambda t: "'" + t.replace("'", "") + "'"
+    ),
+    st.text(string.printable.replace("\0", ""), max_size=8),
+)
+PLAIN = st.one_of(NUMBERS, WORDS)
+VALUES = st.one_of(
+    PLAIN,
+    st.lists(PLAIN, max_size=3).map(lambda v: f"[{','.join(v)}]"),
+    st.lists(st.lists(NUMBERS, max_size=3).map(lambda v: f"[{','.join(v)}]"), max_size=3).map(
+        lambda v: f"[{','.join(v)}]"
+    ),
+    st.dictionaries(st.sampled_from(["a", "_target_", "split", "weights"]), PLAIN, max_size=2).map(
+        lambda d: "{" + ",".join(f"{k}:{v}" for k, v in d.items()) + "}"
+    ),
+)
+
+
+@st.composite
+def commands(draw: st.DrawFn, groups: bool = False) -> tuple[tuple[str, ...], list[str]]:
+    """Draws the beginning of a command and one or two more overrides, most of them of keys that there are."""
+    base = draw(st.sampled_from(BASES))
+    known = st.sampled_from(keys_of(base))
+    set_to = st.tuples(known, VALUES).map("=".join)
+    added = st.tuples(known, st.sampled_from(["new", "_target_", "lr", "a.b", "_partial_", "_args_"]), VALUES).map(
+        lambda parts: f"+{parts[0]}.{parts[1]}={parts[2]}"
+    )
+    left_out = known.map("~{}".format)
+    forced = st.tuples(known, PLAIN).map(lambda parts: f"++{parts[0]}={parts[1]}")
+    junk = st.text(string.printable.replace("\0", ""), max_size=12).filter(lambda text: not text.startswith("-"))
+    other = st.tuples(st.sampled_from(GROUPS), st.sampled_from(CHOICES)).map("=".join)
+    kinds = [set_to, set_to, set_to, set_to, added, left_out, forced, junk, *([other] * 3 if groups else [])]
+    return base, draw(st.lists(st.one_of(kinds), min_size=1, max_size=2))
+
+
+class Door:
+    """The train command up to the first step of training: everything is built, nothing is trained."""
+
+    def __init__(self, cli: Cli, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        import pytorch_lightning as pl
+
+        from attnmosaic.config.schema import metrics_of
+        from attnmosaic.training import results
+
+        self.cli, self.monkeypatch, self.folder, self.built = cli, monkeypatch, folder, 0
+        self.composed: dict[tuple[str, ...], DictConfig] = {}
+
+        def fit(trainer: pl.Trainer, module: Any, **_: Any) -> None:
+            self.built += 1
+
+        def finish(config: Any, trainer: Any, module: Any) -> dict[str, float]:
+            return {f"{split}/{name}": 0.0 for split in ("train", "test", "held_out") for name in metrics_of(config)}
+
+        monkeypatch.setattr(pl.Trainer, "fit", fit)
+        monkeypatch.setattr(pl.Trainer, "validate", lambda *_, **__: None)
+        monkeypatch.setattr(results, "finish_run", finish)
+        monkeypatch.setattr(results, "final_table", lambda *_: "")
+
+    def command(self, base: tuple[str, ...], overrides: list[str]) -> None:
+        """Gives it as a command, Hydra and all."""
+        named = any("name=" in override for override in overrides)
+        with bounded():
+            code, out, err = self.cli(
+                "train", *base, *overrides, *(() if named else (f"hydra.run.dir={self.folder}/run",))
+            )
+        if code == 0:
+            assert "Traceback" not in out + err
+            return
+        assert code == 2, err
+        assert err.startswith("error: "), err
+        check_told(err.removeprefix("error: ").removesuffix("\n"))
+
+    def config(self, base: tuple[str, ...], overrides: list[str]) -> None:
+        """Gives it from Python: its overrides are parsed and applied by Hydra, to a config composed once."""
+        self.monkeypatch.setattr(sys, "argv", ["attnmosaic.train", *base, *overrides])
+        if base not in self.composed:
+            self.composed[base] = _composed(base)
+        config = copy.deepcopy(self.composed[base])
+        config.run_dir = str(self.folder / "run")
+        try:
+            with bounded():
+                parsed = OverridesParser.create().parse_overrides(overrides)
+                ConfigLoaderImpl._apply_overrides_to_config(parsed, config)
+                train(config)
+        except Exception as error:
+            line = told(error)
+            if line is None:
+                raise
+            assert line[1] == 2, line
+            check_told(one_line(line[0]))
+
+
+def check_told(line: str) -> None:
+    assert line.isprintable(), line
+    assert 5 < len(line) < 3000, line
+    assert "Traceback" not in line
+
+
+@pytest.fixture
+def door(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Door:
+    return Door(cli, monkeypatch, tmp_path)
+
+
+def try_many(door: Door, way: Callable[..., None], drawn: st.SearchStrategy[Any], examples: int) -> None:
+    @settings(
+        max_examples=examples, derandomize=True, deadline=None, database=None, suppress_health_check=[*HealthCheck],
+        phases=[Phase.generate, Phase.shrink],
+    )  # fmt: skip
+    @given(drawn)
+    def one(command: tuple[tuple[str, ...], list[str]]) -> None:
+        shutil.rmtree(door.folder / "run", ignore_errors=True)
+        way(*command)
+
+    one()
+    assert door.built > examples / 20, "some are to be runs"
+
+
+def test_random_commands(door: Door) -> None:
+    try_many(door, door.command, commands(groups=True), FEW_COMMANDS)
+
+
+def test_random_configs(door: Door) -> None:
+    try_many(door, door.config, commands(), FEW)
+
+
+@pytest.mark.faults
+def test_many_random_commands(door: Door) -> None:
+    try_many(door, door.command, commands(groups=True), MANY_COMMANDS)
+
+
+@pytest.mark.faults
+def test_many_random_configs(door: Door) -> None:
+    try_many(door, door.config, commands(), MANY)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            ("data.train_mosaics=2000000000",),
+            r"data\.train_mosaics: got 2000000000, which takes .* GB .* are free; type a",
+        ),
+        (("data.patches=2000000000",), r"data\.train_mosaics: got 60, which takes .* GB of memory at least"),
+        (("data.points=2000000000",), r"data\.points: got 2000000000, which takes "),
+        (("model.what.hidden=[1000000000,9]",), r"model\.what: got attnmosaic\.nn\.networks\.MLP, which takes .* GB"),
+        (
+            ("data.train_mosaics=1000000000000",),
+            r"data\.train_mosaics: got 1000000000000, needs a whole number of at least 1",
+        ),
+        (
+            ("seed.init=99999999999999999999",),
+            r"seed\.init: got \d+, needs a whole number of at least 0 and below 2\^63",
+        ),
+    ],
+    ids=str,
+)
+def test_counts_that_no_memory_holds(door: Door, given: tuple[str, ...], said: str) -> None:
+    with bounded(), pytest.raises(UserError, match=said):
+        train(configured(door, *given))
+    assert door.built == 0
+
+
+FOUND = {
+    "~progress": r"progress: was left out, and a run has it",
+    "~at_most": r"at_most: was left out, and a run has it",
+    "~trainer": r"trainer: was left out, and a run has it",
+    "~callbacks.cycle._target_": r"callbacks\.cycle: got .*, needs a _target_ and its arguments; see conf/callbacks",
+    "callbacks.tables._target_=[]": r"callbacks\.tables\._target_: got \[\], needs the name of what is to be made",
+    "model.what._target_=0.5": r"model\.what\._target_: got 0\.5, needs the name of what is to be made",
+    "+data.views.x.weights.new={}": r"data\.views\.x: got .*, needs split and weights",
+    "+model.what._partial_=7": r"model\.what\._partial_: got 7, needs true or false",
+    "model.what._target_=abc": r"model\.what\._target_: cannot import 'abc' \(it is nothing that can be called\)",
+    "+at_most.data.points=x": r"at_most\.data: got .*, needs counts of a section",
+}
+
+
+@pytest.mark.parametrize("override", FOUND)
+def test_what_random_configs_found(door: Door, override: str) -> None:
+    with pytest.raises(UserError, match=FOUND[override]):
+        train(configured(door, override))
+
+
+@pytest.mark.parametrize("given", ["1e999999999", "-1E999999999", "inf", "nan", "1/0", "9" * 5000, "x" * 5000])
+def test_a_weight_that_would_take_hours(given: str) -> None:
+    from attnmosaic.data.weights import FixedWeights
+
+    with (
+        bounded(20),
+        pytest.raises(UserError, match=r"foreground weight: got .*, needs a number or fraction from 0 to 1"),
+    ):
+        FixedWeights(given)
+
+
+def configured(door: Door, *overrides: str) -> DictConfig:
+    """Returns the 2-D config with overrides, some of which no command line takes."""
+    config = copy.deepcopy(_composed(BASES[0]))
+    config.run_dir = str(door.folder / "run")
+    ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides([*overrides]), config)
+    return config

@@ -1,0 +1,30 @@
+"""Whether what a config asks for fits the memory there is."""
+
+from typing import Any
+
+import pytest
+
+from attnmosaic.config import memory
+from attnmosaic.core.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("data", "key"),
+    [
+        ({"patches": 9, "train_mosaics": 10**7, "test_mosaics": 10**6}, "train_mosaics"),
+        ({"patches": 9, "train_mosaics": 10**6, "test_mosaics": 10**7}, "test_mosaics"),
+        ({"train_images": 10**6, "held_out_images": 10**5, "image_size": 32}, "train_images"),
+        ({"train_images": 10**5, "held_out_images": 10**6, "image_size": 32}, "held_out_images"),
+        ({"image_size": 6000, "color": True}, "image_size"),
+        ({"points": 10**8}, "points"),
+    ],
+    ids=str,
+)
+def test_the_count_that_takes_most_is_named(monkeypatch: pytest.MonkeyPatch, data: dict[str, Any], key: str) -> None:
+    """With little memory left it is refused, with ten times as much, or where that is not known, it is not."""
+    monkeypatch.setattr(memory, "free_gb", lambda: 1.0)
+    with pytest.raises(UserError, match=rf"^data\.{key}: got {data[key]}, which takes .* and 1 GB are free; type a"):
+        memory.check_data_fit(data)
+    for free in (100.0, None):
+        monkeypatch.setattr(memory, "free_gb", lambda free=free: free)
+        memory.check_data_fit(data)

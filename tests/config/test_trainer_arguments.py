@@ -1,0 +1,296 @@
+"""Arguments of Lightning's `Trainer`: each does what Lightning documents or is refused; and runs that end early."""
+
+import csv
+import inspect
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+from helpers.commands import Cli
+from helpers.settings import SMALL
+
+from attnmosaic.config.trainer_arguments import CHECKED, REFUSED, TAKEN, check_trainer
+from attnmosaic.core.errors import UserError
+
+Train = Callable[..., dict[str, float]]
+SHORT = (*SMALL, "schedule.k=1", "schedule.epochs=4", "logger=none")
+OTHERS: dict[str, Any] = {
+    "accumulate_grad_batches": 2, "barebones": True, "callbacks": [], "enable_autolog_hparams": False,
+    "enable_checkpointing": False, "enable_progress_bar": True, "fast_dev_run": True, "gradient_clip_algorithm": "norm",
+    "gradient_clip_val": 1.0, "limit_predict_batches": 2, "limit_test_batches": 1, "limit_train_batches": 0.5,
+    "limit_val_batches": 0, "logger": True, "max_steps": 10, "min_steps": 10, "model_registry": "mine",
+    "num_sanity_val_steps": 2, "overfit_batches": 1, "precision": "64-true", "use_distributed_sampler": True,
+}  # fmt: skip
+"""A value for each refused argument that is not Lightning's default."""
+
+
+OURS = {"num_sanity_val_steps", "use_distributed_sampler"}
+"""Lightning's defaults of these would not do; ``conf/trainer/default.yaml`` has others."""
+
+
+def result(tmp_path: Path, run: str = "run") -> dict[str, Any]:
+    return json.loads((tmp_path / run / "result.json").read_text())
+
+
+def rows(tmp_path: Path, run: str = "run") -> list[dict[str, str]]:
+    with (tmp_path / run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_argument_is_decided_on() -> None:
+    """A new version of Lightning with another argument fails here: does it do what it says, or is it refused?"""
+    known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
+    assert known == TAKEN | REFUSED.keys() | CHECKED
+    assert len(known) == len(TAKEN) + len(REFUSED) + len(CHECKED)
+
+
+def test_defaults_of_lightning_are_not_refused() -> None:
+    signature = inspect.signature(pl.Trainer.__init__).parameters
+    check_trainer({key: signature[key].default for key in REFUSED.keys() - OURS}, 10)
+    for key, (allowed, _) in REFUSED.items():
+        for value in allowed:
+            check_trainer({key: value}, 10)
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_refused(key: str) -> None:
+    with pytest.raises(UserError, match=rf"^trainer\.{key}: got .*(type|leave it out)"):
+        check_trainer({key: OTHERS[key]}, 10)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("+trainer.max_steps=10", r"trainer\.max_steps: got 10, .*type schedule\.epochs=N"),
+        ("+trainer.limit_train_batches=2", r"trainer\.limit_train_batches: .*data\.train_mosaics=N"),
+        ("+trainer.precision=64-true", r"trainer\.precision: .*precision=float64"),
+        ("+trainer.fast_dev_run=true", r"trainer\.fast_dev_run: .*type scale=smoke"),
+        ("+trainer.gradient_clip_val=1", r"trainer\.gradient_clip_val: .*optimizer\.clip_norm=1\.0"),
+        ("trainer.max_epochs=3", r"trainer\.max_epochs: got 3, .*\(4\); type schedule\.epochs=3"),
+        ("+trainer.max_time=rubbish", r"trainer\.max_time: got rubbish, needs .*DD:HH:MM:SS"),
+        ("+trainer.max_time=60", r"trainer\.max_time: got 60, needs"),
+        ("+trainer.max_time={fortnights:1}", r"trainer\.max_time: got .*fortnights"),
+        ("+trainer.min_epochs=5", r"trainer\.min_epochs: got 5, needs a whole number from 0 to schedule\.epochs \(4\)"),
+        ("+trainer.strategy=fsdp", r"trainer\.strategy: got fsdp, allowed: auto, ddp"),
+        ("+trainer.deterministic=maybe", r"trainer\.deterministic: got maybe, needs true, false or warn"),
+        ("+trainer.benchmark=2", r"trainer\.benchmark: got 2, needs true or false"),
+        ("+trainer.inference_mode=abc", r"trainer\.inference_mode: got abc, needs true or false"),
+        ("+trainer.sync_batchnorm=yes", r"trainer\.sync_batchnorm: got yes, needs true or false"),
+        ("+trainer.sync_batchnorm=true", r"trainer\.sync_batchnorm: .*on GPUs alone; leave it out"),
+        ("trainer.log_every_n_steps=0", r"trainer\.log_every_n_steps: got 0, needs"),
+    ],
+)
+def test_refused_before_training(train: Train, given: str, wanted: str) -> None:
+    with pytest.raises(UserError, match=wanted):
+        train(*SHORT, given)
+
+
+def test_refused_for_two_outputs_and_in_evaluate(cli: Cli, train: Train, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"trainer\.max_steps"):
+        train("experiment=mnist_sum", "+trainer.max_steps=10")
+    train(*SHORT)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    code, _, err = cli("evaluate", f"ckpt_path={last}", "+trainer.limit_val_batches=1")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "trainer.limit_val_batches" in err
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "+trainer.deterministic=true",
+        "+trainer.deterministic=warn",
+        "+trainer.benchmark=true",
+        "+trainer.detect_anomaly=true",
+        "+trainer.inference_mode=false",
+        "+trainer.reload_dataloaders_every_n_epochs=1",
+        "+trainer.max_steps=-1",
+        "+trainer.min_epochs=2",
+        "+trainer.max_time={hours:3}",
+        "trainer.num_sanity_val_steps=0",
+    ],
+)
+def test_what_changes_no_number(train: Train, given: str) -> None:
+    assert train(*SHORT, given, run_dir="other") == train(*SHORT)
+
+
+@pytest.mark.parametrize(
+    ("given", "reported"),
+    [("trainer.profiler=simple", "Profiler Report"), ("trainer.enable_model_summary=true", "Trainable params")],
+)
+def test_what_is_asked_for_is_shown(cli: Cli, given: str, reported: str) -> None:
+    code, out, _ = cli("train", *SHORT, given, "hydra.run.dir=run")
+    assert code == 0
+    assert reported in out
+
+
+class StopWithin(pl.Callback):
+    """Asks for the end in the first block of an epoch, counted from 1."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        trainer.should_stop |= trainer.current_epoch + 1 == self.epoch
+
+
+FAMILIES = {"pair": SHORT, "two outputs": ("experiment=mnist_sum", "schedule.epochs=4", "logger=none")}
+STOPPING = "+callbacks.stop={_target_: test_trainer_arguments.StopWithin, epoch: 2}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_run_ends_with_the_epoch_in_which_a_callback_asks_for_it(train: Train, tmp_path: Path, family: str) -> None:
+    settings = (*FAMILIES[family], "trainer.check_val_every_n_epoch=2")
+    train(*settings, run_dir="whole")
+    train(*settings, STOPPING)
+    assert rows(tmp_path) == rows(tmp_path, "whole")[:2]
+    assert result(tmp_path)["epochs"] == 2
+    assert result(tmp_path)["ended_early"] == "A callback asked for it."
+    assert result(tmp_path, "whole")["ended_early"] is None
+
+
+def test_it_reports_why_it_ended(cli: Cli, tmp_path: Path) -> None:
+    code, out, _ = cli("train", *SHORT, STOPPING, "hydra.run.dir=run", "progress=quiet")
+    assert code == 0
+    assert "ended after epoch 2 of 4: A callback asked for it." in out
+
+
+@pytest.mark.parametrize("timer", [(), ("callbacks.timer=null",), ("+callbacks.timer.interval=epoch",)])
+def test_max_time_ends_a_run(train: Train, tmp_path: Path, timer: tuple[str, ...]) -> None:
+    """After some epochs, each of them complete; without our timer, Lightning has one of its own."""
+    few = ("schedule.epochs=1000000", "callbacks.cycle=null", "callbacks.gradients=null", "callbacks.dashboards=null")
+    train(*SHORT, *few, *timer, "+trainer.max_time=00:00:00:02")
+    assert 0 < result(tmp_path)["epochs"] == len(rows(tmp_path)) < 1000000
+    assert "time limit" in result(tmp_path)["ended_early"]
+    assert all(row["running/accuracy"] for row in rows(tmp_path))
+
+
+def test_early_stopping_waits_for_min_epochs(train: Train, tmp_path: Path) -> None:
+    stop = "{_target_: pytorch_lightning.callbacks.EarlyStopping, monitor: running/loss, stopping_threshold: 100, "
+    stop += "check_on_train_epoch_end: true}"
+    train(*SHORT, f"+callbacks.stop={stop}", "+trainer.min_epochs=3")
+    assert result(tmp_path)["epochs"] == 3
+    assert result(tmp_path)["ended_early"].startswith("Stopping threshold reached: running/loss")
+
+
+class BatchNormed(pl.LightningModule):
+    """A What with batch normalisation."""
+
+    def __init__(self, in_shape: tuple[int, ...], outputs: int) -> None:
+        super().__init__()
+        from torch import nn
+
+        self.layers = nn.Sequential(nn.Flatten(), nn.LazyBatchNorm1d(), nn.LazyLinear(outputs))
+
+    def forward(self, x: Any) -> Any:
+        return self.layers(x)
+
+
+def no_scalar(logits: Any, alpha: Any, label: Any) -> Any:
+    return logits.sum(dim=1)
+
+
+def failing(logits: Any, alpha: Any, label: Any) -> Any:
+    raise KeyError("nothing")
+
+
+class Logs(pl.Callback):
+    """A user's own, that measures something else."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        pl_module.log("mine/score", float(trainer.current_epoch))
+
+
+def callback(name: str, **arguments: Any) -> str:
+    given = "".join(f", {key}: {value}" for key, value in arguments.items())
+    return f"+callbacks.extra={{_target_: pytorch_lightning.callbacks.{name}{given}}}"
+
+
+BN = ("model.what._target_=test_trainer_arguments.BatchNormed",)
+FAILING: dict[str, tuple[tuple[str, ...], str]] = {
+    "unknown metric": (
+        (callback("EarlyStopping", monitor="test/acuracy"),),
+        r"callbacks\.extra\.monitor: got 'test/acuracy', .*did you mean .*test/accuracy",
+    ),
+    "unknown metric of a checkpoint": (
+        (callback("ModelCheckpoint", monitor="val_loss"),), r"callbacks\.extra\.monitor: got 'val_loss', allowed",
+    ),
+    "a metric that not every epoch has": (
+        (callback("EarlyStopping", monitor="test/accuracy", check_on_train_epoch_end="true"),),
+        r"callbacks\.extra\.monitor: got test/accuracy, .*every 5 epochs.*check_on_train_epoch_end=false",
+    ),
+    "one optimizer": (
+        (callback("StochasticWeightAveraging", swa_lrs=0.1),), r"trainer: SWA currently works with 1 `optimizer`",
+    ),
+    "automatic optimization": (
+        (callback("GradientAccumulationScheduler", scheduling="{1: 2}"),),
+        r"callbacks: GradientAccumulationScheduler does not work",
+    ),
+    "an attribute that the module lacks": ((callback("BackboneFinetuning"),), r"BackboneFinetuning does not work with"),
+    "a logger": ((callback("LearningRateMonitor"),), r"trainer: Cannot use `LearningRateMonitor`"),
+    "a closure": (
+        ("optimizer.what._target_=torch.optim.LBFGS",), r"optimizer\.what: torch\.optim\.LBFGS cannot take.*closure",
+    ),
+    "sparse gradients": (
+        ("optimizer.where._target_=torch.optim.SparseAdam",), r"optimizer\.where: .*SparseAdam cannot take the steps",
+    ),
+    "a scheduler that is over too early": (
+        ("scheduler.what={_target_: torch.optim.lr_scheduler.OneCycleLR, max_lr: 0.1, total_steps: 1}",),
+        r"scheduler\.what: fails after 1 of the 2 epochs in which its network learns",
+    ),
+    "a last minibatch of one": (
+        (*BN, "data.batch_size=59"),
+        r"data\.batch_size: got 59, .*a part of one, .*BatchNormed does not take it .*type data\.batch_size=60",
+    ),
+    "minibatches of one": ((*BN, "data.batch_size=1"), r"data\.batch_size: got 1, .*type data\.batch_size=2"),
+    "pieces of one": (
+        (*BN, "optimizer.microbatches=25"), r"data\.batch_size: got 25, .*type optimizer\.microbatches=null",
+    ),
+    "an objective that is no scalar": (
+        ("objective._target_=test_trainer_arguments.no_scalar", "+objective._partial_=true"),
+        r"objective: test_trainer_arguments\.no_scalar gives \[2\] for logits \[2, 3\]",
+    ),
+    "an objective that fails": (
+        ("objective._target_=test_trainer_arguments.failing", "+objective._partial_=true"),
+        r"objective: test_trainer_arguments\.failing fails for logits \[2, 3\], .*nothing",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FAILING)
+def test_what_would_fail_within_fit_is_one_line_before_training(cli: Cli, tmp_path: Path, case: str) -> None:
+    given, wanted = FAILING[case]
+    code, _, err = cli("train", *SHORT, *given, "hydra.run.dir=run")
+    assert code == 2, err
+    assert err.count("\n") == 1, err
+    assert re.search(wanted, err), err
+    assert not list((tmp_path / "run").glob("checkpoints/*")), "no epoch was trained"
+
+
+def test_batch_normalisation_where_no_part_is_of_one(train: Train) -> None:
+    train(*SHORT, *BN, "data.batch_size=30")
+
+
+def test_a_minibatch_of_one_for_networks_that_take_it(train: Train) -> None:
+    train(*SHORT, "data.batch_size=59")
+
+
+def test_a_metric_of_ones_own_may_be_monitored(train: Train, tmp_path: Path) -> None:
+    stop = callback(
+        "EarlyStopping", monitor="mine/score", stopping_threshold=0.5, mode="max", check_on_train_epoch_end="true"
+    )
+    train(*SHORT, "+callbacks.logs={_target_: test_trainer_arguments.Logs}", stop)
+    assert result(tmp_path)["epochs"] == 2
+
+
+@pytest.mark.parametrize("logging", ["disabled", "none", "default", "stdout"])
+def test_hydras_own_ways_to_log(cli: Cli, tmp_path: Path, logging: str) -> None:
+    code, _, err = cli("train", *SHORT, f"hydra/job_logging={logging}", "hydra.run.dir=run")
+    assert code == 0, err
+    assert (tmp_path / "run" / "result.json").exists()
+    code, _, err = cli("train", *SHORT, f"hydra/job_logging={logging}", "data.batch_size=0")
+    assert (code, err.count("\n")) == (2, 1)

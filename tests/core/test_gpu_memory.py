@@ -1,0 +1,113 @@
+"""A GPU whose memory is used up is reported in one line that names what to type."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from helpers.commands import Cli
+from helpers.settings import SMALL
+from torch import Tensor
+
+from attnmosaic.cli.command import told
+from attnmosaic.core.errors import gpu_memory_trouble
+from attnmosaic.nn.networks import MLP
+from attnmosaic.training.attention_cache import rows_per_piece
+from attnmosaic.training.runtime import job_globals
+
+FULL = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 15.77 GiB of which 1.21 GiB is "
+    "free. Including non-PyTorch memory, 14.50 GiB are in use. Of the allocated memory 13.00 GiB is "
+    "allocated by PyTorch. If reserved but unallocated memory is large try setting PYTORCH_ALLOC_CONF"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError(FULL), "Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 15.77 GiB"),
+        (torch.OutOfMemoryError("of another allocator"), "of another allocator"),
+        (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be ..."), "error: out of memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "cublasCreate"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "cuDNN"),
+    ],
+)
+def test_used_up(error: Exception, said: str) -> None:
+    found = told(error)
+    assert found is not None
+    line, code = found
+    assert code == 1
+    assert "\n" not in line
+    assert said in line
+    assert "PYTORCH_ALLOC_CONF" not in line
+    for key in ("hydra.launcher.jobs_per_gpu=1", "data.batch_size", "compute.cache_gb=0"):
+        assert key in line
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: device-side assert triggered"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+        ValueError("CUDA error: out of memory"),
+    ],
+)
+def test_other_errors_keep_their_trace(error: Exception) -> None:
+    assert gpu_memory_trouble(error) is None
+    assert told(error) is None
+
+
+def test_pieces_leave_memory_to_other_runs() -> None:
+    """And a minibatch of the published run is one piece."""
+    mosaic = 9 * 3 * 32 * 32 * 4
+    assert 250 <= rows_per_piece(mosaic, torch.device("cuda")) <= 2**27 // mosaic
+
+
+class UsesUp(MLP):
+    """Needs more memory than there is once it trains."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.dtype == torch.float32:
+            raise torch.OutOfMemoryError(FULL)
+        return super().forward(x)
+
+
+USES_UP = ("model.what._target_=test_gpu_memory.UsesUp", "model.what.hidden=[4]")
+
+
+def test_a_run_ends_with_the_line(cli: Cli) -> None:
+    code, _, err = cli("train", *SMALL, *USES_UP, "hydra.run.dir=run")
+    assert code == 1
+    assert err.startswith("error: GPU memory is used up (CUDA out of memory. Tried to allocate 2.00 GiB.")
+    assert err.count("\n") <= 1
+
+
+@pytest.fixture
+def old_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that the driver is too old for: it is seen, and starting it raises."""
+
+    def start() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", start)
+    monkeypatch.setattr(torch.cuda.memory, "_lazy_init", start, raising=False)
+    monkeypatch.setattr(torch.cuda.memory, "reset_peak_memory_stats", lambda *_: start())
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda *_: start())
+
+
+@pytest.mark.usefixtures("old_driver")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("experiment=gaussian",),
+        ("experiment=weighted_average", "data=digits", "data.foreground=[7,8,9]"),
+        # Not with Adam, which itself asks CUDA at every step whether a graph is being captured.
+        ("experiment=mnist_sum", "optimizer.network={_target_: torch.optim.SGD}"),
+    ],
+)
+def test_a_run_on_the_cpu_starts_no_gpu(train: Callable[..., Any], settings: tuple[str, ...]) -> None:
+    with job_globals(0, 1, "highest"):
+        pass
+    assert train(*settings, "schedule.epochs=2")

@@ -1,0 +1,293 @@
+"""Terminals that lack letters, and locales that are not UTF-8: every command still shows and writes everything."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers.commands import Cli
+from helpers.run_folders import pair_metrics, write_run
+from helpers.settings import ROOT, SMALL
+from helpers.terminal import Screen
+from helpers.user_code import TINY_CIFAR10
+from PIL import Image
+
+from attnmosaic.config.schedule import Schedule
+from attnmosaic.core import signals
+from attnmosaic.core.text import substituted, use_substitutes
+from attnmosaic.sweeps import server
+from attnmosaic.sweeps.display import Display
+from attnmosaic.sweeps.monitor import Job
+from hydra_plugins import attnmosaic_launcher
+
+ENCODINGS = ("cp1252", "ascii", "latin-1", "cp437")
+NAMES = ("ünï", "猫")
+SHORT = ("schedule.k=1", "schedule.epochs=2", "callbacks.pictures=null", "logger=none", "progress=lines")
+Terminal = Callable[[str], Callable[[], tuple[str, str]]]
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Gives this process the standard streams that Python opens for an encoding; returns what was written to them."""
+
+    def opened(encoding: str) -> Callable[[], tuple[str, str]]:
+        streams = {}
+        for name, errors in (("stdout", "strict"), ("stderr", "backslashreplace")):
+            streams[name] = io.TextIOWrapper(io.BytesIO(), encoding, errors, newline="", write_through=True)
+            monkeypatch.setattr(sys, name, streams[name])
+
+        def written() -> tuple[str, str]:
+            out, err = (stream.buffer.getvalue().decode(encoding) for stream in streams.values())  # type: ignore[attr-defined]
+            return out, err
+
+        return written
+
+    return opened
+
+
+def write_runs(folder: Path) -> None:
+    """Writes a run of each name."""
+    for name in NAMES:
+        write_run(folder / name, "gaussian", 0, pair_metrics(test=0.5), overrides=(f"name='{name}'",))
+
+
+def in_c_locale(door: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[bytes]:
+    """Runs a command where Python takes files, names and terminals for ASCII; files opened without encoding warn."""
+    environ = os.environ | {
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONWARNDEFAULTENCODING": "1",
+    }
+    environ.pop("PYTHONIOENCODING", None)
+    done = subprocess.run(
+        [sys.executable, "-m", f"attnmosaic.{door}", *arguments], cwd=folder, env=environ, capture_output=True
+    )
+    opened = [line for line in done.stderr.splitlines() if b"EncodingWarning" in line and b"/attnmosaic/" in line]
+    assert opened == []
+    return done
+
+
+# ---- the letters
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_letters_that_a_terminal_lacks(terminal: Terminal, encoding: str) -> None:
+    """They are written so that they can be told apart; what fills a line keeps its width."""
+    written = terminal(encoding)
+    use_substitutes()
+    for text in ("a…b", "\N{REPLACEMENT CHARACTER}", *NAMES):
+        print(text)
+        print(text, file=sys.stderr)
+    for text in written():
+        assert text.splitlines() == [substituted(name) for name in ("a…b", "\N{REPLACEMENT CHARACTER}", *NAMES)]
+        assert text.splitlines()[0] == ("a…b" if encoding == "cp1252" else "a~b")
+        assert text.splitlines()[1:] == ["?", "\\xfcn\\xef" if encoding == "ascii" else "ünï", "\\u732b"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_file_names_that_are_no_text(terminal: Terminal, encoding: str) -> None:
+    """Their bytes are written as they are."""
+    terminal(encoding)
+    use_substitutes()
+    print(os.fsdecode(b"a\xff"))
+    assert sys.stdout.buffer.getvalue() == b"a\xff\n"  # type: ignore[attr-defined]
+
+
+def test_streams_that_are_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook's take any letter; a program without a terminal has none."""
+    for stream in (io.StringIO(), None):
+        monkeypatch.setattr(sys, "stdout", stream)
+        use_substitutes()
+        assert substituted("ünï") == "ünï"
+
+
+def test_a_stop_is_reported_in_any_letters(monkeypatch: pytest.MonkeyPatch, terminal: Terminal) -> None:
+    """Where the run lies is part of the line that ends a process, written from a signal's handler."""
+    terminal("ascii")
+    written: list[bytes] = []
+    monkeypatch.setattr(os, "write", lambda _, data: written.append(data))
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    signals.in_order(False, lambda: "; 猫 \udcff")
+    try:
+        with pytest.raises(SystemExit) as end:
+            signals._end(15)
+    finally:
+        signals.in_order(False)
+    assert end.value.code == 143
+    assert written == [b"stopped by SIGTERM; \\u732b \xff\n"]
+
+
+# ---- the commands
+
+
+@pytest.mark.parametrize("form", ["terminal", "markdown", "csv", "latex"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_collect(cli: Cli, terminal: Terminal, tmp_path: Path, encoding: str, form: str) -> None:
+    write_runs(tmp_path / "runs")
+    written = terminal(encoding)
+    code, _, _ = cli("collect", "runs", "--format", form)
+    out, err = written()
+    assert (code, err) == (0, "")
+    for name in NAMES:
+        assert substituted(name) in out
+    assert "0.5" in out
+    if form == "terminal":
+        frame = [line for line in out.splitlines() if line.startswith(("|", "+"))]
+        assert len(frame) > 5
+        assert len({len(line) for line in frame}) == 1, "columns stand under one another"
+
+
+def test_a_table_on_a_terminal_with_all_letters(cli: Cli, tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "0", "gaussian", 0, pair_metrics(test=0.5), overrides=("name='猫'",))
+    _, out, _ = cli("collect", "runs")
+    assert "猫" in out
+    assert "\u2500" in out
+    assert "+-" not in out
+
+
+@pytest.mark.parametrize(("encoding", "name"), [("cp1252", "猫"), ("ascii", "ünï")])
+def test_train_and_evaluate(cli: Cli, terminal: Terminal, encoding: str, name: str) -> None:
+    written = terminal(encoding)
+    code, _, _ = cli("train", *SMALL, *SHORT, f"name='{name}'", "hydra.run.dir='r/${name}'")
+    out, err = written()
+    assert code == 0, err
+    table = out[out.index("split") :]
+    assert re.findall(r"^\|(train|test|held_out) *\|", table, flags=re.M) == ["train", "test", "held_out"]
+    assert f"r/{substituted(name)}" in table
+    for file in ("train.log", "config.yaml", ".hydra/overrides.yaml", ".hydra/config.yaml"):
+        assert name in Path("r", name, file).read_text(encoding="utf-8")
+
+    written = terminal(encoding)
+    code, _, _ = cli("evaluate", f"ckpt_path='r/{name}/checkpoints/last.ckpt'")
+    out, err = written()
+    assert code == 0, err
+    assert re.findall(r"^\|(train|test|held_out) *\|", out, flags=re.M) == ["train", "test", "held_out"]
+
+
+@pytest.mark.pictures
+@pytest.mark.parametrize(("door", "arguments"), [("report", ()), ("draw", ("--formats", "png"))])
+def test_report_and_draw(cli: Cli, terminal: Terminal, tmp_path: Path, door: str, arguments: tuple[str, ...]) -> None:
+    write_runs(tmp_path / "runs")
+    written = terminal("ascii")
+    code, _, _ = cli(door, "runs/猫", *arguments)
+    assert (code, written()[1]) == (0, "")
+    assert f"runs/{substituted('猫')}" in written()[0]
+
+
+@pytest.mark.parametrize("mode", ["live", "lines", "quiet"])
+def test_a_sweep(cli: Cli, terminal: Terminal, mode: str) -> None:
+    written = terminal("cp437")
+    code, _, _ = cli("train", "-m", *SMALL, *SHORT, f"progress={mode}", "name='猫','ünï'", "hydra.sweep.dir='s 猫'")
+    out, err = written()
+    assert code == 0, err
+    assert "Traceback" not in out + err
+    assert [line for line in err.splitlines() if line.startswith("done")] or mode == "live"
+    for name in NAMES:
+        assert len(re.findall(rf"^\|{re.escape(substituted(name))} +\|", out, flags=re.M)) == 1
+    assert f"runs: s {substituted('猫')}\n" in out
+    jobs = json.loads(Path("s 猫/sweep.json").read_text(encoding="utf-8"))["jobs"]
+    assert {job["name"] for job in jobs.values()} == {*NAMES}
+
+
+def test_explain(cli: Cli, terminal: Terminal) -> None:
+    given = ("experiment=stagewise", *TINY_CIFAR10, "hydra.run.dir=r", "data.classes=null")
+    code, _, err = cli("train", *SMALL, *SHORT, *given)
+    assert code == 0, err
+    for name in NAMES:
+        Path("猫").mkdir(exist_ok=True)
+        Image.new("RGB", (96, 96), 7).save(f"猫/{name}.png")
+    written = terminal("ascii")
+    code, _, _ = cli("explain", "ckpt_path=r/checkpoints/last.ckpt", "images='猫'", "hydra.run.dir='e 猫'")
+    out, err = written()
+    assert code == 0, err
+    frame = [line for line in out.splitlines() if line.startswith(("|", "+"))]
+    assert len({len(line) for line in frame}) == 1
+    assert all(any(substituted(f"{name}.png") in line for line in frame) for name in NAMES)
+    assert "猫.png" in Path("e 猫/explained.csv").read_text(encoding="utf-8")
+    assert "e 猫" in Path("e 猫/explain.log").read_text(encoding="utf-8")
+
+
+def test_bars(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They fill no more than the terminal's width, also with names cut in the middle."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("attnmosaic.sweeps.display.SECONDS", 1e6)
+    written = terminal("ascii")
+    use_substitutes()
+    schedule = Schedule("what_then_where", 5, 180)
+    jobs = [Job(name, name, tmp_path / str(n), schedule) for n, name in enumerate((*NAMES, "猫" * 30, "x" * 99))]
+    display = Display("live", jobs)
+    try:
+        for number in range(len(jobs)):
+            display.watch.began(number)
+        display.draw()
+    finally:
+        display.close()
+    screen = Screen(80)
+    screen.write(written()[1])
+    assert screen.wrapped == 0
+    assert "Traceback" not in written()[1]
+
+
+# ---- what other processes print
+
+
+def test_jobs_in_processes(cli: Cli, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They write in the encoding that the sweep's own terminal has, and each line comes through."""
+    monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
+    monkeypatch.setattr(server, "PRELOAD", ())
+    monkeypatch.setattr(
+        attnmosaic_launcher.AttnmosaicLauncher, "_task", lambda self: ("helpers.light_jobs", "speak_of_names")
+    )
+    written = terminal("cp1252")
+    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "progress=live")
+    code, _, _ = cli("train", "seed.all=5", "name='ünï 猫'", *launcher, "-m")
+    screen = Screen()
+    screen.write(written()[1])
+    assert code == 0, screen.lines()
+    assert "printed ünï \\u732b" in screen.lines()
+
+
+# ---- locales
+
+
+def test_the_c_locale(tmp_path: Path) -> None:
+    write_runs(tmp_path / "runs")
+    done = in_c_locale("collect", "runs", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert rb"|\u732b " in done.stdout
+    done = in_c_locale("report", "runs", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "猫" in (tmp_path / "runs" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_folder_whose_name_the_locale_cannot_read(tmp_path: Path) -> None:
+    done = in_c_locale("train", "hydra.run.dir='r/ünï'", folder=tmp_path)
+    assert done.returncode == 2
+    assert re.match(rb"error: run_dir: .* ascii; set PYTHONUTF8=1 .*\n$", done.stderr)
+
+
+def test_a_log_is_utf_8(tmp_path: Path) -> None:
+    """Also of an argument that the locale has no letters for."""
+    done = in_c_locale("evaluate", "ckpt_path='猫'", "hydra.run.dir=here", folder=tmp_path)
+    assert done.returncode == 2
+    assert re.match(rb"error: ckpt_path: .*\n$", done.stderr)
+    assert "ckpt_path: " in (tmp_path / "here" / "evaluate.log").read_text(encoding="utf-8")
+
+
+def test_files_are_opened_with_an_encoding() -> None:
+    """Ruff finds only calls whose object it knows; here are the others."""
+    pattern = re.compile(r"(\.(read|write)_text\((?![^()]*encoding)|\.open\((?![^()]*(encoding|\"[rwa]b|os\.)))")
+    found = [
+        f"{file.relative_to(ROOT)}: {line.strip()}"
+        for folder in ("src", "benchmarks")
+        for file in sorted((ROOT / folder).rglob("*.py"))
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if pattern.search(line) and not re.search(r"(Image|parts)\.open", line)
+    ]
+    assert found == []

@@ -1,0 +1,202 @@
+"""Folders of runs to report on, written by hand, and a page's parts as a reader meets them."""
+
+import csv
+import json
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from attnmosaic.config.schedule import Schedule
+from attnmosaic.config.schema import METRICS, conf_dir, register
+from attnmosaic.runs.snapshots import KINDS, Looked, Plane, Record
+
+SPLITS = ("train", "test", "held_out")
+COUNTS = {"train": (600, 200, 150, 50), "test": (60, 20, 15, 5), "held_out": (50, 30, 15, 5)}
+"""Of each split in its last evaluation: focus true and false with a right prediction, then with a wrong one."""
+
+
+@cache
+def composed(experiment: str, *overrides: str) -> str:
+    """Returns the resolved config of an experiment as YAML."""
+    register()
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        config = compose("train", [f"experiment={experiment}", *overrides, "run_dir=RUN"])
+    return OmegaConf.to_yaml(config, resolve=True)
+
+
+def pair_metrics(**accuracies: float) -> dict[str, float]:
+    """Returns final metrics of a pair, with these accuracies by split, and one half for all the rest."""
+    metrics = {f"{split}/{metric}": 0.5 for split in SPLITS for metric in METRICS}
+    return metrics | {f"{split}/accuracy": value for split, value in accuracies.items()}
+
+
+def write_run(
+    folder: Path,
+    experiment: str = "table1/row1",
+    seed: int = 0,
+    metrics: dict[str, float] | None = None,
+    record: Record | None = None,
+    overrides: tuple[str, ...] = (),
+    epochs: int | None = None,
+) -> Path:
+    """Writes what a run of a pair leaves; without metrics one that was stopped."""
+    config = yaml.safe_load(composed(experiment, *overrides))
+    config["seed"] = dict.fromkeys(("all", "data", "init", "order"), seed)
+    config["data"]["seed"] = config["data"]["order_seed"] = seed
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "train.log").write_text("begun\n")
+    (folder / ".hydra").mkdir()
+    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump([f"experiment={experiment}", *overrides]))
+    total = epochs or config["schedule"]["epochs"]
+    schedule = Schedule(**config["schedule"])
+    heading = ["epoch", "stage", "running/loss", *(f"{s}/{m}" for s in SPLITS for m in ("loss", "accuracy", "focus"))]
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, heading)
+        writer.writeheader()
+        for epoch in range(1, total + 1):
+            row: dict[str, Any] = {"epoch": epoch, "stage": schedule.stage(epoch - 1).name.lower()}
+            row["running/loss"] = 2.0 / epoch
+            if epoch % 5 == 0:
+                row |= {f"{s}/loss": 2.5 / epoch for s in SPLITS}
+                row |= {f"{s}/{m}": epoch / (total + 5) for s in SPLITS for m in ("accuracy", "focus")}
+            writer.writerow(row)
+    for split, (ftpt, ffpt, ftpf, ffpf) in COUNTS.items():
+        n = ftpt + ffpt + ftpf + ffpf
+        rows = [[epoch, n // 4, n - n // 4, ftpt, ffpt, ftpf, ffpf] for epoch in range(5, total + 1, 5)]
+        with (folder / f"focus_vs_pred_{split}.csv").open("w", newline="") as file:
+            sides = [f"focus_{f}_pred_{p}" for p in ("true", "false") for f in ("true", "false")]
+            csv.writer(file).writerows([["epochs", "argmax > 0.5", "argmax < 0.5", *sides], *rows])
+    if record is not None:
+        record.save(folder / "mosaics.npz")
+    if metrics is not None:
+        result = {
+            "metrics": metrics, "name": config["name"], "scale": config["scale"], "epochs": total, "seconds": 125.0,
+            "seed": config["seed"], "config_hash": f"hash{seed}", "device": "cpu (a fine one)", "threads": 2,
+            "versions": {"python": "3.11.0", "torch": "2.9"},
+        }  # fmt: skip
+        (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+def image_record(classes: tuple[str, ...] = ("horse", "ship", "truck"), each: int = 2, side: int = 8) -> Record:
+    """Returns a record of image mosaics, so many of each kind of each split."""
+    chance = np.random.default_rng(0)
+    final = {}
+    for split in SPLITS:
+        n = each * len(KINDS)
+        foreground, label = np.arange(n) % 9, np.arange(n) % 3
+        alpha = np.full((n, 9), 0.05, dtype=np.float32)
+        probabilities = np.full((n, 3), 0.1, dtype=np.float32)
+        for i, kind in enumerate(np.repeat(KINDS, each)):
+            alpha[i, (foreground[i] + (kind[1] == "f")) % 9] = 0.6
+            probabilities[i, (label[i] + (kind[3] == "f")) % 3] = 0.8
+        rough = chance.integers(256, size=(n, 9, 4, 4, 3), dtype=np.uint8)
+        patches = rough.repeat(side // 4, axis=2).repeat(side // 4, axis=3)
+        final[split] = Looked(100 + np.arange(n), patches, foreground, label, alpha, probabilities)
+    counts = {s: dict(zip(("ftpt", "ffpt", "ftpf", "ffpf"), COUNTS[s], strict=True)) for s in SPLITS}
+    return Record(classes, (*classes, "cat"), np.arange(3), {}, final, counts)
+
+
+def point_record() -> Record:
+    """Returns a record of 2-D mosaics."""
+    images = image_record()
+    chance = np.random.default_rng(1)
+    final = {
+        split: Looked(
+            looked.rows, chance.uniform(-1, 1, (len(looked), 9, 2)).astype(np.float32), looked.foreground,
+            looked.label, looked.alpha, looked.probabilities,
+        )
+        for split, looked in images.final.items()
+    }  # fmt: skip
+    plane = Plane(
+        extent=np.array([-1.0, 1.0, -1.0, 1.0]),
+        regions=np.repeat(np.arange(3, dtype=np.uint8), 4)[None].repeat(12, axis=0),
+        scores=np.zeros((12, 12), dtype=np.float32),
+        points=chance.uniform(-1, 1, (20, 2)).astype(np.float32),
+        point_classes=np.arange(20) % 4,
+        aggregates=np.zeros((4, 2), dtype=np.float32),
+        label=np.zeros(4, dtype=int),
+        held_out_aggregates=np.zeros((4, 2), dtype=np.float32),
+        held_out_label=np.zeros(4, dtype=int),
+    )
+    return Record(images.classes, images.all_classes, images.epochs, {}, final, images.counts, plane)
+
+
+PLAIN = {ord("\N{MINUS SIGN}"): "-", ord("\N{EN DASH}"): "-"}
+
+
+class Page(HTMLParser):
+    """A page taken apart; minus signs and dashes are plain ones.
+
+    Attributes:
+        tags: every tag with its attributes, in order.
+        rows: of each table the text of its cells, by row.
+        texts: all text but styles and scripts.
+        data: what scripts hold, by type.
+    """
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.rows: list[list[str]] = []
+        self.texts: list[str] = []
+        self.data: list[tuple[str, str]] = []
+        self._inside: list[str] = []
+        self._in_cell = False
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: (value or "").translate(PLAIN) for name, value in attrs}))
+        if tag in ("script", "style"):
+            self._inside.append(tag)
+            self.data.append((dict(attrs).get("type") or tag, ""))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th") and self.rows:
+            self.rows[-1].append("")
+            self._in_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("script", "style"):
+            self._inside.pop()
+        if tag in ("td", "th"):
+            self._in_cell = False
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            kind, text = self.data[-1]
+            self.data[-1] = (kind, text + data)
+            return
+        data = data.translate(PLAIN)
+        self.texts.append(data)
+        if self._in_cell:
+            self.rows[-1][-1] = " ".join(f"{self.rows[-1][-1]} {data}".split())
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def row(self, *first: str) -> list[str]:
+        """Returns the row that begins so."""
+        (found,) = {tuple(row) for row in self.rows if row[: len(first)] == list(first)}
+        return list(found)
+
+    def having(self, tag: str, **attributes: str) -> list[dict[str, str]]:
+        """Returns the attributes of tags that have all of those given (``class_`` is one of its classes)."""
+
+        def fits(own: dict[str, str]) -> bool:
+            for name, value in attributes.items():
+                told = own.get(name.strip("_").replace("_", "-"), "")
+                if value not in told.split() and value != told:
+                    return False
+            return True
+
+        return [own for name, own in self.tags if name == tag and fits(own)]

@@ -1,0 +1,24 @@
+"""The repository's folder, and settings for runs that take a moment."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+SMALL = (
+    "data.train_mosaics=60",
+    "data.test_mosaics=30",
+    "data.held_out_mosaics=30",
+    "data.batch_size=25",
+    "data.steps_per_block=2",
+    "data.eval_batch_size=16",
+    "trainer.accelerator=cpu",
+)
+
+SMALL_NUMBERS = (
+    "data.train_images=60",
+    "data.held_out_images=30",
+    "data.batch_size=25",
+    "data.eval_batch_size=16",
+    "trainer.accelerator=cpu",
+)
+"""The same for digits with a number."""

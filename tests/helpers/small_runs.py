@@ -1,0 +1,72 @@
+"""A trained module to look at: built and fitted as `attnmosaic.train.train` does it, without files."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from attnmosaic.callbacks.checkpoints import CycleCheckpoint
+from attnmosaic.config.schema import PRECISIONS
+from attnmosaic.data.datamodule import MosaicDataModule
+from attnmosaic.training.factory import build_module
+from attnmosaic.training.stagewise import StagewiseModule
+from attnmosaic.training.trainer import build_trainer
+
+
+def build(config: DictConfig) -> tuple[StagewiseModule, MosaicDataModule]:
+    """Makes the module and its data."""
+    data: MosaicDataModule = instantiate(config.data, _convert_="all")
+    data.setup()
+    return build_module(config, data), data
+
+
+def fit(
+    config: DictConfig, *callbacks: pl.Callback, module: StagewiseModule | None = None, **trainer: Any
+) -> StagewiseModule:
+    """Trains and returns the module."""
+    made, data = build(config)
+    module = module or made
+    fitted = build_trainer(config, PRECISIONS[config.precision])
+    fitted.callbacks.extend(callbacks)  # type: ignore[attr-defined]
+    fitted.fit(module, datamodule=data, **trainer)
+    return module
+
+
+class AfterEpoch(pl.Callback):
+    """Calls a function with (epoch from 0, module) after each epoch."""
+
+    def __init__(self, call: Any) -> None:
+        self.call = call
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.call(trainer.current_epoch, pl_module)
+
+
+class EveryEpoch(CycleCheckpoint):
+    """Keeps a checkpoint of every epoch, ``epoch-0001.ckpt`` and so on."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self._every_n_epochs = 1
+
+
+class Normed(nn.Module):
+    """A network with running statistics."""
+
+    def __init__(self, in_shape: tuple[int, ...], outputs: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(in_shape[0], 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.2), nn.Linear(6, outputs)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+NORMED = [
+    f"{way}"
+    for n in ("where", "what")
+    for way in (f"~model.{n}.hidden", f"model.{n}._target_=helpers.small_runs.Normed")
+]

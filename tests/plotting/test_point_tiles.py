@@ -1,0 +1,78 @@
+"""2-D networks and mosaics as pixels: what lies where."""
+
+import numpy as np
+from PIL import ImageColor
+
+from attnmosaic.plotting import point_tiles, tiles
+from attnmosaic.plotting.palette import CLASS_STYLES, FRAME
+from attnmosaic.runs.snapshots import Looked, Plane
+
+CLASSES, ALL = ("a", "b"), ("a", "b", "c")
+
+
+def plane() -> Plane:
+    """Class b is seen on the right; Where scores the top higher; one point a class, at x = 1, 2 and 3."""
+    regions = np.zeros((10, 10), dtype=np.uint8)
+    regions[:, 5:] = 1
+    return Plane(
+        extent=np.array([0.0, 4.0, 0.0, 4.0]),
+        regions=regions,
+        scores=np.repeat(np.linspace(-3, 5, 10)[:, None], 10, axis=1),
+        points=np.array([[1.0, 1.0], [2.0, 1.0], [3.0, 1.0]]),
+        point_classes=np.array([0, 1, 2]),
+        aggregates=np.zeros((0, 2)),
+        label=np.zeros(0, dtype=int),
+        held_out_aggregates=np.array([[1.0, 3.0]]),
+        held_out_label=np.array([0]),
+    )
+
+
+def test_the_plane_lies_the_right_way_up() -> None:
+    to_pixels = tiles.Transform(np.array([0.0, 4.0, 0.0, 2.0]), 100)
+    assert to_pixels(np.array([[0, 0], [4, 2], [1, 2]])).tolist() == [[0, 100], [100, 0], [25, 0]]
+    side = 200
+    image = np.array(point_tiles.networks(plane(), CLASSES, ALL, side))
+    gap, heading = 12, 24
+    regions, scores = (image[heading : heading + side, x : x + side].astype(int) for x in (gap, 2 * gap + side))
+    tints = tiles.region_colors(np.array([[0, 1]]))[0].astype(int)
+    assert abs(regions[150, 20] - tints[0]).max() < 8
+    assert abs(regions[150, 180] - tints[1]).max() < 8
+    assert regions[50, 50].tolist() == list(ImageColor.getrgb(CLASS_STYLES[0][0]))  # the aggregate at (1, 3)
+    assert scores[5, 10, 0] > scores[100, 10, 0] > scores[195, 10, 0]
+    for x, color in ((50, CLASS_STYLES[0][0]), (100, CLASS_STYLES[1][0]), (150, "#444444")):
+        assert scores[150, x].tolist() == list(ImageColor.getrgb(color))
+
+
+def test_a_mosaic_shows_weights_foreground_and_aggregate() -> None:
+    looked = Looked(
+        rows=np.array([0]),
+        patches=np.array([[[1.0, 1.0], [3.0, 3.0]]], dtype=np.float32),
+        foreground=np.array([1]),
+        label=np.array([1]),
+        alpha=np.array([[0.25, 0.75]], dtype=np.float32),
+        probabilities=np.array([[0.1, 0.9]], dtype=np.float32),
+    )
+    side = 200
+    image = np.array(point_tiles.card(looked, 0, plane(), CLASSES, side))[tiles.MARGIN :, tiles.MARGIN :]
+
+    def dark(x: int, y: int, within: int) -> int:
+        """Columns, from a patch outwards, that its circle's ink reaches."""
+        row = image[y, x : x + within].astype(int)
+        return int(np.flatnonzero((row < 80).all(axis=1)).max())
+
+    assert dark(50, 150, 25) < dark(150, 50, 25)  # the radius grows with the weight
+    frame = (image == ImageColor.getrgb(FRAME)).all(axis=-1)
+    ys, xs = np.nonzero(frame)
+    assert abs(xs.mean() - 150) < 2
+    assert abs(ys.mean() - 50) < 2
+    cross = (image == ImageColor.getrgb("#D55E00")).all(axis=-1)[:side]
+    ys, xs = np.nonzero(cross)
+    assert abs(xs.mean() - 125) < 2  # 0.25 * (1, 1) + 0.75 * (3, 3) is at (2.5, 2.5)
+    assert abs(ys.mean() - 75) < 2
+
+
+def test_class_colors() -> None:
+    assert point_tiles.class_color("b", CLASSES) == CLASS_STYLES[1][0]
+    assert point_tiles.class_color("c", CLASSES) == point_tiles.FAINT
+    many = tuple("abcdefgh")
+    assert point_tiles.class_color("g", many) == CLASS_STYLES[0][0]

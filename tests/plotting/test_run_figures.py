@@ -1,0 +1,419 @@
+"""The figures of a run: what there is, that it shows what the run's files say, and what cannot be drawn."""
+
+import csv
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from helpers.commands import Cli
+from helpers.settings import SMALL
+from hydra import compose, initialize_config_dir
+from matplotlib.axes import Axes
+from omegaconf import DictConfig
+from PIL import Image
+
+from attnmosaic.config.schema import conf_dir, register
+from attnmosaic.plotting import curves, run
+from attnmosaic.plotting.curves import draw_gradients, draw_loss, draw_outputs
+from attnmosaic.plotting.focus import ARGMAX, PUBLISHED, draw_accuracy_vs_focus, draw_focus
+from attnmosaic.plotting.heatmaps import draw_confusion
+from attnmosaic.plotting.run import draw_run
+from attnmosaic.plotting.source import Source, spans
+from attnmosaic.plotting.style import styled
+from attnmosaic.train import train as train_run
+
+pytestmark = pytest.mark.pictures
+
+SPLITS = ("train", "test", "held_out")
+FIGURES = {"focus_vs_pred", "accuracy_vs_focus", "loss", "gradients", "mosaics", "regions"}
+ORANGE = (0xD5, 0x5E, 0x00)
+
+
+@pytest.fixture(autouse=True)
+def _styled() -> Iterator[None]:
+    with styled():
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of 2-D mosaics: eight epochs, stages of two, evaluated after every second."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    few = ("schedule.k=2", "schedule.epochs=8", "lr.what=0.1", "lr.where=0.1", "trainer.check_val_every_n_epoch=3")
+    register()
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        train_run(compose("train", [*SMALL, *few, "callbacks=gradients", "logger=none", f"run_dir={folder}"]))
+    return folder
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """What the run wrote, without its pictures, to be changed."""
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("*.png", "*.pdf", "*.gif", "checkpoints"))
+    return folder
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def lines(axes: Axes) -> dict[str, tuple[list[float], list[float]]]:
+    return {str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}
+
+
+def shaded(axes: Axes) -> list[tuple[int, int]]:
+    """Returns the epochs that are shaded, in a panel."""
+    boxes = (patch.get_extents().transformed(axes.transData.inverted()) for patch in axes.patches)
+    return sorted((round(box.x0), round(box.x1)) for box in boxes)
+
+
+def test_a_run_draws_them_all(finished: Path) -> None:
+    pngs, pdfs = ({path.stem for path in finished.glob(f"*.{form}")} for form in ("png", "pdf"))
+    assert pngs == pdfs == FIGURES
+    assert (finished / "animation.gif").exists()
+    for name in FIGURES:
+        picture = Image.open(finished / f"{name}.png").convert("RGB")
+        assert np.asarray(picture).std() > 5, name
+        assert picture.getpixel((0, 0)) == (255, 255, 255)
+        pdf = (finished / f"{name}.pdf").read_bytes()
+        assert pdf.startswith(b"%PDF")
+        assert b"/FontFile2" in pdf  # TrueType, embedded: text stays text
+        assert b"/Type3" not in pdf
+
+
+MOSAICS = {"accuracy_vs_focus", "focus_vs_pred", "loss", "gradients", "mosaics", "classes"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "figures", "animated"),
+    [
+        (("experiment=where_then_what", "data=digits"), MOSAICS, True),
+        (("experiment=weighted_average", "data=digits", "data.foreground=[0,1,2]"), MOSAICS, False),
+        (("experiment=mnist_product",), {"accuracy", "confusion", "loss"}, False),
+    ],
+    ids=["images", "decreed", "two outputs"],
+)
+def test_each_kind_of_run(
+    train: Callable[..., dict[str, float]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    overrides: tuple[str, ...],
+    figures: set[str],
+    animated: bool,
+) -> None:
+    often = ("schedule.k=1", "schedule.epochs=2", "trainer.check_val_every_n_epoch=1", "logger=none")
+    train(*overrides, *often, "callbacks.pictures.formats=[png]")
+    assert {path.stem for path in (tmp_path / "run").glob("*.png")} == figures
+    assert (tmp_path / "run" / "animation.gif").exists() == animated
+    assert "could not be drawn" not in caplog.text
+
+
+def test_focus_is_the_published_counts(finished: Path) -> None:
+    figure = draw_focus(Source(finished))
+    assert len(figure.axes) == 6
+    for split, panels in zip(SPLITS, np.reshape(figure.axes, (3, 2)), strict=True):
+        table = rows(finished / f"focus_vs_pred_{split}.csv")
+        epochs = [int(row["epochs"]) for row in table]
+        assert epochs == [3, 6, 8]
+        for axes, columns in zip(panels, (ARGMAX, PUBLISHED), strict=True):
+            assert lines(axes) == {name: (epochs, [float(row[name]) for row in table]) for name in columns}
+            assert shaded(axes) == [(2, 4), (6, 8)]
+            assert axes.get_ylim() == (0, 60 if split == "train" else 30)
+            assert axes.get_xlim() == (0, 8)
+        left, right = ([panel.yaxis.get_major_formatter()(n) for n in (0, 15, 30)] for panel in panels)
+        assert left == ["0", "15", "30"]
+        assert right == (["0.00", "0.25", "0.50"] if split == "train" else ["0.00", "0.50", "1.00"])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "largest weight ≥ 0.5", "largest weight < 0.5", "FTPT: focus, right", "FFPT: no focus, right",
+        "FTPF: focus, wrong", "FFPF: no focus, wrong", "What learns", "Where learns",
+    ]  # fmt: skip
+    told = figure.get_suptitle()
+    assert told == "gaussian, seed 0: 8 epochs, What lr 0.1, Where lr 0.1, k = 2"
+    styles = {(line.get_linestyle(), line.get_marker()) for line in figure.axes[1].lines}
+    assert len(styles) == 4  # told apart in grey
+
+
+def test_the_heading_tells_what_learned_and_every_seed(copy: Path) -> None:
+    config = copy / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("order: what_then_where", "order: what_only"))
+    assert Source(copy).heading == "gaussian, seed 0: 8 epochs, What lr 0.1, k = 2"
+    config.write_text(text.replace("  init: 0\n", "  init: 3\n"))
+    assert Source(copy).heading.startswith("gaussian, seed data 0, init 3, order 0: 8 epochs")
+
+
+def test_curves_of_a_run_whose_table_begins_late(copy: Path) -> None:
+    header, *lines = (copy / "metrics.csv").read_text().splitlines(keepends=True)
+    (copy / "metrics.csv").write_text(header + "".join(lines[2:]))
+    source = Source(copy)
+    assert source.epochs == 8
+    assert source.spans == [("where", 2, 4), ("what", 4, 6), ("where", 6, 8)]
+
+
+def test_no_figure_is_cut_off(copy: Path) -> None:
+    """Also where counts have many digits."""
+    for split in SPLITS:
+        table = copy / f"focus_vs_pred_{split}.csv"
+        header, *lines = table.read_text().splitlines()
+        many = [",".join([e, *(str(10_000 * int(n)) for n in counts)]) for e, *counts in (x.split(",") for x in lines)]
+        table.write_text("\n".join([header, *many]) + "\n")
+    draw_run(copy, ["png"])
+    for path in copy.glob("*.png"):
+        edges = np.asarray(Image.open(path).convert("L")).astype(int)
+        for edge in (edges[:, 0], edges[:, -1], edges[0], edges[-1]):
+            assert edge.min() > 200, path.name
+
+
+def test_powers_of_ten_are_written_as_such(finished: Path) -> None:
+    figure = draw_gradients(Source(finished))
+    figure.draw_without_rendering()
+    width = figure.axes[1].get_yticklabels()[0].get_window_extent().width
+    assert width < 0.5 * figure.dpi  # "10" and its exponent; it was once the mathematics that stands for them
+
+
+def test_drawing_says_nothing(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The library that puts fonts into PDFs would tell of each letter."""
+    with caplog.at_level("INFO"):
+        draw_run(copy, ["pdf"])
+    assert caplog.records == []
+
+
+def test_long_stages_are_named(finished: Path) -> None:
+    axes = draw_focus(Source(finished)).axes[0]
+    assert [(text.get_text(), text.xy[0]) for text in axes.texts] == [
+        ("What", 1), ("Where", 3), ("What", 5), ("Where", 7),
+    ]  # fmt: skip
+    assert spans([*enumerate(["what"] * 2 + ["where"] * 3, start=11)]) == [("what", 10, 12), ("where", 12, 15)]
+    assert spans([(1, "joint"), (2, "joint"), (5, "joint")]) == [("joint", 0, 2), ("joint", 4, 5)]
+    assert spans([]) == []
+
+
+def test_loss_and_gradients_are_the_tables(finished: Path) -> None:
+    metrics, gradients = rows(finished / "metrics.csv"), rows(finished / "gradients.csv")
+    (axes,) = draw_loss(Source(finished)).axes
+    running, evaluated = lines(axes).values()
+    assert running == (list(range(1, 9)), [float(row["running/loss"]) for row in metrics])
+    assert evaluated == ([3, 6, 8], [float(metrics[epoch - 1]["train/loss"]) for epoch in (3, 6, 8)])
+    assert shaded(axes) == [(2, 4), (6, 8)]
+
+    figure = draw_gradients(Source(finished))
+    signed, sizes = figure.axes
+    assert signed.get_ylabel().startswith("mean over 60 training mosaics\n")
+    for side, label in (("foreground", "foreground patch"), ("background", "background patches, their sum")):
+        wanted = [float(row[side]) for row in gradients]
+        assert lines(signed)[label] == (list(range(9)), wanted)
+        assert (list(range(9)), [abs(value) for value in wanted]) in lines(sizes).values()
+    assert shaded(sizes) == [(2, 4), (6, 8)]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "foreground patch", "background patches, their sum", "What learns", "Where learns",
+    ]  # fmt: skip
+
+
+def test_nothing_is_shaded_without_stages(copy: Path) -> None:
+    for name in ("metrics.csv", "gradients.csv"):
+        table = (copy / name).read_text().replace("what", "joint").replace("where", "joint")
+        (copy / name).write_text(table)
+    figure = draw_gradients(Source(copy))
+    assert [shaded(axes) for axes in figure.axes] == [[], []]
+    assert len(figure.legends[0].get_texts()) == 2
+
+
+def test_accuracy_against_focus(finished: Path) -> None:
+    measured = [row for row in rows(finished / "metrics.csv") if row["train/focus"]]
+    way, accuracy, focus = draw_accuracy_vs_focus(Source(finished)).axes
+    for split, label in zip(SPLITS, ("train", "test", "held out"), strict=True):
+        x, y = ([float(row[f"{split}/{metric}"]) for row in measured] for metric in ("focus", "accuracy"))
+        assert lines(way)[label] == (x, y)
+        assert lines(accuracy)[label] == ([3, 6, 8], y)
+        assert lines(focus)[label] == ([3, 6, 8], x)
+        ends = {
+            (float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in way.lines if len(line.get_xdata()) == 1
+        }
+        assert {(x[0], y[0]), (x[-1], y[-1])} <= ends
+    assert {"3", "8"} & {text.get_text() for text in way.texts}
+
+
+def test_drawn_again_the_files_are_the_same(finished: Path, copy: Path) -> None:
+    """Whatever the user's own settings of matplotlib are; and those are left alone."""
+    with mpl.rc_context({"font.size": 30, "lines.linewidth": 9, "savefig.dpi": 40, "pdf.fonttype": 3}):
+        drawn = draw_run(copy)
+        assert mpl.rcParams["font.size"] == 30
+    assert not drawn.failed
+    assert {path.name for path in drawn.paths} == {
+        "animation.gif", *(f"{name}.{form}" for name in FIGURES for form in ("png", "pdf")),
+    }  # fmt: skip
+    for path in drawn.paths:
+        assert path.read_bytes() == (finished / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize(
+    ("absent", "without"),
+    [
+        (["gradients.csv"], {"gradients"}),
+        (["mosaics.npz"], {"mosaics", "regions"}),
+        (["metrics.csv", "mosaics.npz"], {"loss", "accuracy_vs_focus", "mosaics", "regions"}),
+        ([f"focus_vs_pred_{split}.csv" for split in SPLITS], {"focus_vs_pred"}),
+    ],
+    ids=["gradients", "record", "metrics and record", "focus"],
+)
+def test_what_is_not_there_is_left_out(copy: Path, absent: list[str], without: set[str]) -> None:
+    for name in absent:
+        (copy / name).unlink()
+    source = Source(copy)
+    assert run.figures_of(source, source.record).keys() == FIGURES - without
+    assert (source.record is None) == ("mosaics.npz" in absent)
+
+
+def test_text_stays_text(copy: Path) -> None:
+    for name in ("mosaics.npz", "gradients.csv", *(f"focus_vs_pred_{split}.csv" for split in SPLITS)):
+        (copy / name).unlink()
+    assert {path.name for path in draw_run(copy, ["svg"]).paths} == {"loss.svg", "accuracy_vs_focus.svg"}
+    assert ">epoch</text>" in (copy / "loss.svg").read_text()
+
+
+def test_a_run_that_has_just_begun(copy: Path) -> None:
+    """Tables with nothing but their headings."""
+    for file in copy.glob("*.csv"):
+        file.write_text(file.read_text().splitlines()[0] + "\n")
+    (copy / "mosaics.npz").unlink()
+    assert draw_run(copy) == ([], [])
+
+
+def test_a_picture_that_fails_costs_no_other(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(curves, "draw_loss", lambda source: 1 / 0)
+    monkeypatch.setattr(run.animation, "draw_animation", lambda *_: 1 / 0)
+    drawn = draw_run(copy, ["png"])
+    assert drawn.failed == ["loss", "animation"]
+    assert {path.stem for path in drawn.paths} == FIGURES - {"loss"}
+    assert "loss could not be drawn" in caplog.text
+
+
+def test_a_record_that_cannot_be_read_costs_no_curves(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (copy / "mosaics.npz").write_bytes(b"half of a")
+    for split in SPLITS:
+        (copy / f"focus_vs_pred_{split}.csv").unlink()
+    drawn = draw_run(copy, ["png"])
+    assert drawn.failed == ["mosaics"]
+    assert {path.stem for path in drawn.paths} == {"accuracy_vs_focus", "loss", "gradients"}
+    assert "no record of mosaics that can be read" in caplog.text
+
+
+def test_a_picture_that_fails_costs_no_run(
+    train: Callable[..., dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "draw_run", lambda *_: 1 / 0)
+    train("schedule.epochs=1", "logger=none")
+    assert (tmp_path / "run" / "result.json").exists()
+    assert not list((tmp_path / "run").glob("*.png"))
+
+
+def test_formats_of_a_run(
+    train: Callable[..., dict[str, float]], config: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    from attnmosaic.callbacks.figures import RunPictures
+    from attnmosaic.core.errors import UserError
+
+    assert RunPictures("x").formats == tuple(config().callbacks.pictures.formats) == ("png", "pdf")
+    train("schedule.epochs=1", "logger=none", "callbacks.pictures.formats=svg")
+    assert {path.stem for path in (tmp_path / "run").glob("*.svg")} >= {"loss", "mosaics"}
+    assert not list((tmp_path / "run").glob("*.p[nd]*"))
+    with pytest.raises(UserError, match=r"callbacks.pictures.formats: got 'jpg', allowed: png, pdf, svg"):
+        RunPictures("x", ["png", "jpg"])
+
+
+def test_smoke_is_on_every_picture(finished: Path, copy: Path) -> None:
+    """Also on those of a run that was stopped, drawn afterwards: the config tells."""
+    config = copy / "config.yaml"
+    config.write_text(config.read_text().replace("scale: full", "scale: smoke"))
+    (copy / "mosaics.npz").unlink()
+    (copy / "result.json").unlink()
+    for split in SPLITS:
+        (copy / f"focus_vs_pred_{split}.csv").unlink()
+    drawn = draw_run(copy)
+    assert len(drawn.paths) == 6
+    for path in drawn.paths:
+        if path.suffix == ".png":
+            with Image.open(path) as stamped, Image.open(finished / path.name) as plain:
+                banner = stamped.height - plain.height
+                assert banner == round(0.3 * 200)
+                assert stamped.convert("RGB").getpixel((0, 0)) == ORANGE
+                below = stamped.convert("RGB").crop((0, banner, *stamped.size))
+                different = np.abs(np.asarray(below, dtype=int) - np.asarray(plain.convert("RGB"), dtype=int)).max(
+                    axis=-1
+                )
+                assert (different > 40).mean() < 0.01  # the figure itself is as it was, but for rounding
+        else:
+            assert path.stat().st_size > (finished / path.name).stat().st_size
+
+
+def confusion(folder: Path, output: str, counts: np.ndarray, values: list[int], smoke: bool = False) -> None:
+    with (folder / f"confusion_{output}_held_out.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([f"true {output}", *values, *["scale"] * smoke])
+        writer.writerows([value, *row, *["smoke"] * smoke] for value, row in zip(values, counts.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("smoke", [False, True])
+def test_two_outputs(tmp_path: Path, smoke: bool) -> None:
+    names = [f"{p}/{m}" for p in ("running", *SPLITS) for m in ("loss", "digit_accuracy", "product_accuracy")]
+    table = [[1, *range(12)], [2, *(value / 100 for value in range(12))]]
+    (tmp_path / "metrics.csv").write_text(
+        "\n".join(",".join(map(str, row)) for row in (["epoch", *names], *table)) + "\n"
+    )
+    digit, product = np.diag([5, 0, 7]), np.array([[1, 3], [0, 4]])
+    confusion(tmp_path, "digit", digit, [0, 1, 2], smoke)
+    confusion(tmp_path, "product", product, [0, 9], smoke)
+    assert run.figures_of(Source(tmp_path), None).keys() == {"accuracy", "confusion", "loss"}
+
+    first, second = draw_outputs(Source(tmp_path)).axes
+    for axes, output in ((first, "digit"), (second, "product")):
+        for split, label in zip(SPLITS, ("train", "test", "held out"), strict=True):
+            place = names.index(f"{split}/{output}_accuracy")
+            assert lines(axes)[label] == ([1, 2], [float(place), place / 100])
+
+    first, second, _ = draw_confusion(Source(tmp_path)).axes
+    np.testing.assert_allclose(first.images[0].get_array(), [[1, 0, 0], [0, 0, 0], [0, 0, 1]])
+    np.testing.assert_allclose(second.images[0].get_array(), [[0.25, 0.75], [0, 1]])
+    assert second.get_title(loc="left") == "product: 62.50% of 8 held-out images right"
+    assert [label.get_text() for label in second.get_xticklabels()] == ["0", "9"]
+    assert {(text.get_text(), text.get_position()) for text in second.texts} == {
+        ("25", (0, 0)), ("75", (1, 0)), ("100", (1, 1)),
+    }  # fmt: skip
+
+
+def test_the_door(cli: Cli, copy: Path, tmp_path: Path) -> None:
+    code, out, _ = cli("draw", str(copy.parent), "--formats", "png")
+    assert code == 0
+    assert out.startswith(f"{copy}: ")
+    assert {path.stem for path in copy.glob("*.png")} == FIGURES
+    assert not list(copy.glob("*.pdf"))
+    (copy / "mosaics.npz").write_bytes(b"")
+    for split in SPLITS:
+        (copy / f"focus_vs_pred_{split}.csv").unlink()
+    code, out, err = cli("draw", str(copy))
+    assert code == 1
+    assert f"{copy}: could not draw mosaics" in err
+    assert (copy / "loss.pdf").exists()
+    (tmp_path / "empty").mkdir()
+    code, _, err = cli("draw", str(tmp_path / "empty"))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "holds no runs" in err
+    assert cli("draw", str(tmp_path / "absent"))[0] == 2
+
+
+def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
+    code = (
+        "import sys, attnmosaic.draw, attnmosaic.plotting.heatmaps;"
+        "print([m for m in ('torch', 'matplotlib', 'pytorch_lightning') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

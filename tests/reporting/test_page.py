@@ -1,0 +1,495 @@
+"""The report's content, from folders written by hand: what it says is what lies on the disk, and nothing breaks it."""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from helpers.run_folders import COUNTS, Page, image_record, pair_metrics, point_record, write_run
+
+from attnmosaic.core.errors import UserError
+from attnmosaic.report import main
+from attnmosaic.reporting.charts import Line, chart, round_ticks, stage_spans
+from attnmosaic.reporting.gallery import chosen, share_out
+from attnmosaic.reporting.page import MOSAICS, render
+from attnmosaic.runs.discovery import newest
+from attnmosaic.runs.snapshots import KINDS
+
+HOSTILE = """<img src=x onerror="alert(1)">'&</script><script>alert(2)</script>{{ 7 * 7 }}"""
+
+
+def page(folder: Path, out: Path | None = None) -> Page:
+    return Page(render(folder, out or folder / "report.html"))
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seeds of a row, the first with mosaics, and one run of another row."""
+    folder = tmp_path_factory.mktemp("reports") / "table1"
+    write_run(folder / "row1" / "seed0", metrics=pair_metrics(train=0.93, test=0.8), seed=0,
+              record=image_record())  # fmt: skip
+    write_run(folder / "row1" / "seed1", metrics=pair_metrics(train=0.95, test=0.84), seed=1)
+    write_run(folder / "row2" / "seed0", "table1/row2", metrics=pair_metrics(train=0.5, test=0.83))
+    jobs = {f"row{row}/seed{seed}": {"name": f"table1/row{row}", "scale": "full", "schedule": {"epochs": 200}}
+            for row in (1, 2) for seed in (0, 1)}  # fmt: skip
+    plan = {"commands": ["python -m attnmosaic.train -m reproduce=table1 'seed.all=0,1'"], "jobs": jobs}
+    (folder / "sweep.json").write_text(json.dumps(plan))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def swept(sweep: Path) -> Page:
+    return page(sweep)
+
+
+# ---- numbers
+
+
+def test_published_beside_reproduced(swept: Page) -> None:
+    assert swept.row("1", "test/accuracy") == [
+        "1", "test/accuracy", "0.81", "0.820", "0.028", "2", "+0.010", "within the seeds' range", "2 finished",
+    ]  # fmt: skip
+    assert swept.row("1", "train/accuracy")[2:8] == ["0.96", "0.940", "0.014", "2", "-0.020", "within 0.05"]
+    assert swept.row("2", "train/accuracy")[2:8] == ["0.94", "0.500", "-", "1", "-0.440", "outside"]
+    assert swept.row("2", "test/accuracy")[7:] == ["within 0.05", "1 finished, 1 missing"]
+    assert swept.row("3", "test/accuracy")[2:] == ["0.43", "-", "-", "0", "-", "-", "missing"]
+    assert swept.row("1", "held_out/accuracy")[2:8] == ["-", "0.500", "0.000", "2", "-", "-"]
+
+
+def test_the_difference_has_a_bar_from_the_middle(sweep: Path) -> None:
+    html = render(sweep, sweep / "report.html")
+    assert 'class="fill in" style="left: 50.0%; width: 2.5%"' in html  # +0.010 of 0.2, half of the place
+    assert 'class="fill near" style="left: 45.0%; width: 5.0%"' in html  # -0.020
+    assert 'class="fill out" style="left: 0.0%; width: 50.0%"' in html  # far below
+
+
+def test_the_summary_counts_runs_and_cells(swept: Page) -> None:
+    assert "3 of 4 runs finished" in swept.text
+    assert "4 of 16 published cells compared" in swept.text
+    assert "1 within the seeds' range 2 within 0.05 1 outside 12 not compared" in swept.text
+    assert "python -m attnmosaic.train -m reproduce=table1 'seed.all=0,1'" in swept.text
+    assert "SMOKE" not in swept.text
+    assert "could not be read" not in swept.text
+
+
+def test_every_run_has_a_line(swept: Page) -> None:
+    line = swept.row("table1/row1 row1/seed0")
+    assert line[1:8] == ["0", "finished", "180", "0.930", "0.800", "0.500", "0.500"]
+    assert line[9] == "2 min 05 s"
+    assert swept.row("table1/row2 row2/seed1")[1:5] == ["", "missing", "0 of 200", "-"]
+
+
+def test_devices_that_differ_have_a_column(tmp_path: Path) -> None:
+    for seed, device in ((0, "cpu"), (1, "cuda")):
+        folder = write_run(tmp_path / f"seed{seed}", seed=seed, metrics=pair_metrics())
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        (folder / "result.json").write_text(json.dumps(result | {"device": device}), encoding="utf-8")
+    found = page(tmp_path)
+    assert [found.row(f"table1/row1 seed{seed}")[10] for seed in (0, 1)] == ["cpu", "cuda"]
+
+
+def test_the_spread_of_seeds(swept: Page) -> None:
+    (strip,) = [tag["data-tip"] for tag in swept.having("g", role="img") if "0.8400" in tag["data-tip"]]
+    assert strip == "1: seed 0 0.8000, seed 1 0.8400; mean 0.8200; published 0.81"
+
+
+def test_environment_says_once_what_all_share(swept: Page) -> None:
+    assert swept.text.count("cpu (a fine one)") == 1
+    assert "device cpu (a fine one)" in swept.text
+    assert "torch 2.9" in swept.text
+    assert swept.row("run", "config_hash") == ["run", "config_hash", "seed.all", "seed.data", "seed.init", "seed.order"]
+    assert swept.row("row1/seed1", "hash1")[2:] == ["1", "1", "1", "1"]
+
+
+def test_a_matrix_has_four_views(tmp_path: Path) -> None:
+    for seed, value in ((0, 0.5), (1, 0.56)):
+        metrics = {f"dataset_{i}/accuracy": value for i in range(1, 11)}
+        write_run(tmp_path / f"seed{seed}", "averages/dataset1", seed, metrics, epochs=5)
+    found = page(tmp_path)
+    assert [tag["data-view"] for tag in found.having("div", class_="view")] == [
+        "reproduced", "published", "difference", "standard deviation over seeds",
+    ]  # fmt: skip
+    ones = [row[1:4] for row in found.rows if row[0] == "1"]
+    assert ones == [["0.53", "0.53", "0.53"], ["0.52", "0.64", "0.68"], ["+0.01", "-0.11 ○", "-0.15 ○"],
+                    ["0.042", "0.042", "0.042"]]  # fmt: skip
+    assert "dataset_1/accuracy" in found.text
+
+
+def test_runs_of_no_table_and_smoke(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "gaussian", metrics=pair_metrics(held_out=0.75), overrides=("scale=smoke",))
+    found = page(tmp_path)
+    assert found.row("row")[1:4] == ["train/accuracy", "test/accuracy", "held_out/accuracy"]
+    assert found.row("gaussian (SMOKE)")[3] == "0.750"
+    assert "SMOKE. Few examples" in found.text
+    assert not found.having("a", href="#seeds")  # one seed, nothing published: no spread
+
+
+# ---- curves
+
+
+def test_a_chart_has_the_table_s_values(swept: Page) -> None:
+    charts = [json.loads(text) for kind, text in swept.data if kind == "application/json" and "stages" in text]
+    shares = charts[0]
+    assert (shares["epochs"][:2], shares["epochs"][-1], shares["right"]) == ([5, 10], 180, 180)
+    ftpt, ffpt, ftpf, ffpf = (count / sum(COUNTS["train"]) for count in COUNTS["train"])
+    assert [line[0] for line in shares["lines"]] == [ftpt, ffpt, ftpf, ffpf]
+    assert shares["stages"][:3] == [[0, 5, "What"], [5, 10, "Where"], [10, 15, "What"]]
+    titles = [tag["aria-label"] for tag in swept.having("svg", role="img") if "At the end" in tag["aria-label"]]
+    assert titles[0] == (
+        "Focus and prediction, train. At the end: focus, right 0.600, no focus, right 0.200, "
+        "focus, wrong 0.150, no focus, wrong 0.050."
+    )
+    assert [title.split(".")[0] for title in titles[1:7]] == [
+        "Focus and prediction, test", "Focus and prediction, held_out", "Accuracy", "Focus", "Loss",
+        "Largest weight above one half",
+    ]  # fmt: skip
+
+
+def test_gradients_are_drawn_where_they_were_measured(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", "gaussian", epochs=10)
+    (folder / "gradients.csv").write_text(
+        "epoch,stage,mosaics,foreground,background\n0,,250,-0.5,2\n1,what,250,-0.25,0.001\n"
+    )
+    shown = page(tmp_path)
+    assert "mean of 250 training mosaics" in shown.texts
+    titles = [tag["aria-label"] for tag in shown.having("svg", role="img")]
+    assert "Gradient of the loss by the weights. At the end: foreground -0.2500, background (sum) 0.001000." in titles
+    assert "The gradient's size. At the end: foreground 0.2500, background (sum) 0.001000." in titles
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0, 180, [0, 50, 100, 150]), (-0.3, 5.3, [0, 2, 4]), (0.312, 0.318, None)],
+)
+def test_ticks_are_round(low: float, high: float, ticks: list[float] | None) -> None:
+    found = round_ticks(low, high)
+    assert ticks is None or found == ticks
+    assert 2 <= len(found) <= 6
+    assert all(low <= tick <= high for tick in found)
+
+
+def test_a_wide_range_of_losses_is_logarithmic() -> None:
+    wide = chart("Loss", [Line("train", "blue", "-", [(1, 2.0), (2, 0.2), (3, 0.002)])], log=True)
+    near = chart("Loss", [Line("train", "blue", "-", [(1, 2.0), (2, 1.0)])], log=True)
+    assert wide is not None
+    assert near is not None
+    assert "logarithmic" in wide.note
+    assert [text for _, text in wide.y_ticks] == ["0.01", "0.1", "1"]
+    heights = [y for _, y in wide.lines[0].dots]
+    assert heights[2] - heights[1] == pytest.approx(2 * (heights[1] - heights[0]), abs=0.2)
+    assert near.note == ""
+    assert chart("Nothing", [Line("train", "blue", "-", [])]) is None
+    zeros = chart("Gradient", [Line("foreground", "green", "-", [(1, 0.0), (2, 0.0)])], zero=True)
+    assert zeros is not None
+    assert next(text for _, text in zeros.y_ticks) == "0"
+
+
+def test_stages_are_joined() -> None:
+    stages = [(1, "What"), (2, "What"), (3, "Where"), (4, "What")]
+    assert stage_spans(stages) == [(0, 2, "What"), (2, 3, "Where"), (3, 4, "What")]
+
+
+# ---- mosaics
+
+
+def test_mosaics_are_shown_with_what_is_known_of_them(swept: Page) -> None:
+    cards = swept.having("li", class_="card")
+    assert len(cards) == 3 * 4 * 2
+    assert [(card["data-split"], card["data-kind"]) for card in cards[:3]] == [
+        ("held_out", "ffpt"), ("held_out", "ffpt"), ("held_out", "ffpf"),
+    ]  # fmt: skip
+    assert all(tag["src"].startswith("data:image/") for tag in swept.having("img"))
+    assert len(swept.having("img")) == 2 * len(cards)
+    assert "no focus, right held_out 100 0.05 (true foreground) 0.60 0.05" in swept.text
+    assert "says horse , rightly" in swept.text
+    assert swept.row("horse", "", "0.80", "true")
+    (told,) = [json.loads(text) for kind, text in swept.data if '"counts"' in text]
+    assert told["counts"]["held_out"] == {"ftpt": 50, "ffpt": 30, "ftpf": 15, "ffpf": 5}
+    assert [kind for kind, _ in told["kinds"]] == list(KINDS)
+
+
+def test_points_lie_on_the_plane(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "gaussian", metrics=pair_metrics(), record=point_record(), epochs=10)
+    found = page(tmp_path)
+    cards = found.having("li", class_="card")
+    assert len(found.having("svg", class_="plane")) == len(cards) == 24
+    assert len(found.having("rect", class_="frame")) == len(found.having("path", class_="star")) == len(cards)
+    (shared,) = [tag["style"] for tag in found.having("ul", class_="cards")]
+    assert shared.startswith("--plane: url(data:image/png;base64,")
+    assert not found.having("img")
+
+
+def test_mosaics_are_shared_out() -> None:
+    assert share_out({0: 96, 1: 96, 2: 96}, 240) == {0: 80, 1: 80, 2: 80}
+    assert share_out({0: 10, 1: 96, 2: 200}, 240) == {0: 10, 1: 96, 2: 134}
+    assert share_out({}, 240) == {}
+    record = image_record(each=8)
+    assert len(chosen(record, 96)) == 96
+    few = chosen(record, 6)
+    assert {split for split, _ in few} == {"held_out"}
+    kinds = record.final["held_out"].kinds
+    assert [kinds[i] for _, i in few] == ["ffpt", "ffpt", "ffpf", "ffpf", "ftpf", "ftpt"]
+    assert [i for _, i in few] == [0, 1, 8, 9, 16, 24]  # of each kind the worst
+
+
+def test_forty_runs_stay_small(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "all" / "0", metrics=pair_metrics(), record=image_record(each=8, side=32), epochs=30)
+    config, result = (first / "config.yaml").read_text(), json.loads((first / "result.json").read_text())
+    for seed in range(1, 40):
+        copy = tmp_path / "all" / str(seed)
+        shutil.copytree(first, copy)
+        (copy / "config.yaml").write_text(config.replace("  all: 0", f"  all: {seed}"))
+        result["metrics"]["test/accuracy"] = seed / 40
+        (copy / "result.json").write_text(json.dumps(result))
+    html = render(tmp_path / "all", tmp_path / "report.html")
+    found = Page(html)
+    assert len(found.having("details", class_="run")) == 40
+    assert len(found.having("li", class_="card")) == MOSAICS
+    assert len(found.having("ul", class_="cards")) == 40
+    assert len(html) < 3e6
+    assert found.row("table1/row1 39")[5] == "0.975"
+
+
+# ---- two outputs
+
+
+def test_two_outputs(tmp_path: Path) -> None:
+    names = ("loss", "digit_accuracy", "sum_accuracy")
+    metrics = {f"{s}/{name}": value for s in ("train", "test", "held_out")
+               for name, value in zip(names, (1, 0.9, 0.7), strict=True)}  # fmt: skip
+    folder = write_run(tmp_path / "a", "mnist_sum", metrics=metrics, epochs=2)
+    columns = [f"{part}/{name}" for part in ("running", "train", "held_out") for name in names]
+    rows = [[1, *[0.5] * len(columns)], [2, *[0.25] * len(columns)]]
+    lines = [["epoch", *columns], *rows]
+    (folder / "metrics.csv").write_text("\n".join(",".join(map(str, line)) for line in lines) + "\n")
+    (folder / "confusion_digit_held_out.csv").write_text("true digit,0,1\n0,3,1\n1,0,4\n")
+    found = page(tmp_path)
+    assert found.row("mnist_sum a")[4] == "0.900 · 0.700"
+    assert "digit, held_out: 87.50 % right" in found.text
+    assert ["0", "75", "25"] in found.rows
+    assert ["1", "", "100"] in found.rows
+    titles = [tag["aria-label"].split(".")[0] for tag in found.having("svg", role="img")]
+    assert titles == ["Accuracy of the digit", "Accuracy of the sum", "Loss"]
+    assert found.row("row")[1:4] == ["held_out/digit_accuracy", "held_out/sum_accuracy", "test/digit_accuracy"]
+
+
+# ---- what is not finished, or not whole
+
+
+def test_states(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    write_run(root / "stopped", epochs=7)
+    failed = write_run(root / "failed", "table1/row2", epochs=3)
+    (failed / "error.txt").write_text("Traceback:\n  there\nRunError: the loss became nan\n")
+    running = write_run(root / "running", "table1/row3", epochs=4)
+    write_run(root / "finished", "table1/row4", metrics=pair_metrics())
+    plan = {"commands": [], "jobs": {"not_begun": {"name": "table1/row5", "scale": "full"}}}
+    (root / "sweep.json").write_text(json.dumps(plan))
+    with FileLock(running / ".lock"):
+        found = page(root)
+    lines = {row[0].split()[-1]: row[2].split()[0] for row in found.rows if len(row) == 11 and row[0] != "name"}
+    assert lines.pop("not_begun") == "missing"
+    assert lines == {state: state for state in ("failed", "finished", "running", "stopped")}
+    assert "1 of 5 runs finished" in found.text
+    assert found.row("table1/row1 stopped")[3] == "7 of 180"
+    line = found.row("table1/row2 failed")
+    assert "RunError: the loss became nan" in line[2]
+    assert "Traceback: there RunError" in line[2]
+    assert not [tag for tag in found.having("a") if "not_begun" in tag["href"]]  # there is no such folder yet
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("result.json", b'{"metrics": {"train/acc', "is not the whole of a result"),
+        ("result.json", b'{"metrics": {"train/accuracy": "much"}}', "is not the whole of a result"),
+        ("result.json", b"[" * 100_000, "is not the whole of a result"),
+        ("config.yaml", b"seed: [", "is not the whole of a config"),
+        ("config.yaml", b"\xff\xfe\x00", "is not the whole of a config"),
+        ("mosaics.npz", None, "is no record of mosaics"),
+        ("metrics.csv", b"epoch,stage,running/loss\n1,what,2.0\n2,wh", "1 of 2 rows are cut short"),
+        ("metrics.csv", b"\xff\xfe\x00", "metrics.csv: UnicodeDecodeError"),
+        ("focus_vs_pred_train.csv", b"epochs,a\n5,6,7,8\n", "1 of 1 rows are cut short or too long"),
+    ],
+)
+def test_what_cannot_be_read_is_told(tmp_path: Path, name: str, content: bytes | None, said: str) -> None:
+    folder = write_run(tmp_path / "odd", metrics=pair_metrics(), record=image_record())
+    (folder / name).write_bytes((folder / name).read_bytes()[:2000] if content is None else content)
+    write_run(tmp_path / "whole", seed=1, metrics=pair_metrics(test=0.77))
+    found = page(tmp_path)
+    (told,) = [text for text in found.texts if said in text]
+    assert name in told
+    assert found.row("table1/row1 whole")[5] == "0.770"
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [{"odd": {}}, {"odd": [1]}, {"odd": None}, {"../../up": {"name": "x"}}, {"nul\0": {"name": "x", "schedule": 3}}],
+)
+def test_an_odd_plan_spoils_nothing(tmp_path: Path, plan: dict[str, Any]) -> None:
+    write_run(tmp_path / "a" / "whole", metrics=pair_metrics(test=0.77))
+    (tmp_path / "a" / "sweep.json").write_text(json.dumps({"commands": [3, None], "jobs": plan}))
+    found = page(tmp_path / "a")
+    assert found.row("table1/row1 whole")[5] == "0.770"
+    assert "1 of 2 runs finished" in found.text
+
+
+def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
+    write_run(tmp_path / "whole", metrics=pair_metrics(test=0.77))
+    (tmp_path / "sweep.json").write_text(json.dumps({"commands": [], "jobs": {"x" * 5000: {"name": "y" * 5000}}}))
+    found = page(tmp_path)
+    assert found.row("table1/row1 whole")[5] == "0.770"
+    assert "1 file could not be read in whole" in found.text
+    assert "File name too long" in found.text
+    assert "x" * 500 not in found.text
+
+
+def test_odd_values_in_a_config(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "odd", metrics=pair_metrics())
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(
+        re.sub(r"(?m)^model:\n(  .*\n)*", "model: 3\n", text) + "\nschedule: {epochs: [1]}\n"
+    )
+    write_run(tmp_path / "whole", seed=1, metrics=pair_metrics(test=0.77))
+    assert page(tmp_path).row("table1/row1 whole")[5] == "0.770"
+
+
+# ---- nothing of the user's is markup, nothing leaves the page
+
+
+def test_markup_stays_text(tmp_path: Path) -> None:
+    root = tmp_path / HOSTILE.replace("/", "_")
+    folder = write_run(root / f"run {HOSTILE.replace('/', '_')}", "gaussian", record=image_record((HOSTILE, "b", "c")),
+                       metrics=pair_metrics() | {f"{HOSTILE}_accuracy": 0.5})  # fmt: skip
+    (folder / "error.txt").write_text(HOSTILE)
+    (folder / f"{HOSTILE.replace('/', '_')}.png").write_bytes(b"")
+    (folder / ".hydra" / "overrides.yaml").write_text(json.dumps([f"name={HOSTILE}"]))
+    result = json.loads((folder / "result.json").read_text())
+    result |= {"device": HOSTILE, "versions": {HOSTILE: HOSTILE}}
+    (folder / "result.json").write_text(json.dumps(result))
+    table = (folder / "metrics.csv").read_text()
+    (folder / "metrics.csv").write_text(table.replace(",what,", f',"{HOSTILE.replace(chr(34), chr(34) * 2)}",'))
+    stopped = write_run(root / "b", "gaussian", overrides=(f"name='{HOSTILE.split(chr(39))[0]}'",), epochs=5)
+    (stopped / "error.txt").write_text(HOSTILE)
+    found = page(root)
+    assert [text for kind, text in found.data if kind == "script"] == [script()]
+    assert all("alert" not in f"{name} {list(own)}" for name, own in found.tags)
+    assert not [own for name, own in found.tags if any(key.startswith("on") for key in own)]
+    assert {urlsplit(tag["src"]).scheme for tag in found.having("img")} == {"data"}
+    assert "49" not in [text.strip("'& ") for text in found.texts]  # names are no templates either
+    assert found.text.count(HOSTILE) >= 8
+    assert all("<" not in text for kind, text in found.data if kind == "application/json")
+
+
+def script() -> str:
+    import attnmosaic.reporting
+
+    return (Path(attnmosaic.reporting.__file__).parent / "templates" / "report.js").read_text()
+
+
+def test_nothing_is_loaded_from_elsewhere(sweep: Path) -> None:
+    html = render(sweep, sweep / "report.html")
+    assert set(re.findall(r"https?://[^\s\"']*", html)) == {"http://www.w3.org/2000/svg"}
+    assert set(re.findall(r"url\(([^)]{0,5})", html)) <= {"data:"}
+    found = Page(html)
+    addresses = [own[key] for _, own in found.tags for key in ("src", "href", "action", "data") if key in own]
+    assert {urlsplit(address).scheme for address in addresses} == {"", "data"}
+    (policy,) = [tag["content"] for tag in found.having("meta", http_equiv="Content-Security-Policy")]
+    digest = base64.b64encode(hashlib.sha256(script().encode()).digest()).decode()
+    assert policy.split("; ")[:4] == [
+        "default-src 'none'", "img-src data:", "style-src 'unsafe-inline'", f"script-src 'sha256-{digest}'",
+    ]  # fmt: skip
+
+
+def test_links_lead_from_the_page_to_the_files(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a b" / "100% # ü: x", metrics=pair_metrics())
+    (folder / "loss.png").write_bytes(b"")
+    out = tmp_path / "elsewhere" / "page.html"
+    main([str(tmp_path / "a b"), "--out", str(out)])
+    found = Page(out.read_text())
+    links = [tag["href"] for tag in found.having("a") if not tag["href"].startswith("#")]
+    targets = {(out.parent / unquote(link)).resolve() for link in links}
+    names = ("config.yaml", "train.log", "metrics.csv", "result.json", "loss.png")
+    assert targets == {folder, *(folder / name for name in names)}
+    assert all(re.fullmatch(r"[\w.%~/-]+", link) for link in links)
+
+
+# ---- the command
+
+
+def test_a_lone_run_s_command_is_rebuilt(tmp_path: Path) -> None:
+    overrides = ("data.foreground=[0, 1]",)
+    write_run(tmp_path / "run", "gaussian", metrics=pair_metrics(test=0.875), overrides=overrides)
+    found = page(tmp_path / "run")
+    assert "python -m attnmosaic.train experiment=gaussian 'data.foreground=[0, 1]'" in found.text
+    assert "0.875 test accuracy" in found.text
+    assert found.text.count("python -m attnmosaic.train ") == 1
+
+
+def test_newest_is_the_sweep_or_run_last_at_work(tmp_path: Path, sweep: Path) -> None:
+    shutil.copytree(sweep, tmp_path / "outputs" / "table1")
+    lone = write_run(tmp_path / "outputs" / "gaussian" / "now", "gaussian")
+
+    def wrote(file: Path, at: int) -> None:
+        os.utime(file, (at, at))
+
+    for file in (tmp_path / "outputs").rglob("*"):
+        wrote(file, 1000)
+    wrote(lone / "metrics.csv", 2000)
+    assert newest(tmp_path / "outputs") == lone
+    wrote(tmp_path / "outputs" / "table1" / "row2" / "seed0" / "metrics.csv", 3000)
+    assert newest(tmp_path / "outputs") == tmp_path / "outputs" / "table1"
+    (lone / "report.html").write_text("")  # is no work of the run's
+    assert newest(tmp_path / "outputs") == tmp_path / "outputs" / "table1"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no runs"):
+        newest(tmp_path / "empty")
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "outputs" / "gaussian" / "now", "gaussian", metrics=pair_metrics())
+    monkeypatch.chdir(tmp_path)
+    main([])
+    file = run / "report.html"
+    size = file.stat().st_size / 1e6
+    assert capsys.readouterr().out == (
+        f"report: outputs/gaussian/now/report.html ({size:.1f} MB, one file); open it in a browser: {file.as_uri()}\n"
+    )
+    for arguments, said in (
+        (["nowhere"], "'nowhere' is no folder"),
+        (["outputs", "--out", "outputs"], "--out: cannot write 'outputs'"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 2
+        assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
+def test_it_needs_no_torch(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", "gaussian", metrics=pair_metrics(), record=point_record(), epochs=5)
+    code = "import sys; from attnmosaic.report import main; main(sys.argv[1:]);"
+    code += "print('torch' in sys.modules, 'matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert done.stdout.endswith("False False\n"), done.stderr
+
+
+def test_numbers_that_are_none_are_left_out(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", metrics=pair_metrics(test=float("nan")), epochs=10)
+    text = (folder / "metrics.csv").read_text().replace("2.0", "nan").replace("1.0", "inf")
+    (folder / "metrics.csv").write_text(text)
+    record = image_record()
+    record.final["test"].alpha[:] = np.nan
+    record.save(folder / "mosaics.npz")
+    found = page(tmp_path)
+    assert found.row("table1/row1 a")[5] == "-"
+    assert "Loss" in {tag["aria-label"].split(".")[0] for tag in found.having("svg", role="img")}

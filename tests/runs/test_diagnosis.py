@@ -1,0 +1,374 @@
+"""Findings of runs that do not learn: from rows made by hand, and from small runs with all that reports them."""
+
+import csv
+import io
+import json
+import logging
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.commands import Cli
+from helpers.run_folders import Page, pair_metrics, write_run
+from helpers.settings import SMALL
+from torch import Tensor, nn
+
+from attnmosaic.collect import collect
+from attnmosaic.reporting.page import render
+from attnmosaic.runs.diagnosis import Chance, findings, stalled
+from attnmosaic.tables.render import FORMATS
+
+Train = Callable[..., dict[str, float]]
+
+MOST = math.log(9)
+THIRD = {f"{split}/accuracy": Chance(1 / 3, 3000) for split in ("train", "held_out")}
+LIGHT = ("logger=none", *(f"callbacks.{name}=null" for name in ("record", "gradients", "dashboards")))
+
+
+def config(order: str = "what_then_where", k: int = 5, **beside: Any) -> dict[str, Any]:
+    sgd = {"_target_": "torch.optim.SGD"}
+    cycle = {"_target_": "CycleCheckpoint"}
+    return {
+        "scale": "full", "schedule": {"order": order, "k": k, "epochs": 100}, "lr": dict.fromkeys(NETWORKS, 0.01),
+        "data": {"patches": 9, "weights": None}, "objective": {"entropy": 0.0}, "callbacks": {"cycle": cycle},
+        "optimizer": dict.fromkeys(NETWORKS, sgd), **beside,
+    }  # fmt: skip
+
+
+NETWORKS = ("what", "where", "network")
+
+
+def row(
+    epoch: int, stage: str, loss: float, accuracy: float = 0.34, entropy: float = 2.19, focus: float = 0.12
+) -> dict[str, Any]:
+    values = {"loss": loss, "accuracy": accuracy, "entropy": entropy, "focus": focus, "foreground_weight": entropy / 20}
+    return {"epoch": epoch, "stage": stage, **{f"running/{name}": value for name, value in values.items()}}
+
+
+def course(*stages: tuple[str, Sequence[tuple[float, ...]]]) -> list[dict[str, Any]]:
+    """Returns rows from (stage, the values of `row` in each of its epochs)."""
+    every = [(stage, values) for stage, epochs in stages for values in epochs]
+    return [row(epoch, stage, *values) for epoch, (stage, values) in enumerate(every, 1)]
+
+
+def moving(n: int = 5, start: float = 1.1, accuracy: float = 0.34, entropy: float = 2.19) -> list[tuple[float, ...]]:
+    """Returns epochs in which everything moves a little."""
+    return [(start - 1e-5 * i, accuracy, entropy - 1e-5 * i) for i in range(n)]
+
+
+def ended(accuracy: float = 0.9, entropy: float = 0.5, focus: float = 0.9, held_out: float = 0.8) -> dict[str, float]:
+    return {
+        "train/accuracy": accuracy, "train/entropy": entropy, "train/focus": focus, "held_out/accuracy": held_out,
+    }  # fmt: skip
+
+
+def found(settings: dict[str, Any], rows: list[dict[str, Any]], final: dict[str, float]) -> tuple[str, ...]:
+    return findings(settings, rows, final, THIRD)
+
+
+def test_sixty_epochs_at_chance_with_uniform_weights_are_one_line() -> None:
+    rows = course(*[(stage, moving()) for stage in ["what", "where"] * 6])
+    (line,) = found(config(), rows, ended(0.339, 2.1972, 0.11, 0.33))
+    for part in ("epoch 60", "0.339", "chance (0.333", "uniform", "larger lr.what", "lr.where", "objective.entropy"):
+        assert part in line
+    assert found(config(scale="smoke"), rows, ended(0.339, 2.1972, 0.11)) == ()
+
+
+def test_at_chance_with_weights_on_nothing() -> None:
+    (line,) = found(
+        config(), course(("what", moving()), ("where", moving(entropy=0.01))), ended(0.33, 0.01, 0.12, 0.33)
+    )
+    assert "foreground in 0.120" in line
+    assert "0.111 by chance" in line
+    assert "uniform" not in line
+    given = config("what_only", data={"patches": 9, "weights": {"_target_": "FixedWeights"}})
+    (line,) = found(given, course(("what", moving())), ended(0.33, 2.19, 0.12, 0.33))
+    assert "weights" not in line
+    assert "lr.where" not in line
+
+
+def test_high_accuracy_with_low_focus_is_a_result() -> None:
+    for accuracy, entropy, focus in ((0.99, 0.01, 0.11), (0.99, 1.5, 0.0), (0.6, 0.5, 0.3), (0.96, 0.8, 0.8)):
+        rows = course(("what", moving()), ("where", moving(accuracy=accuracy, entropy=entropy)))
+        assert found(config(), rows, ended(accuracy, entropy, focus)) == ()
+
+
+def test_what_was_learned_and_lost() -> None:
+    rows = course(("what", moving(accuracy=0.82)), ("where", moving()), ("what", moving()))
+    (line,) = found(config(), rows, ended(0.33, 2.0, 0.12, 0.33))
+    assert "it was 0.820 in epoch" in line
+    assert "smaller lr.what" in line
+    noise = course(("what", moving(accuracy=0.42)), ("where", moving()), ("what", moving()))
+    assert "it was 0.420" not in str(found(config(), noise, ended(0.33, 2.19, 0.12, 0.33)))
+
+
+def test_most_frequent_class_is_chance() -> None:
+    rows = course(("what", moving()), ("where", moving(entropy=0.6)))
+    uneven = {"train/accuracy": Chance(0.8, 30_000)}
+    assert "no better than chance (0.800" in findings(config(), rows, ended(0.805), uneven)[0]
+    assert "hardly better than chance (0.800" in findings(config(), rows, ended(0.819), uneven)[0]
+    assert findings(config(), rows, ended(0.9), uneven) == ()
+    assert found(config(), rows, ended(0.46)) == ()  # the least of Table 1 in the making, and of averages
+
+
+def test_where_that_died() -> None:
+    alive, dead = [(0.9 - n / 10, 0.6, 1.2 - n / 10) for n in range(5)], [(1.0986, 0.4, MOST, 0.11)] * 5
+    rows = course(("what", moving()), ("where", alive), ("what", moving(accuracy=0.7, entropy=0.8)), ("where", dead))
+    line = stalled(config(), rows)
+    assert line is not None
+    for part in ("Where died", "entropy 0.800", "epoch 15", "since epoch 16", "smaller lr.where", "epoch-0010.ckpt"):
+        assert part in line
+    rows += course(("what", moving(accuracy=0.5, entropy=MOST)))
+    for i, later in enumerate(rows[-5:], 21):
+        later["epoch"] = i
+    assert found(config(), rows, ended(0.6, MOST, 0.11)) == (line,)
+    assert "epoch-" not in str(stalled(config(callbacks={"cycle": None}), rows[:20]))
+    one = course(
+        *[(stage, [values]) for stage, values in zip(["what", "where"] * 2, (*alive[:3], dead[0]), strict=True)]
+    )
+    assert "Where died" in str(stalled(config(k=1), one))
+
+
+def test_slow_beginning_is_no_death() -> None:
+    """Where's first epochs on images, and a Where that comes back."""
+    slow = [(1.0982604 - 1e-8 * i, 0.34, MOST * (1 - 7e-7), 0.028 + i / 600) for i in range(5)]
+    assert stalled(config(), course(("what", moving()), ("where", slow))) is None
+    dead, alive = [(1.0986, 0.34, MOST, 0.11)] * 5, moving(accuracy=0.9, entropy=0.5)
+    rows = course(("what", moving()), ("where", dead), ("what", moving()), ("where", alive))
+    assert found(config(), rows, ended()) == ()
+
+
+@pytest.mark.parametrize(
+    ("order", "stages", "key"),
+    [
+        ("what_then_where", ["what", "where"], "lr.where"),
+        ("where_then_what", ["where", "what"], "lr.what"),
+        ("joint", ["joint"], "lr.what (it was 0.01) and lr.where"),
+        ("joint", ["network"], "lr.network"),
+    ],
+)
+def test_stage_that_changed_nothing(order: str, stages: list[str], key: str) -> None:
+    still = [(0.7, 0.6, 1.3)] * 5
+    rows = course(*[(stage, moving()) for stage in stages[:-1]], (stages[-1], still))
+    assert f"larger {key}" in str(stalled(config(order), rows))
+    rows = course(*[(stage, moving()) for stage in stages * 2][:-1], (stages[-1], still))
+    assert f"smaller {key}" in str(stalled(config(order), rows))
+    good = course(*[(stage, moving()) for stage in stages[:-1]], (stages[-1], [(1e-9, 1.0, 0.0, 1.0)] * 5))
+    assert stalled(config(order), good) is None
+
+
+def test_saturated_where() -> None:
+    rows = course(("where", [(1.09, 0.4, 1e-9, 0.0)] * 5), ("what", moving(accuracy=0.6)))
+    (line,) = found(config("where_then_what"), rows, ended(0.6, 1e-9, 0.0))
+    assert "on one patch" in line
+    assert "schedule=what_then_where" in line
+
+
+def test_networks_that_were_not_trained() -> None:
+    (line,) = found(config(), course(("what", moving())), ended(0.5, 2.1, 0.1))
+    assert "Where was not trained" in line
+    assert "epoch 6" in line
+    assert "schedule.epochs=10" in line
+    (line,) = found(config("where_then_what"), course(("where", moving(3, entropy=1.1))), ended(0.5, 1.1, 0.1))
+    assert "What was not trained" in line
+    assert found(config("what_only"), course(("what", moving())), ended(0.5, MOST, 0.1)) == ()
+
+
+def test_where_that_never_focused() -> None:
+    rows = course(("what", moving(accuracy=0.7)), ("where", moving(accuracy=0.7)))
+    (line,) = found(config(), rows, ended(0.7, 2.19, 0.13))
+    assert "Where learned for 5 epochs" in line
+    assert "larger lr.where" in line
+
+
+def test_final_pass_far_from_training() -> None:
+    rows = course(("what", moving(accuracy=0.9)), ("where", [(0.3, 0.9, 0.67 - i / 100) for i in range(5)]))
+    (line,) = found(config(), rows, ended(0.35, MOST, 0.11, 0.33))
+    for part in ("train/entropy", "0.630", "2.197", "train/accuracy", "0.900", "0.350", "batch normalisation"):
+        assert part in line
+    learning = course(("what", moving()), ("where", [(0.9, 0.4 + i / 10, 2.1 - i / 3) for i in range(5)]))
+    assert found(config(), learning, ended(0.85, 0.2)) == ()
+
+
+def test_what_does_not_carry_over() -> None:
+    rows = course(("what", moving()), ("where", moving(entropy=0.1)))
+    (line,) = found(config(), rows, ended(0.99, 0.1, 0.9, 0.35))
+    assert "held_out/accuracy is 0.350" in line
+    assert "unseen" in line
+
+
+def test_each_of_two_outputs() -> None:
+    rows = [{"epoch": e, "running/loss": 4 - e / 10, "running/digit_accuracy": 0.8, "running/sum_accuracy": 0.1}
+            for e in (1, 2)]  # fmt: skip
+    final = {"train/digit_accuracy": 0.85, "train/sum_accuracy": 0.1}
+    chances = {name: Chance(0.1, 1000) for name in final}
+    (line,) = findings(config("joint"), rows, final, chances)
+    assert line.startswith("train/sum_accuracy is 0.100 after epoch 2")
+    assert "lr.network" in line
+
+
+def test_without_rows_the_final_metrics_are_judged() -> None:
+    (line,) = found(config(), [], ended(0.33, 2.19, 0.1, 0.33))
+    assert "chance" in line
+    assert "more epochs" in line
+
+
+# ---- runs
+
+
+class Dying(nn.Module):
+    """A where network all of whose scores are equal after a number of passes in training."""
+
+    steps: Tensor
+
+    def __init__(self, in_shape: tuple[int, ...], outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_shape[0], outputs)
+        self.register_buffer("steps", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += int(self.training)
+        return self.linear(x) * (self.steps <= 6)
+
+
+class Normed(nn.Module):
+    """A where network whose statistics for evaluation never follow those of training."""
+
+    def __init__(self, in_shape: tuple[int, ...], outputs: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(in_shape[0], outputs), nn.BatchNorm1d(outputs, momentum=0.0))
+        nn.init.constant_(self.layers[0].weight, 1e-3)
+        nn.init.constant_(self.layers[1].weight, 5.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def own(name: str) -> tuple[str, ...]:
+    return "~model.where.hidden", f"model.where._target_=test_diagnosis.{name}"
+
+
+def warnings_in(folder: Path) -> list[str]:
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))["warnings"]
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_where_dies_in_a_run(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = (*own("Dying"), "schedule.k=2", "schedule.epochs=12", *LIGHT)
+    train(*settings, "callbacks.cycle._target_=helpers.small_runs.EveryEpoch", run_dir="whole")
+    during = [line for line in logged(caplog) if line.startswith("epoch ")]
+    assert len(during) == 1  # though three stages were dead
+    assert during[0].startswith("epoch 8: Where died")
+    assert "since epoch 7" in during[0]
+    assert "epoch-0004.ckpt" in during[0]
+    lines = warnings_in(tmp_path / "whole")
+    assert any("Where died" in line and "since epoch 7" in line for line in lines)
+    assert all(line in logged(caplog) for line in lines)
+    for epoch in (6, 9):
+        checkpoint = tmp_path / "whole" / "checkpoints" / f"epoch-{epoch:04}.ckpt"
+        train(*settings, f"ckpt_path={checkpoint}", run_dir=f"from{epoch}")
+        assert warnings_in(tmp_path / f"from{epoch}") == lines
+
+
+def test_numbers_are_the_same_without_it(train: Train) -> None:
+    settings = (*own("Dying"), "schedule.k=2", "schedule.epochs=8", *LIGHT)
+    assert train(*settings, run_dir="with") == train(*settings, "callbacks.diagnosis=null", run_dir="without")
+
+
+def test_final_pass_of_batch_normalisation(train: Train, tmp_path: Path) -> None:
+    train(*own("Normed"), "schedule.k=2", "schedule.epochs=8", *LIGHT)
+    (line,) = warnings_in(tmp_path / "run")
+    assert line.startswith("train/entropy was ")
+    assert "batch normalisation" in line
+
+
+def test_tiny_rates_in_a_run_and_its_report(cli: Cli, tmp_path: Path) -> None:
+    rates = ("lr.what=1e-9", "lr.where=1e-9", "schedule.k=2", "schedule.epochs=4", "hydra.run.dir=runs/one", *LIGHT)
+    code, out, err = cli("train", *SMALL, *rates, "progress=quiet")
+    assert code == 0
+    lines = warnings_in(tmp_path / "runs" / "one")
+    assert "no better than chance (0.367" in lines[0]
+    assert [key for line in lines for key in ("larger lr.what", "larger lr.where") if key in line] == [
+        "larger lr.what", "larger lr.where",
+    ]  # fmt: skip
+    for text in (out + err, (tmp_path / "runs" / "one" / "train.log").read_text(encoding="utf-8")):
+        assert all(line in text for line in lines)
+    page = Page(render(tmp_path / "runs", tmp_path / "report.html"))
+    assert all(page.text.count(line) == 2 for line in lines)  # below the table, and where the run is shown
+
+
+def test_two_outputs_in_a_run(train: Train, tmp_path: Path) -> None:
+    train("experiment=mnist_sum", "lr.network=1e-9", "schedule.epochs=2", "logger=none")
+    lines = warnings_in(tmp_path / "run")
+    assert [line.split()[0] for line in lines] == ["train/digit_accuracy", "train/sum_accuracy"]
+    assert all("chance" in line and "lr.network" in line for line in lines)
+
+
+@pytest.mark.parametrize("left_out", ["scale=smoke", "callbacks.diagnosis=null"])
+def test_runs_without_findings(train: Train, tmp_path: Path, left_out: str) -> None:
+    train("lr.what=1e-9", "lr.where=1e-9", "schedule.k=1", "schedule.epochs=2", left_out, "logger=none")
+    assert warnings_in(tmp_path / "run") == []
+
+
+def test_runs_without_tables_are_judged_by_their_end(train: Train, tmp_path: Path) -> None:
+    train("lr.what=1e-9", "lr.where=1e-9", "schedule.epochs=2", "callbacks.tables=null", *LIGHT)
+    (line,) = warnings_in(tmp_path / "run")
+    assert "no better than chance" in line
+
+
+# ---- tables and reports
+
+
+def with_warnings(folder: Path, seed: int, *lines: object, experiment: str = "table1/row1") -> None:
+    write_run(folder / f"seed{seed}", experiment, seed=seed, metrics=pair_metrics())
+    result = json.loads((folder / f"seed{seed}" / "result.json").read_text(encoding="utf-8"))
+    (folder / f"seed{seed}" / "result.json").write_text(json.dumps(result | {"warnings": [*lines]}))
+
+
+@pytest.mark.parametrize("experiment", ["table1/row1", "averages/dataset1", "gaussian"])
+def test_every_table_has_the_lines(tmp_path: Path, experiment: str) -> None:
+    with_warnings(tmp_path, 0, experiment=experiment)
+    with_warnings(tmp_path, 1, "Where [died]_", experiment=experiment)
+    write_run(tmp_path / "older", experiment, seed=2, metrics=pair_metrics())  # has no such key
+    (table,) = collect(tmp_path)
+    (line,) = table.warnings
+    assert line.endswith("seed 1: Where [died]_")
+    for form in ("terminal", "markdown"):
+        assert FORMATS[form]([table]).count("Where [died]_") == 1
+    assert FORMATS["latex"]([table]).count(r"Where [died]\_") == 1
+    assert len({len(cells) for cells in csv.reader(io.StringIO(FORMATS["csv"]([table])))}) == 1
+
+
+def test_a_finding_of_several_runs_is_one_line(tmp_path: Path) -> None:
+    with_warnings(tmp_path, 0, "accuracy is 0.31; try a larger lr.what (it was 0.01)", "Where died in epoch 7")
+    with_warnings(tmp_path, 1, "accuracy is 0.334; try a larger lr.what (it was 0.01)")
+    with_warnings(tmp_path, 2, "accuracy is 0.3; try a larger lr.what (it was 0.03)")
+    (table,) = collect(tmp_path)
+    several, alone = table.warnings
+    assert several.startswith("3 runs, ")
+    assert "seed 0 for example: accuracy is 0.31;" in several
+    assert alone.endswith("seed 0: Where died in epoch 7")
+
+
+def test_csv_leaves_them_to_standard_error(cli: Cli, tmp_path: Path) -> None:
+    with_warnings(tmp_path / "runs", 1, "Where died")
+    code, out, err = cli("collect", "runs", "--format", "csv")
+    assert (code, "Where died" in out, "seed 1: Where died" in err) == (0, False, True)
+
+
+def test_odd_lines_do_no_harm(tmp_path: Path) -> None:
+    with_warnings(tmp_path, 0, "<b>two\nlines\x1b[2J", 7)
+    (table,) = collect(tmp_path)
+    assert [line.isprintable() for line in table.warnings] == [True, True]
+    html = render(tmp_path, tmp_path / "report.html")
+    assert "<b>two" not in html
+    assert "&lt;b&gt;two lines" in html
+    result = tmp_path / "seed0" / "result.json"
+    result.write_text(json.dumps(json.loads(result.read_text(encoding="utf-8")) | {"warnings": {"no": "list"}}))
+    assert collect(tmp_path)[0].warnings == ()

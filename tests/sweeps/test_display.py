@@ -1,0 +1,214 @@
+"""What a sweep shows: bars that fit their terminal, lines that stay, and nothing left of them in the end."""
+
+import io
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.terminal import Screen
+from rich.console import Console
+
+from attnmosaic.cli.progress import OF_SWEEP, hush, shown
+from attnmosaic.config.schedule import Schedule
+from attnmosaic.sweeps.display import Display, Lines
+from attnmosaic.sweeps.monitor import Job
+
+NAMES = ("table1/row1 seed 0", "table1/row2 seed 0", "table1/row2 seed 1")
+
+
+class Shown:
+    """A live display of jobs at work, drawn when asked."""
+
+    def __init__(self, folder: Path, names: tuple[str, ...], width: int) -> None:
+        self.file = io.StringIO()
+        self.jobs = [
+            Job(name.split()[0], name, folder / name.replace("/", "_"), Schedule("what_then_where", 5, 180))
+            for name in names
+        ]
+        console = Console(file=self.file, force_terminal=True, width=width, height=30)
+        self.width = width
+        self.display = Display("live", self.jobs, console)
+
+    def runs(self, number: int, epochs: int) -> None:
+        self.display.watch.began(number)
+        job = self.jobs[number]
+        job.epochs, job._since = epochs, (1.0, epochs)
+        job.evaluated = {"accuracy": 0.8341, "focus": 1.0}
+
+    def lines(self) -> list[str]:
+        """Draws, and returns what is to be seen on a terminal that nothing was too wide for."""
+        self.display.draw()
+        screen = Screen(self.width)
+        screen.write(self.file.getvalue())
+        assert screen.wrapped == 0
+        return "\n".join(screen.lines()).rstrip().split("\n")
+
+
+@pytest.fixture
+def shown_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setattr("attnmosaic.sweeps.display.SECONDS", 1e6)  # drawn when asked alone
+    made: list[Shown] = []
+
+    def make(names: tuple[str, ...] = NAMES, width: int = 80) -> Shown:
+        made.append(Shown(tmp_path, names, width))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.display.close()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_bars(shown_jobs: Any, width: int) -> None:
+    shown = shown_jobs(width=width)
+    shown.runs(0, 45)
+    shown.display.watch.began(2)
+    shown.lines()
+    shown.file.write("^C")  # as a terminal answers the key
+    everything, first, second = shown.lines()
+    assert everything.startswith("━")
+    assert everything.endswith("  0/3 done, 2 running  0:00  left ?")
+    words = first.translate(dict.fromkeys(map(ord, "━╸╺"))).split()
+    assert words == [
+        "row1",
+        "seed",
+        "0",
+        "where",
+        "45/180",
+        *["test", "accuracy", ".834", "focus", "1.00"][: 9 * (width > 60)],
+    ]
+    assert ("━" in first) == (width > 60)
+    assert second.replace("━", "").split() == ["row2", "seed", "1", "preparing", "0/180"]
+    assert first.index("45/180") + 6 == second.index("0/180") + 5
+    assert max(map(len, (everything, first, second))) <= min(width, 100)
+
+
+def test_labels_that_are_too_long(shown_jobs: Any) -> None:
+    """Their ends, which tell them apart, stay; the bar goes first."""
+    names = tuple(f"gradients/what_then_where seed 0 lr.what={lr}" for lr in ("0.001", "0.002"))
+    shown = shown_jobs(names)
+    for number in range(2):
+        shown.runs(number, 180)
+    _, first, second = shown.lines()
+    assert first.split()[0].startswith("what_then_")
+    assert "lr.what=0.001 measuring" in first.replace("  ", " ")
+    assert "lr.what=0.002 measuring" in second.replace("  ", " ")
+    assert "━" not in first
+    assert first.endswith("180/180 test accuracy .834 focus 1.00")
+
+
+def test_lines_stay_above_the_bars(shown_jobs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = shown_jobs()
+    shown.runs(0, 45)
+    shown.runs(1, 10)
+    shown.display.watch.ended(1, "its process was killed")
+    print("a warning\nof two lines", file=sys.stderr)
+    job = shown.display.stream()
+    job.write("downloading   0%\r")
+    job.write("downloading  50%")
+    lines = shown.lines()
+    assert lines[:3] == ["failed  table1/row2 seed 0: its process was killed", "a warning", "of two lines"]
+    assert lines[3].endswith("0/3 done, 1 running, 1 failed  0:00  left ?")
+    assert lines[5:] == ["downloading  50%"]
+    job.write("\rdownloading 100%\r\ndone")
+    lines = shown.lines()
+    assert lines[3] == "downloading 100%"
+    assert lines[6:] == ["done"]
+    terminal = sys.stderr
+    assert isinstance(terminal, Lines)
+    shown.display.close()
+    assert sys.stderr is not terminal
+    monkeypatch.setattr(terminal, "_stream", left := io.StringIO())
+    terminal.write("a late message\n")
+    assert left.getvalue() == "a late message\n"
+    screen = Screen()
+    screen.write(shown.file.getvalue())
+    assert "\n".join(screen.lines()).rstrip().split("\n")[4:] == [
+        "stopped  table1/row1 seed 0: after epoch 45 of 180",
+        "done",
+        "0/3 done, 1 failed, 1 stopped in 0 s",
+    ]
+
+
+def test_the_terminal_is_given_back_whatever_happens(shown_jobs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sys.stderr
+    shown = shown_jobs()
+    assert sys.stderr is not before
+    monkeypatch.setattr(shown.display.watch, "close", _interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        shown.display.close()
+    assert sys.stderr is before
+    assert shown.file.getvalue().endswith("\x1b[?25h") or "\x1b[?25h" in shown.file.getvalue()
+    monkeypatch.undo()
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_look_that_fails_is_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the thread reads the folders by itself."""
+    import threading
+
+    monkeypatch.setattr("attnmosaic.sweeps.display.SECONDS", 0.001)
+    display = Display("quiet", [Job("a", "a seed 0", tmp_path, Schedule("joint", 1, 1))])
+    looks, enough = [], threading.Event()
+
+    def look() -> None:
+        looks.append(1)
+        if len(looks) > 2:
+            enough.set()
+        raise PermissionError("a folder on a disk that is gone")
+
+    monkeypatch.setattr(display.watch, "look", look)
+    assert enough.wait(10)
+    monkeypatch.undo()
+    display.close()
+
+
+@pytest.mark.parametrize(
+    ("mode", "sweep", "told"),
+    [
+        ("lines", None, ["epoch 5", "resuming", "the result", "careful"]),
+        ("live", None, ["resuming", "the result", "careful"]),
+        ("quiet", None, ["the result", "careful"]),
+        ("lines", "live", ["careful"]),
+        ("live", "quiet", ["careful"]),
+        ("quiet", "lines", ["epoch 5", "resuming", "the result", "careful"]),
+    ],
+)
+def test_what_reaches_the_console(
+    mode: str, sweep: str | None, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run alone, and of one that is a job of a sweep, which then decides."""
+    console, file = io.StringIO(), io.StringIO()
+    handlers = [logging.StreamHandler(console), Kept(file)]
+    monkeypatch.setattr(logging.getLogger(), "handlers", handlers)
+    monkeypatch.setattr(logging.getLogger(), "level", logging.INFO)
+    monkeypatch.delenv(OF_SWEEP, raising=False)
+    if sweep is not None:
+        monkeypatch.setenv(OF_SWEEP, sweep)
+    hush(mode)
+    logging.getLogger("attnmosaic.callbacks.progress").info("epoch 5")
+    logging.getLogger("attnmosaic.training.resume").info("resuming")
+    logging.getLogger("attnmosaic.train").info("the result")
+    logging.getLogger("anyone").warning("careful")
+    assert console.getvalue().splitlines() == told
+    assert file.getvalue().splitlines() == ["epoch 5", "resuming", "the result", "careful"]
+
+
+class Kept(logging.StreamHandler):  # type: ignore[type-arg]
+    """Stands for a log file."""
+
+
+def test_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setenv("TERM", "xterm")
+    assert [shown(mode) for mode in ("auto", "live", "lines", "quiet")] == ["lines", "live", "lines", "quiet"]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert shown("auto") == "live"
+    monkeypatch.setenv("TERM", "dumb")
+    assert shown("auto") == "lines"

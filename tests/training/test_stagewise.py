@@ -1,0 +1,240 @@
+"""Stage-wise training: who moves, who rests, and what must not change the result."""
+
+from collections.abc import Callable
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from helpers.small_runs import NORMED, AfterEpoch, build, fit
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from attnmosaic.config.schedule import ORDERS
+from attnmosaic.core.errors import RunError
+from attnmosaic.training.stagewise import StagewiseModule
+
+Config = Callable[..., DictConfig]
+LOOKERS = tuple(f"callbacks.{name}=null" for name in ("record", "gradients", "dashboards", "pictures"))
+"""Leaves out what asks the networks, too."""
+
+QUIET = ("logger=none", *(f"callbacks.{name}=null" for name in ("last", "cycle", "tables")), *LOOKERS)
+
+
+def state(module: StagewiseModule, name: str) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in getattr(module.pair, name).state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_only_the_learner_moves(config: Config, order: str) -> None:
+    """Parameters, BatchNorm statistics and gradients of the resting network stay as they are."""
+    settings = config(f"schedule={order}", "schedule.k=2", "schedule.epochs=6", *NORMED, *QUIET)
+    module, _ = build(settings)
+    before = {name: state(module, name) for name in ("what", "where")}
+    gradients = []
+
+    def look(epoch: int, module: StagewiseModule) -> None:
+        for name in ("what", "where"):
+            now = state(module, name)
+            learns = name in module.schedule.stage(epoch).learners
+            assert same(now, before[name]) is not learns, (epoch, name)
+            before[name] = now
+        gradients.append({n: p.grad for n, p in module.pair.named_parameters()})
+
+    fit(settings, AfterEpoch(look), module=module)
+    if order == "what_only":
+        assert all(g is None for epoch in gradients for name, g in epoch.items() if name.startswith("where"))
+    assert all(p.requires_grad for p in module.parameters())
+
+
+def test_momentum_survives_the_other_stage(config: Config) -> None:
+    """The optimizer's buffers after a rest are those before it."""
+    seen: list[Tensor] = []
+
+    def look(epoch: int, module: StagewiseModule) -> None:
+        what = module.optimizers()[0].optimizer
+        seen.append(what.state[next(module.pair.what.parameters())]["momentum_buffer"].clone())
+
+    fit(config("schedule.k=1", "schedule.epochs=3", *QUIET), AfterEpoch(look))
+    assert seen[0].abs().max() > 0
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])
+
+
+def weights(module: StagewiseModule) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+FOUR = ("schedule.k=1", "schedule.epochs=4", *QUIET)
+
+
+@pytest.mark.parametrize(
+    "change", ["data.steps_per_block=1", "data.steps_per_block=50", "data.eval_batch_size=7", "seed.data=0"]
+)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_what_must_not_change_the_weights(config: Config, change: str, precision: str) -> None:
+    """Not even under autocast, which can keep weights it has rounded from one step to the next."""
+    four = (*FOUR, f"precision={precision}")
+    assert torch.equal(weights(fit(config(*four))), weights(fit(config(*four, change))))
+
+
+@pytest.mark.parametrize("change", ["seed.data=1", "seed.init=1", "seed.order=1", "lr.what=0.02", "lr.where=0.02"])
+def test_what_must_change_the_weights(config: Config, change: str) -> None:
+    assert not torch.equal(weights(fit(config(*FOUR))), weights(fit(config(*FOUR, change))))
+
+
+@pytest.mark.parametrize("change", ["optimizer.microbatches=3", "compute.cache_gb=0", "optimizer.clip_norm=1e6"])
+def test_what_changes_them_by_rounding_only(config: Config, change: str) -> None:
+    exact = ("precision=float64", *FOUR)
+    torch.testing.assert_close(weights(fit(config(*exact))), weights(fit(config(*exact, change))), rtol=0, atol=1e-12)
+
+
+def test_clipping_bounds_a_step(config: Config) -> None:
+    """Without momentum and at rate 1, one step is the clipped gradient."""
+    settings = config(
+        "schedule=joint", "schedule.epochs=1", "data.batch_size=60", "lr.what=1", "lr.where=1",
+        "optimizer.what.momentum=0", "optimizer.where.momentum=0", "optimizer.clip_norm=0.001", *QUIET,
+    )  # fmt: skip
+    module, _ = build(settings)
+    before = {
+        name: nn.utils.parameters_to_vector(getattr(module.pair, name).parameters()) for name in ("what", "where")
+    }
+    before = {name: value.detach().clone() for name, value in before.items()}
+    fit(settings, module=module)
+    for name, start in before.items():
+        moved = (nn.utils.parameters_to_vector(getattr(module.pair, name).parameters()) - start).norm()
+        assert 0.0009 < moved <= 0.00101, name
+
+
+def test_schedulers_step_after_their_networks_epochs(config: Config) -> None:
+    rates = []
+
+    def look(epoch: int, module: StagewiseModule) -> None:
+        rates.append([optimizer.param_groups[0]["lr"] for optimizer in module.optimizers()])
+
+    halve = "{_target_: torch.optim.lr_scheduler.StepLR, step_size: 1, gamma: 0.5}"
+    fit(config(f"scheduler.what={halve}", "schedule.k=2", "schedule.epochs=6", *QUIET), AfterEpoch(look))
+    assert [what for what, _ in rates] == [0.005, 0.0025, 0.0025, 0.0025, 0.00125, 0.000625]
+    assert {where for _, where in rates} == {0.01}
+
+
+def test_where_scores_each_pool_patch_once_while_it_rests(config: Config) -> None:
+    """In a What stage of three epochs with evaluations: one pass over each pool, no more."""
+    settings = config(
+        "schedule.k=3", "schedule.epochs=3", "data.points=40", "trainer.check_val_every_n_epoch=1", *QUIET
+    )
+    module, _ = build(settings)
+    scored = []
+    module.pair.where.register_forward_hook(lambda _, inputs, __: scored.append(len(inputs[0])))
+    fit(settings, module=module)
+    assert scored == [40, 40]  # the training pool and the held-out pool
+
+
+def test_the_score_of_a_moved_where_is_never_kept(config: Config) -> None:
+    """What the module reports equals a plain evaluation of its weights, after every epoch of every stage."""
+
+    def look(epoch: int, module: StagewiseModule) -> None:
+        mosaics = module.mosaics["train"]
+        module.pair.eval()
+        with torch.no_grad():
+            logits, alpha = module.pair(mosaics.patches(torch.arange(len(mosaics)), torch.float32))
+        right = (logits.argmax(1) == mosaics.label).float().mean().item()
+        assert module.epoch_metrics["train/accuracy"] == pytest.approx(right)
+        weight = alpha.gather(1, mosaics.foreground[:, None]).mean().item()
+        assert module.epoch_metrics["train/foreground_weight"] == pytest.approx(weight, rel=1e-5)
+
+    rates = ("lr.what=0.3", "lr.where=0.3")  # large, so that each epoch matters
+    fit(
+        config("schedule.k=2", "schedule.epochs=8", "trainer.check_val_every_n_epoch=1", *rates, *QUIET),
+        AfterEpoch(look),
+    )
+
+
+def test_what_is_kept_fits_the_budget(config: Config) -> None:
+    kept = {}
+
+    def look(epoch: int, module: StagewiseModule) -> None:
+        kept["train"] = "train" in module.frozen_where._kept
+
+    one_stage = ("schedule.k=1", "schedule.epochs=1", *QUIET)
+    bytes_needed = 60 * (9 + 2) * 4  # weights and sums
+    for budget, wanted in ((bytes_needed, True), (bytes_needed - 1, False)):
+        fit(config(*one_stage, f"compute.cache_gb={budget / 1e9:.10f}"), AfterEpoch(look))
+        assert kept["train"] is wanted
+
+
+class LastStep(pl.Callback):
+    """Makes a weight infinite right after the last optimizer step of epoch 2, whose loss was finite."""
+
+    steps = 0
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.steps += 1
+        if self.steps == 6:
+            for parameter in optimizer.param_groups[0]["params"]:
+                parameter.grad.fill_(float("nan"))
+
+
+def test_weights_that_break_in_an_epochs_last_step(config: Config) -> None:
+    """The loss of that step is still finite; the checkpoint before must stay."""
+    settings = config(
+        "schedule.k=2",
+        "schedule.epochs=8",
+        "logger=none",
+        "trainer.check_val_every_n_epoch=1",
+        "data.steps_per_block=1",
+    )
+    with pytest.raises(RunError, match=r"a weight became infinite in epoch 2, step 3 of 3, while what learned"):
+        fit(settings, LastStep())
+    checkpoint = torch.load(f"{settings.run_dir}/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == 0
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+
+
+class Explodes(nn.Module):
+    """Cross-entropy that is infinite from its n-th call on."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.left = after
+
+    def forward(self, logits: Tensor, alpha: Tensor, label: Tensor) -> Tensor:
+        self.left -= 1
+        loss = nn.functional.cross_entropy(logits, label)
+        return loss if self.left >= 0 else loss * float("inf")
+
+
+@pytest.mark.parametrize(
+    ("after", "told"),
+    [
+        (6, r"the loss became inf in epoch 3, step 1 of 3, while where learned.*lr\.where"),
+        (7, r"the loss became inf in epoch 3, step 2 of 3, while where learned.*lr\.where"),
+        (8, r"in epoch 3, step 3 of 3, while where learned.*lr\.where"),
+    ],
+)
+def test_infinite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(config: Config, after: int, told: str) -> None:
+    """Three steps an epoch: the eighth is step 2 of epoch 3, a Where epoch with k = 2."""
+    steps = ("schedule.k=2", "schedule.epochs=8", "logger=none", "trainer.check_val_every_n_epoch=100")
+    settings = config(*steps, *LOOKERS)
+    settings.objective = {"_target_": "test_stagewise.Explodes", "after": after}
+    with pytest.raises(RunError, match=told):
+        fit(settings)
+    checkpoint = torch.load(f"{settings.run_dir}/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == 1
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+
+
+def test_first_weights_follow_from_name_and_init_seed_alone(config: Config) -> None:
+    """Another What leaves Where's first weights as they were; so does the global generator."""
+    torch.manual_seed(1)
+    first, _ = build(config())
+    torch.manual_seed(2)
+    second, _ = build(config("model.what.hidden=[17]", "seed.data=5", "seed.order=6"))
+    assert same(state(first, "where"), state(second, "where"))
+    other, _ = build(config("seed.init=1"))
+    assert not same(state(first, "where"), state(other, "where"))
