@@ -16,7 +16,7 @@ from attnmosaic.config.trusted import check_trusted
 from attnmosaic.config.validation import check, check_ckpt_path
 from attnmosaic.core.errors import UserError
 from attnmosaic.core.files import write_atomically
-from attnmosaic.core.imports import import_lightning
+from attnmosaic.core.internals import import_lightning
 
 log = logging.getLogger(__name__)
 register()

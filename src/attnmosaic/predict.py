@@ -15,7 +15,7 @@ from attnmosaic.config.structure import check_keys
 from attnmosaic.config.trusted import check_trusted
 from attnmosaic.config.validation import check_ckpt_path
 from attnmosaic.core.errors import UserError
-from attnmosaic.core.imports import import_lightning
+from attnmosaic.core.internals import import_lightning
 
 register()
 

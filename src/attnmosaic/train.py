@@ -26,7 +26,7 @@ from attnmosaic.config.structure import check_keys, check_parts
 from attnmosaic.config.validation import check
 from attnmosaic.core.errors import BusyError, Pruned, RunError, UserError
 from attnmosaic.core.files import write_atomically
-from attnmosaic.core.imports import import_lightning
+from attnmosaic.core.internals import import_lightning
 from attnmosaic.core.quoting import in_shell, path_word
 from attnmosaic.runs.run import CONFIG, ERROR, PRUNED, claimed, earlier_result
 from attnmosaic.sweeps.callback import PASSED_OVER, end_sweep, may_pass_over

@@ -20,8 +20,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig
 
+from attnmosaic.cli import hints
 from attnmosaic.cli.command import told
-from attnmosaic.cli.hints import _keys
 from attnmosaic.config.schema import conf_dir, register
 from attnmosaic.core.errors import UserError, one_line
 from attnmosaic.train import train
@@ -50,7 +50,7 @@ def _composed(base: tuple[str, ...]) -> DictConfig:
 @cache
 def keys_of(base: tuple[str, ...]) -> list[str]:
     """Returns every key of a config, but for where a run writes: that is the user's own choice, and the test's."""
-    keys = _keys(_composed(base))
+    keys = hints.keys_of(_composed(base))
     return [key for key in keys if not key.startswith(("run_dir", "paths")) and not key.endswith(("folder", "dirpath"))]
 
 

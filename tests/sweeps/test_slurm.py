@@ -36,7 +36,7 @@ def test_without_the_packages(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_pat
     code, _, err = cli("train", LAUNCHER, "seed.all=0,1", "-m")
     assert code == 2
     assert err.startswith(f"error: {LAUNCHER}: needs packages")
-    assert f"{sys.executable} -m pip install 'hydra-submitit-launcher>=1.2' 'submitit>=1.5'\n" in err
+    assert f"{sys.executable} -m pip install 'submitit>=1.5'\n" in err
     assert not (tmp_path / "outputs").exists()
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, OverrideParseException, SearchPathException
@@ -23,8 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from attnmosaic import __version__
 from attnmosaic.cli.hints import advice
+from attnmosaic.config.resolution import unresolved
 from attnmosaic.core.errors import BusyError, DiskError, JobError, RunError, UserError, gpu_memory_trouble, one_line
 from attnmosaic.core.files import disk_trouble, write_atomically
+from attnmosaic.core.internals import forget_library_configs
 from attnmosaic.core.quoting import to_type
 from attnmosaic.core.signals import in_order, listen, told_stop
 from attnmosaic.core.text import use_substitutes
@@ -42,16 +43,9 @@ def run(job: Callable[[], Any]) -> None:
     environment every error keeps its stack trace.
     """
     sys.argv[1:] = _arguments(sys.argv[1:])
-    # These files of conf/hydra are ours; Hydra would hold them against the schemas that libraries have of their names.
-    # submitit_local starts all jobs at once, whatever the machine: joblib is what there is instead.
-    Plugins.instance()  # imports the libraries', if they are installed
-    for group, name in (
-        ("launcher", "joblib.yaml"),
-        ("launcher", "submitit_slurm.yaml"),
-        ("launcher", "submitit_local.yaml"),
-        ("sweeper", "optuna.yaml"),
-    ):
-        ConfigStore.instance().repo["hydra"][group].pop(name, None)
+    Plugins.instance()  # imports those that are installed
+    forget_library_configs("launcher", "joblib", "submitit_slurm")
+    forget_library_configs("sweeper", "optuna")
     listen()
     use_substitutes()
     if _TRACES:
@@ -97,7 +91,7 @@ def guard(task: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     of = HydraConfig.get()
     if of.job.config_name == "train" and of.mode == RunMode.RUN:
         section: Any = of.run
-        timed = "${now:" in str(section._get_node("dir")._value())
+        timed = "${now:" in str(unresolved(section, "dir"))
         folder = of.runtime.output_dir if of.job.chdir else section.dir
         in_order(False, lambda: how_to_go_on("hydra.run.dir", folder, timed))
     try:

@@ -4,11 +4,12 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from attnmosaic.config.schema import conf_dir
@@ -113,7 +114,7 @@ def _known_keys(bad: str, overrides: list[str]) -> Iterable[str]:
     if config is None:  # another override is wrong too; then there is nothing to suggest from
         return []
     groups = [group for group in map(str, config.hydra.runtime.choices) if "/" not in group]
-    return [*groups, *_keys(config)]
+    return [*groups, *keys_of(config)]
 
 
 def _plain(words: list[str]) -> list[str]:
@@ -135,10 +136,14 @@ def _composed(overrides: list[str]) -> DictConfig | None:
         GlobalHydra.instance().hydra = at_work
 
 
-def _keys(node: DictConfig, prefix: str = "") -> Iterable[str]:
-    for name in map(str, node):
-        if name == "hydra" and not prefix:
-            continue
+def keys_of(config: DictConfig) -> Iterable[str]:
+    """Yields every key of a composed config, without Hydra's own section."""
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    yield from _keys({name: node for name, node in plain.items() if name != "hydra"})
+
+
+def _keys(plain: dict[Any, Any], prefix: str = "") -> Iterable[str]:
+    for name, child in plain.items():
         yield f"{prefix}{name}"
-        if isinstance(child := node._get_node(name), DictConfig):
+        if isinstance(child, dict):
             yield from _keys(child, f"{prefix}{name}.")

@@ -39,6 +39,12 @@ def _without_replaced(config: DictConfig) -> DictConfig:
     return kept
 
 
+def unresolved(section: DictConfig, key: str) -> Any:
+    """Returns a key's value as it was typed, its interpolations unresolved."""
+    plain: Any = OmegaConf.to_container(section, resolve=False)
+    return plain[key]
+
+
 def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Yields the keys and values of a plain config, a key as ``[data][views][0]``."""
     if not isinstance(node, (dict, list)):

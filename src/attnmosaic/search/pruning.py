@@ -76,9 +76,10 @@ class Pruning(pl.Callback):
 
         options = Options(n_trials=1, pruner=self.pruner, pruner_args={**self.pruner_args})
         pruner = options.make_pruner(self.longest, self.every)
-        study = optuna.load_study(study_name=self.study, storage=open_storage(self.storage), pruner=pruner)
-        frozen = study.get_trials(deepcopy=False)[self.trial]
-        trial = optuna.Trial(study, frozen._trial_id)
-        if done not in frozen.intermediate_values:
+        storage = open_storage(self.storage)
+        study = optuna.load_study(study_name=self.study, storage=storage, pruner=pruner)
+        study_id = storage.get_study_id_from_name(self.study)
+        trial = optuna.Trial(study, storage.get_trial_id_from_study_id_trial_number(study_id, self.trial))
+        if done not in study.get_trials(deepcopy=False)[self.trial].intermediate_values:
             trial.report(value, done)
         return trial.should_prune()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
@@ -26,6 +26,7 @@ from attnmosaic.search.space import Space, parse_space
 from attnmosaic.search.summary import search_told
 from attnmosaic.sweeps.callback import add_to_plan, begin_sweep, typed
 from attnmosaic.sweeps.display import Display
+from attnmosaic.sweeps.job import error_of
 from attnmosaic.sweeps.monitor import FAILED, PRUNED, Job
 from attnmosaic.sweeps.plan import Planned, alone, measures, planned_job, with_override
 
@@ -244,7 +245,7 @@ class Search:
         _leave_log()
         left: list[Exception] = []  # of trials that are as good as any, and stay to be gone on with
         for number, job in zip(numbers, done, strict=True):
-            error = job._return_value if job.status == JobStatus.FAILED else None
+            error = error_of(job)
             said = None if error is None else told(error)
             if said is not None and said[1] == 2:
                 left.append(UserError(said[0]))

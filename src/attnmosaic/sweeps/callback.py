@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from attnmosaic.cli.command import guard_sweep, how_to_go_on, reason
 from attnmosaic.cli.progress import OF_SWEEP, shown
 from attnmosaic.config.availability import check_available
+from attnmosaic.config.resolution import unresolved
 from attnmosaic.config.schema import PROGRESS, TrainConfig
 from attnmosaic.config.structure import check_keys
 from attnmosaic.core.errors import UserError, not_among
@@ -28,6 +29,7 @@ from attnmosaic.core.signals import in_order
 from attnmosaic.runs.discovery import read_plan
 from attnmosaic.runs.run import SWEEP, Run
 from attnmosaic.sweeps.display import Display, Lines
+from attnmosaic.sweeps.job import error_of
 from attnmosaic.sweeps.monitor import PASSED, Job
 from attnmosaic.sweeps.plan import (
     check_one_folder,
@@ -59,7 +61,7 @@ class SweepPlan(Callback):
             section: Any = OmegaConf.select(config, key.rpartition(".")[0])
             name = key.rpartition(".")[2]
             if section is not None and name in section:
-                section[name] = os.path.expanduser(str(section._get_node(name)._value()))
+                section[name] = os.path.expanduser(str(unresolved(section, name)))
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Composes every job and looks for its data."""
@@ -109,9 +111,9 @@ class SweepPlan(Callback):
         """Tells of each job that ended, when it does."""
         if self._plan is not None or _current is not None:
             job_ended(config.hydra.job.num, job_return)
-        elif job_return.status == JobStatus.FAILED and config.hydra.mode.name == "MULTIRUN" and not _watched():
+        elif (error := error_of(job_return)) and config.hydra.mode.name == "MULTIRUN" and not _watched():
             job = " ".join(job_return.overrides or [])
-            print(f"failed  {job}: {reason(job_return._return_value)}", file=sys.stderr)
+            print(f"failed  {job}: {reason(error)}", file=sys.stderr)
 
 
 def may_pass_over() -> bool:
@@ -185,11 +187,12 @@ def job_ended(number: int, done: JobReturn) -> None:
     """Notes what came of a job of this process's sweep."""
     if _current is not None:
         watch = _current[1].watch
-        nothing = done.status == JobStatus.COMPLETED and done._return_value is None
+        nothing = done.status == JobStatus.COMPLETED and done.return_value is None
         if nothing and Run(watch.jobs[number].folder).state != "pruned":
             watch.passed_over(number)
             return
-        why = reason(done._return_value) if done.status == JobStatus.FAILED else None
+        error = error_of(done)
+        why = reason(error) if error is not None else None
         # Its line begins with what the job is called.
         watch.ended(number, why and why.removeprefix(f"job {number} ({' '.join(done.overrides or [])}): "))
 

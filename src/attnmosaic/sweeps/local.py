@@ -2,7 +2,6 @@
 
 import codecs
 import contextlib
-import importlib
 import logging
 import multiprocessing
 import os
@@ -10,7 +9,6 @@ import signal
 import sys
 import textwrap
 import threading
-import traceback
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -19,12 +17,10 @@ from types import FrameType
 from typing import Any
 
 import cloudpickle
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.types import HydraContext
+from hydra.core.utils import JobReturn
 from omegaconf import DictConfig
 
-from attnmosaic.cli.command import blames_disk, told
-from attnmosaic.core.errors import DiskError, JobError, RunError, UserError
+from attnmosaic.core.errors import RunError
 from attnmosaic.core.files import write_atomically
 from attnmosaic.core.signals import SIGNALS
 from attnmosaic.core.text import use_substitutes
@@ -32,6 +28,7 @@ from attnmosaic.runs.run import AT_ONCE, ERROR
 from attnmosaic.sweeps.allocation import environment
 from attnmosaic.sweeps.callback import job_began, job_ended, job_output, job_prefix
 from attnmosaic.sweeps.display import Lines
+from attnmosaic.sweeps.job import failed, portable, run_composed, task_named
 from attnmosaic.sweeps.server import CONTEXT
 
 
@@ -40,7 +37,7 @@ class Jobs:
 
     Args:
         task: the function of a job, by module and name.
-        shared: what all jobs get, pickled: Hydra's callbacks and the state of its singletons.
+        shared: what all jobs get, pickled; see `attnmosaic.sweeps.job.Shared`.
         threads: CPU threads of a job; None leaves them as they are.
         gpus: the jobs take turns at these; with none, they see what there is.
         at_once: how many jobs run at once, for those that estimate how long all will take.
@@ -78,6 +75,8 @@ class Jobs:
             config: its composed config, pickled.
             devices: how many GPUs it takes, see `attnmosaic.sweeps.allocation.devices`.
         """
+        if self._over:
+            return failed(overrides, RunError(f"job {job} was not begun"))
         job_began(job)
         with _printed() as output:
             done = self._run(job, overrides, config, devices, output)
@@ -202,18 +201,12 @@ def _serve(
         for handler in handlers:
             if not isinstance(handler, logging.FileHandler):
                 handler.setFormatter(_Prefixed(prefix, handler.formatter or logging.Formatter()))
-        module, name = task
-        try:
-            return getattr(importlib.import_module(module), name)(config)
-        except Exception as error:
-            raise portable(error) from None
-
-    from hydra_plugins.hydra_joblib_launcher._core import execute_job
+        return task_named(*task)(config)
 
     try:
-        callbacks, singletons = cloudpickle.loads(shared)
-        context = HydraContext(config_loader=Composed(), callbacks=callbacks)  # type: ignore[arg-type]
-        done = execute_job(job, overrides, context, cloudpickle.loads(config), run, singletons)
+        composed: DictConfig = cloudpickle.loads(config)
+        job_id = f"{composed.hydra.job.name}_{job}"
+        done = run_composed(composed, job, job_id, run, cloudpickle.loads(shared))
     except Exception as error:
         done = failed(overrides, portable(error))
     send.send_bytes(cloudpickle.dumps(done))
@@ -223,13 +216,6 @@ def _end_at_once(signum: int, _: FrameType | None) -> None:
     """Ends this process by a signal, as it would end without a handler."""
     signal.signal(signum, signal.SIG_DFL)
     os.kill(os.getpid(), signum)
-
-
-class Composed:
-    """Stands in for Hydra's loader in the process of a job, whose config was composed before."""
-
-    def load_sweep_config(self, config: DictConfig, overrides: list[str]) -> DictConfig:
-        return config
 
 
 def _end_with_parent() -> None:
@@ -249,22 +235,3 @@ class _Prefixed(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return textwrap.indent(self.formatter.format(record), self.prefix, lambda _: True)
-
-
-def portable(error: Exception) -> Exception:
-    """Returns an error that says the same and can be sent to another process, with the trace as a note."""
-    line = told(error)
-    if line is None:
-        sent: Exception = JobError(f"{type(error).__name__}: {error}")
-    else:
-        kind = UserError if line[1] == 2 else DiskError if blames_disk(error) else RunError
-        sent = kind(line[0])
-    sent.add_note("".join(traceback.format_exception(error)).rstrip())
-    return sent
-
-
-def failed(overrides: Sequence[str], error: Exception) -> JobReturn:
-    """Returns what a job that failed gives to Hydra."""
-    done = JobReturn(overrides=overrides, status=JobStatus.FAILED)
-    done.return_value = error
-    return done

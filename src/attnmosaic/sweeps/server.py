@@ -14,6 +14,8 @@ from typing import Any
 
 from hydra.core.utils import env_override
 
+from attnmosaic.core.internals import forkserver_pid
+
 # Windows cannot fork, and on macOS the system's own libraries may not survive it: there each job imports anew.
 FORKS = sys.platform == "linux"
 CONTEXT: Any = multiprocessing.get_context("forkserver" if FORKS else "spawn")
@@ -62,10 +64,7 @@ def stop_server() -> None:
     """Ends the server at once; left alone, it finishes its imports first."""
     if not FORKS:
         return
-    from multiprocessing import forkserver
-
-    pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
-    if pid is not None:
+    if (pid := forkserver_pid()) is not None:
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(pid, signal.SIGKILL)
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # multiprocessing looks for itself

@@ -21,7 +21,7 @@ from attnmosaic.core.quoting import to_type
 from attnmosaic.runs.run import AT_ONCE, ERROR, Run
 from attnmosaic.sweeps.allocation import devices
 from attnmosaic.sweeps.callback import SweepPlan, job_began, jobs_left
-from attnmosaic.sweeps.local import failed
+from attnmosaic.sweeps.job import failed
 from attnmosaic.sweeps.slurm_node import OnNode
 from attnmosaic.sweeps.slurm_queue import OVER, queue, wait_for
 
@@ -67,16 +67,23 @@ def parameters(asked: Mapping[str, Any], config: Any) -> dict[str, Any]:
     # Otherwise a step of one task may be held to one of its cores.
     if (cores := given.get("cpus_per_task")) is not None:
         given["srun_args"] = [f"--cpus-per-task={cores}", *(given.get("srun_args") or [])]
-    known = {
-        "max_num_timeout",
-        *submitit.SlurmExecutor._equivalence_dict(),
-        *submitit.SlurmExecutor._valid_parameters(),
-    }
-    if unknown := [key for key in given if key not in known]:
-        close = nearest(unknown[0], known, n=1)
+    given = {key: value for key, value in given.items() if value is not None}
+    _check_names(given)
+    return given
+
+
+def _check_names(given: Mapping[str, Any]) -> None:
+    """Checks that submitit knows every parameter."""
+    named = {f"slurm_{key}": value for key, value in given.items() if key != "max_num_timeout"}
+    try:
+        submitit.AutoExecutor(FOLDER, cluster="local").update_parameters(**named)  # knows Slurm's names on any machine
+    except NameError as error:
+        unknown, _, valid = str(error).splitlines()[0].partition(" Valid arguments: ")
+        name = unknown.split("'")[1]
+        known = sorted({"max_num_timeout", *_NUMBERS, *valid.split(", ")})
+        close = nearest(name, known, n=1)
         hint = f"; did you mean hydra.launcher.{close[0]}?" if close else ""
-        raise UserError(f"hydra.launcher: got '{unknown[0]}', allowed: {', '.join(sorted(known))}{hint}")
-    return {key: value for key, value in given.items() if value is not None}
+        raise UserError(f"hydra.launcher: got '{name}', allowed: {', '.join(known)}{hint}") from error
 
 
 class SlurmJobs:
@@ -165,15 +172,14 @@ class SlurmJobs:
 
     def _submit(self, configs: Mapping[int, Any], overrides: Mapping[int, list[str]]) -> dict[int, Any]:
         asked = dict(self.asked)
-        executor = submitit.SlurmExecutor(self.sweep / FOLDER, asked.pop("max_num_timeout"))
-        executor.update_parameters(**executor._convert_parameters(asked))
+        limit = asked.pop("max_num_timeout")
+        executor = submitit.AutoExecutor(self.sweep / FOLDER, cluster="slurm", slurm_max_num_timeout=limit)
+        executor.update_parameters(**{f"slurm_{key}": value for key, value in asked.items()})
         environ = {AT_ONCE: str(min(len(configs), asked["array_parallelism"]))}
         try:
             with contextlib.redirect_stderr(io.StringIO()), executor.batch():  # it prints what it raises, too
                 return {
-                    number: executor.submit(
-                        OnNode(number, overrides[number], config, self.task, self.hydra_context.callbacks, environ)
-                    )
+                    number: executor.submit(OnNode(number, config, self.task, self.hydra_context, environ))
                     for number, config in configs.items()
                 }
         except (FailedJobError, OSError) as error:

@@ -1,6 +1,5 @@
 """What a node of Slurm does for a job of a sweep."""
 
-import importlib
 import os
 import sys
 from collections.abc import Mapping
@@ -11,14 +10,13 @@ import submitit
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
-from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher  # type: ignore[import-untyped]
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from submitit.core.utils import DelayedSubmission, UncompletedJobError, cloudpickle_dump, temporary_save_path
 
 from attnmosaic.config.schema import processes_of
 from attnmosaic.core.errors import RunError
 from attnmosaic.core.text import use_substitutes
-from attnmosaic.sweeps.local import Composed, portable
+from attnmosaic.sweeps.job import portable, run_composed, task_named
 
 
 class OnNode:
@@ -28,25 +26,23 @@ class OnNode:
 
     Args:
         number: the job's.
-        overrides: what tells it from the others.
         config: its own, composed; what ``conf/`` holds when it starts may be another thing.
         task: its function, by module and name.
-        callbacks: Hydra's.
+        context: Hydra's.
         environ: variables to set where there are none of these names.
     """
 
     def __init__(
         self,
         number: int,
-        overrides: list[str],
         config: Any,
         task: tuple[str, str],
-        callbacks: Any,
+        context: HydraContext,
         environ: Mapping[str, str],
     ) -> None:
-        self.arguments = (overrides, "hydra.sweep.dir", number, f"job_id_for_{number}")
+        self.number = number
         # As bytes, for Hydra changes them while the run is at work, and the next start is to find them as they were.
-        self.shared = cloudpickle.dumps((config, callbacks, Singleton.get_state()))
+        self.shared = cloudpickle.dumps((config, (context, Singleton.get_state())))
         self.task = task
         self.environ = environ
         self.folder = os.getcwd()
@@ -57,12 +53,10 @@ class OnNode:
             file.with_suffix(f"{file.suffix}.save_tmp").unlink(missing_ok=True)
         os.chdir(self.folder)
         use_substitutes()
-        launcher = SlurmLauncher()
-        launcher.config, callbacks, singletons = cloudpickle.loads(self.shared)
-        os.environ.update({**_threads(launcher.config), **self.environ, **os.environ})
-        launcher.hydra_context = HydraContext(config_loader=Composed(), callbacks=callbacks)  # type: ignore[arg-type]
-        launcher.task_function = _Task(*self.task)
-        done: JobReturn = launcher(*self.arguments, singletons)
+        config, shared = cloudpickle.loads(self.shared)
+        os.environ.update({**_threads(config), **self.environ, **os.environ})
+        job_id = submitit.JobEnvironment().job_id
+        done = run_composed(config, self.number, job_id, task_named(*self.task, _translated), shared)
         if done.status == JobStatus.FAILED:
             with temporary_save_path(paths.result_pickle) as file:
                 cloudpickle_dump(("success", done), file)
@@ -81,18 +75,11 @@ def _threads(config: Any) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(1, int(cores) // processes))} if cores.isdecimal() else {}
 
 
-class _Task:
-    def __init__(self, module: str, name: str) -> None:
-        self.module = module
-        self.name = name
-
-    def __call__(self, config: DictConfig) -> Any:
-        try:
-            return getattr(importlib.import_module(self.module), self.name)(config)
-        except UncompletedJobError as error:  # raised by submitit's signal handler, wherever the run was
-            raise RunError(
-                "it came to its time limit once more than hydra.launcher.max_num_timeout allows; "
-                "the same command goes on from its last checkpoint"
-            ) from error
-        except Exception as error:
-            raise portable(error) from None
+def _translated(error: Exception) -> Exception:
+    """Returns what a job raises: submitit's signal handler raises an error wherever the run was at its last limit."""
+    if isinstance(error, UncompletedJobError):
+        return RunError(
+            "it came to its time limit once more than hydra.launcher.max_num_timeout allows; "
+            "the same command goes on from its last checkpoint"
+        )
+    return portable(error)

@@ -11,7 +11,7 @@ import threading
 import warnings
 from pathlib import Path
 
-from attnmosaic.core.imports import import_lightning
+from attnmosaic.core.internals import import_lightning
 from attnmosaic.training.ranks import Place
 
 

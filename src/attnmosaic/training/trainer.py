@@ -14,6 +14,7 @@ from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, OnExceptionCh
 
 from attnmosaic.config.schema import metrics_of
 from attnmosaic.core.errors import UserError, not_among
+from attnmosaic.core.internals import keep_signal_handlers
 from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.training.checkpointing import WholeCheckpoints
 from attnmosaic.training.distributed import SharedSteps
@@ -62,8 +63,7 @@ def build_trainer(config: DictConfig, precision: str, place: Place | None = None
     if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
         callbacks.append(DeafToTerm())
     trainer: pl.Trainer = make("trainer", config.trainer, **given)
-    # Lightning's handler of SIGTERM talks to the other processes, which do not listen just then. Ours has none to ask.
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    keep_signal_handlers(trainer)
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # none of the user's own (trainer.plugins)
         trainer.strategy.checkpoint_io = WholeCheckpoints()
     if place is None and trainer.world_size > 1:

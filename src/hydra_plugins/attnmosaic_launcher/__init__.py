@@ -4,6 +4,7 @@ import inspect
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,19 +23,17 @@ class AttnmosaicLauncher(Launcher):
         n_jobs: how many at once; None for as many as cores, memory and GPUs allow.
         gb_per_job: memory that a job takes.
         jobs_per_gpu: how many share a GPU.
-        **joblib: other arguments of `joblib.Parallel`.
     """
 
     hydra_context: HydraContext
     task_function: TaskFunction
     config: DictConfig
 
-    def __init__(self, n_jobs: int | None, gb_per_job: float, jobs_per_gpu: int, **joblib: Any) -> None:
+    def __init__(self, n_jobs: int | None, gb_per_job: float, jobs_per_gpu: int) -> None:
         self.limits: dict[str, Any] = {"n_jobs": n_jobs, "gb_per_job": gb_per_job, "jobs_per_gpu": jobs_per_gpu}
-        self.joblib = joblib
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        if find_spec("hydra_plugins.hydra_joblib_launcher") is None:
+        if find_spec("cloudpickle") is None:
             from attnmosaic.core.extras import missing_packages
 
             raise missing_packages("hydra/launcher=joblib", "parallel")
@@ -47,7 +46,7 @@ class AttnmosaicLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         import cloudpickle
-        from joblib import Parallel, cpu_count, delayed
+        from joblib import cpu_count
 
         from attnmosaic.config.schema import processes_of
         from attnmosaic.core.resources import asked_threads, free_gb, visible_gpus
@@ -79,11 +78,10 @@ class AttnmosaicLauncher(Launcher):
                 config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
                 yield job, overrides, cloudpickle.dumps(config), devices(OmegaConf.select(config, "trainer") or {})
 
-        shared = cloudpickle.dumps((self.hydra_context.callbacks, Singleton.get_state()))
-        with Jobs(self._task(), shared, threads, gpus, at_once) as jobs:
-            # A thread watches over each running job; Hydra, which is not made for threads, runs in the job's process.
-            parallel = Parallel(n_jobs=at_once, backend="threading", **self.joblib)
-            return list(parallel(delayed(jobs.run)(*job) for job in composed()))
+        shared = cloudpickle.dumps((self.hydra_context, Singleton.get_state()))
+        # A thread waits for each running job; Hydra, which is not made for threads, runs in the job's process.
+        with ThreadPoolExecutor(at_once) as pool, Jobs(self._task(), shared, threads, gpus, at_once) as jobs:
+            return [*pool.map(lambda job: jobs.run(*job), composed())]
 
     def _task(self) -> tuple[str, str]:
         return task_of(self.task_function)

@@ -28,7 +28,7 @@ class AttnmosaicSlurmLauncher(Launcher):
         from attnmosaic.core.extras import missing_packages
 
         launcher = "hydra/launcher=submitit_slurm"
-        if None in map(find_spec, ("submitit", "hydra_plugins.hydra_submitit_launcher")):
+        if find_spec("submitit") is None:
             raise missing_packages(launcher, "slurm")
         if missing := [program for program in ("sbatch", "squeue", "srun") if which(program) is None]:
             raise UserError(

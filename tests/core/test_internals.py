@@ -1,0 +1,73 @@
+"""Undocumented names of libraries that the package uses: each still does what it is used for."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytorch_lightning as pl
+from helpers.settings import SMALL
+from hydra.core.config_store import ConfigStore
+
+from attnmosaic.core.internals import forget_library_configs, keep_signal_handlers
+
+RUN = """
+import sys
+from attnmosaic.train import main
+main()
+print("plotting:", sorted({name.split(".")[0] for name in sys.modules} & {"matplotlib", "seaborn", "plotly", "pandas"}))
+import torchmetrics.utilities.imports as found
+print("as ever:", bool(found._MATPLOTLIB_AVAILABLE))
+"""
+
+
+def test_a_run_without_pictures_imports_no_plotting_library(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", RUN, *SMALL, "schedule.epochs=5", "callbacks.pictures=null", "hydra.run.dir=run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "plotting: []" in done.stdout
+    assert "as ever: True" in done.stdout  # whoever asks later is told the truth
+    assert (tmp_path / "run" / "result.json").exists()
+    assert not list((tmp_path / "run").glob("*.png"))
+
+
+def test_a_trainer_keeps_signal_handlers() -> None:
+    """Lightning installs its own while it trains or evaluates."""
+    heard = []
+
+    class Heard(pl.Callback):
+        def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            heard.append(signal.getsignal(signal.SIGTERM))
+
+    def validate(keep: bool) -> None:
+        trainer = pl.Trainer(callbacks=[Heard()], logger=False, enable_progress_bar=False, accelerator="cpu")
+        if keep:
+            keep_signal_handlers(trainer)
+        module = pl.LightningModule()
+        module.validation_step = lambda batch: None  # type: ignore[method-assign]
+        trainer.validate(module, [0], verbose=False)
+
+    before = signal.getsignal(signal.SIGTERM)
+    validate(keep=False)
+    validate(keep=True)
+    assert heard[0] != before, "otherwise there is nothing to keep"
+    assert heard[1] == before
+
+
+def test_configs_of_libraries_are_forgotten() -> None:
+    store = ConfigStore.instance()
+    for name in ("a_plugins", "another_plugins"):
+        store.store(group="hydra/launcher", name=name, node={"_target_": "a.Launcher"})
+    forget_library_configs("launcher", "a_plugins", "of no plugin")
+    assert "a_plugins.yaml" not in store.list("hydra/launcher")
+    assert "another_plugins.yaml" in store.list("hydra/launcher")
+    forget_library_configs("launcher", "another_plugins")
+
+
+def test_the_fork_server_has_a_process_id() -> None:
+    code = (
+        "import os\nfrom multiprocessing import forkserver\nfrom attnmosaic.core.internals import forkserver_pid\n"
+        "assert forkserver_pid() is None\nforkserver.ensure_running()\nos.kill(forkserver_pid(), 0)\nprint('alive')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "alive\n", done.stderr
