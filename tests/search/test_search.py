@@ -32,7 +32,7 @@ PLAIN = (
     *SMALL, "callbacks.record=null", "callbacks.dashboards=null", "callbacks.gradients=null", "logger=none",
     "schedule.epochs=4", "schedule.k=1", "hydra.sweep.dir=search",
 )  # fmt: skip
-NO_PRUNING = "hydra.sweeper.pruner=none"
+NO_PRUNING = "hydra/sweeper/pruner=none"
 Sets = Callable[..., Any]
 
 
@@ -88,7 +88,7 @@ def test_a_search(cli: Cli, tmp_path: Path) -> None:
 
 def test_a_trial_that_fails(cli: Cli) -> None:
     """It is told as failed, and ends nothing; none but such is an error."""
-    space = ("lr.what=choice(0.01,1e30)", "hydra.sweeper.sampler=random")
+    space = ("lr.what=choice(0.01,1e30)", "hydra/sweeper/sampler=random")
     code, out, err = cli("train", *PLAIN, *space, "lr.where=0.01", "hydra.sweeper.n_trials=4", *SEARCH)
     assert code == 0, err
     states = {trial.params["lr.what"]: trial.state.name for trial in study_of("search").trials}
@@ -120,7 +120,7 @@ def test_a_search_over_experiments(cli: Cli, launcher: str) -> None:
     """The folder has no experiment's name, and all trials are in it, each with its result."""
     space = ("experiment=choice(gaussian,gaussian_type1)", "lr.what=0.01", "lr.where=0.01", "hydra.sweeper.n_trials=3")
     given = [override for override in PLAIN if override not in ("hydra.sweep.dir=search", "schedule.k=1")]
-    random = ("hydra.sweeper.sampler=random", f"hydra/launcher={launcher}", "hydra.sweeper.params={}")
+    random = ("hydra/sweeper/sampler=random", f"hydra/launcher={launcher}", "hydra.sweeper.params={}")
     code, out, err = cli("train", *given, *space, *random, *SEARCH)
     assert code == 0, err
     (folder,) = Path("outputs/sweeps").iterdir()
@@ -169,8 +169,8 @@ def test_each_metric_was_thought_of() -> None:
 # ---- pruning
 
 PRUNED = (
-    "lr.what=choice(0.1,1e-9)", "lr.where=0.01", "trainer.check_val_every_n_epoch=1", "hydra.sweeper.pruner=median",
-    "hydra.sweeper.pruner_args={n_startup_trials:1}", "hydra.sweeper.sampler=random", "hydra.sweeper.n_trials=5",
+    "lr.what=choice(0.1,1e-9)", "lr.where=0.01", "trainer.check_val_every_n_epoch=1", "hydra/sweeper/pruner=median",
+    "+hydra.sweeper.pruner.n_startup_trials=1", "hydra/sweeper/sampler=random", "hydra.sweeper.n_trials=5",
     "optimized_metric=test/loss", "schedule.k=2", "schedule.epochs=12",
 )  # fmt: skip
 
@@ -296,13 +296,13 @@ def test_hyperband_compares_where_all_cycles_end(cli: Cli, runs: Runs, monkeypat
     original = Search._pruning
     monkeypatch.setattr(Search, "_pruning", lambda self, number: seen.append(self.every) or original(self, number))
     given = (*SPACE[:2], "schedule.k=range(2,7,2)", "schedule.epochs=96", "hydra.sweep.dir=search")
-    hyperband = ("hydra.sweeper.pruner=hyperband", "hydra.sweeper.n_trials=1")
+    hyperband = ("hydra/sweeper/pruner=hyperband", "hydra.sweeper.n_trials=1")
     code, _, err = cli("train", *given, *hyperband, *SEARCH)
     assert code == 0, err
     assert seen == [24]
     code, _, err = cli("train", *given, *hyperband, "schedule.epochs=40", *SEARCH)
     assert code == 2
-    assert err.startswith("error: hydra.sweeper.pruner: hyperband compares trials where every k has come to the end")
+    assert err.startswith("error: hydra/sweeper/pruner: hyperband compares trials where every k has come to the end")
 
 
 # ---- what is drawn
@@ -310,7 +310,7 @@ def test_hyperband_compares_where_all_cycles_end(cli: Cli, runs: Runs, monkeypat
 
 def test_same_seed_same_trials(cli: Cli, runs: Runs) -> None:
     """Wherever the search was stopped, and however it was started again; TPE has begun to learn by then."""
-    given = (*SPACE, "hydra.sweeper.sampler_args={n_startup_trials:3}")
+    given = (*SPACE, "+hydra.sweeper.sampler.n_startup_trials=3")
     for folder, n in (("a", 8), ("b", 3), ("b", 5), ("b", 8)):
         assert cli("train", *given, f"hydra.sweeper.n_trials={n}", f"hydra.sweep.dir={folder}", *SEARCH)[0] == 0
     assert facts("a") == facts("b")
@@ -417,7 +417,7 @@ def test_a_search_can_be_killed_anywhere(
         *SPACE,
         f"hydra.sweeper.n_trials={n}",
         "hydra.sweeper.n_jobs=2",
-        "hydra.sweeper.sampler_args={n_startup_trials:2}",
+        "+hydra.sweeper.sampler.n_startup_trials=2",
     )
     written = 0
     kill_at = -1
@@ -576,8 +576,9 @@ def test_a_job_left_at_work_is_waited_for(cli: Cli, runs: Runs, monkeypatch: pyt
 # ---- slips
 
 LIGHT = {
-    ("hydra.sweeper.sampler=tpee",): r"hydra\.sweeper\.sampler: got 'tpee', allowed: tpe, random; did you mean",
-    ("hydra.sweeper.pruner=medium",): r"hydra\.sweeper\.pruner: got 'medium', allowed: none, median, hyperband; did",
+    ("hydra/sweeper/sampler=tpee",): r"hydra/sweeper/sampler: got 'tpee', allowed: random, tpe; did you mean",
+    ("hydra/sweeper/pruner=medium",): r"hydra/sweeper/pruner: got 'medium', allowed: hyperband, median, none; did",
+    ("hydra.sweeper.sampler=tpe",): r"hydra\.sweeper\.sampler: got tpe, needs a _target_; type .*sampler=tpe",
     ("hydra.sweeper.direction=up",): r"hydra\.sweeper\.direction: got 'up', allowed: maximize, minimize",
     ("hydra.sweeper.direction=minimize",): r"hydra\.sweeper\.direction: got minimize, needs maximize for test/accuracy",
     (
@@ -592,8 +593,8 @@ LIGHT = {
     ("hydra.sweeper.n_jobs=1.5",): r"hydra\.sweeper\.n_jobs: got 1\.5, needs a whole number",
     ("hydra.sweeper.seed=-1",): r"hydra\.sweeper\.seed: got -1, needs a whole number of at least 0",
     ("hydra.sweeper.trials=5",): r"hydra\.sweeper\.trials: there is no such config key",
-    ("hydra.sweeper.sampler_args={n_startup:2}",): r"hydra\.sweeper\.sampler_args: .*unexpected .*'n_startup'",
-    ("hydra.sweeper.pruner=median", "hydra.sweeper.pruner_args={n:2}"): r"hydra\.sweeper\.pruner_args: .*'n'",
+    ("+hydra.sweeper.sampler.n_startup=2",): r"hydra\.sweeper\.sampler: .*unexpected .*'n_startup'",
+    ("hydra/sweeper/pruner=median", "+hydra.sweeper.pruner.n=2"): r"hydra\.sweeper\.pruner: .*'n'",
     ("hydra.sweeper.storage=nosuch://x",): r"hydra\.sweeper\.storage: 'nosuch://x' cannot be opened \(.*choose another",
     ("lr.what=interval(0.1,0.001)",): r"lr\.what=.*: cannot be searched \(0\.1 is no number below 0\.001\); type",
     ("lr.what=interval(0.1,inf)",): r"lr\.what=.*: cannot be searched \(0\.1 is no number below inf\); type",

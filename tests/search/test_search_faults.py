@@ -78,7 +78,7 @@ def progress(folder: Path) -> int:
 
 @pytest.mark.parametrize(
     "more",
-    [(), ("hydra.sweeper.pruner=median", "hydra.sweeper.pruner_args={n_startup_trials:2}")],
+    [(), ("hydra/sweeper/pruner=median", "+hydra.sweeper.pruner.n_startup_trials=2")],
     ids=["plain", "pruned"],
 )
 def test_killed_again_and_again(tmp_path: Path, more: tuple[str, ...]) -> None:

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from attnmosaic.core.errors import UserError, not_among
 
-SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler"}
-PRUNERS = {"none": "NopPruner", "median": "MedianPruner", "hyperband": "HyperbandPruner"}
+NO_PRUNER = {"_target_": "optuna.pruners.NopPruner"}
 DIRECTIONS = ("maximize", "minimize")
 _BETTER = {
     "loss": "minimize", "accuracy": "maximize", "focus": "maximize", "ftpt": "maximize", "ffpf": "minimize",
@@ -27,10 +28,8 @@ class Options:
     n_jobs: int = 1
     direction: str | None = None
     seed: int = 0
-    sampler: str = "tpe"
-    sampler_args: dict[str, Any] = field(default_factory=dict)
-    pruner: str = "none"
-    pruner_args: dict[str, Any] = field(default_factory=dict)
+    sampler: dict[str, Any] = field(default_factory=lambda: {"_target_": "optuna.samplers.TPESampler"})
+    pruner: dict[str, Any] = field(default_factory=lambda: NO_PRUNER)
     storage: str | None = None
     study_name: str | None = None
     params: dict[str, Any] = field(default_factory=dict)
@@ -53,9 +52,11 @@ class Options:
                     f"hydra.sweeper.{key}: got {value}, needs a whole number of at least {least}; "
                     f"type for example hydra.sweeper.{key}={max(least, 4)}"
                 )
-        for key, words in (("direction", DIRECTIONS), ("sampler", (*SAMPLERS,)), ("pruner", (*PRUNERS,))):
-            if getattr(options, key) not in (None, *words):
-                raise not_among(f"hydra.sweeper.{key}", getattr(options, key), words)
+        if options.direction not in (None, *DIRECTIONS):
+            raise not_among("hydra.sweeper.direction", options.direction, DIRECTIONS)
+        for key in ("sampler", "pruner"):
+            if not isinstance(node := getattr(options, key), dict) or "_target_" not in node:
+                raise UserError(f"hydra.sweeper.{key}: got {node}, needs a _target_; type for example {_GROUPS[key]}")
         return options
 
     def directed(self, metric: str) -> "Options":
@@ -85,15 +86,23 @@ class Options:
             UserError: it takes no such arguments.
         """
         import numpy as np
-        import optuna
 
         seed = int(np.random.SeedSequence([self.seed, trial]).generate_state(1)[0])
-        beside = {"constant_liar": True} if self.sampler == "tpe" and self.n_jobs > 1 else {}
-        given = {**beside, **self.sampler_args, "seed": seed}
-        return _made("sampler", getattr(optuna.samplers, SAMPLERS[self.sampler]), given)
+        liar = {"constant_liar": True} if _class(self.sampler) == "TPESampler" and self.n_jobs > 1 else {}
+        return _instantiated("sampler", {**liar, **self.sampler, "seed": seed})
+
+    @property
+    def prunes(self) -> bool:
+        """Whether trials may be ended early."""
+        return _class(self.pruner) != "NopPruner"
+
+    @property
+    def compares_all(self) -> bool:
+        """Whether the pruner compares all trials after the same numbers of epochs."""
+        return _class(self.pruner) == "HyperbandPruner"
 
     def make_pruner(self, longest: int, every: int | None) -> Any:
-        """Makes the pruner.
+        """Instantiates the pruner.
 
         Args:
             longest: epochs of a trial, at most.
@@ -102,22 +111,29 @@ class Options:
         Raises:
             UserError: it takes no such arguments, or there is nothing that it could compare.
         """
-        import optuna
-
-        beside: dict[str, Any] = {}
-        if self.pruner == "hyperband":
+        resources: dict[str, Any] = {}
+        if self.compares_all:
             if every is None or every > longest // 2:
                 raise UserError(
-                    "hydra.sweeper.pruner: hyperband compares trials where every k has come to the end of a cycle, and "
-                    f"there is no such epoch well before epoch {longest}; type hydra.sweeper.pruner=median, or search "
+                    "hydra/sweeper/pruner: hyperband compares trials where every k has come to the end of a cycle, and "
+                    f"there is no such epoch well before epoch {longest}; type hydra/sweeper/pruner=median, or search "
                     "few k that divide each other"
                 )
-            beside = {"min_resource": every, "max_resource": longest}
-        return _made("pruner", getattr(optuna.pruners, PRUNERS[self.pruner]), {**beside, **self.pruner_args})
+            resources = {"min_resource": every, "max_resource": longest}
+        return _instantiated("pruner", {**resources, **self.pruner})
 
 
-def _made(key: str, make: Any, given: Mapping[str, Any]) -> Any:
+_GROUPS = {"sampler": "hydra/sweeper/sampler=tpe", "pruner": "hydra/sweeper/pruner=median"}
+
+
+def _class(node: Mapping[str, Any]) -> str:
+    """Returns the name of the class that a node is of."""
+    return str(node["_target_"]).rpartition(".")[2]
+
+
+def _instantiated(key: str, node: Mapping[str, Any]) -> Any:
     try:
-        return make(**given)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"hydra.sweeper.{key}_args: {' '.join(str(error).split())}") from error
+        return instantiate(dict(node), _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        raise UserError(f"hydra.sweeper.{key}: {' '.join(str(cause).split())}") from error

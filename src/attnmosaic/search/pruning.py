@@ -26,8 +26,7 @@ class Pruning(pl.Callback):
         study: its name.
         trial: the trial's number.
         metric: what is reported, ``<split>/<metric>``.
-        pruner: which pruner, and which arguments it is given.
-        pruner_args: those.
+        pruner: its ``_target_`` and arguments.
         longest: epochs of a trial, at most.
         every: epochs from one look to the next; None for a cycle of the trial's own stages.
     """
@@ -38,8 +37,7 @@ class Pruning(pl.Callback):
         study: str,
         trial: int,
         metric: str,
-        pruner: str,
-        pruner_args: dict[str, Any],
+        pruner: dict[str, Any],
         longest: int,
         every: int | None = None,
     ) -> None:
@@ -48,7 +46,6 @@ class Pruning(pl.Callback):
         self.trial = trial
         self.metric = metric
         self.pruner = pruner
-        self.pruner_args = pruner_args
         self.longest = longest
         self.every = every
 
@@ -74,8 +71,7 @@ class Pruning(pl.Callback):
         from attnmosaic.search.options import Options
         from attnmosaic.search.study import open_storage
 
-        options = Options(n_trials=1, pruner=self.pruner, pruner_args={**self.pruner_args})
-        pruner = options.make_pruner(self.longest, self.every)
+        pruner = Options(n_trials=1, pruner=self.pruner).make_pruner(self.longest, self.every)
         storage = open_storage(self.storage)
         study = optuna.load_study(study_name=self.study, storage=storage, pruner=pruner)
         study_id = storage.get_study_id_from_name(self.study)

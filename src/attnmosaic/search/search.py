@@ -65,7 +65,7 @@ class Search:
         self.options = options = options.directed(self.metric)
         self.longest = max(schedule.epochs for schedule in schedules)
         # Hyperband keeps a list of who came how far: all must be looked at after the same epochs.
-        self.every = self._common_cycle(schedules) if options.pruner == "hyperband" else None
+        self.every = self._common_cycle(schedules) if options.compares_all else None
         self.pruner = options.make_pruner(self.longest, self.every)
         options.sampler_for(0)  # its arguments, before anything is written
         self.storage = options.storage or str(self.folder.absolute() / JOURNAL)
@@ -280,16 +280,16 @@ class Search:
 
     def _pruning(self, number: int) -> list[str]:
         """Returns the overrides by which a trial's run knows its study; none where no trial is ended early."""
-        if self.options.pruner == "none":
+        if not self.options.prunes:
             return []
         given: dict[str, Any] = {
             "_target_": "attnmosaic.search.pruning.Pruning",
+            "_recursive_": False,  # the pruner is instantiated where it is asked
             "storage": self.storage,
             "study": self.name,
             "trial": number,
             "metric": self.metric,
             "pruner": self.options.pruner,
-            "pruner_args": self.options.pruner_args,
             "longest": self.longest,
             "every": self.every,
         }
