@@ -18,10 +18,10 @@ from helpers.user_code import TINY_CIFAR10
 from hydra import compose, initialize_config_dir
 from PIL import Image, ImageColor
 
-from attnmosaic import explain as door
 from attnmosaic.config.schema import conf_dir, register
 from attnmosaic.core.errors import UserError
 from attnmosaic.data.image_files import UnreadableError
+from attnmosaic.inference import explanation
 from attnmosaic.inference.explanation import Explained, explain, picture_names
 from attnmosaic.inference.user_images import Source, find_sources, read_mosaic
 from attnmosaic.nn.networks import ConvNet
@@ -296,7 +296,7 @@ def test_it_writes_as_it_goes(bright: Path, cli: Cli, tmp_path: Path, monkeypatc
     for at in range(4):
         lit(at, 3).save(tmp_path / "mine" / f"{at}.png")
     there: list[tuple[list[str], int]] = []
-    read = door.read_mosaic
+    read = explanation.read_mosaic
 
     def looking(*arguments: Any) -> Any:
         table = tmp_path / "out" / "explained.csv"
@@ -304,7 +304,7 @@ def test_it_writes_as_it_goes(bright: Path, cli: Cli, tmp_path: Path, monkeypatc
         there.append((pictures, len(rows(table)) if table.exists() else 0))
         return read(*arguments)
 
-    monkeypatch.setattr(door, "read_mosaic", looking)
+    monkeypatch.setattr(explanation, "read_mosaic", looking)
     assert cli("explain", f"ckpt_path={bright}", "images=mine", "hydra.run.dir=out")[0] == 0
     assert there == [([f"{at}.png" for at in range(done)], done) for done in range(4)]
 
