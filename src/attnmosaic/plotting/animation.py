@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
+from attnmosaic.core.text import cut
 from attnmosaic.plotting.palette import BLUE, CLASS_STYLES, FRAME, GREEN, ORANGE, RED, SMOKE, SMOKE_COLOR, STAGES
 from attnmosaic.plotting.source import Span
 from attnmosaic.plotting.tiles import (
@@ -20,7 +21,6 @@ from attnmosaic.plotting.tiles import (
     font,
     overlay,
     picture,
-    shortened,
 )
 from attnmosaic.runs.snapshots import Looked, Record
 
@@ -98,8 +98,8 @@ def draw_animation(path: Path, record: Record, stages: Sequence[Span], smoke: bo
 
 def _told(looked: Looked, i: int, classes: Sequence[str]) -> tuple[str, str]:
     guess, truth = int(looked.predicted[i]), int(looked.label[i])
-    text = f"{shortened(classes[guess], 8)} ({looked.probabilities[i, guess]:.2f})"
-    return (text, GREEN) if guess == truth else (f"{text}, true: {shortened(classes[truth], 8)}", RED)
+    text = f"{cut(classes[guess], 8)} ({looked.probabilities[i, guess]:.2f})"
+    return (text, GREEN) if guess == truth else (f"{text}, true: {cut(classes[truth], 8)}", RED)
 
 
 def _image(looked: Looked, i: int) -> Image.Image:

@@ -9,11 +9,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
+from attnmosaic.core.text import cut
 from attnmosaic.plotting.palette import CLASS_STYLES, FRAME, GREEN, RED
 from attnmosaic.runs.snapshots import Looked
 
 CELL, GAP, MARGIN = 44, 3, 8
 """Pixels of a patch's side, between patches, and around a mosaic."""
+
+NAME = 16
+"""Characters of a class's name, at most."""
 
 INK, PAPER = "#222222", "#FFFFFF"
 SHADE = 0.82
@@ -39,11 +43,6 @@ def picture(pixels: np.ndarray, side: int) -> Image.Image:
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     # Small patches are shown pixel by pixel, as the networks see them.
     return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX)
-
-
-def shortened(name: str, most: int = 16) -> str:
-    """Returns a name that is no longer than so many letters."""
-    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def columns(patches: int) -> int:
@@ -114,10 +113,10 @@ def card(looked: Looked, i: int, classes: Sequence[str], cell: int = CELL) -> Im
 def verdict(looked: Looked, i: int, classes: Sequence[str]) -> tuple[str, str]:
     """Returns what is said of a mosaic, and its colour: "ship (0.93), right; focus"."""
     guess, truth = int(looked.predicted[i]), int(looked.label[i])
-    mark = "right" if guess == truth else f"true: {shortened(classes[truth])}"
+    mark = "right" if guess == truth else f"true: {cut(classes[truth], NAME)}"
     focus = "focus" if looked.focus[i] else "no focus"
     share = float(looked.probabilities[i, guess])
-    return f"{shortened(classes[guess])} ({share:.2f}), {mark}; {focus}", GREEN if guess == truth else RED
+    return f"{cut(classes[guess], NAME)} ({share:.2f}), {mark}; {focus}", GREEN if guess == truth else RED
 
 
 def sheet(images: Sequence[Image.Image], across: int) -> Image.Image:
