@@ -16,9 +16,9 @@ from attnmosaic.plotting.animation import MOST, draw_animation, frames, moves, t
 from attnmosaic.plotting.mosaics import draw_classes, draw_mosaics, pick
 from attnmosaic.plotting.palette import CLASS_STYLES, FRAME, SMOKE_COLOR
 from attnmosaic.plotting.points import TINT, draw_points, draw_regions
-from attnmosaic.plotting.source import Span
 from attnmosaic.plotting.style import styled
 from attnmosaic.plotting.tiles import overlay
+from attnmosaic.runs.rows import Span
 from attnmosaic.runs.snapshots import Record
 
 STAGES = [Span("what", 0, 3), Span("where", 3, 6)]

@@ -33,7 +33,7 @@ class Sweep:
             self.jobs, lambda job, text: self.told.append(f"{job.state} {job.label}: {text}"), lambda: self.now
         )
 
-    def epochs(self, name: str, epochs: int, at: float, evaluated: str = "") -> None:
+    def epochs(self, name: str, epochs: int, at: float, evaluated: str = ",") -> None:
         """Writes a table of so many epochs, as if at that time; the last one evaluated."""
         head = "epoch,stage,test/accuracy,test/focus\n"
         rows = [f"{epoch},what,," for epoch in range(1, epochs)] + [f"{epochs},what,{evaluated}"] * (epochs > 0)

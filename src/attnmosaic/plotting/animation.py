@@ -9,7 +9,6 @@ from PIL import Image, ImageColor, ImageDraw
 
 from attnmosaic.core.text import cut
 from attnmosaic.plotting.palette import BLUE, CLASS_STYLES, FRAME, GREEN, ORANGE, RED, SMOKE, SMOKE_COLOR, STAGES
-from attnmosaic.plotting.source import Span
 from attnmosaic.plotting.tiles import (
     CELL,
     GAP,
@@ -22,6 +21,7 @@ from attnmosaic.plotting.tiles import (
     overlay,
     picture,
 )
+from attnmosaic.runs.rows import Span
 from attnmosaic.runs.snapshots import Looked, Record
 
 NAME = "animation.gif"

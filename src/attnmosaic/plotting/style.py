@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from attnmosaic.core.text import cut
 from attnmosaic.plotting.palette import SMOKE, SMOKE_COLOR, STAGES
-from attnmosaic.plotting.source import Span
+from attnmosaic.runs.rows import Span
 
 if TYPE_CHECKING:  # matplotlib is imported when a figure is drawn, not before
     from matplotlib.artist import Artist

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from attnmosaic.core.text import cut
 from attnmosaic.reporting.charts import Ticks, round_ticks
 from attnmosaic.reporting.formatting import tick
-from attnmosaic.reporting.reading import dig, number
+from attnmosaic.runs.rows import dig, number
 from attnmosaic.runs.run import seed_name
 from attnmosaic.tables.reproduced import Cell, Reproduced, Row
 
