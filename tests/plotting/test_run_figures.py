@@ -21,7 +21,7 @@ from PIL import Image
 from attnmosaic.config.schema import conf_dir, register
 from attnmosaic.plotting import curves, run
 from attnmosaic.plotting.curves import draw_gradients, draw_loss, draw_outputs
-from attnmosaic.plotting.focus import ARGMAX, PUBLISHED, draw_accuracy_vs_focus, draw_focus, heading
+from attnmosaic.plotting.focus import PLOTS, draw_accuracy_vs_focus, draw_focus, heading
 from attnmosaic.plotting.heatmaps import draw_confusion
 from attnmosaic.plotting.run import draw_run
 from attnmosaic.plotting.style import styled
@@ -124,7 +124,8 @@ def test_focus_is_the_published_counts(finished: Path) -> None:
         table = rows(finished / f"focus_vs_pred_{split}.csv")
         epochs = [int(row["epochs"]) for row in table]
         assert epochs == [3, 6, 8]
-        for axes, columns in zip(panels, (ARGMAX, PUBLISHED), strict=True):
+        for axes, plot in zip(panels, PLOTS, strict=True):
+            columns = [curve.column for curve in plot.values()]
             assert lines(axes) == {name: (epochs, [float(row[name]) for row in table]) for name in columns}
             assert shaded(axes) == [(2, 4), (6, 8)]
             assert axes.get_ylim() == (0, 60 if split == "train" else 30)

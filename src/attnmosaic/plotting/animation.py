@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
 from attnmosaic.core.text import cut
-from attnmosaic.plotting.palette import BLUE, CLASS_STYLES, FRAME, GREEN, ORANGE, RED, SMOKE, SMOKE_COLOR, STAGES
+from attnmosaic.plotting.palette import BLUE, FRAME, GREEN, ORANGE, RED, SMOKE, SMOKE_COLOR, STAGES, class_style
 from attnmosaic.plotting.tiles import (
     CELL,
     GAP,
@@ -31,8 +31,6 @@ MOST, SECONDS, PAUSE = 40, 7.0, 2.0
 
 FINE = 2
 """How many times finer points are drawn than shown: Pillow's circles have jagged edges."""
-
-STRIP = {"what": BLUE, "where": ORANGE, "joint": GREEN}
 
 INKS = (INK, BLUE, ORANGE, GREEN, RED)
 
@@ -121,7 +119,7 @@ class _Plane:
         self.to_pixels = Transform(plane.extent, self.side)
         self.still = Image.new("RGB", (self.side, self.side), "#F4F4F4")
         draw = ImageDraw.Draw(self.still)
-        colors = {name: CLASS_STYLES[i % len(CLASS_STYLES)][0] for i, name in enumerate(record.classes)}
+        colors = {name: class_style(i)[0] for i, name in enumerate(record.classes)}
         for (x, y), of in zip(self.to_pixels(plane.points), plane.point_classes, strict=True):
             draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colors.get(record.all_classes[of], "#AAAAAA"))
         draw.rectangle((0, 0, self.side - 1, self.side - 1), outline="#BBBBBB", width=FINE)
@@ -170,7 +168,7 @@ def _frame(
     stage = next((span.stage for span in stages if span.start < epoch <= span.end), None)
     draw.text((2 * MARGIN, middle), f"epoch {epoch} of {epochs}", fill=INK, font=font(15), anchor="lm")
     if epoch == 0 or stage is not None:
-        text, color = ("before training", INK) if stage is None else (STAGES[stage][0], STRIP[stage])
+        text, color = ("before training", INK) if stage is None else STAGES[stage]
         draw.text((width - 2 * MARGIN, middle), text, fill=color, font=font(15), anchor="rm")
 
     left = 2 * MARGIN
@@ -186,7 +184,7 @@ def _frame(
     for stage, start, end in stages:
         for done, begin, stop in ((True, start, min(end, epoch)), (False, max(start, epoch), end)):
             if begin < stop:
-                fill = ImageColor.getrgb(STRIP[stage]) if done else _pale(STRIP[stage])
+                fill = ImageColor.getrgb(STAGES[stage][1]) if done else _pale(STAGES[stage][1])
                 draw.rectangle((first + scale * begin, top, first + scale * stop - 1, top + strip - 5), fill=fill)
     return frame
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from attnmosaic.plotting.palette import BLUE, GREEN, ORANGE, RED, SPLIT_STYLES
+from attnmosaic.plotting.palette import BLUE, GRADIENTS, ORANGE, SPLITS
 from attnmosaic.plotting.style import COLUMN, PAGE, entry, key, over_epochs, points_for, stage_key
 from attnmosaic.runs.rows import curve
 from attnmosaic.runs.run import Run
@@ -53,13 +53,10 @@ def draw_gradients(run: Run) -> "Figure":
     over_epochs(panels, run.stages, int(rows[-1]["epoch"]))
     axes.axhline(0, color="black", linewidth=0.6)
     lines = []
-    for side, label, color, style in (
-        ("foreground", "foreground patch", GREEN, "-"),
-        ("background", "background patches, their sum", RED, "--"),
-    ):
-        epochs, values = curve(rows, side)
-        shown = {"linestyle": style, "color": color, "marker": points_for(epochs)}
-        lines += axes.plot(epochs, values, label=label, **shown)
+    for drawn in GRADIENTS.values():
+        epochs, values = curve(rows, drawn.column)
+        shown = drawn.style | {"marker": points_for(epochs)}
+        lines += axes.plot(epochs, values, label=drawn.label, **shown)
         sizes.plot(epochs, [abs(value) for value in values], **shown)
     axes.set(xlabel="epoch", title="gradient of the loss w.r.t. attention weights")
     # Runs have them over some mosaics, with callbacks=gradients over all.
@@ -81,9 +78,9 @@ def draw_outputs(run: Run) -> "Figure":
     for axes, output in zip(panels, run.outputs, strict=True):
         epochs, running = curve(run.metrics, f"running/{output}_accuracy")
         axes.plot(epochs, running, color="0.6", linestyle=":", marker=points_for(epochs), clip_on=False)
-        for split, (label, color, style, marker) in SPLIT_STYLES.items():
+        for split, drawn in SPLITS.items():
             epochs, values = curve(run.metrics, f"{split}/{output}_accuracy")
-            (line,) = axes.plot(epochs, values, linestyle=style, color=color, marker=marker, label=label, clip_on=False)
+            (line,) = axes.plot(epochs, values, label=drawn.label, clip_on=False, **drawn.style)
             if values and split == "held_out":
                 title = f"{output}: {values[-1]:.1%} of held-out images right"
                 axes.set_title(title)

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from attnmosaic.plotting import tiles
-from attnmosaic.plotting.palette import CLASS_STYLES, FRAME
+from attnmosaic.plotting.palette import FRAME, class_style
 from attnmosaic.runs.snapshots import Looked, Plane
 
 FAINT, DARK = "#B0B0B0", "#222222"
@@ -14,7 +14,7 @@ FAINT, DARK = "#B0B0B0", "#222222"
 
 def class_color(name: str, classes: Sequence[str], other: str = FAINT) -> str:
     """Returns the colour of a foreground class; background classes share one."""
-    return CLASS_STYLES[classes.index(name) % len(CLASS_STYLES)][0] if name in classes else other
+    return class_style(classes.index(name))[0] if name in classes else other
 
 
 def networks(plane: Plane, classes: Sequence[str], all_classes: Sequence[str], side: int = 380) -> Image.Image:
@@ -29,7 +29,7 @@ def networks(plane: Plane, classes: Sequence[str], all_classes: Sequence[str], s
     regions, to_pixels = tiles.plane(plane.extent, tiles.region_colors(plane.regions), np.zeros((0, 2)), [], side)
     draw = ImageDraw.Draw(regions)
     for (x, y), label in zip(to_pixels(plane.held_out_aggregates), plane.held_out_label, strict=True):
-        color = CLASS_STYLES[label % len(CLASS_STYLES)][0]
+        color = class_style(label)[0]
         draw.ellipse((x - 2.5, y - 2.5, x + 2.5, y + 2.5), fill=color, outline=DARK)
     colors = [class_color(all_classes[i], classes, "#444444") for i in plane.point_classes]
     scores, _ = tiles.plane(plane.extent, tiles.score_colors(plane.scores), plane.points, colors, side)
@@ -50,7 +50,7 @@ def networks(plane: Plane, classes: Sequence[str], all_classes: Sequence[str], s
 def legend(draw: ImageDraw.ImageDraw, x: float, y: float, classes: Sequence[str]) -> None:
     """Names the colours of the foreground classes, and of the rest."""
     for i, name in enumerate([*classes, "background"]):
-        color = CLASS_STYLES[i % len(CLASS_STYLES)][0] if i < len(classes) else "#444444"
+        color = class_style(i)[0] if i < len(classes) else "#444444"
         draw.ellipse((x, y + 1, x + 9, y + 10), fill=color)
         draw.text((x + 13, y - 2), name, fill=tiles.INK, font=tiles.font(12))
         x += 26 + draw.textlength(name, font=tiles.font(12))

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from attnmosaic.core.text import cut
-from attnmosaic.plotting.palette import CLASS_STYLES, FRAME, GREEN, RED
+from attnmosaic.plotting.palette import FRAME, GREEN, RED, class_style
 from attnmosaic.runs.snapshots import Looked
 
 CELL, GAP, MARGIN = 44, 3, 8
@@ -176,9 +176,7 @@ class Transform:
 
 def region_colors(regions: np.ndarray) -> np.ndarray:
     """Returns the light tint of each cell's class, uint8 ``[y, x, 3]``."""
-    palette = np.array(
-        [ImageColor.getrgb(CLASS_STYLES[i % len(CLASS_STYLES)][0]) for i in range(int(regions.max()) + 1)]
-    )
+    palette = np.array([ImageColor.getrgb(class_style(i)[0]) for i in range(int(regions.max()) + 1)])
     return (255 - 0.25 * (255 - palette[regions])).astype(np.uint8)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from attnmosaic.plotting.palette import CELLS
+from attnmosaic.plotting.palette import FOCUS_PREDICTION
 from attnmosaic.plotting.tiles import Transform, columns
 from attnmosaic.reporting.pictures import Picture, aggregate_picture, mosaic_picture, plane_picture
 from attnmosaic.runs.snapshots import KINDS, Looked, Record
@@ -87,7 +87,7 @@ class Gallery:
 
     @property
     def kinds(self) -> dict[str, str]:
-        return {kind: CELLS[kind][0] for kind in KINDS}
+        return {kind: FOCUS_PREDICTION[kind].label for kind in KINDS}
 
 
 def share_out(have: Mapping[int, int], budget: int) -> dict[int, int]:

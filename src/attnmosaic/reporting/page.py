@@ -101,7 +101,7 @@ def render(folder: Path, out: Path) -> str:
         runs=shown,
         environments=_environments(shown),
         problems=list(dict.fromkeys(problems)),
-        palette=_palette(),
+        palette=palette.COLORS,
         classes=palette.CLASS_STYLES,
         # Our own files, and nothing of the user's: the only text that is not escaped.
         style=Markup(_text("report.css")),
@@ -196,8 +196,3 @@ def _environments(shown: list[Details]) -> Environments:
     keys = list(dict.fromkeys(key for _, told in by_run for key in told))
     shared = {key: values.pop() for key in keys if len(values := {told.get(key, "") for _, told in by_run}) == 1}
     return Environments(shared, [key for key in keys if key not in shared], by_run)
-
-
-def _palette() -> dict[str, str]:
-    names = ("green", "blue", "orange", "red", "grey", "pink", "sky")
-    return {name: getattr(palette, name.upper()) for name in names}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
-from attnmosaic.plotting.palette import CLASS_STYLES
+from attnmosaic.plotting.palette import class_style
 from attnmosaic.plotting.tiles import Transform, columns, picture
 from attnmosaic.runs.snapshots import Looked, Record
 
@@ -65,13 +65,13 @@ def plane_picture(record: Record, side: int = 320) -> Picture:
     """Returns the plane tinted by what What sees there, the pool's base points in it; the rest lets the page shine."""
     plane = record.plane
     assert plane is not None
-    colors = [ImageColor.getrgb(color) for color, _ in CLASS_STYLES]
-    tints = np.array([(*colors[i % len(colors)], 70) for i in range(int(plane.regions.max()) + 1)], dtype=np.uint8)
+    colors = [ImageColor.getrgb(class_style(label)[0]) for label in range(len(record.classes))]
+    tints = np.array([(*color, 70) for color in colors], dtype=np.uint8)
     image = Image.fromarray(np.ascontiguousarray(tints[plane.regions][::-1])).resize((side, side), 0)
     draw = ImageDraw.Draw(image)
     label_of = {name: label for label, name in enumerate(record.classes)}
     for (x, y), of in zip(Transform(plane.extent, side)(plane.points), plane.point_classes, strict=True):
         label = label_of.get(record.all_classes[int(of)])
-        color = (128, 128, 128, 150) if label is None else (*colors[label % len(colors)], 170)
+        color = (128, 128, 128, 150) if label is None else (*colors[label], 170)
         draw.ellipse((x - 1.4, y - 1.4, x + 1.4, y + 1.4), fill=color)
     return inlined(image.quantize(64, method=Image.Quantize.FASTOCTREE))

@@ -1,34 +1,18 @@
 """One run, laid out: its line among the others, its curves, its mosaics or confusions, its files."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from attnmosaic.core.text import cut
-from attnmosaic.plotting import palette
+from attnmosaic.plotting.palette import COLOR_NAMES, FOCUS_PREDICTION, GRADIENTS, LARGEST_WEIGHT, SPLITS, Curve
 from attnmosaic.reporting.charts import Chart, Line, Points, chart
 from attnmosaic.reporting.gallery import Gallery
 from attnmosaic.runs.rows import Confusion, Rows, curve, dig, number
 from attnmosaic.runs.run import CONFIG, Run, seed_name
-
-SPLITS = ("train", "test", "held_out")
-
-_NAMES = {getattr(palette, name.upper()): name for name in ("green", "blue", "orange", "red")}
-"""What the palette's colours are called in the page."""
-
-SPLIT_STYLES = {
-    "running": ("grey", ":"),
-    **{split: (_NAMES[color], line) for split, (_, color, line, _) in palette.SPLIT_STYLES.items()},
-}
-CELL_STYLES = {kind: _NAMES[color] for kind, (_, color, _) in palette.CELLS.items()}
-
-COUNTS = {"ftpt": "true_pred_true", "ffpt": "false_pred_true", "ftpf": "true_pred_false", "ffpf": "false_pred_false"}
-"""What the published tables call the four kinds, behind ``focus_``."""
-
-STAGES = {"what": "What", "where": "Where", "joint": "joint"}
 
 LONGEST = 60_000
 """Characters of a file that the report shows, at most."""
@@ -154,7 +138,7 @@ def details(run: Run, place: int, root: Path, page_folder: Path, all_confusions:
         plots=links(sorted(run.folder.glob("*.png"))),
     )
     shown.charts = {heading: charts for heading, charts in _charts(run, shown.epochs[1]).items() if charts}
-    splits = SPLITS[::-1] if all_confusions else SPLITS[-1:]
+    splits = [*reversed(SPLITS)] if all_confusions else ["held_out"]
     found = [run.confusion(output, split) for output in run.outputs for split in splits]
     shown.confusions = [confusion for confusion in found if confusion is not None]
     return shown
@@ -162,29 +146,30 @@ def details(run: Run, place: int, root: Path, page_folder: Path, all_confusions:
 
 def _charts(run: Run, epochs: int) -> dict[str, list[Chart]]:
     rows = run.metrics
-    stages = [span._replace(stage=cut(STAGES.get(span.stage, span.stage), 20)) for span in run.stages]
+    stages = [span._replace(stage=cut(span.stage.capitalize(), 20)) for span in run.stages]
     every: dict[str, Any] = {"stages": stages, "epochs": epochs}
 
-    def by_split(metric: str, splits: Sequence[str] = SPLITS) -> list[Line]:
-        return [Line(split, *SPLIT_STYLES[split], _points(rows, f"{split}/{metric}")) for split in splits]
+    def by_split(metric: str) -> list[Line]:
+        return [_line(split, drawn, _points(rows, f"{split}/{metric}")) for split, drawn in SPLITS.items()]
 
-    loss = chart(
-        "Loss", by_split("loss", ("running", *SPLITS)), log=True, note="running: mean during the epoch", **every
-    )
+    def with_running(metric: str) -> list[Line]:
+        return [Line("running", "grey", ":", _points(rows, f"running/{metric}")), *by_split(metric)]
+
+    loss = chart("Loss", with_running("loss"), log=True, note="running: mean during the epoch", **every)
     if run.outputs:
         accuracies = [
-            chart(
-                f"Accuracy of the {output}", by_split(f"{output}_accuracy", ("running", *SPLITS)), share=True, **every
-            )
+            chart(f"Accuracy of the {output}", with_running(f"{output}_accuracy"), share=True, **every)
             for output in run.outputs
         ]
         return {"Curves": _there(*accuracies, loss)}
-    counts = {split: run.rows(f"focus_vs_pred_{split}") for split in SPLITS}
-    above = [Line(split, *SPLIT_STYLES[split], _above(counts[split])) for split in SPLITS]
+    tables = {split: run.rows(f"focus_vs_pred_{split}") for split in SPLITS}
+    above = [
+        _line(split, drawn, _fractions(tables[split], LARGEST_WEIGHT)["confident"]) for split, drawn in SPLITS.items()
+    ]
     kinds: dict[str, Any] = {"share": True, "note": "share of mosaics", **every}
     return {
         "Focus against prediction": _there(
-            *(chart(f"Focus and prediction, {split}", _kinds(counts[split]), **kinds) for split in SPLITS)
+            *(chart(f"Focus and prediction, {split}", _kinds(tables[split]), **kinds) for split in SPLITS)
         ),
         "Accuracy, focus, loss": _there(
             chart("Accuracy", by_split("accuracy"), share=True, **every),
@@ -198,44 +183,42 @@ def _charts(run: Run, epochs: int) -> dict[str, list[Chart]]:
     }
 
 
-def _points(rows: Rows, column: str, epoch: str = "epoch") -> Points:
-    return list(zip(*curve(rows, column, epoch), strict=True))
-
-
 def _there(*charts: Chart | None) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
+def _line(name: str, drawn: Curve, points: Points) -> Line:
+    return Line(name, COLOR_NAMES[drawn.color], drawn.line, points)
+
+
 def _kinds(rows: Rows) -> list[Line]:
-    lines = []
-    for kind, (label, _, style) in palette.CELLS.items():
-        counts = _points(rows, f"focus_{COUNTS[kind]}", "epochs")
-        lines.append(Line(label, CELL_STYLES[kind], style, _over(counts, [_total(row) for row in rows])))
-    return lines
+    fractions = _fractions(rows, FOCUS_PREDICTION)
+    return [_line(drawn.label, drawn, fractions[kind]) for kind, drawn in FOCUS_PREDICTION.items()]
 
 
-def _above(rows: Rows) -> Points:
-    return _over(_points(rows, "argmax > 0.5", "epochs"), [_total(row) for row in rows])
-
-
-def _over(counts: Points, totals: list[float]) -> Points:
-    if len(counts) != len(totals):  # a column that holds no numbers
-        return []
-    return [(epoch, count / total) for (epoch, count), total in zip(counts, totals, strict=True) if total > 0]
-
-
-def _total(row: dict[str, str]) -> float:
-    return sum(number(row.get(f"focus_{column}")) or 0 for column in COUNTS.values())
+def _fractions(rows: Rows, plot: Mapping[str, Curve]) -> dict[str, Points]:
+    """Returns the curves of a published plot as fractions of all mosaics."""
+    counts = {name: dict(_points(rows, drawn.column, "epochs")) for name, drawn in plot.items()}
+    totals = {epoch: sum(of.get(epoch, 0) for of in counts.values()) for of in counts.values() for epoch in of}
+    return {
+        name: [(epoch, count / totals[epoch]) for epoch, count in of.items() if totals[epoch] > 0]
+        for name, of in counts.items()
+    }
 
 
 def _gradients(rows: Rows, every: dict[str, Any]) -> list[Chart]:
-    sides = (("foreground", "green", "-"), ("background", "red", "--"))
-    lines = [Line(f"{side}{' (sum)' * (side == 'background')}", color, style, _points(rows, side))
-             for side, color, style in sides]  # fmt: skip
-    sizes = [Line(line.name, line.color, line.style, [(x, abs(y)) for x, y in line.points if y]) for line in lines]
+    lines = [
+        _line(f"{side}{' (sum)' * (side == 'background')}", drawn, _points(rows, drawn.column))
+        for side, drawn in GRADIENTS.items()
+    ]
+    sizes = [replace(line, points=[(x, abs(y)) for x, y in line.points if y]) for line in lines]
     mosaics = number(rows[-1].get("mosaics")) if rows else None
     over = "mean of train" if mosaics is None else f"mean of {mosaics:,.0f} training mosaics"
     return _there(
         chart("Gradient of the loss by the weights", lines, zero=True, note=over, **every),
         chart("The gradient's size", sizes, log=True, **every),
     )
+
+
+def _points(rows: Rows, column: str, epoch: str = "epoch") -> Points:
+    return list(zip(*curve(rows, column, epoch), strict=True))
