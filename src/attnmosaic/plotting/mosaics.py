@@ -1,13 +1,13 @@
 """Mosaics of images as a pair sees them, and what their classes look like."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from attnmosaic.plotting.palette import FOCUS_PREDICTION, FRAME, GREEN, RED
 from attnmosaic.plotting.style import PAGE, literal
-from attnmosaic.plotting.tiles import columns
+from attnmosaic.plotting.tiles import columns, to_rgb
 from attnmosaic.runs.snapshots import Looked, Record
 
 if TYPE_CHECKING:
@@ -172,10 +172,7 @@ def _patch(axes: "Axes", pixels: np.ndarray, x: float, y: float, side: float, fr
 
     height, width = (side * extent / max(pixels.shape[:2]) for extent in pixels.shape[:2])
     left, bottom = x + (side - width) / 2, y + (side - height) / 2
-    shown: Any = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
-    if shown.shape[-1] == 1:
-        shown = np.repeat(shown, 3, axis=-1)
-    axes.imshow(shown, extent=(left, left + width, bottom, bottom + height), aspect="auto")
+    axes.imshow(to_rgb(pixels), extent=(left, left + width, bottom, bottom + height), aspect="auto")
     if framed:
         axes.add_patch(Rectangle((left, bottom), width, height, fill=False, edgecolor=FRAME, linewidth=1.6))
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from attnmosaic.plotting.mosaics import SHOWN, pick, told
 from attnmosaic.plotting.palette import FOCUS_PREDICTION, FRAME, RED, class_style
+from attnmosaic.plotting.point_tiles import region_colors
 from attnmosaic.plotting.style import PAGE, entry, key, literal, panels_in_inches
 from attnmosaic.runs.snapshots import Plane, Record
 
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
 
 BASE_POINTS = 300
 """Base points in a panel, at most: they lie in heaps."""
-
-TINT = 0.25
-"""How much of its class's colour a region has, the rest is white."""
 
 
 def draw_points(record: Record, split: str = "held_out", n: int = SHOWN) -> "Figure":
@@ -38,7 +36,7 @@ def draw_points(record: Record, split: str = "held_out", n: int = SHOWN) -> "Fig
     for axes, (looked, i) in zip(panels.flat, picks, strict=False):
         axes.set_axis_on()
         axes.set(xticks=[], yticks=[])
-        regions(axes, plane, len(record.classes))
+        regions(axes, plane)
         base_points(axes, record, plane)
         points, alpha, true = looked.patches[i], looked.alpha[i], int(looked.foreground[i])
         axes.scatter(*points.T, s=10 + 220 * alpha, facecolors="none", edgecolors="black", linewidths=0.9, zorder=3)
@@ -81,7 +79,7 @@ def draw_regions(record: Record) -> "Figure":
         (panels[0], "training", plane.aggregates, plane.label),
         (panels[1], "held-out", plane.held_out_aggregates, plane.held_out_label),
     ):
-        regions(axes, plane, len(record.classes))
+        regions(axes, plane)
         base_points(axes, record, plane)
         for some in np.array_split(np.arange(len(truth)), 5):  # in turns, so that no class hides the others
             for label in labels:
@@ -117,14 +115,10 @@ def plane_of(record: Record) -> Plane:
     return record.plane
 
 
-def regions(axes: "Axes", plane: Plane, classes: int) -> None:
+def regions(axes: "Axes", plane: Plane) -> None:
     """Tints a panel by What's answer."""
-    from matplotlib.colors import to_rgb
-
-    colors = np.array([to_rgb(class_style(label)[0]) for label in range(classes)])
-    tints = np.rint(255 * (1 - TINT * (1 - colors))).astype(np.uint8)
     left, right, bottom, top = plane.extent
-    axes.imshow(tints[plane.regions], extent=(left, right, bottom, top), origin="lower", aspect="auto")
+    axes.imshow(region_colors(plane.regions), extent=(left, right, bottom, top), origin="lower", aspect="auto")
     axes.set(xlim=(left, right), ylim=(bottom, top))
     axes.grid(False)
 
