@@ -249,6 +249,17 @@ def test_files_that_are_torn_or_odd_are_listed(tmp_path: Path) -> None:
     assert all(word in run.problems[name] for name, word in said.items())
 
 
+def test_what_is_no_config_or_result(tmp_path: Path) -> None:
+    for content in (b'{"metrics": {"train/acc', b"seed: [", b"\xff\xfe\x00", b""):
+        (tmp_path / "config.yaml").write_bytes(content)
+        (tmp_path / "result.json").write_bytes(content)
+        run = Run(tmp_path)
+        assert (run.config, run.result, run.state) == (None, None, "stopped")
+        assert run.problems.keys() == {"config.yaml", "result.json"}
+    (tmp_path / "result.json").write_bytes(b"[" * 100_000)
+    assert Run(tmp_path).result is None
+
+
 def test_a_confusion_matrix(tmp_path: Path) -> None:
     (tmp_path / "confusion_sum_test.csv").write_text(
         "true sum,0,1,9,scale\n0,3,1,0,smoke\n1,0,0,0,smoke\n9,0,2,2,smoke\n"

@@ -16,7 +16,7 @@ from attnmosaic.plotting.tiles import (
     INK,
     MARGIN,
     PAPER,
-    answer,
+    answer_of,
     columns,
     disc,
     mosaic,
@@ -73,8 +73,8 @@ def frames(
     for t in times_of(record):
         looked = followed.at(t)
         parts = [_points(below, looked, i) if below else _image(looked, i) for i in shown]
-        told = [_told(looked, i, record.classes) for i in shown]
-        drawn.append(_frame(parts, told, int(record.epochs[t]), int(record.epochs[-1]), stages, smoke))
+        captions = [_caption(looked, i, record.classes) for i in shown]
+        drawn.append(_frame(parts, captions, int(record.epochs[t]), int(record.epochs[-1]), stages, smoke))
     return drawn
 
 
@@ -97,8 +97,8 @@ def draw_animation(path: Path, record: Record, stages: Sequence[Span], smoke: bo
     return path
 
 
-def _told(looked: Looked, i: int, classes: Sequence[str]) -> tuple[str, str]:
-    text, truth = answer(looked, i, classes, 8), int(looked.label[i])
+def _caption(looked: Looked, i: int, classes: Sequence[str]) -> tuple[str, str]:
+    text, truth = answer_of(looked, i, classes, 8), int(looked.label[i])
     return (text, GREEN) if looked.predicted[i] == truth else (f"{text}, true: {cut(classes[truth], 8)}", RED)
 
 
@@ -148,7 +148,7 @@ def _star(x: float, y: float, radius: float) -> list[tuple[float, float]]:
 
 def _frame(
     parts: Sequence[Image.Image],
-    told: Sequence[tuple[str, str]],
+    captions: Sequence[tuple[str, str]],
     epoch: int,
     epochs: int,
     stages: Sequence[Span],
@@ -171,7 +171,7 @@ def _frame(
         write(draw, (width - 2 * MARGIN, middle), text, 15, color, "rm")
 
     left = 2 * MARGIN
-    for part, (text, color) in zip(parts, told, strict=True):
+    for part, (text, color) in zip(parts, captions, strict=True):
         frame.paste(part, (left, banner + head))
         write(draw, (left + part.width / 2, banner + head + tall + below / 2), text, 12, color, "mm")
         left += part.width + 2 * MARGIN

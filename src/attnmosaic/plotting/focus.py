@@ -60,8 +60,8 @@ def draw_focus(run: Run) -> "Figure":
     handles += [entry(f"{kind.upper()}: {drawn.label}", **drawn.style) for kind, drawn in FOCUS_PREDICTION.items()]
     stages = stage_key(run.stages)
     key(figure, [*handles, *stages], columns=4 if stages else 3)
-    if told := heading(run):
-        figure.suptitle(literal(told, 200), y=1 - 0.06 / figure.get_figheight(), va="top")
+    if title := heading(run):
+        figure.suptitle(literal(title, 200), y=1 - 0.06 / figure.get_figheight(), va="top")
     return figure
 
 
@@ -72,10 +72,10 @@ def heading(run: Run) -> str:
         return ""
     schedule, rates = config["schedule"], config.get("lr", {})
     learners = {name for stage in ORDERS[schedule["order"]] for name in stage.learners}
-    told = [f"{name.capitalize()} lr {rates[name]:g}" for name in PAIR if name in learners and name in rates]
+    parts = [f"{name.capitalize()} lr {rates[name]:g}" for name in PAIR if name in learners and name in rates]
     if len(run.stages) > 1:
-        told.append(f"k = {schedule['k']}")
-    return ", ".join([f"{config['name']}, seed {seed_name(config['seed'])}: {run.epochs_done} epochs", *told])
+        parts.append(f"k = {schedule['k']}")
+    return ", ".join([f"{config['name']}, seed {seed_name(config['seed'])}: {run.epochs_done} epochs", *parts])
 
 
 def _count_axes(counts: "Axes", shares: "Axes", mosaics: int) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from attnmosaic.plotting.palette import FOCUS_PREDICTION, FRAME, GREEN, RED
 from attnmosaic.plotting.style import PAGE, literal
-from attnmosaic.plotting.tiles import columns, to_rgb
+from attnmosaic.plotting.tiles import answer_of, columns, to_rgb
 from attnmosaic.runs.snapshots import Looked, Record
 
 if TYPE_CHECKING:
@@ -51,14 +51,13 @@ def pick(record: Record, split: str = "held_out", n: int = SHOWN) -> list[Pick]:
     return [one for kind in FOCUS_PREDICTION for one in of_kind[kind][: taken[kind]]]
 
 
-def told(record: Record, looked: Looked, i: int, split: str = "held_out") -> tuple[str, str, str, str]:
-    """Returns what is said of a mosaic: its kind, how many there are of it, What's answer, and the truth."""
-    kind = looked.kinds[i]
+def captions(record: Record, looked: Looked, i: int, split: str = "held_out") -> tuple[str, str, str, str]:
+    """Returns the texts beside a mosaic: its kind, how many there are of it, What's answer, and the true class."""
+    kind, truth = looked.kinds[i], record.classes[looked.label[i]]
     counts = record.counts.get(split)
     share = f"{counts[kind]:,} of {sum(counts.values()):,} {split.replace('_', ' ')}" if counts else ""
-    guess, truth = int(looked.predicted[i]), int(looked.label[i])
-    answer = f"{literal(record.classes[guess])} ({looked.probabilities[i, guess]:.2f})"
-    return f"{kind.upper()}: {FOCUS_PREDICTION[kind].label}", share, answer, literal(record.classes[truth])
+    answer = literal(answer_of(looked, i, record.classes), 30)
+    return f"{kind.upper()}: {FOCUS_PREDICTION[kind].label}", share, answer, literal(truth)
 
 
 def draw_mosaics(record: Record, split: str = "held_out", n: int = SHOWN) -> "Figure":
@@ -153,7 +152,7 @@ def _draw_row(
         left, width = places[name]
         _patch(axes, pixels, left, middle - width / 2, width, framed=name == "true")
 
-    kind, share, answer, truth = told(record, looked, i, split)
+    kind, share, answer, truth = captions(record, looked, i, split)
     left, _ = places["text"]
     right = looked.predicted[i] == looked.label[i]
     lines = (

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from attnmosaic.plotting.mosaics import SHOWN, pick, told
+from attnmosaic.plotting.mosaics import SHOWN, captions, pick
 from attnmosaic.plotting.palette import FOCUS_PREDICTION, FRAME, RED, class_style
 from attnmosaic.plotting.point_tiles import region_colors
 from attnmosaic.plotting.style import PAGE, entry, key, literal, panels_in_inches
@@ -42,7 +42,7 @@ def draw_points(record: Record, split: str = "held_out", n: int = SHOWN) -> "Fig
         axes.scatter(*points.T, s=10 + 220 * alpha, facecolors="none", edgecolors="black", linewidths=0.9, zorder=3)
         axes.plot(*points[true], markersize=18, zorder=3, **framed)
         axes.plot(*looked.aggregates[i], markersize=9, zorder=4, **star)
-        kind, share, answer, truth = told(record, looked, i, split)
+        kind, share, answer, truth = captions(record, looked, i, split)
         axes.set_title(
             f"{kind} ({share})" if share else kind, color=FOCUS_PREDICTION[looked.kinds[i]].color, fontsize=7
         )

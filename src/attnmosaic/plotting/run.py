@@ -19,9 +19,10 @@ log = logging.getLogger(__name__)
 
 
 def draw_run(folder: Path, formats: Iterable[str] = DEFAULT_FORMATS) -> Drawn:
-    """Draws all that a run's folder has the makings of, into the folder.
+    """Draws each figure that a run's files suffice for into its folder.
 
-    Of a smoke run each picture says so. One that cannot be drawn is logged and left out.
+    All pictures of a smoke run have a banner. A figure that cannot be drawn, and a file that cannot be read, is logged
+    and left out.
 
     Args:
         folder: the run's folder, of a run that has finished or not.
@@ -45,7 +46,7 @@ def draw_run(folder: Path, formats: Iterable[str] = DEFAULT_FORMATS) -> Drawn:
 
 
 def figures_of(run: Run) -> dict[str, Callable[[], "Figure"]]:
-    """Returns what draws each figure that a run's folder has the makings of, by its name."""
+    """Returns by name a function that draws each figure that a run's files suffice for."""
     figures: dict[str, Callable[[], Figure]] = {}
     if run.outputs and run.metrics:
         figures["accuracy"] = partial(curves.draw_outputs, run)

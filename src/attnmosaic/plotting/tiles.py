@@ -211,7 +211,7 @@ def card(looked: Looked, i: int, classes: Sequence[str], cell: int = CELL) -> Im
     return image
 
 
-def answer(looked: Looked, i: int, classes: Sequence[str], most: int = NAME) -> str:
+def answer_of(looked: Looked, i: int, classes: Sequence[str], most: int = NAME) -> str:
     """Returns the predicted class of a mosaic, in at most `most` characters, with its probability: "ship (0.93)"."""
     guess = int(looked.predicted[i])
     return f"{cut(classes[guess], most)} ({looked.probabilities[i, guess]:.2f})"
@@ -222,4 +222,4 @@ def verdict(looked: Looked, i: int, classes: Sequence[str]) -> tuple[str, str]:
     right = looked.predicted[i] == looked.label[i]
     truth = "right" if right else f"true: {cut(classes[looked.label[i]], NAME)}"
     focus = "focus" if looked.focus[i] else "no focus"
-    return f"{answer(looked, i, classes)}, {truth}; {focus}", GREEN if right else RED
+    return f"{answer_of(looked, i, classes)}, {truth}; {focus}", GREEN if right else RED
