@@ -26,7 +26,6 @@ from attnmosaic.config.resolution import flat, resolve
 from attnmosaic.config.schema import conf_dir, register
 from attnmosaic.core.errors import UserError, not_among, one_line
 from attnmosaic.core.quoting import as_override, command, in_grammar, in_shell, path_word, to_type
-from attnmosaic.reporting.reading import command_of
 from attnmosaic.runs.run import CONFIG, Run
 from attnmosaic.sweeps.callback import typed
 
@@ -221,7 +220,7 @@ def test_the_command_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert taken(typed().removeprefix("python -m attnmosaic.train ")) == words
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(words))
-    shown = command_of(Run(tmp_path))
+    shown = Run(tmp_path).command
     assert shown is not None
     assert taken(shown.removeprefix("python -m attnmosaic.train ")) == words
 

@@ -19,7 +19,17 @@ from PIL import Image
 
 from attnmosaic.config.schedule import Schedule
 from attnmosaic.core import signals
-from attnmosaic.core.text import substituted, use_substitutes
+from attnmosaic.core.text import (
+    cut,
+    cut_middle,
+    format_clock,
+    format_duration,
+    format_fraction,
+    format_measured_duration,
+    short_number,
+    substituted,
+    use_substitutes,
+)
 from attnmosaic.sweeps import server
 from attnmosaic.sweeps.display import Display
 from attnmosaic.sweeps.monitor import Job
@@ -291,3 +301,25 @@ def test_files_are_opened_with_an_encoding() -> None:
         if pattern.search(line) and not re.search(r"(Image|parts)\.open", line)
     ]
     assert found == []
+
+
+def test_long_texts_are_cut() -> None:
+    assert [cut("abcdef", most) for most in (7, 6, 5)] == ["abcdef", "abcdef", "abcd…"]
+    assert [cut_middle("abcdefgh", most) for most in (8, 7, 6)] == ["abcdefgh", "abc…fgh", "abc…gh"]
+
+
+def test_numbers() -> None:
+    assert [short_number(value) for value in ("0.012345", 0.0123456, "0.0123456", 5, "not a number", True)] == [
+        "0.012345", "0.01235", "0.01235", "5", "not a number", "True",
+    ]  # fmt: skip
+    assert [format_fraction(value) for value in (0, 0.0004, 0.8349, 0.9994, 0.9996, 1, 2.5)] == [
+        ".000", ".000", ".835", ".999", "1.00", "1.00", "2.500",
+    ]  # fmt: skip
+
+
+def test_times() -> None:
+    assert [format_duration(s) for s in (0.4, 89, 90, 3600, 5399, 12_000)] == [
+        "0 s", "89 s", "2 min", "60 min", "1 h 30 min", "3 h 20 min",
+    ]  # fmt: skip
+    assert [format_measured_duration(s) for s in (2.84, 245, 12_000)] == ["2.8 s", "4 min 05 s", "3 h 20 min"]
+    assert [format_clock(s) for s in (65.9, 3725)] == ["1:05", "1:02:05"]

@@ -15,10 +15,11 @@ from PIL import Image
 from attnmosaic.plotting.animation import MOST, draw_animation, frames, moves, times_of
 from attnmosaic.plotting.mosaics import draw_classes, draw_mosaics, pick
 from attnmosaic.plotting.palette import CLASS_STYLES, FRAME, SMOKE_COLOR
-from attnmosaic.plotting.points import TINT, draw_points, draw_regions
-from attnmosaic.plotting.source import Span
+from attnmosaic.plotting.point_tiles import TINT
+from attnmosaic.plotting.points import draw_points, draw_regions
 from attnmosaic.plotting.style import styled
-from attnmosaic.plotting.tiles import overlay
+from attnmosaic.plotting.tiles import mosaic
+from attnmosaic.runs.rows import Span
 from attnmosaic.runs.snapshots import Record
 
 STAGES = [Span("what", 0, 3), Span("where", 3, 6)]
@@ -205,7 +206,7 @@ def test_still_weights_are_no_animation() -> None:
 def test_light_falls_by_weight() -> None:
     """The patch with the most weight is drawn as it is, one without any dark."""
     patches = np.full((4, 8, 8, 3), 200, dtype=np.uint8)
-    lit = np.asarray(overlay(patches, np.array([0.5, 0.5, 0, 0]), cell=20), dtype=int)
+    lit = np.asarray(mosaic(patches, np.array([0.5, 0.5, 0, 0]), cell=20), dtype=int)
     assert [int(lit[y, x, 0]) for y, x in ((8, 8), (8, 30), (30, 8))] == [200, 200, 36]
-    half = np.asarray(overlay(patches, np.array([0.6, 0.3, 0.1, 0]), cell=20), dtype=int)
+    half = np.asarray(mosaic(patches, np.array([0.6, 0.3, 0.1, 0]), cell=20), dtype=int)
     assert 36 < half[30, 8, 0] < half[8, 30, 0] < 200

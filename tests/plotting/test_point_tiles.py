@@ -28,13 +28,13 @@ def plane() -> Plane:
 
 
 def test_the_plane_lies_the_right_way_up() -> None:
-    to_pixels = tiles.Transform(np.array([0.0, 4.0, 0.0, 2.0]), 100)
+    to_pixels = point_tiles.Transform(np.array([0.0, 4.0, 0.0, 2.0]), 100)
     assert to_pixels(np.array([[0, 0], [4, 2], [1, 2]])).tolist() == [[0, 100], [100, 0], [25, 0]]
     side = 200
     image = np.array(point_tiles.networks(plane(), CLASSES, ALL, side))
     gap, heading = 12, 24
     regions, scores = (image[heading : heading + side, x : x + side].astype(int) for x in (gap, 2 * gap + side))
-    tints = tiles.region_colors(np.array([[0, 1]]))[0].astype(int)
+    tints = point_tiles.region_colors(np.array([[0, 1]]))[0].astype(int)
     assert abs(regions[150, 20] - tints[0]).max() < 8
     assert abs(regions[150, 180] - tints[1]).max() < 8
     assert regions[50, 50].tolist() == list(ImageColor.getrgb(CLASS_STYLES[0][0]))  # the aggregate at (1, 3)
@@ -72,7 +72,5 @@ def test_a_mosaic_shows_weights_foreground_and_aggregate() -> None:
 
 
 def test_class_colors() -> None:
-    assert point_tiles.class_color("b", CLASSES) == CLASS_STYLES[1][0]
-    assert point_tiles.class_color("c", CLASSES) == point_tiles.FAINT
-    many = tuple("abcdefgh")
-    assert point_tiles.class_color("g", many) == CLASS_STYLES[0][0]
+    assert point_tiles.colors_of(ALL, CLASSES) == [CLASS_STYLES[0][0], CLASS_STYLES[1][0], point_tiles.BEHIND]
+    assert point_tiles.colors_of("g", "abcdefgh") == [CLASS_STYLES[0][0]]

@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from helpers.commands import Cli
+from helpers.run_folders import composed
 from helpers.settings import SMALL
 from hydra import compose, initialize_config_dir
 from matplotlib.axes import Axes
@@ -20,11 +21,12 @@ from PIL import Image
 from attnmosaic.config.schema import conf_dir, register
 from attnmosaic.plotting import curves, run
 from attnmosaic.plotting.curves import draw_gradients, draw_loss, draw_outputs
-from attnmosaic.plotting.focus import ARGMAX, PUBLISHED, draw_accuracy_vs_focus, draw_focus
+from attnmosaic.plotting.focus import PLOTS, draw_accuracy_vs_focus, draw_focus, heading
 from attnmosaic.plotting.heatmaps import draw_confusion
 from attnmosaic.plotting.run import draw_run
-from attnmosaic.plotting.source import Source, spans
 from attnmosaic.plotting.style import styled
+from attnmosaic.runs.rows import spans
+from attnmosaic.runs.run import Run
 from attnmosaic.train import train as train_run
 
 pytestmark = pytest.mark.pictures
@@ -116,13 +118,14 @@ def test_each_kind_of_run(
 
 
 def test_focus_is_the_published_counts(finished: Path) -> None:
-    figure = draw_focus(Source(finished))
+    figure = draw_focus(Run(finished))
     assert len(figure.axes) == 6
     for split, panels in zip(SPLITS, np.reshape(figure.axes, (3, 2)), strict=True):
         table = rows(finished / f"focus_vs_pred_{split}.csv")
         epochs = [int(row["epochs"]) for row in table]
         assert epochs == [3, 6, 8]
-        for axes, columns in zip(panels, (ARGMAX, PUBLISHED), strict=True):
+        for axes, plot in zip(panels, PLOTS, strict=True):
+            columns = [curve.column for curve in plot.values()]
             assert lines(axes) == {name: (epochs, [float(row[name]) for row in table]) for name in columns}
             assert shaded(axes) == [(2, 4), (6, 8)]
             assert axes.get_ylim() == (0, 60 if split == "train" else 30)
@@ -144,17 +147,17 @@ def test_the_heading_tells_what_learned_and_every_seed(copy: Path) -> None:
     config = copy / "config.yaml"
     text = config.read_text()
     config.write_text(text.replace("order: what_then_where", "order: what_only"))
-    assert Source(copy).heading == "gaussian, seed 0: 8 epochs, What lr 0.1, k = 2"
+    assert heading(Run(copy)) == "gaussian, seed 0: 8 epochs, What lr 0.1, k = 2"
     config.write_text(text.replace("  init: 0\n", "  init: 3\n"))
-    assert Source(copy).heading.startswith("gaussian, seed data 0, init 3, order 0: 8 epochs")
+    assert heading(Run(copy)).startswith("gaussian, seed data 0, init 3, order 0: 8 epochs")
 
 
 def test_curves_of_a_run_whose_table_begins_late(copy: Path) -> None:
     header, *lines = (copy / "metrics.csv").read_text().splitlines(keepends=True)
     (copy / "metrics.csv").write_text(header + "".join(lines[2:]))
-    source = Source(copy)
-    assert source.epochs == 8
-    assert source.spans == [("where", 2, 4), ("what", 4, 6), ("where", 6, 8)]
+    begun = Run(copy)
+    assert begun.epochs_done == 8
+    assert begun.stages == [("where", 2, 4), ("what", 4, 6), ("where", 6, 8)]
 
 
 def test_no_figure_is_cut_off(copy: Path) -> None:
@@ -172,7 +175,7 @@ def test_no_figure_is_cut_off(copy: Path) -> None:
 
 
 def test_powers_of_ten_are_written_as_such(finished: Path) -> None:
-    figure = draw_gradients(Source(finished))
+    figure = draw_gradients(Run(finished))
     figure.draw_without_rendering()
     width = figure.axes[1].get_yticklabels()[0].get_window_extent().width
     assert width < 0.5 * figure.dpi  # "10" and its exponent; it was once the mathematics that stands for them
@@ -186,7 +189,7 @@ def test_drawing_says_nothing(copy: Path, caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_long_stages_are_named(finished: Path) -> None:
-    axes = draw_focus(Source(finished)).axes[0]
+    axes = draw_focus(Run(finished)).axes[0]
     assert [(text.get_text(), text.xy[0]) for text in axes.texts] == [
         ("What", 1), ("Where", 3), ("What", 5), ("Where", 7),
     ]  # fmt: skip
@@ -197,13 +200,13 @@ def test_long_stages_are_named(finished: Path) -> None:
 
 def test_loss_and_gradients_are_the_tables(finished: Path) -> None:
     metrics, gradients = rows(finished / "metrics.csv"), rows(finished / "gradients.csv")
-    (axes,) = draw_loss(Source(finished)).axes
+    (axes,) = draw_loss(Run(finished)).axes
     running, evaluated = lines(axes).values()
     assert running == (list(range(1, 9)), [float(row["running/loss"]) for row in metrics])
     assert evaluated == ([3, 6, 8], [float(metrics[epoch - 1]["train/loss"]) for epoch in (3, 6, 8)])
     assert shaded(axes) == [(2, 4), (6, 8)]
 
-    figure = draw_gradients(Source(finished))
+    figure = draw_gradients(Run(finished))
     signed, sizes = figure.axes
     assert signed.get_ylabel().startswith("mean over 60 training mosaics\n")
     for side, label in (("foreground", "foreground patch"), ("background", "background patches, their sum")):
@@ -220,14 +223,14 @@ def test_nothing_is_shaded_without_stages(copy: Path) -> None:
     for name in ("metrics.csv", "gradients.csv"):
         table = (copy / name).read_text().replace("what", "joint").replace("where", "joint")
         (copy / name).write_text(table)
-    figure = draw_gradients(Source(copy))
+    figure = draw_gradients(Run(copy))
     assert [shaded(axes) for axes in figure.axes] == [[], []]
     assert len(figure.legends[0].get_texts()) == 2
 
 
 def test_accuracy_against_focus(finished: Path) -> None:
     measured = [row for row in rows(finished / "metrics.csv") if row["train/focus"]]
-    way, accuracy, focus = draw_accuracy_vs_focus(Source(finished)).axes
+    way, accuracy, focus = draw_accuracy_vs_focus(Run(finished)).axes
     for split, label in zip(SPLITS, ("train", "test", "held out"), strict=True):
         x, y = ([float(row[f"{split}/{metric}"]) for row in measured] for metric in ("focus", "accuracy"))
         assert lines(way)[label] == (x, y)
@@ -266,9 +269,9 @@ def test_drawn_again_the_files_are_the_same(finished: Path, copy: Path) -> None:
 def test_what_is_not_there_is_left_out(copy: Path, absent: list[str], without: set[str]) -> None:
     for name in absent:
         (copy / name).unlink()
-    source = Source(copy)
-    assert run.figures_of(source, source.record).keys() == FIGURES - without
-    assert (source.record is None) == ("mosaics.npz" in absent)
+    begun = Run(copy)
+    assert run.figures_of(begun).keys() == FIGURES - without
+    assert (begun.snapshots is None) == ("mosaics.npz" in absent)
 
 
 def test_text_stays_text(copy: Path) -> None:
@@ -370,17 +373,18 @@ def test_two_outputs(tmp_path: Path, smoke: bool) -> None:
         "\n".join(",".join(map(str, row)) for row in (["epoch", *names], *table)) + "\n"
     )
     digit, product = np.diag([5, 0, 7]), np.array([[1, 3], [0, 4]])
+    (tmp_path / "config.yaml").write_text(composed("mnist_product"))
     confusion(tmp_path, "digit", digit, [0, 1, 2], smoke)
     confusion(tmp_path, "product", product, [0, 9], smoke)
-    assert run.figures_of(Source(tmp_path), None).keys() == {"accuracy", "confusion", "loss"}
+    assert run.figures_of(Run(tmp_path)).keys() == {"accuracy", "confusion", "loss"}
 
-    first, second = draw_outputs(Source(tmp_path)).axes
+    first, second = draw_outputs(Run(tmp_path)).axes
     for axes, output in ((first, "digit"), (second, "product")):
         for split, label in zip(SPLITS, ("train", "test", "held out"), strict=True):
             place = names.index(f"{split}/{output}_accuracy")
             assert lines(axes)[label] == ([1, 2], [float(place), place / 100])
 
-    first, second, _ = draw_confusion(Source(tmp_path)).axes
+    first, second, _ = draw_confusion(Run(tmp_path)).axes
     np.testing.assert_allclose(first.images[0].get_array(), [[1, 0, 0], [0, 0, 0], [0, 0, 1]])
     np.testing.assert_allclose(second.images[0].get_array(), [[0.25, 0.75], [0, 1]])
     assert second.get_title(loc="left") == "product: 62.50% of 8 held-out images right"

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from attnmosaic.core.errors import UserError
 from attnmosaic.runs.discovery import find_runs, sweep_of
+from attnmosaic.runs.rows import curve
 from attnmosaic.runs.run import ERROR, LOCK, RESULT, Run, claimed
 
 SHORT = (*SMALL, "schedule.k=2", "schedule.epochs=6")
@@ -222,6 +223,51 @@ def test_states_of_damaged_folders(tmp_path: Path) -> None:
     assert Run(tmp_path).state == "stopped"
     assert Run(tmp_path).config is None
     assert Run(tmp_path).epochs_done == 0
+
+
+def test_files_that_are_torn_or_odd_are_listed(tmp_path: Path) -> None:
+    """What can be read of them is, and a file that is missing is no problem."""
+    (tmp_path / "config.yaml").write_text("name: [")
+    (tmp_path / "result.json").write_text('{"metrics": {"train/accuracy": "much"}}')
+    (tmp_path / "metrics.csv").write_text("epoch,stage,train/focus\n1,what,\n2,what,0.5\n3,where,nan\n4,wh")
+    (tmp_path / "gradients.csv").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "confusion_digit_test.csv").write_text("true digit,0,1,scale\n0,3,1,smoke\n")
+    (tmp_path / "error.txt").write_bytes(b"no \xff text")
+    run = Run(tmp_path)
+    assert (run.config, run.result, run.snapshots, run.rows("gradients")) == (None, None, None, [])
+    assert run.rows("focus_vs_pred_train") == []
+    assert run.confusion("digit", "test") is run.confusion("digit", "train") is None
+    assert run.error == "no \N{REPLACEMENT CHARACTER} text"
+    assert curve(run.metrics, "train/focus") == ([2], [0.5])
+    assert run.stages == [("what", 0, 2), ("where", 2, 3)]
+    assert run.epochs_done == 3
+    said = {
+        "config.yaml": "not a complete config", "result.json": "a metric is no number", "metrics.csv": "1 of 4 rows",
+        "gradients.csv": "UnicodeDecodeError", "confusion_digit_test.csv": "not a square matrix",
+    }  # fmt: skip
+    assert run.problems.keys() == said.keys()
+    assert all(word in run.problems[name] for name, word in said.items())
+
+
+def test_what_is_no_config_or_result(tmp_path: Path) -> None:
+    for content in (b'{"metrics": {"train/acc', b"seed: [", b"\xff\xfe\x00", b""):
+        (tmp_path / "config.yaml").write_bytes(content)
+        (tmp_path / "result.json").write_bytes(content)
+        run = Run(tmp_path)
+        assert (run.config, run.result, run.state) == (None, None, "stopped")
+        assert run.problems.keys() == {"config.yaml", "result.json"}
+    (tmp_path / "result.json").write_bytes(b"[" * 100_000)
+    assert Run(tmp_path).result is None
+
+
+def test_a_confusion_matrix(tmp_path: Path) -> None:
+    (tmp_path / "confusion_sum_test.csv").write_text(
+        "true sum,0,1,9,scale\n0,3,1,0,smoke\n1,0,0,0,smoke\n9,0,2,2,smoke\n"
+    )
+    found = Run(tmp_path).confusion("sum", "test")
+    assert found is not None
+    assert (found.values, found.examples, found.accuracy) == (["0", "1", "9"], 8, 5 / 8)
+    assert found.fractions == [[0.75, 0.25, 0], [0, 0, 0], [0, 0.5, 0.5]]
 
 
 def test_find_runs(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from attnmosaic.config.schedule import Schedule, Stage
-from attnmosaic.core.text import in_words, share
 from attnmosaic.runs.run import CONFIG, ERROR, METRICS_CSV, RESULT, claimed
 from attnmosaic.sweeps.eta import Paces, left
 from attnmosaic.sweeps.monitor import Job, Watch
@@ -34,7 +33,7 @@ class Sweep:
             self.jobs, lambda job, text: self.told.append(f"{job.state} {job.label}: {text}"), lambda: self.now
         )
 
-    def epochs(self, name: str, epochs: int, at: float, evaluated: str = "") -> None:
+    def epochs(self, name: str, epochs: int, at: float, evaluated: str = ",") -> None:
         """Writes a table of so many epochs, as if at that time; the last one evaluated."""
         head = "epoch,stage,test/accuracy,test/focus\n"
         rows = [f"{epoch},what,," for epoch in range(1, epochs)] + [f"{epochs},what,{evaluated}"] * (epochs > 0)
@@ -221,12 +220,3 @@ def test_paces() -> None:
     both.add(paces)
     both.saw(STAGES, 10, 12, 6)
     assert (both.of(Stage.WHAT), both.total, paces.total) == (2, 48, 42)
-
-
-def test_words() -> None:
-    assert [in_words(s) for s in (0.4, 89, 90, 3600, 5399, 12_000)] == [
-        "0 s", "89 s", "2 min", "60 min", "1 h 30 min", "3 h 20 min",
-    ]  # fmt: skip
-    assert [share(value) for value in (0, 0.0004, 0.8349, 0.9994, 0.9996, 1, 2.5)] == [
-        ".000", ".000", ".835", ".999", "1.00", "1.00", "2.500",
-    ]  # fmt: skip

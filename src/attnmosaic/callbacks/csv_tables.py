@@ -12,19 +12,12 @@ from attnmosaic.callbacks.confusion import write_confusion
 from attnmosaic.callbacks.history import History, Row
 from attnmosaic.core.files import write_atomically
 from attnmosaic.data.datamodule import SPLITS
+from attnmosaic.plotting.palette import FOCUS_PREDICTION, LARGEST_WEIGHT
 from attnmosaic.training.base import RunModule
 from attnmosaic.training.stagewise import StagewiseModule
 from attnmosaic.training.two_outputs import TwoOutputModule
 
-FOCUS_COLUMNS = (
-    "epochs",
-    "argmax > 0.5",
-    "argmax < 0.5",
-    "focus_true_pred_true",
-    "focus_false_pred_true",
-    "focus_true_pred_false",
-    "focus_false_pred_false",
-)
+FOCUS_COLUMNS = ("epochs", *(curve.column for curve in (*LARGEST_WEIGHT.values(), *FOCUS_PREDICTION.values())))
 """The published columns (``protocol.md``, "Focus against prediction"); raw counts."""
 
 
@@ -142,5 +135,5 @@ def _known(module: RunModule) -> Row:
 def focus_row(epoch: int, counts: dict[str, int]) -> Row:
     """Returns a row of the published focus-against-prediction table."""
     confident, n = counts["confident"], counts["mosaics"]
-    cells = (counts[cell] for cell in ("ftpt", "ffpt", "ftpf", "ffpf"))
-    return dict(zip(FOCUS_COLUMNS, (epoch, confident, n - confident, *cells), strict=True))
+    kinds = (counts[kind] for kind in FOCUS_PREDICTION)
+    return dict(zip(FOCUS_COLUMNS, (epoch, confident, n - confident, *kinds), strict=True))

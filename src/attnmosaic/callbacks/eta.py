@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from attnmosaic.config.schedule import Schedule, Stage
-from attnmosaic.core.text import in_words
+from attnmosaic.core.text import format_duration
 from attnmosaic.runs.discovery import read_plan, sweep_of
 from attnmosaic.runs.run import AT_ONCE, Run
 
@@ -54,14 +54,14 @@ class Pace(pl.Callback):
 
     def _told(self, schedule: Schedule, done: int) -> str:
         seconds, unknown = self._estimate([(schedule, done)])
-        text = f"{in_words(seconds)} left for this run"
+        text = f"{format_duration(seconds)} left for this run"
         others = self._others()
         if others:
             more, also = self._estimate(others)
             unknown = sorted({*unknown, *also})
             at_once = min(int(os.environ.get(AT_ONCE, "1")), len(others) + 1)
             seconds = max(seconds, (seconds + more) / at_once)
-            text += f", about {in_words(seconds)} for the sweep ({len(others) + 1} jobs to finish)"
+            text += f", about {format_duration(seconds)} for the sweep ({len(others) + 1} jobs to finish)"
         if unknown:
             kinds = " and ".join("+".join(stage.learners) for stage in unknown)
             text += f"; not counted: epochs in which {kinds} learns, none was seen yet"

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from attnmosaic.cli.progress import OF_SWEEP, shown
-from attnmosaic.core.text import share, short
+from attnmosaic.core.text import format_fraction, without_accuracy
 from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.training.base import RunModule
 
@@ -78,8 +78,10 @@ class RunProgress(ProgressBar):
         assert isinstance(pl_module, RunModule)
         if self._progress is not None:
             now = pl_module.epoch_metrics
-            measured = " ".join(f"{short(name)} {share(now[f'running/{name}'])}" for name in pl_module.headline)
-            self._progress.update(self._progress.task_ids[0], measured=measured)
+            measured = (
+                f"{without_accuracy(name)} {format_fraction(now[f'running/{name}'])}" for name in pl_module.headline
+            )
+            self._progress.update(self._progress.task_ids[0], measured=" ".join(measured))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, RunModule)

@@ -21,6 +21,7 @@ from attnmosaic.callbacks.snapshots import look, looked, plane_of
 from attnmosaic.config.schedule import Stage
 from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.plotting import point_tiles, tiles
+from attnmosaic.plotting.palette import FOCUS_PREDICTION, LARGEST_WEIGHT
 from attnmosaic.training.base import RunModule
 from attnmosaic.training.stagewise import StagewiseModule
 
@@ -208,8 +209,8 @@ def layout(module: RunModule) -> layout_pb2.Layout:
         return layout_pb2.Layout(category=[_category("accuracy of both outputs", outputs)])
     return layout_pb2.Layout(
         category=[
-            _category("focus against prediction", ("ftpt", "ffpt", "ftpf", "ffpf")),
-            _category("largest weight above or below one half", ("confident", "not_confident")),
+            _category("focus against prediction", FOCUS_PREDICTION),
+            _category("largest weight above or below one half", LARGEST_WEIGHT),
         ]
     )
 

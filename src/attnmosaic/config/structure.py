@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from attnmosaic.config.resolution import leaves
 from attnmosaic.config.schema import TrainConfig, folder_name, networks_of
 from attnmosaic.core.errors import UserError, nearest
+from attnmosaic.core.text import cut
 
 _SPLITS = ("train", "test", "held_out")
 
@@ -33,7 +34,7 @@ def check_parts(config: Mapping[str, Any]) -> None:
         whole = isinstance(config.get(section), Mapping) and isinstance(counts, Mapping)
         if not whole or not all(type(most) is int for most in counts.values()):
             raise UserError(
-                f"at_most.{section}: got {_short(counts)}, needs counts of a section; type for example "
+                f"at_most.{section}: got {_shown(counts)}, needs counts of a section; type for example "
                 "at_most.data.train_mosaics=500"
             )
         if absent := counts.keys() - config[section].keys() - _CUT_WHERE_THERE:
@@ -79,7 +80,7 @@ def check_keys(config: DictConfig, schema: type) -> None:
         close = nearest(key, itertools.chain(*(keys for s, keys in dotted.items() if s or not section)), n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise UserError(
-            f"{key}: got {_short(nodes[section].get(name))}, but nothing reads this key, "
+            f"{key}: got {_shown(nodes[section].get(name))}, but nothing reads this key, "
             f"allowed: {', '.join(dotted[section])}{hint}"
         )
 
@@ -143,11 +144,11 @@ def check_nodes(plain: Mapping[str, Any]) -> None:
         part, _, name = key.partition(".")
         node = plain[part] if not name else plain[part].get(name)
         if not isinstance(node, Mapping) or "_target_" not in node:
-            raise UserError(f"{key}: got {_short(node)}, needs a _target_ and its arguments; see conf/{part}")
+            raise UserError(f"{key}: got {_shown(node)}, needs a _target_ and its arguments; see conf/{part}")
     for key, value in _special(plain):
         kind, wording = _SPECIAL[key.rpartition(".")[2]]
         if not isinstance(value, kind) or value == "":
-            raise UserError(f"{key}: got {_short(value)}, needs {wording}")
+            raise UserError(f"{key}: got {_shown(value)}, needs {wording}")
     for name, view in _items(plain["data"].get("views")):
         _check_view(name, view)
 
@@ -188,14 +189,13 @@ def _check_view(name: Any, view: Any) -> None:
         )
     if not isinstance(view, Mapping) or set(view) != {"split", "weights"}:
         raise UserError(
-            f"{key}: got {_short(view)}, needs split and weights; see conf/experiment/weighted_average.yaml"
+            f"{key}: got {_shown(view)}, needs split and weights; see conf/experiment/weighted_average.yaml"
         )
     if not isinstance(view["weights"], Mapping) or "_target_" not in view["weights"]:
         raise UserError(
-            f"{key}.weights: got {_short(view['weights'])}, needs a _target_ and its arguments; see conf/data/weights"
+            f"{key}.weights: got {_shown(view['weights'])}, needs a _target_ and its arguments; see conf/data/weights"
         )
 
 
-def _short(value: Any) -> str:
-    text = "null" if value is None else str(value)
-    return text if len(text) <= 80 else f"{text[:80]} ..."
+def _shown(value: Any) -> str:
+    return "null" if value is None else cut(str(value), 80)

@@ -1,18 +1,9 @@
-"""Text for a terminal: substitutes for letters that its encoding lacks, durations and fractions."""
+"""Text for people: shortened names, formatted numbers and times, substitutes for letters that a terminal lacks."""
 
 import codecs
 import io
 import sys
-from typing import IO
-
-
-def in_words(seconds: float) -> str:
-    """Returns a time as it is told: ``40 s``, ``25 min``, ``3 h 20 min``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
-
+from typing import IO, Any
 
 SUBSTITUTE = "attnmosaic.substitute"
 """The name of the error handler."""
@@ -53,11 +44,54 @@ def _substitute(error: UnicodeError) -> tuple[str | bytes, int]:
 codecs.register_error(SUBSTITUTE, _substitute)
 
 
-def share(value: float) -> str:
-    """Returns a share of one as it is told: ``.834``, ``1.00``."""
+def cut(text: str, most: int) -> str:
+    """Returns a text of at most `most` characters: of a longer one the beginning, and an ellipsis."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def cut_middle(text: str, most: int) -> str:
+    """Returns a text of at most `most` characters: of a longer one both ends, where names differ."""
+    head = most // 2
+    return text if len(text) <= most else f"{text[:head]}…{text[len(text) - (most - head - 1) :]}"
+
+
+def short_number(value: Any) -> str:
+    """Returns a value as text, a number of more than eight characters with four significant digits."""
+    text = str(value)
+    try:
+        return text if len(text) <= 8 else f"{float(text):.4g}"
+    except ValueError:
+        return text
+
+
+def format_fraction(value: float) -> str:
+    """Returns a number from 0 to 1 with three digits: ``.834``, ``1.00``."""
     return "1.00" if round(value, 3) == 1 else f"{value:.3f}".removeprefix("0")
 
 
-def short(metric: str) -> str:
-    """Returns a metric's name without what every reader supplies: ``digit`` of ``digit_accuracy``."""
+def format_duration(seconds: float) -> str:
+    """Returns an estimated time, rounded: ``40 s``, ``25 min``, ``3 h 20 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def format_measured_duration(seconds: float) -> str:
+    """Returns a measured time with the digits that it has: ``2.8 s``, ``4 min 05 s``, ``3 h 20 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def format_clock(seconds: float) -> str:
+    """Returns a running time as a clock shows it: ``1:05``, ``1:02:05``."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def without_accuracy(metric: str) -> str:
+    """Returns a metric's name without ``_accuracy``: ``digit`` of ``digit_accuracy``."""
     return metric.removesuffix("_accuracy")

@@ -7,21 +7,24 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
-from attnmosaic.plotting.palette import BLUE, CLASS_STYLES, FRAME, GREEN, ORANGE, RED, SMOKE, SMOKE_COLOR, STAGES
-from attnmosaic.plotting.source import Span
+from attnmosaic.core.text import cut
+from attnmosaic.plotting.palette import BLUE, FRAME, GREEN, ORANGE, RED, STAGES
+from attnmosaic.plotting.point_tiles import Transform, base_points, colors_of
 from attnmosaic.plotting.tiles import (
     CELL,
     GAP,
     INK,
     MARGIN,
     PAPER,
-    Transform,
+    answer_of,
     columns,
-    font,
-    overlay,
+    disc,
+    mosaic,
     picture,
-    shortened,
+    stamp,
+    write,
 )
+from attnmosaic.runs.rows import Span
 from attnmosaic.runs.snapshots import Looked, Record
 
 NAME = "animation.gif"
@@ -31,8 +34,6 @@ MOST, SECONDS, PAUSE = 40, 7.0, 2.0
 
 FINE = 2
 """How many times finer points are drawn than shown: Pillow's circles have jagged edges."""
-
-STRIP = {"what": BLUE, "where": ORANGE, "joint": GREEN}
 
 INKS = (INK, BLUE, ORANGE, GREEN, RED)
 
@@ -72,8 +73,8 @@ def frames(
     for t in times_of(record):
         looked = followed.at(t)
         parts = [_points(below, looked, i) if below else _image(looked, i) for i in shown]
-        told = [_told(looked, i, record.classes) for i in shown]
-        drawn.append(_frame(parts, told, int(record.epochs[t]), int(record.epochs[-1]), stages, smoke))
+        captions = [_caption(looked, i, record.classes) for i in shown]
+        drawn.append(_frame(parts, captions, int(record.epochs[t]), int(record.epochs[-1]), stages, smoke))
     return drawn
 
 
@@ -96,15 +97,14 @@ def draw_animation(path: Path, record: Record, stages: Sequence[Span], smoke: bo
     return path
 
 
-def _told(looked: Looked, i: int, classes: Sequence[str]) -> tuple[str, str]:
-    guess, truth = int(looked.predicted[i]), int(looked.label[i])
-    text = f"{shortened(classes[guess], 8)} ({looked.probabilities[i, guess]:.2f})"
-    return (text, GREEN) if guess == truth else (f"{text}, true: {shortened(classes[truth], 8)}", RED)
+def _caption(looked: Looked, i: int, classes: Sequence[str]) -> tuple[str, str]:
+    text, truth = answer_of(looked, i, classes, 8), int(looked.label[i])
+    return (text, GREEN) if looked.predicted[i] == truth else (f"{text}, true: {cut(classes[truth], 8)}", RED)
 
 
 def _image(looked: Looked, i: int) -> Image.Image:
     cell = min(CELL, 3 * CELL // columns(looked.patches.shape[1]))
-    lit = overlay(looked.patches[i], looked.alpha[i], int(looked.foreground[i]), cell)
+    lit = mosaic(looked.patches[i], looked.alpha[i], int(looked.foreground[i]), cell)
     summed = picture(looked.aggregates[i], 72)
     whole = Image.new("RGB", (lit.width, lit.height + MARGIN + summed.height), PAPER)
     whole.paste(lit, (0, 0))
@@ -121,9 +121,7 @@ class _Plane:
         self.to_pixels = Transform(plane.extent, self.side)
         self.still = Image.new("RGB", (self.side, self.side), "#F4F4F4")
         draw = ImageDraw.Draw(self.still)
-        colors = {name: CLASS_STYLES[i % len(CLASS_STYLES)][0] for i, name in enumerate(record.classes)}
-        for (x, y), of in zip(self.to_pixels(plane.points), plane.point_classes, strict=True):
-            draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colors.get(record.all_classes[of], "#AAAAAA"))
+        base_points(draw, self.to_pixels, plane, colors_of(record.all_classes, record.classes, "#AAAAAA"), 1.5 * FINE)
         draw.rectangle((0, 0, self.side - 1, self.side - 1), outline="#BBBBBB", width=FINE)
 
 
@@ -133,7 +131,7 @@ def _points(below: _Plane, looked: Looked, i: int) -> Image.Image:
     places = below.to_pixels(looked.patches[i])
     for (x, y), weight in zip(places, looked.alpha[i], strict=True):
         radius = FINE * (2.5 + 13 * float(weight) ** 0.5)
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline="black", width=FINE + 1)
+        disc(draw, x, y, radius, outline="black", width=FINE + 1)
     x, y = places[looked.foreground[i]]
     half = FINE * 18
     draw.rectangle((x - half, y - half, x + half, y + half), outline=FRAME, width=2 * FINE)
@@ -150,35 +148,32 @@ def _star(x: float, y: float, radius: float) -> list[tuple[float, float]]:
 
 def _frame(
     parts: Sequence[Image.Image],
-    told: Sequence[tuple[str, str]],
+    captions: Sequence[tuple[str, str]],
     epoch: int,
     epochs: int,
     stages: Sequence[Span],
     smoke: bool,
 ) -> Image.Image:
     """Puts mosaics beside each other, epoch and stage above, each one's answer and the schedule below."""
-    banner, head, answer, strip = 24 if smoke else 0, 28, 22, 14
+    banner, head, below, strip = 24 if smoke else 0, 28, 22, 14
     width = sum(part.width for part in parts) + (len(parts) + 1) * 2 * MARGIN
     tall = max(part.height for part in parts)
-    frame = Image.new("RGB", (width, banner + head + tall + answer + strip + MARGIN), PAPER)
+    frame = Image.new("RGB", (width, banner + head + tall + below + strip + MARGIN), PAPER)
     draw = ImageDraw.Draw(frame)
     if smoke:
-        draw.rectangle((0, 0, width, banner), fill=SMOKE_COLOR)
-        draw.text((width / 2, banner / 2), SMOKE, fill="white", font=font(15), anchor="mm")
+        stamp(draw, width, banner, 15)
 
     middle = banner + head / 2
     stage = next((span.stage for span in stages if span.start < epoch <= span.end), None)
-    draw.text((2 * MARGIN, middle), f"epoch {epoch} of {epochs}", fill=INK, font=font(15), anchor="lm")
+    write(draw, (2 * MARGIN, middle), f"epoch {epoch} of {epochs}", 15, anchor="lm")
     if epoch == 0 or stage is not None:
-        text, color = ("before training", INK) if stage is None else (STAGES[stage][0], STRIP[stage])
-        draw.text((width - 2 * MARGIN, middle), text, fill=color, font=font(15), anchor="rm")
+        text, color = ("before training", INK) if stage is None else STAGES[stage]
+        write(draw, (width - 2 * MARGIN, middle), text, 15, color, "rm")
 
     left = 2 * MARGIN
-    for part, (text, color) in zip(parts, told, strict=True):
+    for part, (text, color) in zip(parts, captions, strict=True):
         frame.paste(part, (left, banner + head))
-        draw.text(
-            (left + part.width / 2, banner + head + tall + answer / 2), text, fill=color, font=font(12), anchor="mm"
-        )
+        write(draw, (left + part.width / 2, banner + head + tall + below / 2), text, 12, color, "mm")
         left += part.width + 2 * MARGIN
 
     top = frame.height - strip - MARGIN + GAP
@@ -186,7 +181,7 @@ def _frame(
     for stage, start, end in stages:
         for done, begin, stop in ((True, start, min(end, epoch)), (False, max(start, epoch), end)):
             if begin < stop:
-                fill = ImageColor.getrgb(STRIP[stage]) if done else _pale(STRIP[stage])
+                fill = ImageColor.getrgb(STAGES[stage][1]) if done else _pale(STAGES[stage][1])
                 draw.rectangle((first + scale * begin, top, first + scale * stop - 1, top + strip - 5), fill=fill)
     return frame
 

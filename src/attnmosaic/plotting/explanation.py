@@ -1,7 +1,7 @@
 """Where a pair looks in a picture, and what it takes it for; by Pillow alone."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw
 from attnmosaic.data.image_files import printable
 from attnmosaic.inference.explanation import Explained
 from attnmosaic.inference.user_images import LONGEST, OwnMosaic, cut
-from attnmosaic.plotting.palette import BLUE, GREY, SKY, SMOKE, SMOKE_COLOR
-from attnmosaic.plotting.tiles import INK, PAPER, SHADE, columns, font, picture
+from attnmosaic.plotting.palette import BLUE, GREY, SKY
+from attnmosaic.plotting.tiles import PAPER, Box, columns, fitted, font, frame, grid, lit, number, picture, stamp, write
 
 LOOKED_AT = SKY
 """Frames the patch with the largest weight. (Which one is the true foreground is not known here.)"""
@@ -28,8 +28,6 @@ TRACK = "#EEEEEE"
 MOST_CLASSES = 6
 THUMBNAIL, ACROSS = 208, 6
 
-Box = tuple[int, int, int, int]
-
 
 def draw_explained(mosaic: OwnMosaic, seen: Explained, smoke: bool = False) -> Image.Image:
     """Draws a mosaic lit by weight, its weighted sum beside it, and the probabilities of the classes below.
@@ -40,33 +38,27 @@ def draw_explained(mosaic: OwnMosaic, seen: Explained, smoke: bool = False) -> I
         smoke: the pair is of a run that is no result; a banner says so.
     """
     weights = seen.weights
-    lit = draw_lit(mosaic, weights)
+    shown = draw_lit(mosaic, weights)
     summed = picture(np.tensordot(weights, mosaic.patches.astype(np.float64), axes=1), SIDE)
-    bars = _bars(seen.probabilities, seen.classes, lit.width + SIDE + 2 * MARGIN)
+    bars = _bars(seen.probabilities, seen.classes, shown.width + SIDE + 2 * MARGIN)
     banner = BANNER if smoke else 0
-    right = lit.width + 3 * MARGIN
-    height = max(lit.height, summed.height + 5 * LINE)
+    right = shown.width + 3 * MARGIN
+    height = max(shown.height, summed.height + 5 * LINE)
     image = Image.new("RGB", (right + SIDE + MARGIN, banner + height + bars.height + 3 * MARGIN), PAPER)
     draw = ImageDraw.Draw(image)
     if smoke:
-        _stamp(image)
+        stamp(draw, image.width, BANNER, 18)
     top = banner + MARGIN
-    image.paste(lit, (MARGIN, top))
-    draw.text((right, top), "aggregate, as What sees it", fill=INK, font=font(15))
+    image.paste(shown, (MARGIN, top))
+    write(draw, (right, top), "aggregate, as What sees it", 15)
     image.paste(summed, (right, top + LINE))
-    told = top + LINE + summed.height + MARGIN
-    draw.text((right, told), f"looks at patch {seen.looks_at} of {len(weights)}", fill=INK, font=font(15))
-    draw.text((right, told + LINE), f"its weight {weights.max():.2f}", fill=INK, font=font(15))
+    below = top + LINE + summed.height + MARGIN
     even = math.log(len(weights))
-    draw.text((right, told + 2 * LINE), f"entropy {seen.entropy:.2f} of {even:.2f} nats", fill=INK, font=font(15))
+    write(draw, (right, below), f"looks at patch {seen.looks_at} of {len(weights)}", 15)
+    write(draw, (right, below + LINE), f"its weight {weights.max():.2f}", 15)
+    write(draw, (right, below + 2 * LINE), f"entropy {seen.entropy:.2f} of {even:.2f} nats", 15)
     image.paste(bars, (MARGIN, top + height + MARGIN))
     return image
-
-
-def _stamp(image: Image.Image) -> None:
-    draw = ImageDraw.Draw(image)
-    draw.rectangle((0, 0, image.width, BANNER - 1), fill=SMOKE_COLOR)
-    draw.text((image.width // 2, BANNER // 2), SMOKE, fill=PAPER, font=font(18), anchor="mm")
 
 
 def draw_lit(mosaic: OwnMosaic, weights: np.ndarray, numbers: bool = True) -> Image.Image:
@@ -81,17 +73,22 @@ def draw_lit(mosaic: OwnMosaic, weights: np.ndarray, numbers: bool = True) -> Im
     draw = ImageDraw.Draw(image)
     for box, weight in zip(boxes, weights, strict=True):
         # As in a run's pictures of nine patches; among many, an even share of the weight is as light as among nine.
-        light = math.sqrt(min(1.0, float(weight) * max(1.0, len(weights) / 9)))
-        patch = image.crop(box)
-        image.paste(Image.blend(patch, Image.new("RGB", patch.size, "#000000"), SHADE * (1 - light)), box)
-    left, top, right, bottom = boxes[int(weights.argmax())]
-    width = max(2, min(6, min(right - left, bottom - top) // (48 if numbers else 24)))
-    draw.rectangle((left, top, right - 1, bottom - 1), outline=LOOKED_AT, width=width)
+        image.paste(lit(image.crop(box), float(weight) * max(1.0, len(weights) / 9)), box)
+    most = boxes[int(weights.argmax())]
+    width = max(2, min(6, _shorter(most) // (48 if numbers else 24)))
+    frame(draw, most, LOOKED_AT, width)
     # Smaller ones they would hide.
     if numbers and min(min((box[2] - box[0]) / 2, box[3] - box[1]) for box in boxes) >= 24:
         for box, weight in zip(boxes, weights, strict=True):
-            _number(draw, box, f"{weight:.2f}", width)
+            corner = box[2] - width - 4, box[3] - width - 3  # clear of the frame
+            number(draw, corner, f"{weight:.2f}", max(11, min(22, _shorter(box) // 6)), (4, 3, 3, 2))
     return image
+
+
+def _shorter(box: Box) -> int:
+    """Returns the shorter side of a place."""
+    left, top, right, bottom = box
+    return min(right - left, bottom - top)
 
 
 def _cells(mosaic: OwnMosaic) -> tuple[Image.Image, list[Box]]:
@@ -118,33 +115,15 @@ def _cells(mosaic: OwnMosaic) -> tuple[Image.Image, list[Box]]:
 
 def _tiles(patches: np.ndarray) -> tuple[Image.Image, list[Box]]:
     """Returns the patches of a folder row by row, and where they are."""
-    across = columns(len(patches))
-    cell = max(4, min(SIDE, LONGEST // across - GAP))
-    width, height = picture(patches[0], cell).size
-    down = -(-len(patches) // across)
-    image = Image.new("RGB", (across * (width + GAP) - GAP, down * (height + GAP) - GAP), PAPER)
-    boxes = []
-    for i, pixels in enumerate(patches):
-        x, y = i % across * (width + GAP), i // across * (height + GAP)
-        image.paste(picture(pixels, cell), (x, y))
-        boxes.append((x, y, x + width, y + height))
-    return image, boxes
-
-
-def _number(draw: ImageDraw.ImageDraw, box: Box, text: str, frame: int) -> None:
-    """Writes a weight into the corner of its patch, clear of the frame."""
-    left, top, right, bottom = box
-    size = max(11, min(22, min(right - left, bottom - top) // 6))
-    corner = (right - frame - 4, bottom - frame - 3)
-    x0, y0, x1, y1 = draw.textbbox(corner, text, font=font(size), anchor="rb")
-    draw.rectangle((x0 - 4, y0 - 3, x1 + 3, y1 + 2), fill="#000000")
-    draw.text(corner, text, fill="#FFFFFF", font=font(size), anchor="rb")
+    cell = max(4, min(SIDE, LONGEST // columns(len(patches)) - GAP))
+    images = [picture(pixels, cell) for pixels in patches]
+    return grid(images, images[0].size, GAP)
 
 
 def _bars(probabilities: np.ndarray, classes: Sequence[str], width: int) -> Image.Image:
     """Draws the probabilities of the likeliest classes, that of the predicted one first."""
     order = [int(i) for i in (-probabilities).argsort(kind="stable")[:MOST_CLASSES]]
-    lines = [(_shortened(printable(classes[i]), width // 3), float(probabilities[i])) for i in order]
+    lines = [(fitted(printable(classes[i]), width // 3, 16), float(probabilities[i])) for i in order]
     more = len(classes) - len(order)
     image = Image.new("RGB", (width, LINE * (len(lines) + (more > 0))), PAPER)
     draw = ImageDraw.Draw(image)
@@ -153,24 +132,15 @@ def _bars(probabilities: np.ndarray, classes: Sequence[str], width: int) -> Imag
     for i, (name, share) in enumerate(lines):
         middle = i * LINE + LINE // 2
         color = BLUE if i == 0 else GREY
-        draw.text((names - 10, middle), name, fill=INK, font=font(16), anchor="rm")
+        write(draw, (names - 10, middle), name, 16, anchor="rm")
         draw.rectangle((names, middle - 7, names + longest, middle + 7), fill=TRACK)
         draw.rectangle((names, middle - 7, names + max(1, round(longest * share)), middle + 7), fill=color)
-        draw.text((names + longest + 8, middle), f"{share:.2f}", fill=INK, font=font(15), anchor="lm")
+        write(draw, (names + longest + 8, middle), f"{share:.2f}", 15, anchor="lm")
     if more > 0:
         rest = max(0.0, 1 - sum(share for _, share in lines))
         text = f"{more} other class{'es' if more > 1 else ''}: {rest:.2f}"
-        draw.text((names, len(lines) * LINE + LINE // 2), text, fill=INK, font=font(15), anchor="lm")
+        write(draw, (names, len(lines) * LINE + LINE // 2), text, 15, anchor="lm")
     return image
-
-
-def _shortened(text: str, width: int, size: int = 16) -> str:
-    """Cuts a text to so many pixels."""
-    if font(size).getlength(text) <= width:
-        return text
-    while text and font(size).getlength(f"{text}...") > width:
-        text = text[:-1]
-    return f"{text}..."
 
 
 class Index:
@@ -187,35 +157,28 @@ class Index:
     def add(self, mosaic: OwnMosaic, seen: Explained) -> None:
         """Takes one more mosaic, unless the sheet is full."""
         if len(self.shown) < self.most:
-            lit = draw_lit(mosaic, seen.weights, numbers=False)
-            lit.thumbnail((THUMBNAIL, THUMBNAIL))
+            shown = draw_lit(mosaic, seen.weights, numbers=False)
+            shown.thumbnail((THUMBNAIL, THUMBNAIL))
             said = f"{printable(seen.predicted)} {seen.probabilities.max():.2f}"
-            self.shown.append((lit, said, printable(seen.name)))
+            self.shown.append((shown, said, printable(seen.name)))
 
     def draw(self, smoke: bool = False) -> Image.Image:
         """Returns the sheet of at least one mosaic, with a banner if the pair is of a run that is no result."""
         across = min(ACROSS, len(self.shown))
         width, text = THUMBNAIL + MARGIN, 2 * LINE + 4
-        rows = list(_rows(self.shown, across))
-        heights = [max(lit.height for lit, _, _ in row) + text + MARGIN for row in rows]
+        rows = [self.shown[i : i + across] for i in range(0, len(self.shown), across)]
+        heights = [max(shown.height for shown, _, _ in row) + text + MARGIN for row in rows]
         banner = BANNER if smoke else 0
         image = Image.new("RGB", (across * width + MARGIN, banner + sum(heights) + MARGIN), PAPER)
         draw = ImageDraw.Draw(image)
         if smoke:
-            _stamp(image)
+            stamp(draw, image.width, BANNER, 18)
         y = banner + MARGIN
         for row, height in zip(rows, heights, strict=True):
-            for i, (lit, said, name) in enumerate(row):
-                x = MARGIN + i * width
-                image.paste(lit, (x, y))
-                draw.text((x, y + lit.height + 4), _shortened(said, THUMBNAIL), fill=INK, font=font(16))
-                draw.text(
-                    (x, y + lit.height + 4 + LINE), _shortened(name, THUMBNAIL, 13), fill="#666666", font=font(13)
-                )
+            for i, (shown, said, name) in enumerate(row):
+                x, below = MARGIN + i * width, y + shown.height + 4
+                image.paste(shown, (x, y))
+                write(draw, (x, below), fitted(said, THUMBNAIL, 16), 16)
+                write(draw, (x, below + LINE), fitted(name, THUMBNAIL, 13), 13, "#666666")
             y += height
         return image
-
-
-def _rows(items: list[tuple[Image.Image, str, str]], across: int) -> Iterator[list[tuple[Image.Image, str, str]]]:
-    for i in range(0, len(items), across):
-        yield items[i : i + across]

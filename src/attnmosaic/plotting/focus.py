@@ -2,81 +2,80 @@
 
 from typing import TYPE_CHECKING, Any
 
-from attnmosaic.plotting.palette import BLUE, CELL_MARKERS, CELLS, GREY, ORANGE, SPLIT_STYLES
-from attnmosaic.plotting.source import Rows, Source, curve
+from attnmosaic.config.schedule import ORDERS
+from attnmosaic.config.schema import PAIR
+from attnmosaic.plotting.palette import FOCUS_PREDICTION, GREY, LARGEST_WEIGHT, SPLITS
 from attnmosaic.plotting.style import PAGE, entry, key, literal, over_epochs, panels_in_inches, stage_key
+from attnmosaic.runs.rows import Rows, curve
+from attnmosaic.runs.run import Run, seed_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SPLITS = {
+TITLES = {
     "train": "train",
     "test": "test: new mosaics of the training patches",
     "held_out": "held out: mosaics of unseen patches",
 }
 
-ARGMAX = {
-    "argmax > 0.5": ("largest weight ≥ 0.5", BLUE, "-", "o"),
-    "argmax < 0.5": ("largest weight < 0.5", ORANGE, "--", "s"),
-}
-"""Label, colour, line style and marker of the published columns of how sharp the attention is."""
-
-PUBLISHED = {
-    column: (f"{cell.upper()}: {CELLS[cell][0]}", *CELLS[cell][1:], CELL_MARKERS[cell])
-    for column, cell in (
-        ("focus_true_pred_true", "ftpt"),
-        ("focus_false_pred_true", "ffpt"),
-        ("focus_true_pred_false", "ftpf"),
-        ("focus_false_pred_false", "ffpf"),
-    )
-}
-"""Those of the published columns of focus against prediction."""
+PLOTS = (LARGEST_WEIGHT, FOCUS_PREDICTION)
+"""The published plots, from the left."""
 
 MANY = 40
 """From so many points on, a curve has no markers."""
 
 
-def focus_tables(source: Source) -> dict[str, Rows]:
+def focus_tables(run: Run) -> dict[str, Rows]:
     """Returns ``focus_vs_pred_<split>.csv`` of those splits that were measured."""
-    tables = {split: source.rows(f"focus_vs_pred_{split}") for split in SPLITS}
+    tables = {split: run.rows(f"focus_vs_pred_{split}") for split in SPLITS}
     return {split: rows for split, rows in tables.items() if rows}
 
 
-def draw_focus(source: Source) -> "Figure":
+def draw_focus(run: Run) -> "Figure":
     """Draws document 002's plots of an experiment: raw counts against epochs, a row of panels for each split.
 
     The left panel of a row has the mosaics whose largest weight is at least one half, and the others; the right one
     the four kinds of focus and prediction.
     """
-    tables = focus_tables(source)
-    most = max(sum(int(rows[0][column]) for column in ARGMAX) for rows in tables.values())
-    left = 0.3 + 0.065 * len(f"{most:,}")  # the axis' name, and its longest number
+    tables = focus_tables(run)
+    mosaics = {
+        split: sum(int(rows[0][weight.column]) for weight in PLOTS[0].values()) for split, rows in tables.items()
+    }
+    left = 0.3 + 0.065 * len(f"{max(mosaics.values()):,}")  # the axis' name, and its longest number
     figure, panels = panels_in_inches(len(tables), 2, 1.42, margins=(left, 0.5, 0.78, 0.45), gaps=(0.2, 0.26))
-    columns = (ARGMAX, PUBLISHED)
     for (split, rows), row_of_panels in zip(tables.items(), panels, strict=True):
-        mosaics = sum(int(rows[0][column]) for column in ARGMAX)
-        over_epochs(row_of_panels, source.spans, source.epochs)
-        for axes, drawn in zip(row_of_panels, columns, strict=True):
-            for column, (_, color, line, marker) in drawn.items():
-                style = {"color": color, "linestyle": line, "marker": marker if len(rows) < MANY else ""}
-                axes.plot(*curve(rows, column, "epochs"), label=column, clip_on=False, **style)
-        _count_axes(row_of_panels[0], row_of_panels[1], mosaics)
-        row_of_panels[0].set_title(SPLITS[split])
+        over_epochs(row_of_panels, run.stages, run.epochs_done)
+        for axes, plot in zip(row_of_panels, PLOTS, strict=True):
+            for drawn in plot.values():
+                style = drawn.style if len(rows) < MANY else drawn.style | {"marker": ""}
+                axes.plot(*curve(rows, drawn.column, "epochs"), label=drawn.column, clip_on=False, **style)
+        _count_axes(row_of_panels[0], row_of_panels[1], mosaics[split])
+        row_of_panels[0].set_title(TITLES[split])
     for axes in panels[:-1].flat:
         axes.tick_params(labelbottom=False)
     for axes in panels[-1]:
         axes.set_xlabel("epoch")
-    handles = [
-        entry(label, color=color, linestyle=line, marker=marker)
-        for drawn in columns
-        for label, color, line, marker in drawn.values()
-    ]
-    stages = stage_key(source.spans)
+    handles = [entry(drawn.label, **drawn.style) for drawn in LARGEST_WEIGHT.values()]
+    handles += [entry(f"{kind.upper()}: {drawn.label}", **drawn.style) for kind, drawn in FOCUS_PREDICTION.items()]
+    stages = stage_key(run.stages)
     key(figure, [*handles, *stages], columns=4 if stages else 3)
-    if source.heading:
-        figure.suptitle(literal(source.heading, 200), y=1 - 0.06 / figure.get_figheight(), va="top")
+    if title := heading(run):
+        figure.suptitle(literal(title, 200), y=1 - 0.06 / figure.get_figheight(), va="top")
     return figure
+
+
+def heading(run: Run) -> str:
+    """Returns the run in a line: its experiment, learning rates and schedule; empty without a config."""
+    config = run.config
+    if config is None:
+        return ""
+    schedule, rates = config["schedule"], config.get("lr", {})
+    learners = {name for stage in ORDERS[schedule["order"]] for name in stage.learners}
+    parts = [f"{name.capitalize()} lr {rates[name]:g}" for name in PAIR if name in learners and name in rates]
+    if len(run.stages) > 1:
+        parts.append(f"k = {schedule['k']}")
+    return ", ".join([f"{config['name']}, seed {seed_name(config['seed'])}: {run.epochs_done} epochs", *parts])
 
 
 def _count_axes(counts: "Axes", shares: "Axes", mosaics: int) -> None:
@@ -95,18 +94,18 @@ def _count_axes(counts: "Axes", shares: "Axes", mosaics: int) -> None:
     shares.spines[["left", "top"]].set_visible(False)
 
 
-def draw_accuracy_vs_focus(source: Source) -> "Figure":
+def draw_accuracy_vs_focus(run: Run) -> "Figure":
     """Draws accuracy against focus through training: the way in their plane, and both against epochs."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(PAGE, 3.3), layout="constrained")
     panels: Any = figure.subplot_mosaic([["way", "accuracy"], ["way", "focus"]], width_ratios=[1, 1.1])
     way, below = panels["way"], [panels["accuracy"], panels["focus"]]
-    over_epochs(below, source.spans, source.epochs)
+    over_epochs(below, run.stages, run.epochs_done)
     handles = []
-    for split, (label, color, style, marker) in SPLIT_STYLES.items():
-        epochs, accuracy = curve(source.metrics, f"{split}/accuracy")
-        _, focus = curve(source.metrics, f"{split}/focus")
+    for split, (label, color, style, marker, _) in SPLITS.items():
+        epochs, accuracy = curve(run.metrics, f"{split}/accuracy")
+        _, focus = curve(run.metrics, f"{split}/focus")
         if not epochs:
             continue
         drawn = {"color": color, "linestyle": style, "label": label, "clip_on": False}
@@ -117,7 +116,7 @@ def draw_accuracy_vs_focus(source: Source) -> "Figure":
             _name_epochs(way, epochs, focus, accuracy)
         for axes, values in zip(below, (accuracy, focus), strict=True):
             axes.plot(epochs, values, marker=marker if len(epochs) < MANY else "", **drawn)
-        handles.append(entry(label, color=color, linestyle=style, marker=marker))
+        handles.append(entry(label, **SPLITS[split].style))
     way.plot([0, 1], [0, 1], color=GREY, linewidth=0.6, zorder=1)
     way.annotate(
         "accuracy = focus", (0.97, 0.97), (-2, -4), textcoords="offset points", rotation=45, rotation_mode="anchor",
@@ -132,7 +131,7 @@ def draw_accuracy_vs_focus(source: Source) -> "Figure":
         axes.set(ylim=(0, 1), ylabel=name)
     below[0].tick_params(labelbottom=False)
     below[1].set_xlabel("epoch")
-    key(figure, [*handles, *stage_key(source.spans)])
+    key(figure, [*handles, *stage_key(run.stages)])
     return figure
 
 

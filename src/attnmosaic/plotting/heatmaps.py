@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from attnmosaic.plotting.curves import outputs_of
-from attnmosaic.plotting.source import Source, curve
 from attnmosaic.plotting.style import COLUMN, DEFAULT_FORMATS, PAGE, Drawn, draw_all
+from attnmosaic.runs.rows import Confusion, curve
+from attnmosaic.runs.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,30 +19,23 @@ if TYPE_CHECKING:
     from attnmosaic.tables.reproduced import Reproduced
 
 
-def confusion_tables(source: Source, split: str = "held_out") -> dict[str, tuple[np.ndarray, list[str]]]:
-    """Returns for each output its counts, true values in rows and predicted ones in columns, and those values."""
-    tables = {}
-    for output in outputs_of(source):
-        if rows := source.rows(f"confusion_{output}_{split}"):
-            values = [row[f"true {output}"] for row in rows]
-            tables[output] = np.array([[int(row[value]) for value in values] for row in rows]), values
-    return tables
+def confusions(run: Run, split: str = "held_out") -> list[Confusion]:
+    """Returns the confusion matrices of a run's outputs that were measured on a split."""
+    return [found for output in run.outputs if (found := run.confusion(output, split))]
 
 
-def draw_confusion(source: Source, split: str = "held_out") -> "Figure":
-    """Draws the confusion matrices of both outputs, each row as shares of its true value, in percent."""
+def draw_confusion(run: Run, split: str = "held_out") -> "Figure":
+    """Draws the confusion matrices of both outputs, each row as fractions of its true value, in percent."""
     from matplotlib.figure import Figure
 
-    tables = confusion_tables(source, split)
+    found = confusions(run, split)
     figure = Figure(figsize=(PAGE, 4.5), layout="constrained")
-    panels: Any = figure.subplots(1, len(tables), squeeze=False, width_ratios=[1, 1.6][: len(tables)])[0]
-    for axes, (output, (counts, values)) in zip(panels, tables.items(), strict=True):
-        # A value that does not occur has a row of zeros.
-        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        image = axes.imshow(shares, vmin=0, vmax=1)
-        right = counts.trace() / counts.sum()
-        what = split.replace("_", "-")
-        axes.set(title=f"{output}: {right:.2%} of {counts.sum():,} {what} images right", aspect="equal", anchor="N")
+    panels: Any = figure.subplots(1, len(found), squeeze=False, width_ratios=[1, 1.6][: len(found)])[0]
+    for axes, confusion in zip(panels, found, strict=True):
+        output, values, fractions = confusion.output, confusion.values, np.array(confusion.fractions)
+        image = axes.imshow(fractions, vmin=0, vmax=1)
+        what = f"{confusion.examples:,} {split.replace('_', '-')} images"
+        axes.set(title=f"{output}: {confusion.accuracy:.2%} of {what} right", aspect="equal", anchor="N")
         axes.set(xlabel=f"predicted {output}", ylabel=f"true {output}")
         size = 4.5 if len(values) > 20 else 6.5
         turned = 90 if len(values) > 20 else 0
@@ -51,7 +44,7 @@ def draw_confusion(source: Source, split: str = "held_out") -> "Figure":
         axes.grid(False)
         axes.spines[:].set_visible(False)
         if len(values) <= 20:
-            number_cells(axes, image, 100 * shares, "{:.0f}", 6 if len(values) <= 10 else 5, at_least=0.5)
+            number_cells(axes, image, 100 * fractions, "{:.0f}", 6 if len(values) <= 10 else 5, at_least=0.5)
     bar = figure.colorbar(image, ax=panels, shrink=0.4, aspect=40, location="bottom")
     bar.set_label("share of the true value; in cells percent")
     bar.outline.set_visible(False)
@@ -135,7 +128,7 @@ def draw_losses(table: "Reproduced") -> "Figure":
     for place, row in enumerate(table.rows):
         label: str | None = table.label(row)
         for run in row.runs:
-            epochs, losses = curve(Source(run.folder).metrics, "running/loss")
+            epochs, losses = curve(run.metrics, "running/loss")
             if not epochs:
                 continue
             axes.plot(

@@ -1,13 +1,13 @@
 """Mosaics of images as a pair sees them, and what their classes look like."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from attnmosaic.plotting.palette import CELLS, FRAME, GREEN, RED
+from attnmosaic.plotting.palette import FOCUS_PREDICTION, FRAME, GREEN, RED
 from attnmosaic.plotting.style import PAGE, literal
-from attnmosaic.plotting.tiles import columns
+from attnmosaic.plotting.tiles import answer_of, columns, to_rgb
 from attnmosaic.runs.snapshots import Looked, Record
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ SHOWN = 6
 
 WIDEST = 12
 """Patches shown in a row; of larger mosaics the foreground and those with the most weight."""
-
-ORDER = ("ftpt", "ffpt", "ftpf", "ffpf")
 
 # Inches: the mosaic, the strip of its patches, and either of the pictures beside it.
 _GRID, _STRIP, _ONE, _ROW = 0.88, 3.3, 0.6, 1.0
@@ -37,7 +35,7 @@ def pick(record: Record, split: str = "held_out", n: int = SHOWN) -> list[Pick]:
     groups = [record.followed[split].at(-1)] if split in record.followed else []
     if split in record.final:
         groups.append(record.final[split])
-    of_kind: dict[str, list[Pick]] = {kind: [] for kind in ORDER}
+    of_kind: dict[str, list[Pick]] = {kind: [] for kind in FOCUS_PREDICTION}
     known = set()
     for group in groups:
         places = range(len(group)) if group is groups[0] else reversed(range(len(group)))
@@ -45,22 +43,21 @@ def pick(record: Record, split: str = "held_out", n: int = SHOWN) -> list[Pick]:
             if (row := int(group.rows[i])) not in known:
                 known.add(row)
                 of_kind[group.kinds[i]].append((group, i))
-    taken: dict[str, int] = dict.fromkeys(ORDER, 0)
+    taken: dict[str, int] = dict.fromkeys(FOCUS_PREDICTION, 0)
     for turn in range(n):
-        for kind in ORDER:
+        for kind in FOCUS_PREDICTION:
             if turn < len(of_kind[kind]) and sum(taken.values()) < n:
                 taken[kind] += 1
-    return [one for kind in ORDER for one in of_kind[kind][: taken[kind]]]
+    return [one for kind in FOCUS_PREDICTION for one in of_kind[kind][: taken[kind]]]
 
 
-def told(record: Record, looked: Looked, i: int, split: str = "held_out") -> tuple[str, str, str, str]:
-    """Returns what is said of a mosaic: its kind, how many there are of it, What's answer, and the truth."""
-    kind = looked.kinds[i]
+def captions(record: Record, looked: Looked, i: int, split: str = "held_out") -> tuple[str, str, str, str]:
+    """Returns the texts beside a mosaic: its kind, how many there are of it, What's answer, and the true class."""
+    kind, truth = looked.kinds[i], record.classes[looked.label[i]]
     counts = record.counts.get(split)
     share = f"{counts[kind]:,} of {sum(counts.values()):,} {split.replace('_', ' ')}" if counts else ""
-    guess, truth = int(looked.predicted[i]), int(looked.label[i])
-    answer = f"{literal(record.classes[guess])} ({looked.probabilities[i, guess]:.2f})"
-    return f"{kind.upper()}: {CELLS[kind][0]}", share, answer, literal(record.classes[truth])
+    answer = literal(answer_of(looked, i, record.classes), 30)
+    return f"{kind.upper()}: {FOCUS_PREDICTION[kind].label}", share, answer, literal(truth)
 
 
 def draw_mosaics(record: Record, split: str = "held_out", n: int = SHOWN) -> "Figure":
@@ -155,11 +152,11 @@ def _draw_row(
         left, width = places[name]
         _patch(axes, pixels, left, middle - width / 2, width, framed=name == "true")
 
-    kind, share, answer, truth = told(record, looked, i, split)
+    kind, share, answer, truth = captions(record, looked, i, split)
     left, _ = places["text"]
     right = looked.predicted[i] == looked.label[i]
     lines = (
-        (0.27, kind, {"color": CELLS[looked.kinds[i]][1], "weight": "bold"}),
+        (0.27, kind, {"color": FOCUS_PREDICTION[looked.kinds[i]].color, "weight": "bold"}),
         (0.13, share, {"color": "0.35"}),
         (-0.07, answer, {"color": GREEN if right else RED}),
         (-0.21, f"true: {truth}", {"color": "black"}),
@@ -174,10 +171,7 @@ def _patch(axes: "Axes", pixels: np.ndarray, x: float, y: float, side: float, fr
 
     height, width = (side * extent / max(pixels.shape[:2]) for extent in pixels.shape[:2])
     left, bottom = x + (side - width) / 2, y + (side - height) / 2
-    shown: Any = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
-    if shown.shape[-1] == 1:
-        shown = np.repeat(shown, 3, axis=-1)
-    axes.imshow(shown, extent=(left, left + width, bottom, bottom + height), aspect="auto")
+    axes.imshow(to_rgb(pixels), extent=(left, left + width, bottom, bottom + height), aspect="auto")
     if framed:
         axes.add_patch(Rectangle((left, bottom), width, height, fill=False, edgecolor=FRAME, linewidth=1.6))
 

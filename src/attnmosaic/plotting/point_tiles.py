@@ -1,20 +1,72 @@
 """2-D mosaics and networks as pixels, by Pillow alone: fast enough to be drawn while a run trains."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 
-from attnmosaic.plotting import tiles
-from attnmosaic.plotting.palette import CLASS_STYLES, FRAME
+from attnmosaic.plotting.palette import FRAME, RED, class_style
+from attnmosaic.plotting.tiles import MARGIN, PAPER, disc, font, verdict, write
 from attnmosaic.runs.snapshots import Looked, Plane
 
-FAINT, DARK = "#B0B0B0", "#222222"
+DARK, BEHIND = "#222222", "#444444"
+"""Outlines, and points of the background."""
+
+TINT = 0.25
+"""How much of its class's colour a region has, the rest is white."""
 
 
-def class_color(name: str, classes: Sequence[str], other: str = FAINT) -> str:
-    """Returns the colour of a foreground class; background classes share one."""
-    return CLASS_STYLES[classes.index(name) % len(CLASS_STYLES)][0] if name in classes else other
+class Transform:
+    """Takes points of the plane to pixels of a square picture.
+
+    Args:
+        extent: left, right, bottom, top.
+        side: pixels of the picture's sides.
+    """
+
+    def __init__(self, extent: np.ndarray, side: int) -> None:
+        left, right, bottom, top = map(float, extent)
+        self.origin = np.array([left, top])
+        self.scale = np.array([side / (right - left), -side / (top - bottom)])
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """Returns pixels ``[..., 2]``, x from the left and y from the top."""
+        return (np.asarray(points, dtype=np.float64) - self.origin) * self.scale
+
+
+def class_colors(labels: int) -> np.ndarray:
+    """Returns the colours of so many foreground classes, uint8 ``[F, 3]``."""
+    return np.array([ImageColor.getrgb(class_style(label)[0]) for label in range(labels)], dtype=np.uint8)
+
+
+def region_colors(regions: np.ndarray) -> np.ndarray:
+    """Returns the light tint of each cell's class, uint8 ``[y, x, 3]``."""
+    return np.rint(255 - TINT * (255.0 - class_colors(int(regions.max()) + 1)))[regions].astype(np.uint8)
+
+
+def score_colors(scores: np.ndarray) -> np.ndarray:
+    """Returns scores as greys, the highest white, uint8 ``[y, x, 3]``; equal ones are all light."""
+    low, high = float(scores.min()), float(scores.max())
+    light = (scores.astype(np.float64) - low) / (high - low) if high > low else np.ones_like(scores, dtype=np.float64)
+    return np.repeat((70 + 185 * light).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def backdrop(colors: np.ndarray, side: int, resample: Image.Resampling = Image.Resampling.BILINEAR) -> Image.Image:
+    """Returns a square picture of the plane from the colour of each cell, uint8 ``[y, x, C]``, from the bottom."""
+    return Image.fromarray(np.ascontiguousarray(colors[::-1])).resize((side, side), resample)
+
+
+def base_points(
+    draw: ImageDraw.ImageDraw, to_pixels: Transform, plane: Plane, colors: Sequence[object], radius: float = 1.5
+) -> None:
+    """Draws the pool's points; `colors` has one for each of all classes."""
+    for (x, y), of in zip(to_pixels(plane.points), plane.point_classes, strict=True):
+        disc(draw, x, y, radius, fill=colors[int(of)])
+
+
+def colors_of(names: Iterable[str], classes: Sequence[str], other: str = BEHIND) -> list[str]:
+    """Returns a colour for each class: its own if it is a foreground class, one for all others."""
+    return [class_style(classes.index(name))[0] if name in classes else other for name in names]
 
 
 def networks(plane: Plane, classes: Sequence[str], all_classes: Sequence[str], side: int = 380) -> Image.Image:
@@ -26,15 +78,14 @@ def networks(plane: Plane, classes: Sequence[str], all_classes: Sequence[str], s
         all_classes: of the pool.
         side: pixels of either panel's sides.
     """
-    regions, to_pixels = tiles.plane(plane.extent, tiles.region_colors(plane.regions), np.zeros((0, 2)), [], side)
-    draw = ImageDraw.Draw(regions)
+    to_pixels = Transform(plane.extent, side)
+    regions = backdrop(region_colors(plane.regions), side)
     for (x, y), label in zip(to_pixels(plane.held_out_aggregates), plane.held_out_label, strict=True):
-        color = CLASS_STYLES[label % len(CLASS_STYLES)][0]
-        draw.ellipse((x - 2.5, y - 2.5, x + 2.5, y + 2.5), fill=color, outline=DARK)
-    colors = [class_color(all_classes[i], classes, "#444444") for i in plane.point_classes]
-    scores, _ = tiles.plane(plane.extent, tiles.score_colors(plane.scores), plane.points, colors, side)
+        disc(ImageDraw.Draw(regions), x, y, 2.5, fill=class_style(label)[0], outline=DARK)
+    scores = backdrop(score_colors(plane.scores), side)
+    base_points(ImageDraw.Draw(scores), to_pixels, plane, colors_of(all_classes, classes))
     heading, gap = 24, 12
-    image = Image.new("RGB", (2 * side + 3 * gap, side + heading + 28), tiles.PAPER)
+    image = Image.new("RGB", (2 * side + 3 * gap, side + heading + 28), PAPER)
     draw = ImageDraw.Draw(image)
     for column, (panel, title) in enumerate((
         (regions, "What sees: regions by class; weighted sums by true class"),
@@ -42,37 +93,38 @@ def networks(plane: Plane, classes: Sequence[str], all_classes: Sequence[str], s
     )):  # fmt: skip
         left = gap + column * (side + gap)
         image.paste(panel, (left, heading))
-        draw.text((left, 5), title, fill=tiles.INK, font=tiles.font(13))
+        write(draw, (left, 5), title, 13)
     legend(draw, gap, side + heading + 8, classes)
     return image
 
 
 def legend(draw: ImageDraw.ImageDraw, x: float, y: float, classes: Sequence[str]) -> None:
     """Names the colours of the foreground classes, and of the rest."""
-    for i, name in enumerate([*classes, "background"]):
-        color = CLASS_STYLES[i % len(CLASS_STYLES)][0] if i < len(classes) else "#444444"
+    names = [*classes, "background"]
+    for name, color in zip(names, [*colors_of(classes, classes), BEHIND], strict=True):
         draw.ellipse((x, y + 1, x + 9, y + 10), fill=color)
-        draw.text((x + 13, y - 2), name, fill=tiles.INK, font=tiles.font(12))
-        x += 26 + draw.textlength(name, font=tiles.font(12))
+        write(draw, (x + 13, y - 2), name, 12)
+        x += 26 + draw.textlength(name, font=font(12))
 
 
 def card(looked: Looked, i: int, plane: Plane, classes: Sequence[str], side: int = 230) -> Image.Image:
     """Draws a mosaic of points over What's regions: patches by weight, the foreground framed, the aggregate a cross."""
-    panel, to_pixels = tiles.plane(plane.extent, tiles.region_colors(plane.regions), np.zeros((0, 2)), [], side)
+    to_pixels = Transform(plane.extent, side)
+    panel = backdrop(region_colors(plane.regions), side)
     draw = ImageDraw.Draw(panel)
     for p, (x, y) in enumerate(to_pixels(looked.patches[i])):
         radius = 3 + 14 * float(looked.alpha[i, p]) ** 0.5
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=DARK, width=2)
-        draw.ellipse((x - 1.5, y - 1.5, x + 1.5, y + 1.5), fill=DARK)
+        disc(draw, x, y, radius, outline=DARK, width=2)
+        disc(draw, x, y, 1.5, fill=DARK)
         if p == looked.foreground[i]:
             reach = radius + 4
             draw.rectangle((x - reach, y - reach, x + reach, y + reach), outline=FRAME, width=3)
     (x, y) = to_pixels(looked.aggregates[i])
-    for width, color in ((6, "#FFFFFF"), (3, "#D55E00")):
+    for width, color in ((6, PAPER), (3, RED)):
         draw.line((x - 7, y - 7, x + 7, y + 7), fill=color, width=width)
         draw.line((x - 7, y + 7, x + 7, y - 7), fill=color, width=width)
-    image = Image.new("RGB", (side + 2 * tiles.MARGIN, side + 2 * tiles.MARGIN + 18), tiles.PAPER)
-    image.paste(panel, (tiles.MARGIN, tiles.MARGIN))
-    text, color = tiles.verdict(looked, i, classes)
-    ImageDraw.Draw(image).text((tiles.MARGIN, side + tiles.MARGIN + 3), text, fill=color, font=tiles.font(12))
+    image = Image.new("RGB", (side + 2 * MARGIN, side + 2 * MARGIN + 18), PAPER)
+    image.paste(panel, (MARGIN, MARGIN))
+    text, color = verdict(looked, i, classes)
+    write(ImageDraw.Draw(image), (MARGIN, side + MARGIN + 3), text, 12, color)
     return image

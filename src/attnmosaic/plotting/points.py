@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from attnmosaic.plotting.mosaics import SHOWN, pick, told
-from attnmosaic.plotting.palette import CELLS, CLASS_STYLES, FRAME, RED
+from attnmosaic.plotting.mosaics import SHOWN, captions, pick
+from attnmosaic.plotting.palette import FOCUS_PREDICTION, FRAME, RED, class_style
+from attnmosaic.plotting.point_tiles import region_colors
 from attnmosaic.plotting.style import PAGE, entry, key, literal, panels_in_inches
 from attnmosaic.runs.snapshots import Plane, Record
 
@@ -16,14 +17,6 @@ if TYPE_CHECKING:
 
 BASE_POINTS = 300
 """Base points in a panel, at most: they lie in heaps."""
-
-TINT = 0.25
-"""How much of its class's colour a region has, the rest is white."""
-
-
-def style_of(label: int) -> tuple[str, str]:
-    """Returns colour and marker of a foreground class."""
-    return CLASS_STYLES[label % len(CLASS_STYLES)]
 
 
 def draw_points(record: Record, split: str = "held_out", n: int = SHOWN) -> "Figure":
@@ -43,14 +36,16 @@ def draw_points(record: Record, split: str = "held_out", n: int = SHOWN) -> "Fig
     for axes, (looked, i) in zip(panels.flat, picks, strict=False):
         axes.set_axis_on()
         axes.set(xticks=[], yticks=[])
-        regions(axes, plane, len(record.classes))
+        regions(axes, plane)
         base_points(axes, record, plane)
         points, alpha, true = looked.patches[i], looked.alpha[i], int(looked.foreground[i])
         axes.scatter(*points.T, s=10 + 220 * alpha, facecolors="none", edgecolors="black", linewidths=0.9, zorder=3)
         axes.plot(*points[true], markersize=18, zorder=3, **framed)
         axes.plot(*looked.aggregates[i], markersize=9, zorder=4, **star)
-        kind, share, answer, truth = told(record, looked, i, split)
-        axes.set_title(f"{kind} ({share})" if share else kind, color=CELLS[looked.kinds[i]][1], fontsize=7)
+        kind, share, answer, truth = captions(record, looked, i, split)
+        axes.set_title(
+            f"{kind} ({share})" if share else kind, color=FOCUS_PREDICTION[looked.kinds[i]].color, fontsize=7
+        )
         axes.text(
             0.02, 0.02, f"says {answer}, true: {truth}", transform=axes.transAxes, fontsize=6.5, zorder=5,
             bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.5},
@@ -84,11 +79,11 @@ def draw_regions(record: Record) -> "Figure":
         (panels[0], "training", plane.aggregates, plane.label),
         (panels[1], "held-out", plane.held_out_aggregates, plane.held_out_label),
     ):
-        regions(axes, plane, len(record.classes))
+        regions(axes, plane)
         base_points(axes, record, plane)
         for some in np.array_split(np.arange(len(truth)), 5):  # in turns, so that no class hides the others
             for label in labels:
-                color, marker = style_of(label)
+                color, marker = class_style(label)
                 ours = aggregates[some][truth[some] == label]
                 axes.plot(*ours.T, color=color, marker=marker, markersize=3.2, label=f"{label}", **outline)
         axes.set(title=f"What, {len(truth):,} {split} mosaics", xlabel="x")
@@ -106,7 +101,7 @@ def draw_regions(record: Record) -> "Figure":
     panels[0].set_ylabel("y")
     handles = []
     for label in labels:
-        color, marker = style_of(label)
+        color, marker = class_style(label)
         name = f"aggregates, true class {literal(record.classes[label])}"
         handles.append(entry(name, color=color, marker=marker, markersize=4.5, **outline))
         handles.append(base_entry(record, label))
@@ -120,14 +115,10 @@ def plane_of(record: Record) -> Plane:
     return record.plane
 
 
-def regions(axes: "Axes", plane: Plane, classes: int) -> None:
+def regions(axes: "Axes", plane: Plane) -> None:
     """Tints a panel by What's answer."""
-    from matplotlib.colors import to_rgb
-
-    colors = np.array([to_rgb(style_of(label)[0]) for label in range(classes)])
-    tints = np.rint(255 * (1 - TINT * (1 - colors))).astype(np.uint8)
     left, right, bottom, top = plane.extent
-    axes.imshow(tints[plane.regions], extent=(left, right, bottom, top), origin="lower", aspect="auto")
+    axes.imshow(region_colors(plane.regions), extent=(left, right, bottom, top), origin="lower", aspect="auto")
     axes.set(xlim=(left, right), ylim=(bottom, top))
     axes.grid(False)
 
@@ -147,13 +138,13 @@ def base_points(axes: "Axes", record: Record, plane: Plane, edge: float = 0) -> 
     style |= {"markeredgecolor": "white" if edge else "none", "markeredgewidth": edge}
     axes.plot(*points[~np.isin(names, record.classes)].T, color="0.5", **style)
     for label, name in enumerate(record.classes):
-        axes.plot(*points[names == name].T, color=style_of(label)[0], **style)
+        axes.plot(*points[names == name].T, color=class_style(label)[0], **style)
 
 
 def base_entry(record: Record, label: int | None) -> "Line2D":
     """Returns the legend's entry for the base points of a class, None for those of the background."""
     name, color = (
-        ("background", "0.5") if label is None else (f"class {literal(record.classes[label])}", style_of(label)[0])
+        ("background", "0.5") if label is None else (f"class {literal(record.classes[label])}", class_style(label)[0])
     )
     style: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 3, "markeredgewidth": 0}
     return entry(f"base points, {name}", color=color, **style)

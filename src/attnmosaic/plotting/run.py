@@ -6,11 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attnmosaic.core.errors import UserError
 from attnmosaic.plotting import animation, curves, focus, heatmaps, mosaics, points
-from attnmosaic.plotting.source import Source, curve
 from attnmosaic.plotting.style import DEFAULT_FORMATS, Drawn, draw_all
-from attnmosaic.runs.snapshots import Record
+from attnmosaic.runs.rows import curve
+from attnmosaic.runs.run import Run
+from attnmosaic.runs.snapshots import RECORD
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,48 +19,48 @@ log = logging.getLogger(__name__)
 
 
 def draw_run(folder: Path, formats: Iterable[str] = DEFAULT_FORMATS) -> Drawn:
-    """Draws all that a run's folder has the makings of, into the folder.
+    """Draws each figure that a run's files suffice for into its folder.
 
-    Of a smoke run each picture says so. One that cannot be drawn is logged and left out.
+    All pictures of a smoke run have a banner. A figure that cannot be drawn, and a file that cannot be read, is logged
+    and left out.
 
     Args:
         folder: the run's folder, of a run that has finished or not.
         formats: of the figures, some of `attnmosaic.plotting.style.FORMATS`.
     """
-    source = Source(folder)
-    failed = []
-    try:
-        record = source.record
-    except UserError as error:  # what is drawn from tables can be drawn all the same
-        log.warning("%s", error)
-        record, failed = None, ["mosaics"]
-    smoke = source.smoke or (record is not None and record.scale == "smoke")
-    drawn = draw_all(figures_of(source, record), folder, formats, smoke)
-    drawn.failed.extend(failed)
+    run = Run(folder)
+    record = run.snapshots
+    smoke = run.smoke or (record is not None and record.scale == "smoke")
+    drawn = draw_all(figures_of(run), folder, formats, smoke)
+    for name, reason in run.problems.items():
+        log.warning("%s: %s", folder / name, reason)
+    if RECORD in run.problems:
+        drawn.failed.append("mosaics")
     if record is not None and animation.moves(record):
         try:
-            drawn.paths.append(animation.draw_animation(folder / animation.NAME, record, source.spans, smoke))
+            drawn.paths.append(animation.draw_animation(folder / animation.NAME, record, run.stages, smoke))
         except Exception:  # no picture is worth a run
             log.warning("%s: %s could not be drawn", folder, animation.NAME, exc_info=True)
             drawn.failed.append("animation")
     return drawn
 
 
-def figures_of(source: Source, record: Record | None) -> dict[str, Callable[[], "Figure"]]:
-    """Returns what draws each figure that a run's folder has the makings of, by its name."""
+def figures_of(run: Run) -> dict[str, Callable[[], "Figure"]]:
+    """Returns by name a function that draws each figure that a run's files suffice for."""
     figures: dict[str, Callable[[], Figure]] = {}
-    if curves.outputs_of(source):
-        figures["accuracy"] = partial(curves.draw_outputs, source)
-        if heatmaps.confusion_tables(source):
-            figures["confusion"] = partial(heatmaps.draw_confusion, source)
-    if focus.focus_tables(source):
-        figures["focus_vs_pred"] = partial(focus.draw_focus, source)
-    if curve(source.metrics, "train/focus")[0]:
-        figures["accuracy_vs_focus"] = partial(focus.draw_accuracy_vs_focus, source)
-    if source.metrics:
-        figures["loss"] = partial(curves.draw_loss, source)
-    if source.rows("gradients"):
-        figures["gradients"] = partial(curves.draw_gradients, source)
+    if run.outputs and run.metrics:
+        figures["accuracy"] = partial(curves.draw_outputs, run)
+    if heatmaps.confusions(run):
+        figures["confusion"] = partial(heatmaps.draw_confusion, run)
+    if focus.focus_tables(run):
+        figures["focus_vs_pred"] = partial(focus.draw_focus, run)
+    if curve(run.metrics, "train/focus")[0]:
+        figures["accuracy_vs_focus"] = partial(focus.draw_accuracy_vs_focus, run)
+    if run.metrics:
+        figures["loss"] = partial(curves.draw_loss, run)
+    if run.rows("gradients"):
+        figures["gradients"] = partial(curves.draw_gradients, run)
+    record = run.snapshots
     if record is not None and record.plane is not None:
         figures["mosaics"] = partial(points.draw_points, record)
         figures["regions"] = partial(points.draw_regions, record)

@@ -7,9 +7,9 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from attnmosaic.core.text import cut
 from attnmosaic.plotting.palette import SMOKE, SMOKE_COLOR, STAGES
-from attnmosaic.plotting.source import Span
-from attnmosaic.plotting.tiles import shortened
+from attnmosaic.runs.rows import Span
 
 if TYPE_CHECKING:  # matplotlib is imported when a figure is drawn, not before
     from matplotlib.artist import Artist
@@ -145,7 +145,7 @@ def points_for(values: Sequence[Any]) -> str:
 
 def literal(name: str, most: int = 16) -> str:
     """Returns a name as matplotlib is to be given it: no longer than its place, and no mathematics between dollars."""
-    return shortened(name, most).replace("$", r"\$")
+    return cut(name, most).replace("$", r"\$")
 
 
 def key(figure: "Figure", handles: Sequence["Artist"], columns: int | None = None) -> None:

@@ -1,4 +1,7 @@
-"""Mosaics as pixels, by Pillow alone: fast enough to be drawn while a run trains."""
+"""Primitives of pictures of mosaics: patches, light by weight, grids, frames and captions, by Pillow alone.
+
+They are fast enough to be drawn while a run trains.
+"""
 
 import math
 from collections.abc import Sequence
@@ -7,17 +10,24 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
-from attnmosaic.plotting.palette import CLASS_STYLES, FRAME, GREEN, RED
+from attnmosaic.core.text import cut
+from attnmosaic.plotting.palette import FRAME, GREEN, RED, SMOKE, SMOKE_COLOR
 from attnmosaic.runs.snapshots import Looked
 
 CELL, GAP, MARGIN = 44, 3, 8
 """Pixels of a patch's side, between patches, and around a mosaic."""
 
+NAME = 16
+"""Characters of a class's name, at most."""
+
 INK, PAPER = "#222222", "#FFFFFF"
 SHADE = 0.82
 """How dark a patch without weight is drawn; the one with the most weight is drawn as it is."""
+
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom in pixels; right and bottom lie outside."""
 
 
 @cache
@@ -31,19 +41,38 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.truetype(str(file), round(0.92 * size)) if file.exists() else ImageFont.load_default(size)
 
 
+# ---- patches
+
+
+def to_rgb(pixels: np.ndarray) -> np.ndarray:
+    """Returns pixels ``[H, W, C]``, C 1 or 3, values about 0 to 255, as uint8 ``[H, W, 3]``."""
+    rounded = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    return np.repeat(rounded, 3, axis=-1) if rounded.shape[-1] == 1 else rounded
+
+
 def picture(pixels: np.ndarray, side: int) -> Image.Image:
     """Returns pixels ``[H, W, C]``, C 1 or 3, values 0 to 255, as an RGB image whose longer side is as given."""
-    rounded = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
-    image = Image.fromarray(rounded[..., 0] if rounded.shape[-1] == 1 else rounded).convert("RGB")
+    image = Image.fromarray(to_rgb(pixels))
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     # Small patches are shown pixel by pixel, as the networks see them.
     return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX)
 
 
-def shortened(name: str, most: int = 16) -> str:
-    """Returns a name that is no longer than so many letters."""
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+def darkness(weight: float, shade: float = SHADE) -> float:
+    """Returns how dark a patch is drawn, 0 to `shade`, by its weight as a fraction of a weight in full light.
+
+    By the root: what matters is which patches are lit at all, half the weight is nearly as light.
+    """
+    return shade * (1 - math.sqrt(min(1.0, max(0.0, weight))))
+
+
+def lit(patch: Image.Image, weight: float) -> Image.Image:
+    """Returns a patch in the light of its weight, a fraction of a weight in full light."""
+    return Image.blend(patch, Image.new("RGB", patch.size, "#000000"), darkness(weight))
+
+
+# ---- grids
 
 
 def columns(patches: int) -> int:
@@ -51,140 +80,146 @@ def columns(patches: int) -> int:
     return math.ceil(math.sqrt(patches))
 
 
-def grid(patches: np.ndarray, foreground: int | None = None, cell: int = CELL) -> Image.Image:
-    """Draws the patches ``[P, H, W, C]`` of a mosaic row by row, the true foreground framed."""
-    return _grid(patches, None, foreground, cell)
+def grid(
+    images: Sequence[Image.Image], size: tuple[int, int], gap: int = 0, border: int = 0, across: int | None = None
+) -> tuple[Image.Image, list[Box]]:
+    """Puts images beside and below each other.
+
+    Args:
+        images: N images of one mode.
+        size: width and height of the place of each.
+        gap: pixels between places.
+        border: pixels around all.
+        across: images in a row; by default `columns`.
+
+    Returns:
+        The picture, and the places.
+    """
+    across = across or columns(len(images))
+    (width, height), down = size, -(-len(images) // across)
+    whole = (across * (width + gap) - gap + 2 * border, down * (height + gap) - gap + 2 * border)
+    sheet = Image.new(images[0].mode, whole, PAPER)
+    boxes = []
+    for i, image in enumerate(images):
+        x, y = border + i % across * (width + gap), border + i // across * (height + gap)
+        sheet.paste(image, (x, y))
+        boxes.append((x, y, x + width, y + height))
+    return sheet, boxes
 
 
-def overlay(patches: np.ndarray, alpha: np.ndarray, foreground: int | None = None, cell: int = CELL) -> Image.Image:
-    """Draws the same with the attention weights over it: light falls on patches by weight, and each has its number.
+def sheet(images: Sequence[Image.Image], across: int) -> Image.Image:
+    """Puts images beside and below each other, each in the place of the largest."""
+    size = max(image.width for image in images), max(image.height for image in images)
+    return grid(images, size, across=min(across, len(images)))[0]
+
+
+# ---- marks and text
+
+
+def disc(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, **style: object) -> None:
+    """Draws a circle around a point."""
+    draw.ellipse((x - radius, y - radius, x + radius, y + radius), **style)  # type: ignore[arg-type]
+
+
+def frame(draw: ImageDraw.ImageDraw, box: Box, color: str, width: int, outside: int = 0) -> None:
+    """Draws a frame along the inner edge of a place, or of one with a border of `outside` pixels around it."""
+    left, top, right, bottom = box
+    draw.rectangle(
+        (left - outside, top - outside, right + outside - 1, bottom + outside - 1), outline=color, width=width
+    )
+
+
+def write(
+    draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, color: str = INK, anchor: str = "la"
+) -> None:
+    """Writes a text; `anchor` says, as Pillow does, which part of it lies at the point."""
+    draw.text(at, text, fill=color, font=font(size), anchor=anchor)
+
+
+def number(draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, size: int, padding: Box) -> None:
+    """Writes white on black to the left of and above a corner.
+
+    Args:
+        draw: of the picture.
+        corner: right and bottom of the text.
+        text: the number.
+        size: of its letters.
+        padding: how far the black reaches beyond the text to the left, top, right and bottom.
+    """
+    inside = draw.textbbox(corner, text, font=font(size), anchor="rb")
+    left, top, right, bottom = padding
+    draw.rectangle((inside[0] - left, inside[1] - top, inside[2] + right, inside[3] + bottom), fill="#000000")
+    write(draw, corner, text, size, "#FFFFFF", "rb")
+
+
+def stamp(draw: ImageDraw.ImageDraw, width: int, height: int, size: int) -> None:
+    """Draws the banner of smoke runs along the top."""
+    draw.rectangle((0, 0, width, height - 1), fill=SMOKE_COLOR)
+    write(draw, (width / 2, height / 2), SMOKE, size, PAPER, "mm")
+
+
+def fitted(text: str, width: int, size: int) -> str:
+    """Returns a text cut to so many pixels."""
+    most = len(text)
+    while most > 1 and font(size).getlength(cut(text, most)) > width:
+        most -= 1
+    return cut(text, most)
+
+
+# ---- mosaics of images
+
+
+def mosaic(
+    patches: np.ndarray, alpha: np.ndarray | None = None, foreground: int | None = None, cell: int = CELL
+) -> Image.Image:
+    """Draws the patches of a mosaic row by row, in the light of their weights and with these as numbers.
 
     Args:
         patches: ``[P, H, W, C]``.
-        alpha: ``[P]``.
-        foreground: position of the true foreground, if it is known.
+        alpha: attention weights, ``[P]``; None for full light and no numbers.
+        foreground: position of the true foreground, which is framed.
         cell: pixels of a patch's side.
     """
-    return _grid(patches, alpha, foreground, cell)
-
-
-def _grid(patches: np.ndarray, alpha: np.ndarray | None, foreground: int | None, cell: int) -> Image.Image:
-    across = columns(len(patches))
-    down = -(-len(patches) // across)
-    image = Image.new("RGB", (across * (cell + GAP) + GAP, down * (cell + GAP) + GAP), PAPER)
+    images = [picture(pixels, cell) for pixels in patches]
+    if alpha is not None:
+        images = [
+            lit(image, float(weight / max(alpha.max(), 1e-6))) for image, weight in zip(images, alpha, strict=True)
+        ]
+    image, boxes = grid(images, (cell, cell), GAP, GAP)
     draw = ImageDraw.Draw(image)
-    for i, pixels in enumerate(patches):
-        x, y = GAP + i % across * (cell + GAP), GAP + i // across * (cell + GAP)
-        patch = picture(pixels, cell)
-        if alpha is not None:
-            # By the root: what matters is which patches are lit at all, half the most weight is nearly as light.
-            dark = SHADE * (1 - math.sqrt(float(alpha[i] / max(alpha.max(), 1e-6))))
-            patch = Image.blend(patch, Image.new("RGB", patch.size, "#000000"), dark)
-        image.paste(patch, (x, y))
-        if alpha is not None and cell >= 30:
-            text = f"{alpha[i]:.2f}"
-            size = max(9, cell // 4)
-            left, top, right, bottom = draw.textbbox((x + cell - 1, y + cell - 1), text, font=font(size), anchor="rb")
-            draw.rectangle((left - 2, top - 1, right, bottom), fill="#000000")
-            draw.text((x + cell - 1, y + cell - 1), text, fill="#FFFFFF", font=font(size), anchor="rb")
-        if i == foreground:
-            draw.rectangle((x - GAP, y - GAP, x + cell + GAP - 1, y + cell + GAP - 1), outline=FRAME, width=GAP)
+    if alpha is not None and cell >= 30:
+        for (_, _, right, bottom), weight in zip(boxes, alpha, strict=True):
+            number(draw, (right - 1, bottom - 1), f"{weight:.2f}", max(9, cell // 4), (2, 1, 0, 0))
+    if foreground is not None:
+        frame(draw, boxes[foreground], FRAME, GAP, outside=GAP)
     return image
 
 
 def card(looked: Looked, i: int, classes: Sequence[str], cell: int = CELL) -> Image.Image:
     """Draws a mosaic of images: its patches, the same by weight, the aggregate; prediction and truth below."""
     true = int(looked.foreground[i])
-    plain = grid(looked.patches[i], true, cell)
-    lit = overlay(looked.patches[i], looked.alpha[i], true, cell)
+    plain = mosaic(looked.patches[i], None, true, cell)
+    by_weight = mosaic(looked.patches[i], looked.alpha[i], true, cell)
     summed = picture(looked.aggregates[i], plain.height - 2 * GAP)
-    below = 20
-    width = plain.width + lit.width + summed.width + 4 * MARGIN
-    image = Image.new("RGB", (width, plain.height + 2 * MARGIN + below), PAPER)
-    draw = ImageDraw.Draw(image)
-    top = MARGIN
-    image.paste(plain, (MARGIN, top))
-    image.paste(lit, (plain.width + 2 * MARGIN, top))
-    image.paste(summed, (plain.width + lit.width + 3 * MARGIN, top + GAP))
+    width = plain.width + by_weight.width + summed.width + 4 * MARGIN
+    image = Image.new("RGB", (width, plain.height + 2 * MARGIN + 20), PAPER)
+    image.paste(plain, (MARGIN, MARGIN))
+    image.paste(by_weight, (plain.width + 2 * MARGIN, MARGIN))
+    image.paste(summed, (plain.width + by_weight.width + 3 * MARGIN, MARGIN + GAP))
     text, color = verdict(looked, i, classes)
-    draw.text((MARGIN, top + plain.height + 4), text, fill=color, font=font(13))
+    write(ImageDraw.Draw(image), (MARGIN, MARGIN + plain.height + 4), text, 13, color)
     return image
+
+
+def answer_of(looked: Looked, i: int, classes: Sequence[str], most: int = NAME) -> str:
+    """Returns the predicted class of a mosaic, in at most `most` characters, with its probability: "ship (0.93)"."""
+    guess = int(looked.predicted[i])
+    return f"{cut(classes[guess], most)} ({looked.probabilities[i, guess]:.2f})"
 
 
 def verdict(looked: Looked, i: int, classes: Sequence[str]) -> tuple[str, str]:
     """Returns what is said of a mosaic, and its colour: "ship (0.93), right; focus"."""
-    guess, truth = int(looked.predicted[i]), int(looked.label[i])
-    mark = "right" if guess == truth else f"true: {shortened(classes[truth])}"
+    right = looked.predicted[i] == looked.label[i]
+    truth = "right" if right else f"true: {cut(classes[looked.label[i]], NAME)}"
     focus = "focus" if looked.focus[i] else "no focus"
-    share = float(looked.probabilities[i, guess])
-    return f"{shortened(classes[guess])} ({share:.2f}), {mark}; {focus}", GREEN if guess == truth else RED
-
-
-def sheet(images: Sequence[Image.Image], across: int) -> Image.Image:
-    """Puts images of one size beside and below each other."""
-    width, height = max(i.width for i in images), max(i.height for i in images)
-    down = -(-len(images) // across)
-    whole = Image.new("RGB", (min(across, len(images)) * width, down * height), PAPER)
-    for i, image in enumerate(images):
-        whole.paste(image, (i % across * width, i // across * height))
-    return whole
-
-
-def plane(
-    extent: np.ndarray,
-    background: np.ndarray,
-    points: np.ndarray,
-    point_colors: Sequence[str],
-    side: int = 360,
-) -> tuple[Image.Image, "Transform"]:
-    """Draws 2-D points over a coloured plane.
-
-    Args:
-        extent: left, right, bottom, top.
-        background: RGB of each cell, uint8 ``[y, x, 3]``, from the bottom.
-        points: ``[U, 2]``.
-        point_colors: of each.
-        side: pixels of the picture's sides.
-
-    Returns:
-        The picture, and what takes points of the plane to its pixels.
-    """
-    image = Image.fromarray(np.ascontiguousarray(background[::-1])).resize((side, side), Image.Resampling.BILINEAR)
-    draw = ImageDraw.Draw(image)
-    to_pixels = Transform(extent, side)
-    for (x, y), color in zip(to_pixels(points), point_colors, strict=True):
-        draw.ellipse((x - 1.5, y - 1.5, x + 1.5, y + 1.5), fill=color)
-    return image, to_pixels
-
-
-class Transform:
-    """Takes points of the plane to pixels of a square picture.
-
-    Args:
-        extent: left, right, bottom, top.
-        side: pixels of the picture's sides.
-    """
-
-    def __init__(self, extent: np.ndarray, side: int) -> None:
-        left, right, bottom, top = map(float, extent)
-        self.origin = np.array([left, top])
-        self.scale = np.array([side / (right - left), -side / (top - bottom)])
-
-    def __call__(self, points: np.ndarray) -> np.ndarray:
-        """Returns pixels ``[..., 2]``, x from the left and y from the top."""
-        return (np.asarray(points, dtype=np.float64) - self.origin) * self.scale
-
-
-def region_colors(regions: np.ndarray) -> np.ndarray:
-    """Returns the light tint of each cell's class, uint8 ``[y, x, 3]``."""
-    palette = np.array(
-        [ImageColor.getrgb(CLASS_STYLES[i % len(CLASS_STYLES)][0]) for i in range(int(regions.max()) + 1)]
-    )
-    return (255 - 0.25 * (255 - palette[regions])).astype(np.uint8)
-
-
-def score_colors(scores: np.ndarray) -> np.ndarray:
-    """Returns scores as greys, the highest white, uint8 ``[y, x, 3]``; equal ones are all light."""
-    low, high = float(scores.min()), float(scores.max())
-    share = (scores.astype(np.float64) - low) / (high - low) if high > low else np.ones_like(scores, dtype=np.float64)
-    return np.repeat((70 + 185 * share).astype(np.uint8)[..., None], 3, axis=-1)
+    return f"{answer_of(looked, i, classes)}, {truth}; {focus}", GREEN if right else RED

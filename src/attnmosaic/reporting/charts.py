@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from attnmosaic.reporting.formatting import measured, tick
-from attnmosaic.reporting.reading import Points
+from attnmosaic.runs.rows import Span
 
 WIDTH, HEIGHT = 400, 232
 LEFT, RIGHT, TOP, BOTTOM = 46, 390, 24, 200
@@ -16,6 +16,7 @@ DASHES = {"-": "", "--": "7 4", "-.": "9 3 2 3", ":": "2 3"}
 MOST_POINTS = 800
 
 Ticks = list[tuple[float, str]]
+Points = list[tuple[int, float]]
 
 
 @dataclass(frozen=True)
@@ -99,21 +100,10 @@ def _powers(low: float, high: float) -> list[float]:
     return [tick for tick in found if low <= tick * (1 + 1e-9) and tick <= high * (1 + 1e-9)]
 
 
-def stage_spans(stages: Sequence[tuple[float, str]]) -> list[tuple[float, float, str]]:
-    """Joins (epoch, stage) to (from, to, stage); an epoch reaches from the one before it to itself."""
-    spans: list[tuple[float, float, str]] = []
-    for epoch, name in stages:
-        if spans and spans[-1][2] == name and spans[-1][1] == epoch - 1:
-            spans[-1] = (spans[-1][0], epoch, name)
-        else:
-            spans.append((epoch - 1, epoch, name))
-    return spans
-
-
 def chart(
     title: str,
     lines: Sequence[Line],
-    stages: Sequence[tuple[float, str]] = (),
+    stages: Sequence[Span] = (),
     epochs: float = 0,
     share: bool = False,
     log: bool = False,
@@ -125,7 +115,7 @@ def chart(
     Args:
         title: what it shows.
         lines: its curves; those without points are left out.
-        stages: each epoch's stage.
+        stages: the stages there have been.
         epochs: how many there are to be.
         share: whether values are shares, from 0 to 1.
         log: whether the axis may be logarithmic; it is if all values are above 0 and far apart.
@@ -167,7 +157,7 @@ def chart(
         dots = places if len(places) <= 12 else []
         drawn.append(Drawn(line.name, line.color, DASHES[line.style], path, dots, measured(line.points[-1][1], shares)))
     bands = []
-    for start, end, name in stage_spans(stages):
+    for name, start, end in stages:
         width = across(min(end, right)) - across(start)
         bands.append(Band(across(start), round(width, 1), name, width >= 6.5 * len(name) + 4))
     if bands and not all(band.named for band in bands):  # a name here and there is no help; the legend has them
@@ -192,17 +182,17 @@ def _thinned(points: Points) -> Points:
     return [*points[:-1:every], points[-1]] if every > 1 else points
 
 
-def _values(lines: Sequence[Line], stages: Sequence[tuple[float, str]], right: float) -> dict[str, Any]:
+def _values(lines: Sequence[Line], stages: Sequence[Span], right: float) -> dict[str, Any]:
     at = sorted({x for line in lines for x, _ in line.points})
     by_epoch = [dict(line.points) for line in lines]
     return {
         "box": [LEFT, RIGHT, TOP, BOTTOM, WIDTH],
         "right": right,
-        "epochs": [int(x) if x == int(x) else x for x in at],
-        "lines": [[_short(values.get(x)) for x in at] for values in by_epoch],
-        "stages": [[start, end, name] for start, end, name in stage_spans(stages)],
+        "epochs": at,
+        "lines": [[_rounded(values.get(x)) for x in at] for values in by_epoch],
+        "stages": [[start, end, name] for name, start, end in stages],
     }
 
 
-def _short(value: float | None) -> float | None:
+def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.4g}")

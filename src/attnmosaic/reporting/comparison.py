@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from attnmosaic.core.text import cut
 from attnmosaic.reporting.charts import Ticks, round_ticks
 from attnmosaic.reporting.formatting import tick
-from attnmosaic.reporting.reading import dig, number
+from attnmosaic.runs.rows import dig, number
 from attnmosaic.runs.run import seed_name
 from attnmosaic.tables.reproduced import Cell, Reproduced, Row
 
@@ -204,7 +205,7 @@ def _strips_of(table: Reproduced, metric: str) -> Strips | None:
             told += f"; published {cell.published:g}"
         strips.append(
             Strip(
-                label=_cut(table.label(row)),
+                label=cut(table.label(row), LONGEST),
                 y=step * place + (26 if above else 12),
                 label_y=step * place + (12 if above else 15.5),
                 dots=[(across(value), seed, value) for seed, value in dots],
@@ -215,7 +216,3 @@ def _strips_of(table: Reproduced, metric: str) -> Strips | None:
         )
     ticks = [(across(value), tick(value)) for value in round_ticks(low, high, 5)]
     return Strips(metric, 400, 12 + step * len(seeds) + 16, left, above, ticks, strips)
-
-
-def _cut(label: str) -> str:
-    return label if len(label) <= LONGEST else f"{label[: LONGEST - 1]}…"

@@ -4,7 +4,7 @@ import math
 import time
 from typing import Any
 
-from attnmosaic.tables.varied import short_value
+from attnmosaic.core.text import cut_middle, format_measured_duration, short_number
 
 MINUS, NOTHING = "\N{MINUS SIGN}", "\N{EN DASH}"
 
@@ -42,9 +42,8 @@ def tick(value: float) -> str:
 
 
 def short(text: Any, most: int = 80) -> str:
-    """Cuts a name in its middle, which is where long ones say least."""
-    text = str(text)
-    return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 2 + 1 :]}"
+    """Cuts a long name in its middle."""
+    return cut_middle(str(text), most)
 
 
 def when(seconds: float) -> str:
@@ -52,14 +51,9 @@ def when(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
-def lasted(seconds: float | None) -> str:
-    """Writes a duration: 2.8 s, 4 min 05 s, 3 h 20 min."""
-    if seconds is None:
-        return NOTHING
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+def duration(seconds: float | None) -> str:
+    """Writes a measured time."""
+    return NOTHING if seconds is None else format_measured_duration(seconds)
 
 
 def clamped(per_cent: float) -> float:
@@ -67,5 +61,5 @@ def clamped(per_cent: float) -> float:
     return min(100.0, max(0.0, per_cent))
 
 
-FILTERS = {word.__name__: word for word in (fixed, signed, short, short_value, when, lasted, clamped)}
+FILTERS = {word.__name__: word for word in (fixed, signed, short, short_number, when, duration, clamped)}
 """What the templates write with."""

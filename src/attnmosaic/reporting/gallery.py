@@ -1,14 +1,14 @@
 """Mosaics to browse: which of a run's are shown, and what is told of each."""
 
 import itertools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from attnmosaic.plotting.palette import CELLS
-from attnmosaic.plotting.tiles import Transform, columns
+from attnmosaic.plotting.palette import FOCUS_PREDICTION
+from attnmosaic.plotting.point_tiles import Transform
+from attnmosaic.plotting.tiles import columns, darkness
 from attnmosaic.reporting.pictures import Picture, aggregate_picture, mosaic_picture, plane_picture
 from attnmosaic.runs.snapshots import KINDS, Looked, Record
 
@@ -87,7 +87,7 @@ class Gallery:
 
     @property
     def kinds(self) -> dict[str, str]:
-        return {kind: CELLS[kind][0] for kind in KINDS}
+        return {kind: FOCUS_PREDICTION[kind].label for kind in KINDS}
 
 
 def share_out(have: Mapping[int, int], budget: int) -> dict[int, int]:
@@ -131,10 +131,7 @@ def _card(record: Record, split: str, i: int, aggregates: np.ndarray) -> Card:
     looked = record.final[split]
     alpha, probabilities = looked.alpha[i], looked.probabilities[i]
     true, guess, truth = int(looked.foreground[i]), int(looked.predicted[i]), int(looked.label[i])
-    weights = [
-        Weight(value, j == true, round(SHADE * (1 - math.sqrt(max(0.0, min(1.0, value)))), 3))
-        for j, value in enumerate(map(float, alpha))
-    ]
+    weights = [Weight(value, j == true, round(darkness(value, SHADE), 3)) for j, value in enumerate(map(float, alpha))]
     likely = sorted(range(len(probabilities)), key=lambda c: -probabilities[c])[:MOST_CLASSES]
     shown = likely if truth in likely or len(probabilities) <= MOST_CLASSES else [*likely[:-1], truth]
     order = sorted(shown) if len(probabilities) <= MOST_CLASSES else shown

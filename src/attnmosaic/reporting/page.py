@@ -15,11 +15,12 @@ from attnmosaic.plotting import palette
 from attnmosaic.reporting.comparison import MARKS, Comparison, compare
 from attnmosaic.reporting.formatting import FILTERS
 from attnmosaic.reporting.gallery import gallery, share_out
-from attnmosaic.reporting.reading import Troubles, dig, span
-from attnmosaic.reporting.run_section import Details, details, outputs_of
-from attnmosaic.runs.discovery import read_plan, some_runs, sweep_of
-from attnmosaic.runs.run import Run
-from attnmosaic.runs.snapshots import RECORD, Record, read_record
+from attnmosaic.reporting.problems import Problems
+from attnmosaic.reporting.run_section import Details, details
+from attnmosaic.runs.discovery import last_written, read_plan, some_runs, sweep_of
+from attnmosaic.runs.rows import dig
+from attnmosaic.runs.run import CONFIG, HYDRA, Run
+from attnmosaic.runs.snapshots import RECORD
 from attnmosaic.tables.reproduced import Reproduced, reproduce
 
 MOSAICS = 240
@@ -60,16 +61,17 @@ def write_report(folder: Path, out: Path) -> None:
 def render(folder: Path, out: Path) -> str:
     """Returns the page; links in it lead from where ``out`` lies."""
     runs = some_runs(folder)
-    troubles = Troubles()
-    tables = [compare(table) for table in _tables(runs, troubles)]
-    few = sum(outputs_of(run) is not None for run in runs) <= MOST_WITH_ALL_CONFUSIONS
+    problems = Problems()
+    tables = [compare(table) for table in _tables(runs, problems)]
+    few = sum(bool(run.outputs) for run in runs) <= MOST_WITH_ALL_CONFUSIONS
     shown = []
     for i, run in enumerate(runs, 1):
-        laid_out = troubles.attempt(run.folder, None, details, run, i, folder, out.parent, troubles, few)
+        laid_out = problems.attempt(run.folder, None, details, run, i, folder, out.parent, few)
         if laid_out is not None:
             shown.append(laid_out)
     _name_runs(shown, tables)
-    _add_galleries(shown, troubles)
+    _add_galleries(shown, problems)
+    problems += [f"{run.run.folder / name}: {what}" for run in shown for name, what in run.run.problems.items()]
     script = _text("report.js")
     environment = Environment(
         loader=PackageLoader("attnmosaic.reporting"),
@@ -86,20 +88,20 @@ def render(folder: Path, out: Path) -> str:
         folder=str(shown[0].run.folder if lone else folder),
         lone=lone,
         commands=_commands(shown),
-        span=span(run.run for run in shown),
+        span=_span([run.run for run in shown]),
         made=time.time(),
         version=__version__,
         states={state: count for state in STATES if (count := sum(run.state == state for run in shown))},
         verdicts=_verdicts(tables),
         marks=MARKS,
-        smoke=sum(run.smoke for run in shown),
+        smoke=sum(run.run.smoke for run in shown),
         tables=tables,
         spread=[table for table in tables if table.is_spread],
         varied=list(dict.fromkeys(key for run in shown for key in run.varied)),
         runs=shown,
         environments=_environments(shown),
-        troubles=list(dict.fromkeys(troubles)),
-        palette=_palette(),
+        problems=list(dict.fromkeys(problems)),
+        palette=palette.COLORS,
         classes=palette.CLASS_STYLES,
         # Our own files, and nothing of the user's: the only text that is not escaped.
         style=Markup(_text("report.css")),
@@ -112,14 +114,14 @@ def _text(name: str) -> str:
     return (files("attnmosaic.reporting") / "templates" / name).read_text(encoding="utf-8")
 
 
-def _tables(runs: list[Run], troubles: Troubles) -> list[Reproduced]:
+def _tables(runs: list[Run], problems: Problems) -> list[Reproduced]:
     """Returns the tables of all runs; of those that can be placed in one, if some are too odd."""
     try:
         return reproduce(runs)
     except Exception:
         nothing: list[Reproduced] = []
-        sound = [run for run in runs if troubles.attempt(run.folder, nothing, reproduce, [run])]
-        return troubles.attempt("tables", nothing, reproduce, sound)
+        sound = [run for run in runs if problems.attempt(run.folder, nothing, reproduce, [run])]
+        return problems.attempt("tables", nothing, reproduce, sound)
 
 
 def _name_runs(shown: list[Details], tables: list[Comparison]) -> None:
@@ -134,16 +136,11 @@ def _name_runs(shown: list[Details], tables: list[Comparison]) -> None:
             run.called = ", ".join([table.label(row), *([f"seed {run.seed}"] if several and run.seed else [])])
 
 
-def _add_galleries(shown: list[Details], troubles: Troubles) -> None:
-    records: dict[int, Record] = {}
-    for i, run in enumerate(shown):
-        if (file := run.run.folder / RECORD).exists():
-            record = troubles.attempt(file, None, read_record, file)
-            if record is not None:
-                records[i] = record
+def _add_galleries(shown: list[Details], problems: Problems) -> None:
+    records = {i: record for i, run in enumerate(shown) if (record := run.run.snapshots) is not None}
     given = share_out({i: sum(map(len, record.final.values())) for i, record in records.items()}, MOSAICS)
     for i, record in records.items():
-        shown[i].gallery = troubles.attempt(shown[i].run.folder / RECORD, None, gallery, record, given[i])
+        shown[i].gallery = problems.attempt(shown[i].run.folder / RECORD, None, gallery, record, given[i])
 
 
 def _title(folder: Path, tables: list[Comparison], shown: list[Details], lone: bool) -> str:
@@ -159,12 +156,22 @@ def _title(folder: Path, tables: list[Comparison], shown: list[Details], lone: b
     return f"{table.published.title} by {', '.join(table.varied)}"
 
 
+def _span(runs: list[Run]) -> tuple[float, float] | None:
+    """Returns when the first of the runs began and when the last one wrote, as seconds since 1970."""
+    begun, written = [], []
+    for run in runs:
+        if times := [at for file in run.own_files if (at := last_written(file))]:
+            begun.append(last_written(run.folder / HYDRA) or last_written(run.folder / CONFIG) or min(times))
+            written.append(max(times))
+    return (min(begun), max(written)) if begun else None
+
+
 def _commands(shown: list[Details]) -> list[str]:
     """Returns the commands of all sweeps, and of runs that are jobs of none."""
     jobs = [run.run.folder for run in shown if run.run.planned is not None]
     sweeps = dict.fromkeys(sweep for folder in jobs if (sweep := sweep_of(folder)))
     commands = [str(command) for sweep in sweeps for command in read_plan(sweep)["commands"]]
-    commands += [run.command for run in shown if run.run.planned is None and run.command is not None]
+    commands += [run.run.command for run in shown if run.run.planned is None and run.run.command is not None]
     return list(dict.fromkeys(commands))
 
 
@@ -189,8 +196,3 @@ def _environments(shown: list[Details]) -> Environments:
     keys = list(dict.fromkeys(key for _, told in by_run for key in told))
     shared = {key: values.pop() for key in keys if len(values := {told.get(key, "") for _, told in by_run}) == 1}
     return Environments(shared, [key for key in keys if key not in shared], by_run)
-
-
-def _palette() -> dict[str, str]:
-    names = ("green", "blue", "orange", "red", "grey", "pink", "sky")
-    return {name: getattr(palette, name.upper()) for name in names}

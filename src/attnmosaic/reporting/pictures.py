@@ -5,10 +5,10 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageColor, ImageDraw
+from PIL import Image, ImageDraw
 
-from attnmosaic.plotting.palette import CLASS_STYLES
-from attnmosaic.plotting.tiles import Transform, columns, picture
+from attnmosaic.plotting.point_tiles import Transform, backdrop, base_points, class_colors
+from attnmosaic.plotting.tiles import grid, picture
 from attnmosaic.runs.snapshots import Looked, Record
 
 LONGEST = 48
@@ -48,12 +48,7 @@ def _small(pixels: np.ndarray) -> Image.Image:
 def mosaic_picture(looked: Looked, i: int) -> Picture:
     """Returns the patches of a mosaic of images, row by row and without gaps."""
     patches = [_small(patch) for patch in looked.patches[i]]
-    width, height = patches[0].size
-    across = columns(len(patches))
-    whole = Image.new(patches[0].mode, (across * width, -(-len(patches) // across) * height))
-    for j, patch in enumerate(patches):
-        whole.paste(patch, (j % across * width, j // across * height))
-    return inlined(whole)
+    return inlined(grid(patches, patches[0].size)[0])
 
 
 def aggregate_picture(pixels: np.ndarray) -> Picture:
@@ -65,13 +60,12 @@ def plane_picture(record: Record, side: int = 320) -> Picture:
     """Returns the plane tinted by what What sees there, the pool's base points in it; the rest lets the page shine."""
     plane = record.plane
     assert plane is not None
-    colors = [ImageColor.getrgb(color) for color, _ in CLASS_STYLES]
-    tints = np.array([(*colors[i % len(colors)], 70) for i in range(int(plane.regions.max()) + 1)], dtype=np.uint8)
-    image = Image.fromarray(np.ascontiguousarray(tints[plane.regions][::-1])).resize((side, side), 0)
-    draw = ImageDraw.Draw(image)
-    label_of = {name: label for label, name in enumerate(record.classes)}
-    for (x, y), of in zip(Transform(plane.extent, side)(plane.points), plane.point_classes, strict=True):
-        label = label_of.get(record.all_classes[int(of)])
-        color = (128, 128, 128, 150) if label is None else (*colors[label % len(colors)], 170)
-        draw.ellipse((x - 1.4, y - 1.4, x + 1.4, y + 1.4), fill=color)
+    tints = np.insert(class_colors(len(record.classes)), 3, 70, axis=1)
+    image = backdrop(tints[plane.regions], side, Image.Resampling.NEAREST)
+    tints[:, 3] = 170
+    colors = [
+        tuple(tints[record.classes.index(name)]) if name in record.classes else (128, 128, 128, 150)
+        for name in record.all_classes
+    ]
+    base_points(ImageDraw.Draw(image), Transform(plane.extent, side), plane, colors, 1.4)
     return inlined(image.quantize(64, method=Image.Quantize.FASTOCTREE))

@@ -1,65 +1,21 @@
 """One run, laid out: its line among the others, its curves, its mosaics or confusions, its files."""
 
-import csv
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from attnmosaic.plotting import palette
-from attnmosaic.reporting.charts import Chart, Line, chart
+from attnmosaic.core.text import cut
+from attnmosaic.plotting.palette import COLOR_NAMES, FOCUS_PREDICTION, GRADIENTS, LARGEST_WEIGHT, SPLITS, Curve
+from attnmosaic.reporting.charts import Chart, Line, Points, chart
 from attnmosaic.reporting.gallery import Gallery
-from attnmosaic.reporting.reading import (
-    Points,
-    TableRows,
-    Troubles,
-    command_of,
-    dig,
-    number,
-    points,
-    read_rows,
-    read_text,
-    relative_link,
-)
-from attnmosaic.runs.run import CONFIG, ERROR, RESULT, Run, seed_name
+from attnmosaic.runs.rows import Confusion, Rows, curve, dig, number
+from attnmosaic.runs.run import CONFIG, Run, seed_name
 
-SPLITS = ("train", "test", "held_out")
-
-_NAMES = {getattr(palette, name.upper()): name for name in ("green", "blue", "orange", "red")}
-"""What the palette's colours are called in the page."""
-
-SPLIT_STYLES = {
-    "running": ("grey", ":"),
-    **{split: (_NAMES[color], line) for split, (_, color, line, _) in palette.SPLIT_STYLES.items()},
-}
-CELL_STYLES = {kind: _NAMES[color] for kind, (_, color, _) in palette.CELLS.items()}
-
-COUNTS = {"ftpt": "true_pred_true", "ffpt": "false_pred_true", "ftpf": "true_pred_false", "ffpf": "false_pred_false"}
-"""What the published tables call the four kinds, behind ``focus_``."""
-
-STAGES = {"what": "What", "where": "Where", "joint": "joint"}
-
-LARGEST_MATRIX = 100
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """What is taken for what: a row of counts for each true value, and each row's shares."""
-
-    output: str
-    split: str
-    values: list[str]
-    counts: list[list[int]]
-
-    @property
-    def accuracy(self) -> float:
-        total = sum(map(sum, self.counts))
-        return sum(row[i] for i, row in enumerate(self.counts)) / total if total else 0.0
-
-    @property
-    def shares(self) -> list[list[float]]:
-        return [[count / max(1, sum(row)) for count in row] for row in self.counts]
+LONGEST = 60_000
+"""Characters of a file that the report shows, at most."""
 
 
 @dataclass
@@ -112,10 +68,6 @@ class Details:
         return " ".join([self.name, self.label, *values, f"seed={self.seed}", self.state])
 
     @property
-    def smoke(self) -> bool:
-        return "smoke" in {dig(told, "scale") for told in (self.run.config, self.run.planned, self.run.result)}
-
-    @property
     def epochs(self) -> tuple[int, int]:
         """Epochs done, and how many there are to be."""
         planned = number(dig(self.run.config or self.run.planned, "schedule", "epochs")) or 0
@@ -130,42 +82,39 @@ class Details:
     def device(self) -> str:
         return str(dig(self.run.result, "device") or "")
 
-    @property
-    def outputs(self) -> tuple[str, str] | None:
-        """Names of a run's two outputs; None of a pair."""
-        return outputs_of(self.run)
-
     def metric(self, name: str) -> float | None:
         """Returns a final metric, None if it was not measured."""
         return number(dig(self.run.result, "metrics", name))
 
     def accuracies(self, split: str) -> list[float]:
         """Returns a split's final accuracy; of two outputs both."""
-        names = [f"{output}_accuracy" for output in self.outputs] if self.outputs else ["accuracy"]
+        names = [f"{output}_accuracy" for output in self.run.outputs] or ["accuracy"]
         found = [self.metric(f"{split}/{name}") for name in names]
         return [value for value in found if value is not None]
 
     @property
     def error(self) -> str:
-        return "" if self.run.error is None else read_text(self.run.folder / ERROR, 8000).strip()
-
-    @property
-    def command(self) -> str | None:
-        return command_of(self.run)
+        return excerpt(self.run.error or "", 8000).strip()
 
     @property
     def config_text(self) -> str:
-        return read_text(self.run.folder / CONFIG)
+        return excerpt(self.run.text(CONFIG))
 
 
-def outputs_of(run: Run) -> tuple[str, str] | None:
-    """Returns the names of a run's two outputs; None of a pair."""
-    if not dig(run.config, "model", "network"):
-        return None
-    return "digit", str(dig(run.config, "data", "operation") or "sum")
+def excerpt(text: str, most: int = LONGEST) -> str:
+    """Returns a text, its middle left out if it is long."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2]}\n[... {len(text) - most} characters left out ...]\n{text[-most // 2 :]}"
 
 
-def details(run: Run, place: int, root: Path, page_folder: Path, troubles: Troubles, all_confusions: bool) -> Details:
+def relative_link(target: Path, start: Path) -> str:
+    """Returns the address of a file or folder, relative to a folder and percent-encoded."""
+    path = os.fsencode(os.path.relpath(target.absolute(), start.absolute()))
+    return quote(path.replace(os.sep.encode(), b"/"), safe="/")
+
+
+def details(run: Run, place: int, root: Path, page_folder: Path, all_confusions: bool) -> Details:
     """Lays a run out, all but its gallery.
 
     Args:
@@ -173,7 +122,6 @@ def details(run: Run, place: int, root: Path, page_folder: Path, troubles: Troub
         place: its number in the report.
         root: what the report is about.
         page_folder: where the page will lie.
-        troubles: gets what cannot be read.
         all_confusions: whether to show what is taken for what of each split; else of held-out images alone.
     """
     label = "" if run.folder == root else os.path.relpath(run.folder, root)
@@ -181,58 +129,47 @@ def details(run: Run, place: int, root: Path, page_folder: Path, troubles: Troub
     def links(files: Iterable[Path]) -> list[tuple[str, str]]:
         return [(file.name, relative_link(file, page_folder)) for file in files if file.exists()]
 
-    texts = [run.folder / name for name in (CONFIG, "train.log", "metrics.csv", RESULT, ERROR)]
     shown = Details(
         run=run,
         anchor=f"run-{place}",
         label=label,
         link=relative_link(run.folder, page_folder) + "/" if run.folder.is_dir() else "",
-        texts=links(texts),
+        texts=links(run.own_files),
         plots=links(sorted(run.folder.glob("*.png"))),
     )
-    if run.result is None and (run.folder / RESULT).exists():
-        troubles.append(f"{run.folder / RESULT}: is not the whole of a result, so the run counts as unfinished")
-    if run.config is None and (run.folder / CONFIG).exists():
-        troubles.append(f"{run.folder / CONFIG}: is not the whole of a config")
-    nothing: dict[str, list[Chart]] = {}
-    groups = troubles.attempt(run.folder, nothing, _charts, shown, troubles)
-    shown.charts = {heading: charts for heading, charts in groups.items() if charts}
-    if shown.outputs:
-        splits = SPLITS[::-1] if all_confusions else SPLITS[-1:]
-        for output in shown.outputs:
-            for split in splits:
-                if found := _confusion(run.folder, output, split, troubles):
-                    shown.confusions.append(found)
+    shown.charts = {heading: charts for heading, charts in _charts(run, shown.epochs[1]).items() if charts}
+    splits = [*reversed(SPLITS)] if all_confusions else ["held_out"]
+    found = [run.confusion(output, split) for output in run.outputs for split in splits]
+    shown.confusions = [confusion for confusion in found if confusion is not None]
     return shown
 
 
-def _charts(shown: Details, troubles: Troubles) -> dict[str, list[Chart]]:
-    folder = shown.run.folder
-    rows = read_rows(folder / "metrics.csv", troubles)
-    stages = [(x, STAGES.get(row["stage"], row["stage"][:20])) for row in rows
-              if row.get("stage") and (x := number(row.get("epoch"))) is not None]  # fmt: skip
-    every: dict[str, Any] = {"stages": stages, "epochs": shown.epochs[1]}
+def _charts(run: Run, epochs: int) -> dict[str, list[Chart]]:
+    rows = run.metrics
+    stages = [span._replace(stage=cut(span.stage.capitalize(), 20)) for span in run.stages]
+    every: dict[str, Any] = {"stages": stages, "epochs": epochs}
 
-    def by_split(metric: str, splits: Sequence[str] = SPLITS) -> list[Line]:
-        return [Line(split, *SPLIT_STYLES[split], points(rows, f"{split}/{metric}")) for split in splits]
+    def by_split(metric: str) -> list[Line]:
+        return [_line(split, drawn, _points(rows, f"{split}/{metric}")) for split, drawn in SPLITS.items()]
 
-    loss = chart(
-        "Loss", by_split("loss", ("running", *SPLITS)), log=True, note="running: mean during the epoch", **every
-    )
-    if shown.outputs:
+    def with_running(metric: str) -> list[Line]:
+        return [Line("running", "grey", ":", _points(rows, f"running/{metric}")), *by_split(metric)]
+
+    loss = chart("Loss", with_running("loss"), log=True, note="running: mean during the epoch", **every)
+    if run.outputs:
         accuracies = [
-            chart(
-                f"Accuracy of the {output}", by_split(f"{output}_accuracy", ("running", *SPLITS)), share=True, **every
-            )
-            for output in shown.outputs
+            chart(f"Accuracy of the {output}", with_running(f"{output}_accuracy"), share=True, **every)
+            for output in run.outputs
         ]
         return {"Curves": _there(*accuracies, loss)}
-    counts = {split: read_rows(folder / f"focus_vs_pred_{split}.csv", troubles) for split in SPLITS}
-    above = [Line(split, *SPLIT_STYLES[split], _above(counts[split])) for split in SPLITS]
+    tables = {split: run.rows(f"focus_vs_pred_{split}") for split in SPLITS}
+    above = [
+        _line(split, drawn, _fractions(tables[split], LARGEST_WEIGHT)["confident"]) for split, drawn in SPLITS.items()
+    ]
     kinds: dict[str, Any] = {"share": True, "note": "share of mosaics", **every}
     return {
         "Focus against prediction": _there(
-            *(chart(f"Focus and prediction, {split}", _kinds(counts[split]), **kinds) for split in SPLITS)
+            *(chart(f"Focus and prediction, {split}", _kinds(tables[split]), **kinds) for split in SPLITS)
         ),
         "Accuracy, focus, loss": _there(
             chart("Accuracy", by_split("accuracy"), share=True, **every),
@@ -241,7 +178,7 @@ def _charts(shown: Details, troubles: Troubles) -> dict[str, list[Chart]]:
         ),
         "Weights": _there(
             chart("Largest weight above one half", above, share=True, note="the rest: below", **every),
-            *_gradients(read_rows(folder / "gradients.csv", troubles), every),
+            *_gradients(run.rows("gradients"), every),
         ),
     }
 
@@ -250,33 +187,31 @@ def _there(*charts: Chart | None) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
-def _kinds(rows: TableRows) -> list[Line]:
-    lines = []
-    for kind, (label, _, style) in palette.CELLS.items():
-        counts = points(rows, f"focus_{COUNTS[kind]}", "epochs")
-        lines.append(Line(label, CELL_STYLES[kind], style, _over(counts, [_total(row) for row in rows])))
-    return lines
+def _line(name: str, drawn: Curve, points: Points) -> Line:
+    return Line(name, COLOR_NAMES[drawn.color], drawn.line, points)
 
 
-def _above(rows: TableRows) -> Points:
-    return _over(points(rows, "argmax > 0.5", "epochs"), [_total(row) for row in rows])
+def _kinds(rows: Rows) -> list[Line]:
+    fractions = _fractions(rows, FOCUS_PREDICTION)
+    return [_line(drawn.label, drawn, fractions[kind]) for kind, drawn in FOCUS_PREDICTION.items()]
 
 
-def _over(counts: Points, totals: list[float]) -> Points:
-    if len(counts) != len(totals):  # a column that holds no numbers
-        return []
-    return [(epoch, count / total) for (epoch, count), total in zip(counts, totals, strict=True) if total > 0]
+def _fractions(rows: Rows, plot: Mapping[str, Curve]) -> dict[str, Points]:
+    """Returns the curves of a published plot as fractions of all mosaics."""
+    counts = {name: dict(_points(rows, drawn.column, "epochs")) for name, drawn in plot.items()}
+    totals = {epoch: sum(of.get(epoch, 0) for of in counts.values()) for of in counts.values() for epoch in of}
+    return {
+        name: [(epoch, count / totals[epoch]) for epoch, count in of.items() if totals[epoch] > 0]
+        for name, of in counts.items()
+    }
 
 
-def _total(row: dict[str, str]) -> float:
-    return sum(number(row.get(f"focus_{column}")) or 0 for column in COUNTS.values())
-
-
-def _gradients(rows: TableRows, every: dict[str, Any]) -> list[Chart]:
-    sides = (("foreground", "green", "-"), ("background", "red", "--"))
-    lines = [Line(f"{side}{' (sum)' * (side == 'background')}", color, style, points(rows, side))
-             for side, color, style in sides]  # fmt: skip
-    sizes = [Line(line.name, line.color, line.style, [(x, abs(y)) for x, y in line.points if y]) for line in lines]
+def _gradients(rows: Rows, every: dict[str, Any]) -> list[Chart]:
+    lines = [
+        _line(f"{side}{' (sum)' * (side == 'background')}", drawn, _points(rows, drawn.column))
+        for side, drawn in GRADIENTS.items()
+    ]
+    sizes = [replace(line, points=[(x, abs(y)) for x, y in line.points if y]) for line in lines]
     mosaics = number(rows[-1].get("mosaics")) if rows else None
     over = "mean of train" if mosaics is None else f"mean of {mosaics:,.0f} training mosaics"
     return _there(
@@ -285,18 +220,5 @@ def _gradients(rows: TableRows, every: dict[str, Any]) -> list[Chart]:
     )
 
 
-def _confusion(folder: Path, output: str, split: str, troubles: Troubles) -> Confusion | None:
-    file = folder / f"confusion_{output}_{split}.csv"
-    if not file.exists():
-        return None
-
-    def read() -> Confusion:
-        with file.open(newline="", encoding="utf-8") as opened:
-            heading, *rows = csv.reader(opened)
-        values = [value for value in heading[1:] if value != "scale"][:LARGEST_MATRIX]
-        counts = [[int(count) for count in row[1 : 1 + len(values)]] for row in rows]
-        if [len(row) for row in counts] != [len(values)] * len(values):
-            raise ValueError("is not square; cut short?")
-        return Confusion(output, split, values, counts)
-
-    return troubles.attempt(file, None, read)
+def _points(rows: Rows, column: str, epoch: str = "epoch") -> Points:
+    return list(zip(*curve(rows, column, epoch), strict=True))

@@ -1,13 +1,13 @@
-"""One run's folder: its config, its state, its result, and the lock of the process at work there."""
+"""Reads one run's folder, and keeps other processes from running there."""
 
 import contextlib
 import csv
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from filelock import FileLock, Timeout
@@ -15,9 +15,16 @@ from filelock import FileLock, Timeout
 from attnmosaic.config.identity import decisive
 from attnmosaic.config.paths import located
 from attnmosaic.config.resolution import flat
-from attnmosaic.config.trusted import NotPlainError, check_plain
 from attnmosaic.core.errors import BusyError, UserError, one_line
 from attnmosaic.core.files import remove_unfinished
+from attnmosaic.core.quoting import command
+from attnmosaic.core.text import cut
+from attnmosaic.runs.rows import Confusion, Rows, Span, dig, number, parse_confusion, parse_rows, spans
+
+if TYPE_CHECKING:
+    from attnmosaic.runs.snapshots import Record
+
+T = TypeVar("T")
 
 RESULT, CONFIG, ERROR, LOCK, SWEEP = "result.json", "config.yaml", "error.txt", ".lock", "sweep.json"
 METRICS_CSV, CHECKPOINTS, LAST, PRUNED = "metrics.csv", "checkpoints", "last.ckpt", "pruned.txt"
@@ -31,38 +38,29 @@ AT_ONCE = "ATTNMOSAIC_JOBS_AT_ONCE"
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder, read when asked.
+    """A run's folder, read when asked; a file that is torn or odd counts as missing, and is listed in `problems`.
 
     Attributes:
         folder: the folder.
         planned: what a sweep's plan says of it, if it is a job of one.
+        problems: by file name why a file that was asked for could not be read, or not completely.
     """
 
     folder: Path
     planned: dict[str, Any] | None = None
+    problems: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    # ---- settings and state
 
     @cached_property
     def config(self) -> dict[str, Any] | None:
         """The resolved config; None before the run has begun, or if it cannot be read."""
-        loaded = self._yaml(CONFIG)
-        try:
-            check_plain(loaded)  # aliases of YAML can make more of a page than any memory holds
-            decisive(loaded)
-            return (
-                loaded if isinstance(loaded["name"], str) and loaded["seed"] and loaded["schedule"]["epochs"] else None
-            )
-        except (NotPlainError, KeyError, TypeError, ValueError, AttributeError):  # not the whole of a config
-            return None
+        return self._read(CONFIG, _parse_config, "config")
 
     @cached_property
     def result(self) -> dict[str, Any] | None:
         """``result.json``; None unless the run has finished, or if it cannot be read."""
-        try:
-            loaded = json.loads(self._read(RESULT) or "null")
-            whole = all(isinstance(value, (int, float)) for value in loaded["metrics"].values())
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # not the whole of a result
-            return None
-        return loaded if whole else None
+        return self._read(RESULT, _parse_result, "result")
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -73,48 +71,40 @@ class Run:
     @cached_property
     def error(self) -> str | None:
         """What the run failed with; None unless it failed."""
-        return self._read(ERROR)
+        return self._read(ERROR, _lossy_text)
 
     @cached_property
     def overrides(self) -> list[str] | None:
         """The overrides of the command that started it, or is to start it; None if no command is known."""
-        typed = self._yaml(HYDRA / "overrides.yaml")
+        typed = self._read(HYDRA / "overrides.yaml", _yaml)
         found = typed if isinstance(typed, list) else self.from_plan("overrides")
         return [str(text) for text in found] if isinstance(found, list) else None
+
+    @property
+    def command(self) -> str | None:
+        """The command that started it, rebuilt from its overrides; None if they are not known."""
+        return None if self.overrides is None else command("train", *self.overrides)
 
     @cached_property
     def choices(self) -> dict[str, Any]:
         """The option that Hydra composed it from, by config group; empty if no command is known."""
-        try:
-            choices = dict(self._yaml(HYDRA / "hydra.yaml")["hydra"]["runtime"]["choices"])
-        except (KeyError, TypeError, ValueError):
-            choices = self.from_plan("choices") or {}
-        return {str(group): option for group, option in choices.items() if not str(group).startswith("hydra")}
+        choices = dig(self._read(HYDRA / "hydra.yaml", _yaml), "hydra", "runtime", "choices")
+        found = choices if isinstance(choices, dict) else self.from_plan("choices") or {}
+        return {str(group): option for group, option in found.items() if not str(group).startswith("hydra")}
 
     def from_plan(self, key: str) -> Any:
         """Returns what its sweep's plan has of it under a key; None if it has nothing."""
-        return self.planned.get(key) if isinstance(self.planned, dict) else None
+        return dig(self.planned, key)
+
+    @property
+    def smoke(self) -> bool:
+        """Whether its config, plan, result or metrics call it a smoke run."""
+        return "smoke" in [dig(part, "scale") for part in (self.config, self.planned, self.result, *self.metrics[:1])]
 
     @property
     def own_files(self) -> list[Path]:
         """What it writes from its beginning to its end; not what others may add to its folder later."""
-        return [self.folder / name for name in (CONFIG, "train.log", "metrics.csv", RESULT, ERROR)]
-
-    @cached_property
-    def epochs_done(self) -> int:
-        """Epochs that ``metrics.csv`` has, 0 to those of the schedule."""
-        return max(0, len(self._metrics) - 1)
-
-    def latest(self, column: str) -> dict[str, str]:
-        """Returns the newest whole row of ``metrics.csv`` that has a value in a column; empty before there is one."""
-        lines = csv.reader(self._metrics[:1] + self._metrics[:0:-1])
-        names = next(lines, [])
-        rows = (dict(zip(names, line, strict=True)) for line in lines if len(line) == len(names))
-        return next((row for row in rows if row.get(column)), {})
-
-    @cached_property
-    def _metrics(self) -> list[str]:
-        return (self._read(METRICS_CSV) or "").splitlines()
+        return [self.folder / name for name in (CONFIG, "train.log", METRICS_CSV, RESULT, ERROR)]
 
     @cached_property
     def state(self) -> str:
@@ -143,18 +133,114 @@ class Run:
         except OSError:  # a folder that may only be read
             return False
 
-    def _yaml(self, name: str | Path) -> Any:
-        """Returns what a YAML file of its folder holds; None if it cannot be read."""
+    # ---- what it measured
+
+    def rows(self, table: str) -> Rows:
+        """Returns the complete rows of ``<table>.csv``: ``gradients``, ``focus_vs_pred_<split>``; none without it."""
+        text = self._read(f"{table}.csv", _text)
+        rows, count = parse_rows(text or "")
+        if len(rows) < count:
+            self.problems[f"{table}.csv"] = f"{count - len(rows)} of {count} rows are cut short or too long, left out"
+        return rows
+
+    @cached_property
+    def metrics(self) -> Rows:
+        """The rows of ``metrics.csv``, one an epoch."""
+        return self.rows("metrics")
+
+    @cached_property
+    def stages(self) -> list[Span]:
+        """The stages so far; none of a run without stages."""
+        known = ((number(row.get("epoch")), row.get("stage")) for row in self.metrics)
+        return spans([(int(epoch), stage) for epoch, stage in known if epoch is not None and stage])
+
+    @cached_property
+    def epochs_done(self) -> int:
+        """The last epoch in ``metrics.csv``, 0 before the first one."""
+        return int(number(self.latest("epoch").get("epoch")) or 0)
+
+    def latest(self, column: str) -> dict[str, str]:
+        """Returns the newest complete row of ``metrics.csv`` with a value in a column; empty before there is one.
+
+        It parses no more rows than needed: whoever watches a run calls it twice a second.
+        """
+        lines = csv.reader(self._lines[:1] + self._lines[:0:-1])
+        names = next(lines, [])
+        rows = (dict(zip(names, line, strict=True)) for line in lines if len(line) == len(names))
+        return next((row for row in rows if row.get(column)), {})
+
+    @cached_property
+    def _lines(self) -> list[str]:
+        return (self._read(METRICS_CSV, _text) or "").splitlines()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The outputs of a network with two: ``digit`` and ``sum`` or ``product``; none of a pair."""
+        if not dig(self.config, "model", "network"):
+            return ()
+        return "digit", str(dig(self.config, "data", "operation") or "sum")
+
+    def confusion(self, output: str, split: str) -> Confusion | None:
+        """Returns what an output took for what on a split; None if it was not measured."""
+        return self._read(f"confusion_{output}_{split}.csv", lambda file: parse_confusion(_text(file), output, split))
+
+    @cached_property
+    def snapshots(self) -> "Record | None":
+        """``mosaics.npz``; None if it is missing or cannot be read."""
+        from attnmosaic.runs.snapshots import RECORD, read_record  # imports numpy
+
+        return self._read(RECORD, read_record)
+
+    # ---- files
+
+    def text(self, name: str) -> str:
+        """Returns a text file of its folder, bytes that are no text replaced; empty if it is missing."""
+        return self._read(name, _lossy_text) or ""
+
+    def _read(self, name: str | Path, parse: Callable[[Path], T], what: str = "") -> T | None:
+        """Returns a parsed file of its folder; None if it is missing or, with a line in `problems`, unreadable.
+
+        Args:
+            name: of the file.
+            parse: returns what a file holds, or raises anything.
+            what: the file is to be a complete one of.
+        """
+        file = self.folder / name
         try:
-            return yaml.load(self._read(name) or "", Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        except (yaml.YAMLError, RecursionError, ValueError):
+            return parse(file) if file.exists() else None
+        except Exception as error:
+            said = error.strerror if isinstance(error, OSError) else error
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {said}"
+            reason = cut(one_line(reason), 300)
+            self.problems[str(name)] = f"not a complete {what} ({reason})" if what else reason
             return None
 
-    def _read(self, name: str | Path) -> str | None:
-        try:
-            return (self.folder / name).read_text(encoding="utf-8")
-        except (OSError, ValueError):  # what is no text, a name that no file can have
-            return None
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8")
+
+
+def _lossy_text(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace")
+
+
+def _yaml(file: Path) -> Any:
+    return yaml.load(_text(file), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def _parse_config(file: Path) -> dict[str, Any]:
+    config = _yaml(file)
+    decisive(config)
+    if not (isinstance(config["name"], str) and config["seed"] and config["schedule"]["epochs"]):
+        raise ValueError("name, seed or schedule.epochs is empty")
+    return config
+
+
+def _parse_result(file: Path) -> dict[str, Any]:
+    result = json.loads(_text(file))
+    if not all(isinstance(value, (int, float)) for value in result["metrics"].values()):
+        raise ValueError("a metric is no number")
+    return result
 
 
 @contextlib.contextmanager

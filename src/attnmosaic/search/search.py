@@ -20,6 +20,7 @@ from attnmosaic.config.schema import other_networks
 from attnmosaic.config.validation import check
 from attnmosaic.core.errors import RunError, UserError
 from attnmosaic.core.quoting import as_override
+from attnmosaic.core.text import short_number
 from attnmosaic.runs.run import Run, earlier_result
 from attnmosaic.search.options import Options
 from attnmosaic.search.space import Space, parse_space
@@ -276,7 +277,8 @@ class Search:
         job = self.display.watch.jobs[number]
         job.schedule = measures(planned)["schedule"]
         drawn = self._trials()[number].params
-        self.display.rename(number, " ".join([f"trial {number}", *(f"{k}={_short(v)}" for k, v in drawn.items())]))
+        values = (f"{key}={short_number(value)}" for key, value in drawn.items())
+        self.display.rename(number, " ".join([f"trial {number}", *values]))
 
     def _pruning(self, number: int) -> list[str]:
         """Returns the overrides by which a trial's run knows its study; none where no trial is ended early."""
@@ -314,7 +316,3 @@ def _leave_log() -> None:
         if isinstance(handler, logging.FileHandler) or type(handler) is logging.StreamHandler:
             root.removeHandler(handler)
             handler.close()
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -16,7 +16,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from attnmosaic.core.text import encoding_of, in_words, share, short, substituted
+from attnmosaic.core.text import (
+    cut_middle,
+    encoding_of,
+    format_clock,
+    format_duration,
+    format_fraction,
+    substituted,
+    without_accuracy,
+)
 from attnmosaic.sweeps.monitor import BEFORE, DONE, FAILED, LEFT, PASSED, PRUNED, RUNNING, STOPPED, Job, Watch
 
 log = logging.getLogger(__name__)
@@ -100,7 +108,7 @@ class Display:
             if self.live:
                 for stream in self._streams:
                     stream.close_line()
-                self._print(Text(f"{_counts(self.watch)} in {in_words(self.watch.elapsed)}"))
+                self._print(Text(f"{_counts(self.watch)} in {format_duration(self.watch.elapsed)}"))
         finally:  # of a second Ctrl-C, too
             self._stop()
 
@@ -163,8 +171,8 @@ class Display:
         everything.add_row(
             ProgressBar(sum(job.schedule.epochs for job in watch.jobs), sum(job.behind for job in watch.jobs)),
             _counts(watch),
-            _clock(watch.elapsed),
-            f"left {'?' if left is None else in_words(left)}",
+            format_clock(watch.elapsed),
+            f"left {'?' if left is None else format_duration(left)}",
         )
         unfinished = [substituted(stream.unfinished, sys.stderr) for stream in self._streams]
         streams = (Text(line, no_wrap=True, overflow="ellipsis") for line in unfinished if line.strip())
@@ -239,20 +247,17 @@ def _running(jobs: Sequence[Job], labels: Sequence[str], width: int) -> Table:
     lines = Table.grid(padding=(0, gap))
     for job, label in zip(jobs, labels, strict=True):
         if job.state == RUNNING:
-            evaluated = " ".join(f"{short(name)} {share(value)}" for name, value in job.evaluated.items())
+            evaluated = " ".join(
+                f"{without_accuracy(name)} {format_fraction(value)}" for name, value in job.evaluated.items()
+            )
             lines.add_row(
-                f"{'':{INDENT}}{_cut(label, named):{named}}",
+                f"{'':{INDENT}}{cut_middle(label, named):{named}}",
                 f"{job.doing:{doing}}",
                 *([ProgressBar(job.schedule.epochs, job.behind, width=bar)] if bar >= SHORTEST else []),
                 f"{f'{job.epochs}/{job.schedule.epochs}':>{epochs}}",
                 *([f"{f'test {evaluated}' if evaluated else '':{measured}}"] if measured else []),
             )
     return lines
-
-
-def _cut(text: str, width: int) -> str:
-    """Returns a text without its middle where it is too long: what tells jobs apart stands at either end."""
-    return text if len(text) <= width else f"{text[: width // 2]}…{text[len(text) - (width - width // 2 - 1) :]}"
 
 
 def _shared(jobs: list[Job]) -> str:
@@ -266,9 +271,3 @@ def _counts(watch: Watch) -> str:
     told = [f"{counts[DONE] + counts[BEFORE]}/{len(watch.jobs)} done"]
     others = (RUNNING, PRUNED, FAILED, STOPPED, PASSED, LEFT)
     return ", ".join([*told, *(f"{counts[state]} {state}" for state in others if counts[state])])
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

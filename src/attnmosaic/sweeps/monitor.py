@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from attnmosaic.config.schedule import Schedule
-from attnmosaic.core.text import in_words, share, short
+from attnmosaic.core.text import format_duration, format_fraction, without_accuracy
 from attnmosaic.runs.discovery import last_written
 from attnmosaic.runs.run import CONFIG, METRICS_CSV, Run
 from attnmosaic.sweeps.eta import Paces, left
@@ -252,7 +252,7 @@ def _result(job: Job) -> str:
     """Returns what to tell of a finished job: its metric on the three splits and, if it trained now, for how long."""
     result = Run(job.folder).result or {}
     found = {split: result.get("metrics", {}).get(f"{split}/{job.metric}") for split in ("train", "test", "held_out")}
-    told = [f"{split} {share(value)}" for split, value in found.items() if isinstance(value, (int, float))]
+    told = [f"{split} {format_fraction(value)}" for split, value in found.items() if isinstance(value, (int, float))]
     seconds = result.get("seconds")
-    took = [f", {in_words(seconds)}"] if seconds is not None and job.began is not None else []
-    return " ".join([short(job.metric), *told]) + "".join(took) if told else ""
+    took = [f", {format_duration(seconds)}"] if seconds is not None and job.began is not None else []
+    return " ".join([without_accuracy(job.metric), *told]) + "".join(took) if told else ""

@@ -10,8 +10,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from attnmosaic.core.console import drawn
+from attnmosaic.core.text import short_number
 from attnmosaic.tables.reproduced import Cell, Reproduced, Row
-from attnmosaic.tables.varied import short_value
 
 Lines = list[list[str]]
 HEADINGS = ["row", "runs", "metric", "published", "mean", "std", "n", "difference", "verdict"]
@@ -67,7 +67,7 @@ def wide_lines(table: Reproduced, between: str = " ± ") -> Lines:
         cells = [own.get(metric, Cell(metric, ())) for metric in table.measured]
         seeds = str(max((len(cell.values) for cell in cells), default=0))
         called = [table.published.label(row.name)] if table.is_named else []
-        values = [*map(short_value, row.varied.values()), *(_spread(cell, between) for cell in cells)]
+        values = [*map(short_number, row.varied.values()), *(_spread(cell, between) for cell in cells)]
         lines.append([*called, *values, seeds, row.state])
     return lines
 
@@ -125,7 +125,7 @@ def _short(table: Reproduced) -> Lines:
     same = 1 + len(table.varied) + 1
     for line in long_lines(table):
         repeated = before[:same] == line[:same]
-        values = map(short_value, line[1 : same - 1])
+        values = map(short_number, line[1 : same - 1])
         first = [""] * same if repeated else [table.published.label(line[0]), *values, line[same - 1]]
         lines.append([*first, *line[same:]])
         before = line
@@ -226,7 +226,7 @@ def _folded(table: Reproduced) -> Lines:
     lines = [["varied", *[name for name in headings(table) if name not in ("row", "runs", *table.varied)]]]
     for row in table.rows:
         part = replace(table, rows=(replace(row, varied={}),), varied=())
-        values = [f"{key}={short_value(value)}" for key, value in row.varied.items()]
+        values = [f"{key}={short_number(value)}" for key, value in row.varied.items()]
         called = "\n".join([*([table.published.label(row.name)] if table.is_named else []), *values])
         lines += [[called if i == 0 else "", *line[2:]] for i, line in enumerate(_short(part))]
     return lines

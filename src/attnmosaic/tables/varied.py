@@ -7,6 +7,7 @@ from typing import Any
 
 from attnmosaic.config.identity import decisive
 from attnmosaic.config.resolution import flat
+from attnmosaic.core.text import short_number
 from attnmosaic.runs.run import Run
 
 NOT_SET = "not set"
@@ -124,14 +125,8 @@ def differing(groups: Sequence[Given]) -> list[str]:
 
 def label(values: Mapping[str, str]) -> str:
     """Returns varied keys and their values in a line: ``lr.what=0.03, schedule.k=5``."""
-    texts = [f"{key}={short_value(value)}" for key, value in values.items()]
+    texts = [f"{key}={short_number(value)}" for key, value in values.items()]
     return ", ".join(texts) if len(texts) <= _MOST else f"{texts[0]} and {len(texts) - 1} more"
-
-
-def short_value(text: str) -> str:
-    """Returns a value with at most four digits if it is a long number, as a search draws them."""
-    number = _number(text)
-    return text if number is None or len(text) <= 8 else f"{number:.4g}"
 
 
 def as_text(value: Any) -> str:
