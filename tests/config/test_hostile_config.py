@@ -1,4 +1,4 @@
-"""Any config at all is a run or a slip told in one line: overrides drawn at random through the train command."""
+"""Any config is a run or a user error in one line: random overrides through the train command."""
 
 import copy
 import shutil
@@ -26,11 +26,8 @@ from attnmosaic.config.schema import conf_dir, register
 from attnmosaic.core.errors import UserError, one_line
 from attnmosaic.train import train
 
-FEW, MANY = 25, 600
-"""Configs tried by every run of the tests, and by ``make test-faults``."""
-
-FEW_COMMANDS, MANY_COMMANDS = 3, 50
-"""Commands likewise: composing one takes Hydra half a second."""
+CONFIGS, COMMANDS = 40, 5
+"""Number of random configs and commands; Hydra takes half a second to compose a command's."""
 
 BASES = (
     ("data=gaussian", *SMALL),
@@ -41,7 +38,9 @@ BASES = (
 )
 
 
+@cache
 def _composed(base: tuple[str, ...]) -> DictConfig:
+    """Returns a composed config, to be copied."""
     register()
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         return compose("train", [*base], return_hydra_config=False)
@@ -160,7 +159,6 @@ class Door:
         from attnmosaic.training import results
 
         self.cli, self.monkeypatch, self.folder, self.built = cli, monkeypatch, folder, 0
-        self.composed: dict[tuple[str, ...], DictConfig] = {}
 
         def fit(trainer: pl.Trainer, module: Any, **_: Any) -> None:
             self.built += 1
@@ -190,9 +188,7 @@ class Door:
     def config(self, base: tuple[str, ...], overrides: list[str]) -> None:
         """Gives it from Python: its overrides are parsed and applied by Hydra, to a config composed once."""
         self.monkeypatch.setattr(sys, "argv", ["attnmosaic.train", *base, *overrides])
-        if base not in self.composed:
-            self.composed[base] = _composed(base)
-        config = copy.deepcopy(self.composed[base])
+        config = copy.deepcopy(_composed(base))
         config.run_dir = str(self.folder / "run")
         try:
             with bounded():
@@ -232,48 +228,31 @@ def try_many(door: Door, way: Callable[..., None], drawn: st.SearchStrategy[Any]
     assert door.built > examples / 20, "some are to be runs"
 
 
+@pytest.mark.faults
 def test_random_commands(door: Door) -> None:
-    try_many(door, door.command, commands(groups=True), FEW_COMMANDS)
+    try_many(door, door.command, commands(groups=True), COMMANDS)
 
 
+@pytest.mark.faults
 def test_random_configs(door: Door) -> None:
-    try_many(door, door.config, commands(), FEW)
-
-
-@pytest.mark.faults
-def test_many_random_commands(door: Door) -> None:
-    try_many(door, door.command, commands(groups=True), MANY_COMMANDS)
-
-
-@pytest.mark.faults
-def test_many_random_configs(door: Door) -> None:
-    try_many(door, door.config, commands(), MANY)
+    try_many(door, door.config, commands(), CONFIGS)
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         (
-            ("data.train_mosaics=2000000000",),
+            "data.train_mosaics=2000000000",
             r"data\.train_mosaics: got 2000000000, which takes .* GB .* are free; type a",
         ),
-        (("data.patches=2000000000",), r"data\.train_mosaics: got 60, which takes .* GB of memory at least"),
-        (("data.points=2000000000",), r"data\.points: got 2000000000, which takes "),
-        (("model.what.hidden=[1000000000,9]",), r"model\.what: got attnmosaic\.nn\.networks\.MLP, which takes .* GB"),
-        (
-            ("data.train_mosaics=1000000000000",),
-            r"data\.train_mosaics: got 1000000000000, needs a whole number of at least 1",
-        ),
-        (
-            ("seed.init=99999999999999999999",),
-            r"seed\.init: got \d+, needs a whole number of at least 0 and below 2\^63",
-        ),
+        ("data.points=2000000000", r"data\.points: got 2000000000, which takes "),
+        ("data.train_mosaics=1000000000000", r"data\.train_mosaics: got \d+, needs a whole number of at least 1"),
+        ("seed.init=99999999999999999999", r"seed\.init: got \d+, needs a whole number of at least 0 and below 2\^63"),
     ],
-    ids=str,
 )
-def test_counts_that_no_memory_holds(door: Door, given: tuple[str, ...], said: str) -> None:
+def test_counts_that_no_memory_holds(door: Door, given: str, said: str) -> None:
     with bounded(), pytest.raises(UserError, match=said):
-        train(configured(door, *given))
+        train(configured(door, given))
     assert door.built == 0
 
 
@@ -297,7 +276,7 @@ def test_what_random_configs_found(door: Door, override: str) -> None:
         train(configured(door, override))
 
 
-@pytest.mark.parametrize("given", ["1e999999999", "-1E999999999", "inf", "nan", "1/0", "9" * 5000, "x" * 5000])
+@pytest.mark.parametrize("given", ["1e999999999", "inf", "nan", "1/0", "x"])
 def test_a_weight_that_would_take_hours(given: str) -> None:
     from attnmosaic.data.weights import FixedWeights
 

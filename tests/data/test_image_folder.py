@@ -1,9 +1,9 @@
 """A folder of images of one's own: what is read, what is cached, and what a broken folder is answered."""
 
-import multiprocessing
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -271,50 +271,54 @@ def test_images_that_appear_behind_a_link(tmp_path: Path, pools: Callable[..., t
     assert len(cached(tmp_path)) == 2
 
 
-@pytest.mark.parametrize("suffix", sorted({*IMAGE_SUFFIXES, ".JPG", ".Tiff", ".avif", ".jfif", ".jp2", ".jpe", ".pnm"}))
-def test_endings_that_are_read(tmp_path: Path, pools: Callable[..., tuple[Pool, Pool]], suffix: str) -> None:
+def test_endings_that_are_read(tmp_path: Path, pools: Callable[..., tuple[Pool, Pool]]) -> None:
     root = fill(tmp_path / "fruit")
-    grey = suffix in (".pbm", ".pgm")
-    path = root / "pear" / f"more{suffix}"
-    Image.fromarray(picture(9)).convert("L" if grey else "RGB").convert("1" if suffix == ".pbm" else None).save(path)
-    assert counts(pools(root)) == [4, 5, 4]
+    endings = {*IMAGE_SUFFIXES, ".JPG", ".Tiff"}
+    assert {".avif", ".jfif", ".jp2", ".jpe", ".pnm"} <= endings
+    for suffix in endings:
+        mode = {".pbm": "1", ".pgm": "L"}.get(suffix, "RGB")
+        Image.fromarray(picture(9)).convert(mode).save(root / "pear" / f"more{suffix}")
+    assert counts(pools(root)) == [4, 4 + len(endings), 4]
 
 
+HIDDEN_NAMES = (".DS_Store", "._0.jpg")
 SKIPPED = {
-    ".DS_Store": "hidden",
-    "._0.jpg": "hidden",
     "Thumbs.db": ".db",
     "list.TXT": ".txt",
     "0.heic": ".heic",
     "0.jpg.part": ".part",
     "IMG_0001": "no ending",
-    "png": "no ending",
     "0.png~": ".png~",
 }
 
 
-@pytest.mark.parametrize("name", SKIPPED)
 @pytest.mark.parametrize("layout", ["one", "two"])
+@pytest.mark.parametrize("level", ["INFO", "WARNING"])
 def test_skipped_files_are_reported(
     tmp_path: Path,
     pools: Callable[..., tuple[Pool, Pool]],
     caplog: pytest.LogCaptureFixture,
-    name: str,
     layout: str,
+    level: str,
 ) -> None:
-    """In one line, also if the images come from the cache."""
+    """In one line, also if the images come from the cache; a warning if more than hidden files are skipped."""
     caplog.set_level("INFO")
     root = tmp_path / "fruit"
-    for folder in [root] if layout == "one" else [root / "train", root / "test"]:
+    folders = [root] if layout == "one" else [root / "train", root / "test"]
+    names = HIDDEN_NAMES if level == "INFO" else (*HIDDEN_NAMES, *SKIPPED)
+    for folder in folders:
         fill(folder)
-        (folder / "pear" / name).write_bytes(b"?")
+        for name in names:
+            (folder / "pear" / name).write_bytes(b"?")
     for _ in range(2):
         caplog.clear()
         pools(root)
         (line,) = [record for record in caplog.records if "skipped" in record.message]
-        assert f"({SKIPPED[name]}: {1 if layout == 'one' else 2})" in line.message
-        assert f"'{root}'" in line.message
-        assert line.levelname == ("INFO" if SKIPPED[name] == "hidden" else "WARNING")
+        assert f"skipped {len(folders) * len(names)} files or folders in '{root}' (hidden: {2 * len(folders)}" in (
+            line.message
+        )
+        assert all(f"{SKIPPED[name]}: {len(folders)}" in line.message for name in names if name in SKIPPED)
+        assert line.levelname == level
 
 
 def test_all_that_is_skipped(
@@ -506,36 +510,26 @@ def test_failed_write_leaves_nothing(
     assert len(cached(tmp_path)) == 1
 
 
-def _load_at_once(root: Path, cache: Path, barrier: Any, results: Any) -> None:
-    """In a process of its own: loads when the other is ready too, and says how often it decoded."""
-    decoded = []
+def test_two_jobs_at_once_decode_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here two threads; `tests/core/test_files.py` shows that the lock holds between processes, too."""
+    root = fill(tmp_path / "fruit", each=100)
+    paths, barrier, decoded = sorted(root.rglob("*.png")), threading.Barrier(2), []
     original = image_folder._decode_all
 
     def counting(*args: Any) -> np.ndarray:
         decoded.append(1)
         return original(*args)
 
-    image_folder._decode_all = counting
-    barrier.wait(timeout=50)
-    images = load_images(sorted(root.rglob("*.png")), root, None, True, cache)
-    results.put((len(decoded), images.numpy().tobytes()))
+    def load() -> bytes:
+        barrier.wait(timeout=50)
+        return load_images(paths, root, None, True, tmp_path / "cache").numpy().tobytes()
 
-
-def test_two_jobs_at_once_decode_once(tmp_path: Path) -> None:
-    root = fill(tmp_path / "fruit", each=100)
-    context = multiprocessing.get_context("forkserver")  # fresh processes, and the slow imports only once
-    context.set_forkserver_preload(["attnmosaic.data.image_folder", "attnmosaic.metrics.focus"])
-    barrier, results = context.Barrier(2), context.Queue()
-    jobs = [context.Process(target=_load_at_once, args=(root, tmp_path / "cache", barrier, results)) for _ in range(2)]
-    for job in jobs:
-        job.start()
-    found = [results.get(timeout=55) for _ in jobs]
-    for job in jobs:
-        job.join(timeout=55)
-        assert job.exitcode == 0
-    wanted = b"".join(np.asarray(Image.open(path)).tobytes() for path in sorted(root.rglob("*.png")))
-    assert all(images == wanted for _, images in found)
-    assert sum(times for times, _ in found) == 1
+    monkeypatch.setattr(image_folder, "_decode_all", counting)
+    with ThreadPoolExecutor(2) as threads:
+        found = [job.result(timeout=55) for job in [threads.submit(load) for _ in range(2)]]
+    wanted = b"".join(np.asarray(Image.open(path)).tobytes() for path in paths)
+    assert found == [wanted, wanted]
+    assert len(decoded) == 1
     assert len(cached(tmp_path)) == 1
 
 

@@ -1,6 +1,6 @@
 """Commands as forks of one process that has imported everything: each starts in a moment, and can be hit at any.
 
-``python forks.py`` reads a line of JSON for each command and answers with its exit status; see `Forks`.
+``python forked_commands.py`` reads a line of JSON for each command and answers with its exit status; see `Forks`.
 """
 
 import errno
@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import traceback
 from pathlib import Path
 from types import TracebackType
@@ -62,10 +61,6 @@ class Forks:
 
 
 # ---- in the fork
-
-
-def after(seconds: float, action: str) -> None:
-    """Sends a signal from outside; see `_serve`."""
 
 
 def act(action: str) -> None:
@@ -192,10 +187,6 @@ def _serve() -> None:
         if child == 0:
             listen()
             _run(**asked)
-        if asked["moment"][:1] == ["after"]:
-            _, seconds, action = asked["moment"]
-            time.sleep(seconds)
-            os.kill(child, getattr(signal, action))  # if it has ended, it still waits to be looked at
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 

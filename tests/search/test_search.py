@@ -254,7 +254,7 @@ def test_a_full_disk_costs_no_trial(cli: Cli, tmp_path: Path, launcher: tuple[st
     search = (*PLAIN, "hydra.sweeper.n_trials=2", *launcher, *full, *SEARCH)
     code, _, err = cli("train", *search)
     assert code == 1
-    assert "error: trial 0: no room on the disk" in err
+    assert "error: trial 0: disk full" in err
     assert [trial.state.name for trial in study_of("search").trials] == ["RUNNING"]
     room.touch()
     code, _, err = cli("train", *search)

@@ -356,11 +356,8 @@ def test_tables_of_images_smoke(cli: Cli, table: str) -> None:
     assert set(published.shown) <= metrics
 
 
-def test_absent_data_end_a_sweep_before_it_begins(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    from attnmosaic.config import availability as available
-
-    monkeypatch.setattr(available, "_answers", lambda address: False)
-    code, _, err = cli("train", "reproduce=table1", "-m")
+def test_absent_data_end_a_sweep_before_it_begins(cli: Cli) -> None:
+    code, _, err = cli("train", "reproduce=table1", "data.train_set.download=false", "-m")
     assert code == 2
     (line,) = err.strip().splitlines()
     assert line.startswith("error: data: CIFAR10 is not in ")

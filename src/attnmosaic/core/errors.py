@@ -9,30 +9,30 @@ from attnmosaic.core.quoting import to_type
 
 
 class UserError(Exception):
-    """A slip of the user's: shown as one line without a stack trace, exit code 2.
+    """A user error: reported in one line without a stack trace, exit code 2.
 
     The message names the config key, what was given, what is allowed and what to type instead.
     """
 
 
 class BusyError(UserError):
-    """Another process is running what was asked for."""
+    """The user error of a run, sweep or search that another process is running."""
 
 
 class RunError(Exception):
-    """A run that cannot go on, through no slip in its config: one line, exit code 1."""
+    """The failure of a run whose config is valid: reported in one line, exit code 1."""
 
 
 class Pruned(Exception):
-    """A trial of a search that was ended early, as it promised less than others; no failure."""
+    """The early end of a search's trial that promised less than others; not a failure."""
 
 
 class DiskError(RunError):
-    """A run that the disk has ended: it is as good as any, and goes on once the disk will do."""
+    """The failure of a run by an error of the disk; the run resumes once the disk works again."""
 
 
 class JobError(Exception):
-    """A bug in a job of a sweep. Its trace is a note: the error itself may not survive the way between processes."""
+    """A bug in a job of a sweep, with its stack trace as a note: not every error can be sent between processes."""
 
 
 def gpu_memory_trouble(error: BaseException) -> str | None:
@@ -67,7 +67,7 @@ def nearest(given: object, allowed: Iterable[object], n: int = 3) -> list[str]:
 
 
 def not_among(key: str, given: object, allowed: Iterable[object]) -> UserError:
-    """Makes the error for a word that is not one of those allowed, with the nearest ones."""
+    """Returns the error for a word that is not among those allowed, with the nearest one."""
     words = [str(word) for word in allowed]
     close = nearest(given, words, n=1)
     hint = f"; did you mean {to_type(key, close[0])}?" if close else ""

@@ -1,4 +1,4 @@
-"""Writes files atomically, holds locks, and reports errors of the disk in one line."""
+"""Writes files atomically, holds lock files, and reports errors of the disk in one line."""
 
 import contextlib
 import errno
@@ -6,24 +6,32 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from attnmosaic.core.errors import UserError
+from attnmosaic.core.errors import BusyError, UserError
 
 
 @contextlib.contextmanager
-def locked(folder: Path, name: str) -> Iterator[None]:
-    """Holds the lock ``folder/name.lock``, waiting for the job that has it.
+def locked(path: Path, key: str, timeout: float = -1) -> Iterator[None]:
+    """Holds a lock file until the block or the process ends; a lock file left by a process that ended is no obstacle.
+
+    Args:
+        path: the lock file; its folder is created.
+        key: the config key that names another folder, for errors.
+        timeout: seconds to wait for the process that holds it; -1 waits without a limit.
 
     Raises:
+        BusyError: another process still holds it.
         UserError: the folder cannot be written to.
     """
-    lock = FileLock(folder / f"{name}.lock")
+    lock, folder = FileLock(path), path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        lock.acquire(timeout=timeout)
+    except Timeout as error:
+        raise BusyError(f"{key}: another process is running in '{folder}'; wait for it, or type {key}=DIR") from error
     except OSError as error:
-        raise UserError(f"paths.cache: cannot write to '{folder}' ({error.strerror}); type paths.cache=DIR") from error
+        raise UserError(f"{key}: cannot write to '{folder}' ({error.strerror}); type {key}=DIR") from error
     try:
         yield
     finally:
@@ -31,20 +39,21 @@ def locked(folder: Path, name: str) -> Iterator[None]:
 
 
 UNFINISHED = ".tmp"
-"""How the hidden names of files end that are being written; what a crash leaves of them, the next run removes."""
+"""Suffix of the hidden file that content is written to before it is renamed."""
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file so that it is either whole or not there, even if the machine stops meanwhile.
+    """Writes a file atomically: even if the machine stops meanwhile, ``path`` has the old content or the new, complete.
 
-    It is written under another name in the same folder, synced to the disk and renamed, and then the folder is synced.
+    The content is written under another name in the same folder, synced to the disk and renamed; then the folder is
+    synced.
 
     Args:
-        path: the file; its predecessor stays until it is replaced.
-        content: bytes as they are; text as UTF-8, with a line end after it.
+        path: the file.
+        content: bytes unchanged; text as UTF-8, with a line end after it.
 
     Raises:
-        OSError: it could not be written; its predecessor is as it was.
+        OSError: the content could not be written; the old file is unchanged.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     try:
@@ -57,20 +66,20 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # of a write the system does not tell what it was of
+        if isinstance(error, OSError) and error.filename is None:  # write() and fsync() report no file
             error.filename = str(path)
         raise
 
 
 def sync_folder(folder: Path) -> None:
-    """Has the disk keep a folder's list of names, which syncing a file does not."""
+    """Syncs a folder's list of names to the disk, which syncing a file does not."""
     if os.name == "nt":  # folders cannot be opened there
         return
     _sync(folder)
 
 
 def sync_files(folder: Path) -> None:
-    """Has the disk keep the visible files of a folder, however they were written."""
+    """Syncs the visible files of a folder to the disk."""
     for path in folder.iterdir():
         if path.is_file() and not path.name.startswith("."):
             _sync(path)
@@ -82,38 +91,28 @@ def _sync(path: Path) -> None:
     try:
         os.fsync(opened)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that have no such thing
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # the file system has no fsync
             raise
     finally:
         os.close(opened)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what a crash left of files that were being written. Nobody may be writing there."""
+    """Removes the unfinished files that a crash left in a folder. No process may be writing there."""
     for abandoned in folder.glob(f".*{UNFINISHED}"):
         abandoned.unlink(missing_ok=True)
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
-_GONE = (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_INACCESSIBLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 
 
 def disk_trouble(error: BaseException) -> str | None:
-    """Returns what to say of an error that the disk is to blame for, or None for any other error."""
-    if not isinstance(error, OSError):
+    """Returns the line that reports an error of the disk, or None for any other error."""
+    if not isinstance(error, OSError) or error.errno not in (*_FULL, *_INACCESSIBLE):
         return None
-    where = "" if error.filename is None else f" '{error.filename}'"
+    path = "a file" if error.filename is None else f"'{error.filename}'"
+    where = f"{path} ({error.strerror})"
     if error.errno in _FULL:
-        return (
-            f"no room on the disk for{where or ' a file'} ({error.strerror}); what was written before is whole: make "
-            "room, and the same command goes on"
-        )
-    if error.errno in _FORBIDDEN:
-        return f"no right to write or read{where} ({error.strerror}); give that right, or type hydra.run.dir=DIR"
-    if error.errno in _GONE:
-        return (
-            f"the disk does not answer for{where or ' a file'} ({error.strerror}); what was written before is whole: "
-            "bring it back, and the same command goes on"
-        )
-    return None
+        return f"disk full while writing {where}; earlier files are intact: free space, then run the same command again"
+    return f"cannot read or write {where}; make it accessible and run the same command, or type hydra.run.dir=DIR"

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from attnmosaic.config.image_folders import Listing, beside, check_folder, find_splits, list_images, report_skipped
 from attnmosaic.core.errors import UserError
 from attnmosaic.core.files import locked
-from attnmosaic.data.image_files import UnreadableError, open_image, open_regular, printable
+from attnmosaic.data.image_files import UnreadableError, open_image, printable
 from attnmosaic.data.images import ImageMosaics
 from attnmosaic.data.pool import Pool, split_pool
 from attnmosaic.data.sources import Images
@@ -101,7 +101,7 @@ def load_images(
     for path, digest in zip(paths, digests, strict=True):
         key.update(os.fsencode(path.relative_to(folder)) + b"\0" + digest)
     file = cache_dir / f"images-{key.hexdigest()[:32]}.pt"
-    with locked(cache_dir, file.stem):
+    with locked(file.with_suffix(".lock"), "paths.cache"):
         for abandoned in cache_dir.glob(f"{file.stem}.*.tmp"):
             abandoned.unlink()
         images = _read_cache(file)
@@ -128,8 +128,6 @@ def _write_cache(file: Path, images: torch.Tensor) -> None:
     try:
         torch.save({"images": images, "digest": _digest(images)}, unfinished)
         os.replace(unfinished, file)
-    except OSError as error:
-        raise UserError(f"paths.cache: cannot write '{file}' ({error.strerror}); type paths.cache=DIR") from error
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -140,7 +138,7 @@ def _digest(images: torch.Tensor) -> bytes:
 
 def _digest_of(path: Path) -> bytes:
     try:
-        with open_regular(path) as file:
+        with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
         raise UserError(f"data.root: cannot read '{printable(str(path))}' ({error.strerror})") from error

@@ -4,12 +4,11 @@ import contextlib
 import functools
 import hashlib
 import inspect
-import shutil
 import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ from attnmosaic.core.files import locked
 from attnmosaic.data.pool import Pool
 
 DOWNLOAD_ERRORS = (OSError, RuntimeError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile)
-"""What a download or a broken archive raises; anything else is a mistake in the data set's own code."""
+"""Errors of a download or a broken archive; any other is a bug in the data set's own code."""
 
 
 class Images(NamedTuple):
@@ -80,26 +79,25 @@ def lock_folder(lock_dir: str | Path | None) -> Path:
 
 
 def load_set(key: str, make: Callable[[], Any], lock_dir: Path, instead: str) -> Images:
-    """Makes a torchvision-style data set and takes its images.
+    """Instantiates a torchvision-style data set and returns its images.
 
     Args:
-        key: where it stands in the config, for errors.
-        make: called without arguments. What it gives must have ``classes`` and yield (PIL image, class index).
+        key: the data set's config key, for errors.
+        make: instantiates the data set, without arguments. It must have ``classes`` and yield (PIL image, class index).
         lock_dir: see `lock_folder`.
-        instead: what to type to use other data, told where these cannot be had.
+        instead: what to type to use other data, for the error of a failed download.
 
     Raises:
         UserError: the data set does not take its arguments or cannot be downloaded, or the images are of different
             sizes or not of 8 bits.
     """
     if isinstance(make, functools.partial):
-        with contextlib.suppress(ValueError):  # what is written in C may tell no signature
+        with contextlib.suppress(ValueError):  # a function written in C may have no signature
             try:
                 inspect.signature(make.func).bind(*make.args, **make.keywords)
             except TypeError as error:
                 raise UserError(f"{key}: {getattr(make.func, '__name__', make.func)} {error}; see conf/data") from error
-    with _download(key, make, lock_dir, instead):
-        source = make()
+    source = _instantiate(key, make, lock_dir, instead)
     images, labels = [], []
     for image, label in source:
         images.append(np.asarray(image))
@@ -117,59 +115,24 @@ def load_set(key: str, make: Callable[[], Any], lock_dir: Path, instead: str) ->
     return Images(pixels, labels, [str(name) for name in source.classes])
 
 
-@contextlib.contextmanager
-def _download(key: str, make: Callable[[], Any], lock_dir: Path, instead: str) -> Iterator[None]:
-    """Runs a data set's own download: one job at a time, and nothing half-written stays when it fails."""
-    made: Any = make.func if isinstance(make, functools.partial) else make
-    name = getattr(made, "__name__", type(made).__name__)
-    root = Path(getattr(make, "keywords", {}).get("root", "data")).expanduser()
+def _instantiate(key: str, make: Callable[[], Any], lock_dir: Path, instead: str) -> Any:
+    """Instantiates a data set, which downloads what is missing; one process at a time does so for a folder.
 
-    def files() -> set[Path]:
-        """Returns what lies where the data set is known to write; other things in the root are not its own."""
-        folders = [root / folder for folder in (name, getattr(made, "base_folder", None)) if folder]
-        archives = [getattr(made, "filename", None), *(resource[0] for resource in getattr(made, "resources", []))]
-        owned = {*folders, *(root / archive for archive in archives if archive)}
-        return {path for path in owned if path.exists()} | {p for folder in folders for p in folder.rglob("*")}
-
-    with locked(lock_dir, hashlib.sha256(str(root.absolute()).encode()).hexdigest()[:16]):
-        absent = [folder for folder in (root, *root.parents) if not folder.exists()]
-        before = files()
-        try:
-            with _archives_kept_inside():
-                yield
-        except BaseException as error:
-            for path in sorted(files() - before, reverse=True):
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
-            for folder in absent:
-                with contextlib.suppress(OSError):  # absent, or somebody else's by now
-                    folder.rmdir()
-            if not isinstance(error, DOWNLOAD_ERRORS):
-                raise
-            raise UserError(
-                f"{key}: {name} is not in '{root}' and could not be downloaded "
-                f"({_first_line(error)}); put {_files_wanted(made, root)}, or name the folder that has it with "
-                f"paths.data=DIR, or use {instead}"
-            ) from error
-
-
-@contextlib.contextmanager
-def _archives_kept_inside() -> Iterator[None]:
-    """Has every tar archive unpacked as data: no absolute names, no ``..``, no links out, no devices.
-
-    It is what Python does from 3.14 on, and torchvision lately; zip archives are always unpacked so.
+    Raises:
+        UserError: the download failed.
     """
-    if not hasattr(tarfile, "data_filter"):  # before Python 3.11.4
-        yield
-        return
-    before = vars(tarfile.TarFile)["extraction_filter"]
-    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
-    try:
-        yield
-    finally:
-        tarfile.TarFile.extraction_filter = before
+    made: Any = make.func if isinstance(make, functools.partial) else make
+    root = Path(getattr(make, "keywords", {}).get("root", "data")).expanduser()
+    lock = lock_dir / f"{hashlib.sha256(str(root.absolute()).encode()).hexdigest()[:16]}.lock"
+    with locked(lock, "paths.cache"):
+        try:
+            return make()
+        except DOWNLOAD_ERRORS as error:
+            raise UserError(
+                f"{key}: {getattr(made, '__name__', type(made).__name__)} is not in '{root}' and could not be "
+                f"downloaded ({_first_line(error)}); put {_files_wanted(made, root)}, or name the folder that has it "
+                f"with paths.data=DIR, or use {instead}"
+            ) from error
 
 
 def _first_line(error: BaseException) -> str:
@@ -177,7 +140,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _files_wanted(made: Any, root: Path) -> str:
-    """Says which files a torchvision data set looks for, where it tells."""
+    """Returns which files a torchvision data set needs in which folder, for the error of a failed download."""
     if filename := getattr(made, "filename", None):
         return f"{filename} into '{root}'"
     if resources := getattr(made, "resources", None):
