@@ -53,7 +53,7 @@ def test_a_sweep_on_a_cluster(cli: Cli, tmp_path: Path, monkeypatch: pytest.Monk
         assert set(cluster.jobs()) <= known  # what has finished asks nothing of Slurm
         assert err.count("done before") == err.count("\n") == 4
         assert re.search(r"^ gaussian +[\d. ]+ 1 +4 finished", out, flags=re.M)
-    (Path("go")).touch()
+        _check_experiments(cli, asked)
     whole = [row for row in ROWS if not row.startswith(("hydra.sweep", "+callbacks.fate.fate"))]
     code, _, err = cli("train", *whole, "+callbacks.fate.fate=works", "hydra.run.dir=whole")
     assert code == 0, err
@@ -62,19 +62,14 @@ def test_a_sweep_on_a_cluster(cli: Cli, tmp_path: Path, monkeypatch: pytest.Monk
         assert Path("whole/gradients.csv").read_bytes() == Path(f"sweep/{number}/gradients.csv").read_bytes()
 
 
-@pytest.mark.faults
-def test_a_sweep_over_experiments_on_a_cluster(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its jobs run in the sweep's folder, of which the name has no experiment's."""
-    with slurm() as cluster:
-        for name, value in cluster.environ.items():
-            monkeypatch.setenv(name, value)
-        asked = (LAUNCHER, "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=null", "callbacks.pictures=null")
-        given = ("experiment=gaussian,gaussian_type1", "scale=smoke", "trainer.accelerator=cpu", *asked)
-        code, _, err = cli("train", *given, "-m")
-        assert code == 0, err
-    (plan,) = Path().rglob("sweep.json")
+def _check_experiments(cli: Cli, asked: tuple[str, ...]) -> None:
+    """A sweep over experiments: its jobs run in the sweep's folder, of which the name has no experiment's."""
+    given = ("experiment=gaussian,gaussian_type1", "scale=smoke", "trainer.accelerator=cpu", "callbacks.pictures=null")
+    code, _, err = cli("train", *given, *asked, "-m")
+    assert code == 0, err
+    (plan,) = Path("outputs").rglob("sweep.json")
     assert plan.parent.parent == Path("outputs/smoke/sweeps")
-    assert {*Path().rglob("result.json")} == {plan.parent / job / "result.json" for job in ("0", "1")}
+    assert {*Path("outputs").rglob("result.json")} == {plan.parent / job / "result.json" for job in ("0", "1")}
 
 
 def _check_a_sweep(cluster: Cluster, command: list[str]) -> None:
