@@ -62,7 +62,7 @@ def test_a_search(cli: Cli, tmp_path: Path) -> None:
 
     ended = [line for line in err.splitlines() if not line.startswith(("/", "  "))]
     assert [re.sub(r": accuracy train .*", "", line) for line in ended] == [
-        f"done  trial {n} lr.what={trial.params['lr.what']:.3g}" for n, trial in enumerate(study.trials)
+        f"done  trial {n} lr.what={trial.params['lr.what']:.4g}" for n, trial in enumerate(study.trials)
     ]
     best = study.best_trial
     assert out.startswith("\ntest/accuracy, maximized; 3 of 3 trials, 3 finished")
@@ -266,7 +266,7 @@ def test_a_pruned_run_can_be_ended(cli: Cli) -> None:
     """Outside its search it goes on from its checkpoint, to the numbers of a run that was never pruned."""
     assert cli("train", *PLAIN, *PRUNED, *SEARCH)[0] == 0
     trial = next(trial for trial in study_of("search").trials if trial.state.name == "PRUNED")
-    own = [o for o in (*PLAIN, *PRUNED) if not o.startswith(("hydra.", "lr.what"))]
+    own = [o for o in (*PLAIN, *PRUNED) if not o.startswith(("hydra", "+hydra", "lr.what"))]
     own.append(f"lr.what={trial.params['lr.what']}")
     code, out, err = cli("train", *own, f"hydra.run.dir=search/{trial.number}")
     assert code == 0, err
