@@ -166,17 +166,12 @@ def test_the_last_time_limit() -> None:
     """Submitit's signal handler raises it wherever the run is."""
     from submitit.core.utils import UncompletedJobError
 
-    from attnmosaic.sweeps import slurm_node
+    from attnmosaic.sweeps.slurm_node import translated
 
-    def limit(config: object) -> None:
-        raise UncompletedJobError("Job not requeued because: timed-out too many times.")
-
-    slurm_node.limit = limit  # type: ignore[attr-defined]
-    try:
-        with pytest.raises(RunError, match=r"hydra\.launcher\.max_num_timeout allows; the same command goes on"):
-            slurm_node._Task("attnmosaic.sweeps.slurm_node", "limit")(OmegaConf.create())
-    finally:
-        del slurm_node.limit  # type: ignore[attr-defined]
+    error = translated(UncompletedJobError("Job not requeued because: timed-out too many times."))
+    assert isinstance(error, RunError)
+    assert "hydra.launcher.max_num_timeout" in str(error)
+    assert str(translated(UserError("lr.what: got x"))) == "lr.what: got x"
 
 
 def test_jobs_that_go_on(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class OnNode:
         config, shared = cloudpickle.loads(self.shared)
         os.environ.update({**_threads(config), **self.environ, **os.environ})
         job_id = submitit.JobEnvironment().job_id
-        done = run_composed(config, self.number, job_id, task_named(*self.task, _translated), shared)
+        done = run_composed(config, self.number, job_id, task_named(*self.task, translated), shared)
         if done.status == JobStatus.FAILED:
             with temporary_save_path(paths.result_pickle) as file:
                 cloudpickle_dump(("success", done), file)
@@ -75,7 +75,7 @@ def _threads(config: Any) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(1, int(cores) // processes))} if cores.isdecimal() else {}
 
 
-def _translated(error: Exception) -> Exception:
+def translated(error: Exception) -> Exception:
     """Returns what a job raises: submitit's signal handler raises an error wherever the run was at its last limit."""
     if isinstance(error, UncompletedJobError):
         return RunError(
