@@ -14,13 +14,13 @@ import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import DictConfig
 
 from attnmosaic.callbacks.attention_gradients import AlphaGradients
 from attnmosaic.callbacks.csv_tables import RunTables
 from attnmosaic.callbacks.figures import RunPictures
 from attnmosaic.callbacks.snapshots import MosaicRecord
 from attnmosaic.callbacks.tensorboard import Dashboards
+from attnmosaic.config.resolution import resolve
 from attnmosaic.config.schema import PRECISIONS, conf_dir, register
 from attnmosaic.data.datamodule import MosaicDataModule
 from attnmosaic.data.pool import Pool
@@ -91,15 +91,15 @@ def finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def configure(*overrides: str, log: bool = False) -> DictConfig:
-    """Composes a run's config; if it is not to log, without logger, evaluations and what draws."""
+def configure(*overrides: str, log: bool = False) -> dict[str, Any]:
+    """Composes and resolves a run's config; if it is not to log, without logger, evaluations and what draws."""
     register()
     drawn = ("record", "gradients", "dashboards", "pictures")
     quiet = ("logger=none", "trainer.check_val_every_n_epoch=100000", *(f"callbacks.{name}=null" for name in drawn))
     quiet = () if log else quiet
     folder = tempfile.mkdtemp()
     with initialize_config_dir(conf_dir(), version_base="1.3"):
-        return compose("train", [*overrides, *quiet, f"run_dir={folder}"])
+        return resolve(compose("train", [*overrides, *quiet, f"run_dir={folder}"]))
 
 
 def train(*overrides: str, data: MosaicDataModule | None = None) -> tuple[EpochTimes, pl.Trainer]:
@@ -111,13 +111,13 @@ def train(*overrides: str, data: MosaicDataModule | None = None) -> tuple[EpochT
     """
     config = configure(*overrides)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    config.callbacks.progress = None
+    config["callbacks"]["progress"] = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if data is None:
             data = make_data(*overrides)
         module = build_module(config, data)
-        trainer = build_trainer(config, PRECISIONS[config.precision])
+        trainer = build_trainer(config, PRECISIONS[config["precision"]])
         times = EpochTimes()
         trainer.callbacks.append(times)  # type: ignore[attr-defined]
         trainer.fit(module, datamodule=data)
@@ -189,13 +189,13 @@ def logging_of_a_run() -> tuple[float, float]:
     cycles = 18
     config = configure(*IMAGES, *TESTED, "schedule.epochs=10", log=True)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    config.callbacks.progress = None
+    config["callbacks"]["progress"] = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        data = instantiate(config.data, _convert_="all")
+        data = instantiate(config["data"], _convert_="all")
         data.setup()
         module = build_module(config, data)
-        trainer = build_trainer(config, PRECISIONS[config.precision])
+        trainer = build_trainer(config, PRECISIONS[config["precision"]])
         with Stopwatch(LOGGING) as training:
             begin = time.perf_counter()
             trainer.fit(module, datamodule=data)
@@ -208,7 +208,7 @@ def logging_of_a_run() -> tuple[float, float]:
 
 def make_data(*overrides: str) -> MosaicDataModule:
     """Makes and draws the data of a config."""
-    data: MosaicDataModule = instantiate(configure(*overrides).data, _convert_="all")
+    data: MosaicDataModule = instantiate(configure(*overrides)["data"], _convert_="all")
     data.setup()
     return data
 

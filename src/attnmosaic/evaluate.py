@@ -69,21 +69,21 @@ def evaluate(config: DictConfig) -> dict[str, float]:
             trained.data[part].root = config.paths.data
     with where_started():
         check(trained)
-    trained = resolve(with_absolute_paths(trained))
-    check_targets(trained)
-    threads = threads_for(trained.compute.threads, ckpt_path)
-    with job_globals(trained.seed.init, threads, trained.compute.matmul_precision):
-        trainer = build_trainer(trained, PRECISIONS[trained.precision])
-        data = make("data", trained.data)
+    run = resolve(with_absolute_paths(trained))
+    check_targets(run)
+    threads = threads_for(run["compute"]["threads"], checkpoint)
+    with job_globals(run["seed"]["init"], threads, run["compute"]["matmul_precision"]):
+        trainer = build_trainer(run, PRECISIONS[run["precision"]])
+        data = make("data", run["data"])
         data.setup()
-        module = build_module(trained, data)
+        module = build_module(run, data)
         check_weights_fit(checkpoint, module, ckpt_path)
         module.load_state_dict(checkpoint["state_dict"])
         with interruptible():
             trainer.validate(module, datamodule=data, verbose=False)
         metrics = evaluation_of(module)
     stamp = {"scale": "smoke"} if module.scale == "smoke" else {}
-    folder = Path(trained.run_dir)
+    folder = Path(run["run_dir"])
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "evaluation.json", json.dumps({**metrics, **stamp}, indent=2))
     log.info("%s", final_table(metrics, module))

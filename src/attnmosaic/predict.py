@@ -59,7 +59,7 @@ def predict(ckpt_path: str | Path, image: Any, number: int, *, invert: bool = Fa
             "give a checkpoint of experiment=mnist_sum or experiment=mnist_product"
         )
     check_trusted(trained, ("model",), ckpt_path, trust)
-    config = OmegaConf.create(trained["model"]["network"])
+    config = trained["model"]["network"]
     check_targets(config, "model.network")
     operation = OPERATIONS[trained["data"]["operation"]]
     shape = tuple(checkpoint["hyper_parameters"]["image_shape"])

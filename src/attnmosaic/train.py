@@ -57,19 +57,18 @@ def train(config: DictConfig) -> dict[str, float]:
     """
     alone = not HydraConfig.initialized()
     try:
-        config = _checked(config, alone)
+        run_config = _checked(config, alone)
     except OmegaConfBaseException as error:
         raise UserError(advice(error, [])) from error
-    folder = Path(config.run_dir)
+    folder = Path(run_config["run_dir"])
     with claimed(folder):
-        settings: Any = OmegaConf.to_container(config)
-        if (result := earlier_result(folder, settings)) is not None:
+        if (result := earlier_result(folder, run_config)) is not None:
             log.info("finished before: %s", folder)
             return result["metrics"]
         try:
-            to_log = logged(folder, config.progress) if alone else contextlib.nullcontext()
-            with to_log, Ranks(processes_of(config)) as ranks:
-                return _train(config, ranks)
+            to_log = logged(folder, run_config["progress"]) if alone else contextlib.nullcontext()
+            with to_log, Ranks(processes_of(run_config)) as ranks:
+                return _train(run_config, ranks)
         except Pruned as end:
             write_atomically(folder / PRUNED, str(end))
             raise
@@ -81,8 +80,8 @@ def train(config: DictConfig) -> dict[str, float]:
             raise
 
 
-def _checked(config: DictConfig, alone: bool) -> DictConfig:
-    """Returns a run's config as it is saved: checked, with values for interpolations and absolute paths.
+def _checked(config: DictConfig, alone: bool) -> dict[str, Any]:
+    """Returns a run's config as it is saved: checked, resolved, with absolute paths.
 
     Args:
         config: as composed.
@@ -99,34 +98,31 @@ def _checked(config: DictConfig, alone: bool) -> DictConfig:
     return resolve(with_absolute_paths(taken))
 
 
-def _train(config: DictConfig, ranks: Ranks) -> dict[str, float]:
+def _train(config: dict[str, Any], ranks: Ranks) -> dict[str, float]:
     # Heavy imports (seconds) only once the config is known to be good.
     import_lightning()
     from attnmosaic.training.fit import fit
     from attnmosaic.training.instantiation import check_targets
     from attnmosaic.training.results import final_table, finish_run
-    from attnmosaic.training.resume import began_otherwise, newest_checkpoint
+    from attnmosaic.training.resume import find_checkpoint
     from attnmosaic.training.runtime import job_globals, threads_for
     from attnmosaic.training.trainer import reason_of_end
 
     check_targets(config)
-    if config.ckpt_path is None:
-        config.ckpt_path = newest_checkpoint(config)
-    elif departed := began_otherwise(config):
-        config.began_otherwise = departed
-    write_atomically(Path(config.run_dir) / CONFIG, OmegaConf.to_yaml(config))
-    ranks.begin(OmegaConf.to_container(config))  # type: ignore[arg-type]
-    threads = threads_for(config.compute.threads, config.ckpt_path)
-    with job_globals(config.seed.init, threads, config.compute.matmul_precision, ranks.count):
-        trainer, module = fit(config, ranks.place)
+    checkpoint = find_checkpoint(config)
+    write_atomically(Path(config["run_dir"]) / CONFIG, OmegaConf.to_yaml(config))
+    ranks.begin(config)
+    threads = threads_for(config["compute"]["threads"], checkpoint)
+    with job_globals(config["seed"]["init"], threads, config["compute"]["matmul_precision"], ranks.count):
+        trainer, module = fit(config, checkpoint, ranks.place)
         metrics = finish_run(config, trainer, module)
     log.info("%s", final_table(metrics, module))
     for finding in module.findings:
         log.log(finding_level(), "%s", finding)
-    if reason := reason_of_end(trainer, config.schedule.epochs):
-        log.info("ended after epoch %d of %d: %s", trainer.current_epoch, config.schedule.epochs, reason)
-    dashboards = in_shell("tensorboard", "--logdir", path_word(config.run_dir))
-    log.info("plots, tables, checkpoints: %s\nTensorBoard: %s", config.run_dir, dashboards)
+    if reason := reason_of_end(trainer, epochs := config["schedule"]["epochs"]):
+        log.info("ended after epoch %d of %d: %s", trainer.current_epoch, epochs, reason)
+    dashboards = in_shell("tensorboard", "--logdir", path_word(config["run_dir"]))
+    log.info("plots, tables, checkpoints: %s\nTensorBoard: %s", config["run_dir"], dashboards)
     return metrics
 
 

@@ -127,7 +127,7 @@ def test_a_new_target_replaces_its_node(tmp_path: Path, overrides: tuple[str, ..
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         composed = compose("train", [*overrides, f"hydra.searchpath=[file://{tmp_path}]", "run_dir=run"])
     key, node = REPLACED[overrides]
-    assert OmegaConf.select(resolve(scaled(composed)), key) == node
+    assert OmegaConf.select(OmegaConf.create(resolve(scaled(composed))), key) == node
 
 
 KEPT = (
@@ -142,7 +142,9 @@ KEPT = (
 def test_data_trainer_and_callbacks_keep_their_settings(config: Callable[..., DictConfig], overrides: str) -> None:
     *base, changed = overrides.split()
     key = changed.partition("._target_")[0]
-    before, after = (OmegaConf.select(resolve(scaled(config(*base, *more))), key) for more in ((), (changed,)))
+    before, after = (
+        OmegaConf.select(OmegaConf.create(resolve(scaled(config(*base, *more)))), key) for more in ((), (changed,))
+    )
     assert after == {**before, "_target_": "x"}
 
 
@@ -196,6 +198,6 @@ def test_a_key_that_nothing_reads(config: Callable[..., DictConfig], overrides: 
 
 def test_a_runs_own_config_passes(config: Callable[..., DictConfig]) -> None:
     """It has values for interpolations, so that nothing reads ``width`` any more, and what the program adds to it."""
-    saved = resolve(config("+width=8", "model.where.hidden=[${width}]"))
+    saved = OmegaConf.create(resolve(config("+width=8", "model.where.hidden=[${width}]")))
     saved.began_otherwise = {"lr.what": 0.1}
     check_keys(saved, TrainConfig)

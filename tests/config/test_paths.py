@@ -195,7 +195,7 @@ def test_the_home_folder(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def composed(*overrides: str) -> Any:
     register()
     with initialize_config_dir(conf_dir(), version_base="1.3"):
-        return resolve(with_absolute_paths(scaled(compose("train", ["run_dir=run", *overrides]))))
+        return OmegaConf.create(resolve(with_absolute_paths(scaled(compose("train", ["run_dir=run", *overrides])))))
 
 
 PATHS = {

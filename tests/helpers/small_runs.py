@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from attnmosaic.callbacks.checkpoints import CycleCheckpoint
+from attnmosaic.config.resolution import resolve
 from attnmosaic.config.schema import PRECISIONS
 from attnmosaic.data.datamodule import MosaicDataModule
 from attnmosaic.training.factory import build_module
@@ -16,10 +17,11 @@ from attnmosaic.training.trainer import build_trainer
 
 
 def build(config: DictConfig) -> tuple[StagewiseModule, MosaicDataModule]:
-    """Makes the module and its data."""
-    data: MosaicDataModule = instantiate(config.data, _convert_="all")
+    """Builds the module and its data."""
+    resolved = resolve(config)
+    data: MosaicDataModule = instantiate(resolved["data"], _convert_="all")
     data.setup()
-    return build_module(config, data), data
+    return build_module(resolved, data), data
 
 
 def fit(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +17,12 @@ from helpers.settings import SMALL
 from omegaconf import DictConfig
 from torch.utils.tensorboard import SummaryWriter
 
+from attnmosaic.config.resolution import resolve
 from attnmosaic.core.errors import UserError
 from attnmosaic.runs.snapshots import RECORD
 from attnmosaic.training.base import RunModule
 from attnmosaic.training.checkpointing import WholeCheckpoints
+from attnmosaic.training.resume import find_checkpoint
 
 Train = Callable[..., dict[str, float]]
 
@@ -61,7 +64,7 @@ WITHIN = {
     "validation": (LIGHTNINGS, ALL),
     "monitor": (LIGHTNINGS, ALL, "+callbacks.mine.monitor=held_out/loss"),
     "exception": (LIGHTNINGS, "+callbacks.mine.save_on_exception=true", "+callbacks.mine.filename=saved"),
-    "user": ("+callbacks.mine={_target_: test_whose_checkpoint.Writer, hook: on_train_batch_end, epoch: 2, "
+    "user": ("+callbacks.mine={_target_: test_checkpoint_writers.Writer, hook: on_train_batch_end, epoch: 2, "
              "file: '${run_dir}/checkpoints/=$.ckpt'}",),
 }  # fmt: skip
 
@@ -95,11 +98,12 @@ def check_same(whole: Path, other: Path) -> None:
 
 @FAMILIES
 @pytest.mark.parametrize("writer", WITHIN)
-def test_skipped_by_the_same_command(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+def test_not_resumed_by_the_same_command(
+    train: Train, config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
     settings: tuple[str, ...], writer: str,
 ) -> None:  # fmt: skip
-    """After a stop when the newest checkpoint is one within an epoch."""
+    """After a stop when the newest checkpoint is one within an epoch: it is read, and skipped, if no other is there."""
     at_evaluation = writer in ("validation", "monitor")
     hook, epoch = ("on_validation_end", 3) if at_evaluation else ("on_train_batch_start", 2)
     caplog.set_level("INFO")
@@ -109,12 +113,18 @@ def test_skipped_by_the_same_command(
         stop_at(patch, hook, epoch)
         with pytest.raises(Stop):
             train(*given)
+    shutil.copytree(tmp_path / "run", tmp_path / "others")
+    for name in ("last.ckpt", "before_last.ckpt"):
+        (tmp_path / "others" / "checkpoints" / name).unlink()
     caplog.clear()
     assert train(*given) == whole
     check_same(tmp_path / "whole", tmp_path / "run")
-    (said,) = (record.message for record in caplog.records if "skipped checkpoints" in record.message)
-    assert re.search(r"\.ckpt \(written before its epoch was complete\).*; resuming from '.*/last\.ckpt'$", said)
+    assert "skipped checkpoints" not in caplog.text
     assert f"resuming after epoch {epoch} of 5" in caplog.text
+    caplog.clear()
+    find_checkpoint(resolve(config(*given, run_dir="others")))
+    (said,) = (record.message for record in caplog.records if "skipped checkpoints" in record.message)
+    assert re.search(r"\.ckpt \(written before its epoch was complete\).*; beginning anew$", said)
 
 
 @FAMILIES
@@ -158,8 +168,8 @@ def test_a_monitoring_one_is_resumed(train: Train, tmp_path: Path, settings: tup
         check_same(tmp_path / "whole", tmp_path / f"from{number}")
         written = sorted(path.name for path in (tmp_path / f"from{number}" / "mine").iterdir())
         assert written == names[number - 1 :]
-    atend = f"+callbacks.mine={{_target_: test_whose_checkpoint.Writer, hook: on_train_end, file: '{tmp_path}/e.ckpt'}}"
-    train(*settings, "schedule.epochs=4", atend, run_dir="short")
+    writer = f"{{_target_: test_checkpoint_writers.Writer, hook: on_train_end, file: '{tmp_path}/e.ckpt'}}"
+    train(*settings, "schedule.epochs=4", f"+callbacks.mine={writer}", run_dir="short")
     assert train(*settings, f"ckpt_path={tmp_path}/e.ckpt", run_dir="long") == train(*settings, run_dir="plain")
     check_same(tmp_path / "plain", tmp_path / "long")
 
@@ -171,7 +181,7 @@ def test_a_run_that_ended_within_an_epoch(
 ) -> None:  # fmt: skip
     """As by a signal's handler just after the module's hook, which has a run end with its epoch."""
     caplog.set_level("INFO")
-    ends = "+callbacks.ends={_target_: test_whose_checkpoint.Writer, hook: on_train_batch_end, epoch: 3}"
+    ends = "+callbacks.ends={_target_: test_checkpoint_writers.Writer, hook: on_train_batch_end, epoch: 3}"
     with monkeypatch.context() as patch:
         patch.setattr(RunModule, "on_train_batch_end", lambda *_: None)
         train(*settings, ends)
@@ -210,6 +220,8 @@ def test_weights_alone(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFi
     with pytest.raises(UserError, match=r"cannot be resumed exactly \(the weights alone\)"):
         train(*PAIR, f"ckpt_path='{path}'", run_dir="other")
     (tmp_path / "run" / "result.json").unlink()
+    for name in ("last.ckpt", "before_last.ckpt"):
+        (path.parent / name).unlink()
     assert train(*PAIR, *weights) == whole
     assert f"cannot be resumed exactly: {path.name} (the weights alone)" in caplog.text
 
@@ -299,6 +311,6 @@ def test_the_time_left_after_resuming(
     seconds = iter(range(10**6, 10**7, 50))
     monkeypatch.setattr("attnmosaic.callbacks.eta.time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
     train(*given)
-    told = [record.message for record in caplog.records if record.name.endswith("pace")]
+    told = [record.message for record in caplog.records if record.name.endswith("eta")]
     assert told
     assert all(re.match(r"(100|150) s left for this run|[23] min left for this run", text) for text in told), told

@@ -16,7 +16,7 @@ import pytest
 import torch
 from helpers.commands import Cli
 from helpers.settings import SMALL
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from attnmosaic.config.resolution import resolve, scaled
 from attnmosaic.config.schedule import ORDERS
@@ -224,7 +224,7 @@ def test_none_outlives_another(tmp_path: Path, who: str, signum: int, code: int,
 def test_none_waits_for_one_that_never_comes(config: Config, tmp_path: Path) -> None:
     """The process that was started is gone before they met."""
     place = {"rank": 1, "count": 2, "meeting": str(tmp_path / "meeting")}
-    plain = OmegaConf.to_container(resolve(scaled(config(*TWO))))
+    plain = resolve(scaled(config(*TWO)))
     process = subprocess.Popen([sys.executable, "-m", "attnmosaic.training.rank"], stdin=subprocess.PIPE, text=True)
     assert process.stdin is not None
     process.stdin.write(json.dumps({"config": plain, "place": place}) + "\n")
@@ -241,9 +241,7 @@ def test_none_waits_for_one_that_never_comes(config: Config, tmp_path: Path) -> 
 def test_an_error_that_nobody_reads(config: Config, tmp_path: Path) -> None:
     """A process whose first process has ended: its own end leaves no trace on the terminal that both share."""
     place = {"rank": 1, "count": 2, "meeting": str(tmp_path / "meeting")}
-    plain = OmegaConf.to_container(
-        resolve(scaled(config(*TWO, "objective._target_=nowhere.Objective", "~objective.entropy")))
-    )
+    plain = resolve(scaled(config(*TWO, "objective._target_=nowhere.Objective", "~objective.entropy")))
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "wb") as unread:

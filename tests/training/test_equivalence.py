@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 
+from attnmosaic.config.resolution import resolve
 from attnmosaic.data.datamodule import MosaicDataModule
 from attnmosaic.data.pool import Pool
 from attnmosaic.nn.attention import WhereWhat
@@ -87,7 +88,7 @@ def test_stagewise_training(config: Callable[..., DictConfig], cache_gb: float) 
         f"compute.cache_gb={cache_gb}", "data.batch_size=12", "trainer.check_val_every_n_epoch=2",
     )  # fmt: skip
     images = data(seed=3, order_seed=3)
-    module = build_module(settings, images)
+    module = build_module(resolve(settings), images)
     pair, where, what = networks(settings)
     build_trainer(settings, "64-true").fit(module, datamodule=images)
 

@@ -15,9 +15,10 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from helpers.settings import ROOT
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from attnmosaic.callbacks.history import Grown, History
+from attnmosaic.callbacks.csv_tables import CsvTable
+from attnmosaic.callbacks.history import Grown
 from attnmosaic.data.mosaics import draw_mosaics
 from attnmosaic.data.pool import Pool
 from attnmosaic.metrics import focus
@@ -113,41 +114,45 @@ def leaves(state: Any) -> int:
 
 
 def test_a_checkpoint_has_as_many_parts_after_many_epochs(config: Config, tmp_path: Path) -> None:
-    """Only tensors in it grow, so that writing it takes hardly longer."""
+    """Only tensors and texts in it grow, so that writing it takes hardly longer."""
     many = []
     for epochs in (10, 60):
         every = ("schedule.k=1", f"schedule.epochs={epochs}", "trainer.check_val_every_n_epoch=5", "progress=quiet")
         train(config(*every, run_dir=str(epochs)))
         last = torch.load(tmp_path / str(epochs) / "checkpoints" / "last.ckpt", weights_only=True)
         many.append(leaves(last["callbacks"]))
-        assert len(last["callbacks"]["RunTables"]["metrics"]["values"]) == epochs
+        assert last["callbacks"]["RunTables"]["metrics"].count("\n") == 1 + epochs
     assert many[0] == many[1]
 
 
-def test_a_history_gives_its_rows_back() -> None:
+def test_a_table_gives_its_rows_back(tmp_path: Path) -> None:
+    """With their types, and the file's bytes, also after it went through a checkpoint."""
     rows = [{"epoch": i, "stage": ("what", "where")[i % 2], "loss": 0.1 * i} for i in range(9)]
     rows[3]["test/loss"] = float("nan")
-    history = History(["epoch", "stage", "loss", "test/loss"])
+    rows[4]["loss"] = 1e300
+    table, again = (CsvTable(tmp_path / name, ["epoch", "stage", "loss", "test/loss"]) for name in ("a.csv", "b.csv"))
+    table.rewrite()
     for row in rows:
-        history.append(row)
-    history.fill({"test/loss": 2.5})
+        table.append(row, write=True)
+    assert (tmp_path / "a.csv").read_bytes() == table.text.encode()
+    table.fill({"test/loss": 2.5})
     rows[-1]["test/loss"] = 2.5
-    again = History(["other"])
-    again.load_state_dict(history.state_dict())
-    again.append({"epoch": 9, "stage": "joint", "loss": None})
-    for kept, expected in ((history, rows), (again, [*rows, {"epoch": 9, "stage": "joint"}])):
-        assert list(map(repr, kept)) == list(map(repr, expected)), "types too: they are written to CSV"
+    again.text = table.text
+    again.append({"epoch": 9, "stage": "joint", "loss": None}, write=False)
+    for kept, expected in ((table, rows), (again, [*rows, {"epoch": 9, "stage": "joint"}])):
+        assert list(map(repr, kept)) == list(map(repr, expected)), "types too"
+        assert list(map(repr, kept[-3:])) == list(map(repr, expected[-3:]))
+    table.rewrite()
+    assert (tmp_path / "a.csv").read_bytes() == table.text.encode()
+    assert again.text.startswith(table.text)
 
 
 def test_what_a_checkpoint_took_stays_as_it_was() -> None:
-    history, grown = History(["epoch"]), Grown()
+    grown = Grown()
     for i in range(3):
-        history.append({"epoch": i})
         grown.append(np.array([i, i]))
-    state, tensor = history.state_dict(), grown.tensor()
-    history.fill({"epoch": 7})
+    tensor = grown.tensor()
     grown.array[-1] = 7
-    assert state["values"].tolist() == [[0], [1], [2]]
     assert tensor.tolist() == [[0, 0], [1, 1], [2, 2]]
 
 
@@ -204,8 +209,7 @@ def watched(growth: Growth) -> Callable[..., list[Any]]:
 
     instances = trainer._instances
 
-    def make(group: str, nodes: DictConfig | None) -> list[Any]:
-        assert nodes is None or OmegaConf.is_config(nodes)
+    def make(group: str, nodes: dict[str, Any] | None) -> list[Any]:
         return [*instances(group, nodes), *([growth] if group == "callbacks" else [])]
 
     return make

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.finished_runs import check_same
 from omegaconf import DictConfig
 
@@ -90,6 +91,31 @@ def test_killed_process(config: Callable[..., DictConfig], train: Train, tmp_pat
     train(*overrides, run_dir="whole")
     train(*overrides, f"ckpt_path={last}", run_dir="resumed")
     check_same(tmp_path / "whole", tmp_path / "resumed")
+
+
+def test_one_checkpoint_is_read_once(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether its path is given or it is the newest in the run's folder, the last one, before all others there."""
+    settings = ("schedule.k=1", "schedule.epochs=4", "logger=none")
+    metrics = train(*settings, EVERY_EPOCH)
+    folder, read = tmp_path / "run" / "checkpoints", list[str]()
+    (tmp_path / "run" / "result.json").unlink()
+    load = torch.load
+    monkeypatch.setattr(
+        torch, "load", lambda file, **given: (read.append(Path(file.name).name), load(file, **given))[1]
+    )
+    assert train(*settings, f"ckpt_path={folder}/epoch-0002.ckpt", run_dir="other") == metrics
+    assert read == ["epoch-0002.ckpt"]
+    read.clear()
+    (folder / "before_last.ckpt").replace(folder / "last.ckpt")
+    (folder / "epoch-0004.ckpt").unlink()
+    assert train(*settings) == metrics
+    assert read == ["last.ckpt"]
+    read.clear()
+    (tmp_path / "run" / "result.json").unlink()
+    for name in ("last.ckpt", "before_last.ckpt"):
+        (folder / name).write_bytes(b"torn")
+    assert train(*settings) == metrics
+    assert read == ["epoch-0004.ckpt", "epoch-0003.ckpt"], "the first has no epoch left"
 
 
 def test_what_cannot_be_resumed(train: Train, tmp_path: Path) -> None:

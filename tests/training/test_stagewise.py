@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attnmosaic.config.schedule import ORDERS
 from attnmosaic.core.errors import RunError
+from attnmosaic.data.pool import Pool
 from attnmosaic.training.stagewise import StagewiseModule
 
 Config = Callable[..., DictConfig]
@@ -26,6 +27,19 @@ def state(module: StagewiseModule, name: str) -> dict[str, Tensor]:
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("experiment", ["gaussian", "mnist_sum"])
+def test_data_go_to_the_device_once(
+    train: Callable[..., dict[str, float]], monkeypatch: pytest.MonkeyPatch, experiment: str
+) -> None:
+    """The evaluation that ends a run uses the two pools that training put there."""
+    moved: list[Pool] = []
+    to = Pool.to
+    monkeypatch.setattr(Pool, "to", lambda pool, *where: (moved.append(pool), to(pool, *where))[1])
+    train(f"experiment={experiment}", "data=digits_and_number" if experiment == "mnist_sum" else "data=gaussian",
+          "schedule.epochs=2", "logger=none")  # fmt: skip
+    assert len(moved) == 2
 
 
 @pytest.mark.parametrize("order", ORDERS)

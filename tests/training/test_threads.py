@@ -104,13 +104,6 @@ def test_a_run_goes_on_with_its_threads(
     assert not same(whole, tmp_path / "told"), "else this test shows nothing"
 
 
-def test_what_no_checkpoint_tells(tmp_path: Path, train: Train, machine: Callable[[int], None]) -> None:
+def test_threads_without_a_checkpoint_and_as_asked() -> None:
     assert threads_for(None, None) is None
-    assert threads_for(3, tmp_path / "is not read") == 3
-    machine(2)
-    train("schedule.epochs=1", "logger=none")
-    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    checkpoint = torch.load(path, weights_only=True)
-    assert checkpoint.pop("threads") == 2
-    torch.save(checkpoint, path)
-    assert threads_for(None, path) is None, "checkpoints of before"
+    assert threads_for(3, {"threads": 2}) == 3

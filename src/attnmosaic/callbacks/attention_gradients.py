@@ -1,6 +1,5 @@
 """The gradient curves of document 000, written while a run trains."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnmosaic.callbacks.history import History
+from attnmosaic.callbacks.csv_tables import CsvTable
 from attnmosaic.callbacks.nonfatal import check_count, harmless
 from attnmosaic.metrics.gradients import alpha_gradients, foreground_and_background
 from attnmosaic.training import distributed
@@ -39,35 +38,27 @@ class AlphaGradients(pl.Callback):
     def __init__(self, folder: str | Path, mosaics: int | None = None) -> None:
         if mosaics is not None:
             check_count("gradients.mosaics", mosaics)
-        self.path = Path(folder) / "gradients.csv"
         self.mosaics = mosaics
-        self.columns: tuple[str, ...] = COLUMNS
-        self.rows = History(self.columns)
+        self.table = CsvTable(Path(folder) / "gradients.csv", COLUMNS)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if isinstance(pl_module, StagewiseModule) and pl_module.scale == "smoke":
-            self.columns = (*COLUMNS, "scale")
-        if not self.rows:
-            self.rows = History(self.columns)
+        if isinstance(pl_module, StagewiseModule) and pl_module.scale == "smoke" and not self.table:
+            self.table = CsvTable(self.table.path, (*COLUMNS, "scale"))
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the rows; see `History`."""
-        return self.rows.state_dict()
+        """Returns the table's text."""
+        return {"gradients": self.table.text}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows.load_state_dict(state_dict)
+        self.table.text = state_dict["gradients"]
 
     @harmless
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not isinstance(pl_module, StagewiseModule):
             return
         if trainer.is_global_zero:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, self.columns)
-                writer.writeheader()
-                writer.writerows(self.rows)
-        if not self.rows:
+            self.table.rewrite()
+        if not self.table:
             self._measure(trainer, pl_module, pl_module.current_epoch)
 
     @harmless
@@ -84,10 +75,7 @@ class AlphaGradients(pl.Callback):
         row: dict[str, Any] = dict(zip(COLUMNS, (epochs, stage, n, foreground, background), strict=True))
         if module.scale == "smoke":
             row["scale"] = "smoke"
-        self.rows.append(row)
-        if trainer.is_global_zero:
-            with self.path.open("a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, self.columns).writerow(row)
+        self.table.append(row, write=trainer.is_global_zero)
         for logger in trainer.loggers:
             logger.log_metrics({f"gradient/{side}": row[side] for side in SIDES}, step=epochs)
 

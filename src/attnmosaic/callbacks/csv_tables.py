@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 
 from attnmosaic.callbacks.confusion import write_confusion
-from attnmosaic.callbacks.history import History, Row
 from attnmosaic.core.files import write_atomically
 from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.plotting.palette import FOCUS_PREDICTION, LARGEST_WEIGHT
@@ -17,8 +17,76 @@ from attnmosaic.training.base import RunModule
 from attnmosaic.training.stagewise import StagewiseModule
 from attnmosaic.training.two_outputs import TwoOutputModule
 
+Row = dict[str, Any]
+
 FOCUS_COLUMNS = ("epochs", *(curve.column for curve in (*LARGEST_WEIGHT.values(), *FOCUS_PREDICTION.values())))
 """The published columns (``protocol.md``, "Focus against prediction"); raw counts."""
+
+
+class CsvTable(Sequence[Row]):
+    """The rows of a CSV file, kept as its text: a checkpoint copies it, and a resumed run writes the same bytes.
+
+    A row that is read has whole numbers, numbers and words, and lacks the columns that it has nothing in.
+
+    Args:
+        path: the file.
+        columns: their names.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        self.path = path
+        self.columns = list(columns)
+        self._lines = [_line(columns)]
+
+    def __len__(self) -> int:
+        return len(self._lines) - 1
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[n] for n in range(len(self))[i]]
+        (cells,) = csv.reader([self._lines[range(1, len(self._lines))[i]]])
+        return {name: _value(cell) for name, cell in zip(self.columns, cells, strict=True) if cell}
+
+    @property
+    def text(self) -> str:
+        return "".join(self._lines)
+
+    @text.setter
+    def text(self, text: str) -> None:
+        self._lines = text.splitlines(keepends=True)
+        (self.columns,) = csv.reader(self._lines[:1])
+
+    def append(self, row: Mapping[str, Any], *, write: bool) -> None:
+        """Adds a row, to the file too if ``write``; columns that it lacks stay empty."""
+        self._lines.append(_line(row.get(column) for column in self.columns))
+        if write:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                file.write(self._lines[-1])
+
+    def fill(self, row: Mapping[str, Any]) -> None:
+        """Puts values into the last row, beside what it has."""
+        filled = {**self[-1], **row}
+        self._lines[-1] = _line(filled.get(column) for column in self.columns)
+
+    def rewrite(self) -> None:
+        """Writes the complete file; whoever watches the run never reads half of it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path, self.text.encode())
+
+
+def _line(cells: Iterable[Any]) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerow(cells)
+    return text.getvalue()
+
+
+def _value(cell: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(cell)
+        except ValueError:
+            pass
+    return cell
 
 
 class RunTables(pl.Callback):
@@ -37,37 +105,34 @@ class RunTables(pl.Callback):
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.columns: dict[str, list[str]] = {}
-        self.rows: dict[str, History] = {}
+        self.tables: dict[str, CsvTable] = {}
         self._evaluated: dict[str, Row] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, RunModule)
-        if self.columns:  # the full pass at the end adds to what training left
+        if self.tables:  # the full pass at the end adds to what training left
             return
         measured = [f"{p}/{m}" for p in ("running", *SPLITS) for m in pl_module.metric_names]
         if isinstance(pl_module, StagewiseModule):
-            self.columns = {"metrics": ["epoch", "stage", *measured]}
-            self.columns |= {f"focus_vs_pred_{s}": list(FOCUS_COLUMNS) for s in SPLITS}
+            columns = {"metrics": ["epoch", "stage", *measured]}
+            columns |= {f"focus_vs_pred_{s}": list(FOCUS_COLUMNS) for s in SPLITS}
         else:
-            self.columns = {"metrics": ["epoch", *measured]}
-        if pl_module.scale == "smoke":
-            self.columns = {name: [*columns, "scale"] for name, columns in self.columns.items()}
-        self.rows = {name: History(columns) for name, columns in self.columns.items()}
+            columns = {"metrics": ["epoch", *measured]}
+        last = ["scale"] if pl_module.scale == "smoke" else []
+        self.tables = {name: CsvTable(self.folder / f"{name}.csv", [*own, *last]) for name, own in columns.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the rows of every table; see `History`."""
-        return {name: rows.state_dict() for name, rows in self.rows.items()}
+        """Returns the text of every table."""
+        return {name: table.text for name, table in self.tables.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for name, state in state_dict.items():
-            self.rows.setdefault(name, History(())).load_state_dict(state)
+        for name, text in state_dict.items():
+            self.tables[name].text = text
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for name in self.columns:
-                self._rewrite(name)
+            for table in self.tables.values():
+                table.rewrite()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._evaluated = {}
@@ -78,10 +143,10 @@ class RunTables(pl.Callback):
             if isinstance(pl_module, StagewiseModule):
                 for split in SPLITS:
                     self._evaluated[split] = focus_row(pl_module.epochs_done, pl_module.evaluation(split).counts())
-        elif self.rows["metrics"]:  # the full pass at the end, with the last epoch's weights
-            self.rows["metrics"].fill(_known(pl_module))
+        elif metrics := self.tables["metrics"]:  # the full pass at the end, with the last epoch's weights
+            metrics.fill(_known(pl_module))
             if trainer.is_global_zero:
-                self._rewrite("metrics")
+                metrics.rewrite()
             if isinstance(pl_module, StagewiseModule):
                 self._end_focus(trainer, pl_module)
             if isinstance(pl_module, TwoOutputModule):
@@ -104,26 +169,13 @@ class RunTables(pl.Callback):
         for split in SPLITS:
             name = f"focus_vs_pred_{split}"
             row = focus_row(module.epochs_done, module.evaluation(split).counts())
-            if not self.rows[name] or self.rows[name][-1]["epochs"] != row["epochs"]:
+            if not self.tables[name] or self.tables[name][-1]["epochs"] != row["epochs"]:
                 self._add(trainer, name, row)
 
     def _add(self, trainer: pl.Trainer, name: str, row: Row) -> None:
-        if "scale" in self.columns[name]:
+        if "scale" in self.tables[name].columns:
             row = {**row, "scale": "smoke"}
-        self.rows[name].append(row)
-        if trainer.is_global_zero:
-            with self._path(name).open("a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, self.columns[name]).writerow(row)
-
-    def _rewrite(self, name: str) -> None:
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self.columns[name])
-        writer.writeheader()
-        writer.writerows(self.rows[name])
-        write_atomically(self._path(name), text.getvalue().encode())  # whoever watches the run never reads half of it
-
-    def _path(self, name: str) -> Path:
-        return self.folder / f"{name}.csv"
+        self.tables[name].append(row, write=trainer.is_global_zero)
 
 
 def _known(module: RunModule) -> Row:

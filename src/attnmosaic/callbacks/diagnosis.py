@@ -1,12 +1,12 @@
 """Reports that a run does not learn, while it trains and when it ends."""
 
 import logging
+from collections.abc import Sequence
 
 import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 
-from attnmosaic.callbacks.csv_tables import RunTables
-from attnmosaic.callbacks.history import History
+from attnmosaic.callbacks.csv_tables import Row, RunTables
 from attnmosaic.callbacks.nonfatal import harmless
 from attnmosaic.cli.progress import finding_level
 from attnmosaic.data.datamodule import SPLITS
@@ -34,7 +34,7 @@ class Diagnosis(pl.Callback):
             return
         config, rows = pl_module.hparams["config"], _rows(trainer)
         # A long run's rows are read only if there is something to find.
-        stage = [rows[i] for i in range(max(0, len(rows) - k), len(rows))]
+        stage = rows[-k:]
         if stage and is_idle(config, stage) and (line := stalled(config, list(rows))):
             self._reported.add(pl_module.learners)
             log.log(finding_level(), "epoch %d: %s", done, line)
@@ -48,9 +48,9 @@ class Diagnosis(pl.Callback):
         pl_module.findings = findings(config, list(_rows(trainer)), final, _chances(pl_module))
 
 
-def _rows(trainer: pl.Trainer) -> History:
+def _rows(trainer: pl.Trainer) -> Sequence[Row]:
     tables = [callback for callback in trainer.callbacks if isinstance(callback, RunTables)]  # type: ignore[attr-defined]
-    return tables[0].rows["metrics"] if tables else History(())
+    return tables[0].tables["metrics"] if tables else ()
 
 
 def _chances(module: RunModule) -> dict[str, Chance]:

@@ -31,25 +31,11 @@ def check_data_fit(data: Mapping[str, Any]) -> None:
         sizes[f"data.{split}_images"] = 5 * (data.get(f"{split}_images") or 0) * side**2 * channels
     sizes["data.points"] = 2 * 2 * 8 * 2 * (data.get("points") or 0)
     sizes["data.image_size"] = 5 * side**2 * channels * 10  # of ten images at least
-    check_fits(sizes, {key: data.get(key.removeprefix("data.")) for key in sizes})
-
-
-def check_fits(sizes: Mapping[str, int], given: Mapping[str, Any]) -> None:
-    """Checks that so many bytes fit the memory left to this process.
-
-    Args:
-        sizes: bytes, by the config key that they follow from.
-        given: the keys' values.
-
-    Raises:
-        UserError: they do not; names the key that takes most.
-    """
-    free = free_gb()
-    wanted = sum(sizes.values()) / 1e9
+    free, wanted = free_gb(), sum(sizes.values()) / 1e9
     if free is None or wanted <= free:
         return
     key = max(sizes, key=lambda key: sizes[key])
     raise UserError(
-        f"{key}: got {given[key]}, which takes {wanted:.3g} GB of memory at least, and {free:.3g} GB are free; "
-        f"type a smaller {key}"
+        f"{key}: got {data.get(key.removeprefix('data.'))}, which takes {wanted:.3g} GB of memory at least, and "
+        f"{free:.3g} GB are free; type a smaller {key}"
     )

@@ -13,12 +13,8 @@ from typing import Any
 from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf
 
+from attnmosaic.config.identity import is_path
 from attnmosaic.config.resolution import leaves
-
-_WHOLE_KEYS = ("run_dir", "ckpt_path")
-_SECTIONS = ("data", "trainer", "logger", "callbacks")
-_NAMES = ("root", "folder", "dirpath", "save_dir", "default_root_dir", "cache_dir", "lock_dir")
-"""Arguments that name a folder in those sections: ours, torchvision's and Lightning's."""
 
 
 def absolute(path: str | Path) -> str:
@@ -38,16 +34,11 @@ def with_absolute_paths(config: DictConfig) -> DictConfig:
     """
     kept = config.copy()
     for key, _ in leaves(OmegaConf.to_container(config, resolve=False)):
-        path = OmegaConf.select(config, key, throw_on_resolution_failure=False) if _is_path(key) else None
+        named = is_path(key[1:-1].replace("][", "."))
+        path = OmegaConf.select(config, key, throw_on_resolution_failure=False) if named else None
         if isinstance(path, str):
             OmegaConf.update(kept, key, absolute(path))
     return kept
-
-
-def _is_path(key: str) -> bool:
-    parts = key.strip("[]").split("][")
-    section, name = parts[0], parts[-1]
-    return section in (*_WHOLE_KEYS, "paths") or (section in _SECTIONS and name in _NAMES)
 
 
 def located(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -54,19 +54,18 @@ def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield from leaves(child, f"{key}[{name}]")
 
 
-def resolve(config: DictConfig) -> DictConfig:
-    """Returns the config with every interpolation replaced by its value.
+def resolve(config: DictConfig) -> dict[str, Any]:
+    """Returns a config as a plain dict, every interpolation replaced by its value: the form that a run carries.
 
     Raises:
         UserError: a value has ``${``, which would be an interpolation wherever the config is read again.
     """
-    resolved = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(resolved, dict)
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
     for key, value in leaves(resolved):
         if isinstance(value, str) and "${" in value:
             dotted = key[1:-1].replace("][", ".")
             raise UserError(f"{dotted}: got '{value}', but '${{' begins an interpolation; type a name without it")
-    return OmegaConf.create(resolved)
+    return resolved
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -125,7 +125,6 @@ def check_plain(node: Any) -> None:
     Raises:
         NotPlainError: it is not, or has more than `DEEPEST` levels.
     """
-    seen: set[int] = set()
     waiting = [(node, "config", 0)]
     while waiting:
         part, key, depth = waiting.pop()
@@ -135,9 +134,6 @@ def check_plain(node: Any) -> None:
             if "${" in part:
                 raise NotPlainError(f"an interpolation at {key}: {part[:80]}")
         elif isinstance(part, (dict, list, tuple)):
-            if part and id(part) in seen:  # what lies in itself never ends; what lies twice everywhere, not in time
-                raise NotPlainError(f"one part twice, at {key}")
-            seen.add(id(part))
             items = part.items() if isinstance(part, dict) else enumerate(part)
             for name, child in items:
                 if not isinstance(name, (str, int)) or "${" in str(name):

@@ -186,8 +186,7 @@ def check_settings(plain: dict[str, Any]) -> None:
         ("progress", PROGRESS),
         ("optimized_metric", tuple(f"{s}/{m}" for s in ("train", "test", "held_out") for m in metrics_of(plain))),
     ):
-        found, value = _lookup(plain, key)  # absent in checkpoints of before there was the key
-        if found and value not in words:
+        if (value := _lookup(plain, key)[1]) not in words:
             raise not_among(key, value, words)
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from attnmosaic.config.schema import PAIR, networks_of
@@ -93,12 +92,6 @@ def restore_pair(path: str | Path, trust: Any = ()) -> RestoredPair:
             f"ckpt_path: '{path}' has no where network: its data decreed the weights (data.weights); give a "
             "checkpoint of a pair that learned where to look, of experiment=stagewise say"
         )
-    if "patch_shape" not in saved:
-        raise UserError(
-            f"ckpt_path: '{path}' is of an older version and does not tell its patches' shape; train again, or on from "
-            "it for an epoch (python -m attnmosaic.train ckpt_path=..., its own settings, more schedule.epochs), and "
-            "give the new checkpoint"
-        )
     shape, classes = tuple(saved["patch_shape"]), tuple(saved["foreground_classes"])
     if len(shape) != 3 or shape[0] not in (1, 3) or not {"mean", "std"} <= data.keys():
         raise UserError(
@@ -106,9 +99,8 @@ def restore_pair(path: str | Path, trust: Any = ()) -> RestoredPair:
             "trained on images, of experiment=stagewise data=digits say"
         )
     check_trusted(trained, ("model",), path, trust)
-    config = OmegaConf.create(trained)
-    check_targets(config.model, "model")
-    pair = build_pair(config, shape, len(classes))
+    check_targets(trained["model"], "model")
+    pair = build_pair(trained, shape, len(classes))
     module = torch.nn.ModuleDict({"pair": pair})  # named as in the checkpoint
     # An objective of one's own may have weights, too.
     weights = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("pair.")}
@@ -121,6 +113,6 @@ def restore_pair(path: str | Path, trust: Any = ()) -> RestoredPair:
         patches=data["patches"],
         mean=per_channel(data["mean"]),
         std=per_channel(data["std"]),
-        scale=trained.get("scale", "full"),
+        scale=trained["scale"],
         matmul_precision=trained["compute"]["matmul_precision"],
     )

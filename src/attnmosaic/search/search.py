@@ -179,10 +179,7 @@ class Search:
         for trial in self._trials():
             folder = self._folder(trial.number)
             if (folder / "checkpoints").exists():
-                settings: Any = OmegaConf.to_container(
-                    resolve(alone(self._planned(trial.number, trial.params).config, str(folder)))
-                )
-                earlier_result(folder, settings)
+                earlier_result(folder, resolve(alone(self._planned(trial.number, trial.params).config, str(folder))))
                 break
 
     def _begin(self) -> Display:

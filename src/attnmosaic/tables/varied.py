@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from attnmosaic.config.identity import decisive
+from attnmosaic.config.identity import GROUPS, Kind, decisive, kind_of
 from attnmosaic.config.resolution import flat
 from attnmosaic.core.text import short_number
 from attnmosaic.runs.run import Run
@@ -16,17 +16,11 @@ NOT_SET = "not set"
 _MOST = 4
 """Keys that a label lists; of more it gives the first and counts the others."""
 
-_BESIDE = (
-    "seed.", "compute.", "data.seed", "data.order_seed", "data.steps_per_block", "data.eval_batch_size",
-    "trainer.accelerator", "trainer.devices", "trainer.check_val_every_n_epoch", "trainer.enable_",
-    "trainer.num_sanity_val_steps", "trainer.use_distributed_sampler",
-)  # fmt: skip
-
 
 def comparable(config: dict[str, Any]) -> dict[str, Any]:
     """Returns what runs of one group share, by dotted key: what decides numbers, but for seeds and machine."""
-    kept = {"scale": "full"} | flat(decisive(config))  # what a run is that does not say
-    return {key: value for key, value in kept.items() if not key.startswith(_BESIDE)}
+    settings = {"scale": config["scale"]} | flat(decisive(config))  # first, as others follow from it
+    return {key: value for key, value in settings.items() if kind_of(key) not in (Kind.SEED, Kind.MACHINE)}
 
 
 @dataclass(frozen=True)
@@ -59,11 +53,7 @@ class Given:
     def decides(self, key: str) -> bool:
         """Whether a key sets anything that decides numbers."""
         path = path_of(key)
-        return key in _WHOLE or any(k == path or k.startswith(f"{path}.") for k in self.settings)
-
-
-_WHOLE = ("experiment", "debug")
-"""Config groups whose options set keys of other sections."""
+        return key in GROUPS or any(k == path or k.startswith(f"{path}.") for k in self.settings)
 
 
 def given(runs: Sequence[Run]) -> Given | None:

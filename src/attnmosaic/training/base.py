@@ -1,7 +1,8 @@
 """What the modules of all runs share: where chance comes from, how an epoch's metrics are kept and logged."""
 
 import logging
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,7 @@ from torchmetrics import Metric
 from attnmosaic.config.schedule import Schedule
 from attnmosaic.core.errors import RunError
 from attnmosaic.training import distributed
-from attnmosaic.training.checkpointing import COMPLETE
-from attnmosaic.training.runtime import save_threads
+from attnmosaic.training.checkpointing import COMPLETE, THREADS
 from attnmosaic.training.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ class RunModule(pl.LightningModule):
 
     Attributes:
         schedule: the epochs, and after how many of them a checkpoint is kept.
+        pool: where the pool is kept (see `placed`).
         metric_names: what is measured on each split.
         headline: the metrics that progress is told by.
         table_columns: the metrics of the table at the end of a run.
@@ -49,6 +50,7 @@ class RunModule(pl.LightningModule):
     """
 
     schedule: Schedule
+    pool: str
     metric_names: tuple[str, ...]
     headline: tuple[str, ...]
     table_columns: tuple[str, ...]
@@ -63,6 +65,8 @@ class RunModule(pl.LightningModule):
         self._stop_asked = False
         self._complete = 0
         self._monitored: dict[str, float] = {}
+        self._data_source: tuple[Any, ...] | None = None
+        self._data: dict[str, Any] = {}
 
     @property
     def learners(self) -> tuple[str, ...]:
@@ -76,12 +80,25 @@ class RunModule(pl.LightningModule):
     @property
     def scale(self) -> str:
         """``full``, or ``smoke`` for a run that only shows that it works; whatever it writes says so."""
-        return str(self.hparams["config"].get("scale", "full"))
+        return str(self.hparams["config"]["scale"])
 
     @property
     def epochs_done(self) -> int:
         """Epochs trained, counted from 1 while the first one is still being evaluated."""
         return self.current_epoch + (self.trainer.state.fn == TrainerFn.FITTING)
+
+    def take_data(self, placed: Callable[[torch.device, torch.dtype, str], dict[str, Any]]) -> dict[str, Any]:
+        """Returns the data on the module's device. The evaluation that ends a run finds them where training left them.
+
+        Args:
+            placed: puts the data of the trainer's data module on a device, points in a dtype, the pool where the last
+                argument says; see `attnmosaic.data.host_pool.placed`.
+        """
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        source = weakref.ref(datamodule), self.device, next(self.parameters()).dtype
+        if source != self._data_source:
+            self._data_source, self._data = source, placed(*source[1:], self.pool)
+        return self._data
 
     def take_threads(self, decomposes: bool) -> None:
         """Lets pieces of a minibatch use the threads, on a CPU and if they give what the whole would; else torch."""
@@ -124,7 +141,7 @@ class RunModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Marks the checkpoint as `COMPLETE` if it is, whoever writes it."""
-        save_threads(checkpoint, max(self.workers.count, torch.get_num_threads()))
+        checkpoint[THREADS] = max(self.workers.count, torch.get_num_threads())
         trainer, begun = self.trainer, self.trainer.fit_loop.epoch_progress.current.ready
         if trainer.state.fn != TrainerFn.FITTING or begun != self._complete:
             return

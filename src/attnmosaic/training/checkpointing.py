@@ -1,10 +1,10 @@
 """Writes, reads and validates checkpoints."""
 
 import io
-import os
+import math
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from attnmosaic.config.identity import decisive
 from attnmosaic.config.operations import OPERATIONS
 from attnmosaic.config.paths import absolute, located, shortest
-from attnmosaic.config.schema import TrainConfig, networks_of
+from attnmosaic.config.schema import PAIR, TrainConfig, networks_of
 from attnmosaic.config.trusted import NotPlainError, check_plain
 from attnmosaic.config.validation import check_ckpt_path, check_settings
 from attnmosaic.core.errors import UserError
@@ -27,13 +27,22 @@ COMPLETE = "complete"
 """In a checkpoint that was written between two epochs, and so holds the last one's rows, too: how many ``epochs`` were
 done, whether a callback had ``ended`` the run with them, and the values that callbacks monitor (``monitored``)."""
 
+THREADS = "threads"
+"""In every checkpoint: how many threads its run computes on."""
+
 
 class WholeCheckpoints(TorchCheckpointIO):
     """Writes each checkpoint whole or not at all, and reads none that is not as it was written.
 
     (Lightning's own writes to a temporary folder and syncs nothing, and torch does not look at the checksums that it
     writes: a flipped bit would be loaded as another weight.) Addresses of other machines it leaves to Lightning.
+
+    Attributes:
+        read: a checkpoint that was read already, and its path. Lightning gets it instead of reading the file again, and
+            it is emptied then, so that its memory is free once Lightning has restored the run.
     """
+
+    read: tuple[str | Path, dict[str, Any]] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         if _is_address(path) or storage_options is not None:
@@ -47,6 +56,11 @@ class WholeCheckpoints(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
+        if self.read is not None and path == self.read[0]:
+            checkpoint, self.read = self.read[1], None
+            handed_on = {**checkpoint}
+            checkpoint.clear()
+            return handed_on
         if _is_address(path):
             return super().load_checkpoint(path, map_location, weights_only)
         return _load(path, map_location or "cpu", weights_only)
@@ -102,14 +116,10 @@ def _check_sums(file: IO[bytes]) -> None:
     """Compares each part of a checkpoint with its CRC-32, which tells any flipped bit.
 
     Raises:
-        BadZipFile: one differs, or the parts are not stored one after another as `torch.save` does it.
+        BadZipFile: one differs, or is a folder.
     """
-    size = file.seek(0, io.SEEK_END)
     with zipfile.ZipFile(file) as parts:
-        infos = parts.infolist()
-        if any(info.compress_type != zipfile.ZIP_STORED for info in infos) or sum(i.file_size for i in infos) > size:
-            raise zipfile.BadZipFile("its parts are larger than the file")  # they would fill the memory
-        for info in infos:
+        for info in parts.infolist():
             if info.is_dir() or info.external_attr & _FOLDER:  # torch would give whatever is in the memory for it
                 raise zipfile.BadZipFile(f"{info.filename} is a folder")
             with parts.open(info) as part:
@@ -121,7 +131,7 @@ def _unreadable(path: str | Path, why: str) -> UserError:
     return UserError(f"ckpt_path: '{shortest(path)}' is no readable attnmosaic checkpoint ({why})")
 
 
-def check_weights_fit(checkpoint: dict[str, Any], module: nn.Module, path: str | Path) -> None:
+def check_weights_fit(checkpoint: Mapping[str, Any], module: nn.Module, path: str | Path) -> None:
     """Checks that a checkpoint is of the module's architecture.
 
     Raises:
@@ -157,7 +167,7 @@ def read_saved(path: str | Path) -> dict[str, Any]:
         config = saved["config"]
         check_plain(config)
         _check_sections(config)
-        _check_shapes(saved, config["data"])
+        _check_shapes(saved, config["data"], networks_of(config) == PAIR)
         _check_states(checkpoint)
     except (NotPlainError, OmegaConfBaseException, UserError) as error:
         raise _unlike(path, str(error).splitlines()[0]) from error
@@ -175,12 +185,10 @@ def _unlike(path: str | Path, what: str) -> UserError:
 
 
 def _check_sections(config: dict[str, Any]) -> None:
-    """Checks that every section has the type that a run's has, and that what is read of them is there."""
-    known = {field.name: config[field.name] for field in fields(TrainConfig) if field.name in config}
+    """Checks that every section has the type and the keys that a run's has."""
+    _check_keys(config, TrainConfig)
+    known = {field.name: config[field.name] for field in fields(TrainConfig)}
     OmegaConf.merge(OmegaConf.structured(TrainConfig), known)
-    for section, keys in _READ.items():
-        if absent := keys - config[section].keys():
-            raise ValueError(f"no {section}.{min(absent)}")
     for name in networks_of(config):
         if not isinstance(config["model"].get(name), dict) or "_target_" not in config["model"][name]:
             raise ValueError(f"model.{name} has no _target_")
@@ -190,44 +198,37 @@ def _check_sections(config: dict[str, Any]) -> None:
     decisive(config)
 
 
-_READ = {
-    "seed": {"init", "order"},
-    "schedule": {"order", "k", "epochs"},
-    "compute": {"matmul_precision"},
-    "data": {"_target_"},
-    "optimizer": set(),
-    "scheduler": set(),
-    "objective": set(),
-    "trainer": set(),
-}  # fmt: skip
-"""What doors take from a saved config, by section."""
+def _check_keys(config: Mapping[str, Any], schema: Any, section: str = "") -> None:
+    """Checks that a config, or a section of it, has every key of its schema."""
+    for field in fields(schema):
+        if field.name not in config:
+            raise ValueError(f"no {section}{field.name}")
+        if is_dataclass(field.type):
+            _check_keys(config[field.name], field.type, f"{field.name}.")
 
 
-def _check_shapes(saved: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-    for key in ("patch_shape", "image_shape"):
-        shape = saved.get(key, [1])
-        sides = [side for side in shape if isinstance(side, int) and not isinstance(side, bool) and side > 0]
-        size = 1
-        for side in sides[:4]:
-            size *= side
-        if len(sides) != len(shape) or not 1 <= len(shape) <= 4 or size > MOST_PIXELS:
-            raise ValueError(f"{key} {str(shape)[:60]}")
-        for channels in (data[name] for name in ("mean", "std") if key in saved and isinstance(data.get(name), list)):
-            if len(channels) not in (1, shape[0]):
-                raise ValueError(f"{len(channels)} means or deviations for {shape[0]} channels")
-    classes = saved.get("foreground_classes", [])
+def _check_shapes(saved: Mapping[str, Any], data: Mapping[str, Any], of_pair: bool) -> None:
+    key = "patch_shape" if of_pair else "image_shape"
+    shape = saved[key]
+    sides = [side for side in shape if isinstance(side, int) and not isinstance(side, bool) and side > 0]
+    if len(sides) != len(shape) or not 1 <= len(shape) <= 4 or math.prod(sides) > MOST_PIXELS:
+        raise ValueError(f"{key} {str(shape)[:60]}")
+    for channels in (data[name] for name in ("mean", "std") if isinstance(data.get(name), list)):
+        if len(channels) not in (1, shape[0]):
+            raise ValueError(f"{len(channels)} means or deviations for {shape[0]} channels")
+    classes = saved["foreground_classes"] if of_pair else []
     if not isinstance(classes, (list, tuple)) or not all(isinstance(name, str) for name in classes):
         raise ValueError("foreground_classes are no names")
 
 
 def _check_states(checkpoint: Mapping[str, Any]) -> None:
-    """Checks what a run that goes on takes over."""
+    """Checks what a run that resumes takes over."""
     if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in checkpoint["state_dict"].items()):
         raise ValueError("weights that are no tensors")
     complete = checkpoint.get(COMPLETE, {"epochs": 0, "ended": False, "monitored": {}})
-    for count in (checkpoint["epoch"], complete["epochs"]):
+    for what, count in (("epoch", checkpoint["epoch"]), ("epoch", complete["epochs"]), (THREADS, checkpoint[THREADS])):
         if not isinstance(count, int) or not 0 <= count < 2**31:
-            raise ValueError(f"epoch {str(count)[:40]}")
+            raise ValueError(f"{what} {str(count)[:40]}")
     if not isinstance(complete["ended"], bool) or not all(
         isinstance(name, str) and isinstance(value, float) for name, value in complete["monitored"].items()
     ):
@@ -235,18 +236,3 @@ def _check_states(checkpoint: Mapping[str, Any]) -> None:
     for name, state in checkpoint.get("callbacks", {}).items():
         if not isinstance(name, str) or not isinstance(state, dict):
             raise ValueError("states of callbacks that are none")
-        for file in _remembered_files(state):
-            # Lightning removes what a ModelCheckpoint remembers as the one before: anything at all by another protocol
-            # ("local://"), and whatever "DIR/../.." leads to.
-            if not isinstance(file, str) or (file and not _is_plain_path(file)):
-                raise ValueError(f"a checkpoint's path that leads elsewhere: {str(file)[:80]}")
-
-
-def _remembered_files(state: dict[str, Any]) -> Iterator[Any]:
-    for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
-        yield state.get(key, "")
-    yield from state.get("best_k_models", {})
-
-
-def _is_plain_path(file: str) -> bool:
-    return os.path.isabs(file) and os.path.normpath(file) == file and "::" not in file and "\0" not in file

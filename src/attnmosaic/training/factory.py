@@ -8,13 +8,10 @@ from typing import Any
 
 import torch
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from attnmosaic.config.memory import check_fits
 from attnmosaic.config.schedule import Schedule
 from attnmosaic.config.schema import PAIR, processes_of
-from attnmosaic.config.trusted import TARGETS
 from attnmosaic.core.errors import UserError
 from attnmosaic.data.datamodule import MosaicDataModule
 from attnmosaic.data.numbers import NumbersDataModule
@@ -25,7 +22,7 @@ from attnmosaic.training.stagewise import StagewiseModule
 from attnmosaic.training.two_outputs import TwoOutputModule
 
 
-def build_network(config: DictConfig, name: str, in_shape: tuple[int, ...], outputs: int, seed: int) -> nn.Module:
+def build_network(config: dict[str, Any], name: str, in_shape: tuple[int, ...], outputs: int, seed: int) -> nn.Module:
     """Makes one network, its first weights following from (seed, name) alone.
 
     ``in_shape`` and ``outputs`` are passed to a target that takes them, so that sizes stand in one place.
@@ -45,12 +42,13 @@ def build_network(config: DictConfig, name: str, in_shape: tuple[int, ...], outp
     network, got = _make_network(config, f"model.{name}", given, 2 * seed + PAIR.index(name), torch.zeros(2, *in_shape))
     if tuple(got.shape) != (2, outputs):
         raise UserError(
-            f"model.{name}: {config._target_} gives {tuple(got.shape[1:])} outputs for each patch, needs ({outputs},)"
+            f"model.{name}: {config['_target_']} gives {tuple(got.shape[1:])} outputs for each patch, "
+            f"needs ({outputs},)"
         )
     return network
 
 
-def build_two_outputs(config: DictConfig, in_shape: tuple[int, ...], results: int, seed: int) -> nn.Module:
+def build_two_outputs(config: dict[str, Any], in_shape: tuple[int, ...], results: int, seed: int) -> nn.Module:
     """Makes a network that takes images and numbers, its first weights following from the seed alone.
 
     ``in_shape`` and ``outputs``, the number of results, are passed to a target that takes them.
@@ -68,21 +66,20 @@ def build_two_outputs(config: DictConfig, in_shape: tuple[int, ...], results: in
     tried = torch.zeros(2, *in_shape), torch.zeros(2, dtype=torch.int64)
     network, got = _make_network(config, "model.network", given, 2 * seed, *tried)
     if not isinstance(got, tuple) or [tuple(logits.shape) for logits in got] != [(2, 10), (2, results)]:
-        raise UserError(f"model.network: {config._target_} must give two outputs, of 10 and of {results} logits")
+        raise UserError(f"model.network: {config['_target_']} must give two outputs, of 10 and of {results} logits")
     return network
 
 
-def _derived(config: DictConfig, **derived: Any) -> dict[str, Any]:
+def _derived(config: dict[str, Any], **derived: Any) -> dict[str, Any]:
     """Returns those of the derived arguments that a target takes and the config does not give."""
-    accepted = inspect.signature(get_object(config._target_)).parameters
+    accepted = inspect.signature(get_object(config["_target_"])).parameters
     return {key: value for key, value in derived.items() if key in accepted and key not in config}
 
 
 def _make_network(
-    config: DictConfig, key: str, given: dict[str, Any], seed: int, *tried: torch.Tensor
+    config: dict[str, Any], key: str, given: dict[str, Any], seed: int, *tried: torch.Tensor
 ) -> tuple[nn.Module, Any]:
     """Makes a network and returns it with what it gives in eval mode for some zeros."""
-    _check_weights_fit_memory(config, key, given)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -93,7 +90,7 @@ def _make_network(
             arguments += [f"{name}={value}" for name, value in given.items()]
             what = remedy(key, config, cause) or "; choose another model for these data"
             raise UserError(
-                f"{key}: {config._target_} cannot be built with {', '.join(arguments) or 'no arguments'} "
+                f"{key}: {config['_target_']} cannot be built with {', '.join(arguments) or 'no arguments'} "
                 f"({first_line(cause)}){what}"
             ) from error
         try:
@@ -104,25 +101,13 @@ def _make_network(
         except Exception as error:
             kind = "patches" if len(tried) == 1 else "images"
             raise UserError(
-                f"{key}: {config._target_} does not take {kind} of shape {tuple(tried[0].shape[1:])} "
+                f"{key}: {config['_target_']} does not take {kind} of shape {tuple(tried[0].shape[1:])} "
                 f"({first_line(error)}); choose another model for these data"
             ) from error
     return network, got
 
 
-def _check_weights_fit_memory(config: DictConfig, key: str, given: dict[str, Any]) -> None:
-    """Checks the size of a network of ours or of torch's on the meta device, where weights take no memory."""
-    if config._target_ not in TARGETS:  # one of a user's own may do anything when it is made, and is made once
-        return
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        try:
-            weights = sum(value.nbytes for value in instantiate(config, **given).state_dict().values())
-        except Exception:  # what is wrong with it is told where it is made
-            return
-    check_fits({key: 3 * weights}, {key: config._target_})  # with gradients and momentum
-
-
-def build_module(config: DictConfig, data: MosaicDataModule | NumbersDataModule) -> RunModule:
+def build_module(config: dict[str, Any], data: MosaicDataModule | NumbersDataModule) -> RunModule:
     """Makes the LightningModule of a run for data that are set up.
 
     Raises:
@@ -133,7 +118,9 @@ def build_module(config: DictConfig, data: MosaicDataModule | NumbersDataModule)
     return _stagewise_module(config, data)
 
 
-def build_pair(config: DictConfig, patch_shape: tuple[int, ...], n_labels: int, *, decreed: bool = False) -> WhereWhat:
+def build_pair(
+    config: dict[str, Any], patch_shape: tuple[int, ...], n_labels: int, *, decreed: bool = False
+) -> WhereWhat:
     """Makes the networks of a run on mosaics, their first weights following from its init seed.
 
     Args:
@@ -145,16 +132,16 @@ def build_pair(config: DictConfig, patch_shape: tuple[int, ...], n_labels: int, 
     Raises:
         UserError: see `build_network`.
     """
-    seed = config.seed.init
+    seed = config["seed"]["init"]
     pair = WhereWhat(
-        where=None if decreed else build_network(config.model.where, "where", patch_shape, 1, seed),
-        what=build_network(config.model.what, "what", patch_shape, n_labels, seed),
+        where=None if decreed else build_network(config["model"]["where"], "where", patch_shape, 1, seed),
+        what=build_network(config["model"]["what"], "what", patch_shape, n_labels, seed),
     )
     # Lightning would do so too, but only after a checkpoint's weights were rounded to float32.
-    return pair.double() if config.precision == "float64" else pair
+    return pair.double() if config["precision"] == "float64" else pair
 
 
-def _stagewise_module(config: DictConfig, data: MosaicDataModule) -> StagewiseModule:
+def _stagewise_module(config: dict[str, Any], data: MosaicDataModule) -> StagewiseModule:
     pair = build_pair(config, data.patch_shape, data.n_labels, decreed=data.weights is not None)
     every = {name: getattr(pair, name) for name in PAIR}
     mosaics = data.mosaics["train"]
@@ -167,50 +154,51 @@ def _stagewise_module(config: DictConfig, data: MosaicDataModule) -> StagewiseMo
     optimizers, schedulers = _optimizers(config, {name: made for name, made in every.items() if made is not None})
     return StagewiseModule(
         pair,
-        Schedule(**config.schedule),
+        Schedule(**config["schedule"]),
         _objective(config, logits=logits, alpha=alpha, label=label),
         optimizers,
         schedulers,
-        batch_size=config.data.batch_size,
-        seed=config.seed.order,
-        microbatches=config.optimizer.microbatches,
-        clip_norm=config.optimizer.clip_norm,
-        cache_gb=config.compute.cache_gb,
-        graphs=config.compute.engine == "auto",
-        pool=config.compute.get("pool", "auto"),  # absent in checkpoints of before there was the key
+        batch_size=config["data"]["batch_size"],
+        seed=config["seed"]["order"],
+        microbatches=config["optimizer"]["microbatches"],
+        clip_norm=config["optimizer"]["clip_norm"],
+        cache_gb=config["compute"]["cache_gb"],
+        graphs=config["compute"]["engine"] == "auto",
+        pool=config["compute"]["pool"],
         patch_shape=data.patch_shape,
         foreground_classes=data.mosaics["train"].foreground_classes,
-        config=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
+        config=config,
     )
 
 
-def _two_output_module(config: DictConfig, data: NumbersDataModule) -> TwoOutputModule:
-    network = build_two_outputs(config.model.network, data.image_shape, len(data.operation.values), config.seed.init)
-    if config.precision == "float64":  # see build_pair
+def _two_output_module(config: dict[str, Any], data: NumbersDataModule) -> TwoOutputModule:
+    results, seed = len(data.operation.values), config["seed"]["init"]
+    network = build_two_outputs(config["model"]["network"], data.image_shape, results, seed)
+    if config["precision"] == "float64":  # see build_pair
         network = network.double()
     dtype = next(network.parameters()).dtype
     two = data.examples["train"].take(torch.zeros(2, dtype=torch.int64), dtype)
     n = len(data.examples["train"])
     _check_smallest_part(config, "network", n, lambda: copy.deepcopy(network).train()(two.image[:1], two.number[:1]))
-    logits = {"digit_logits": torch.zeros(2, 10), "result_logits": torch.zeros(2, len(data.operation.values))}
+    logits = {"digit_logits": torch.zeros(2, 10), "result_logits": torch.zeros(2, results)}
     given = {name: value.to(dtype) for name, value in logits.items()}
     optimizers, schedulers = _optimizers(config, {"network": network})
     return TwoOutputModule(
         network,
-        Schedule(**config.schedule),
+        Schedule(**config["schedule"]),
         _objective(config, **given, digit=two.digit, result=two.result),
         optimizers["network"],
         schedulers.get("network"),
         operation=data.operation,
         image_shape=data.image_shape,
-        seed=config.seed.order,
-        clip_norm=config.optimizer.clip_norm,
-        pool=config.compute.get("pool", "auto"),
-        config=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
+        seed=config["seed"]["order"],
+        clip_norm=config["optimizer"]["clip_norm"],
+        pool=config["compute"]["pool"],
+        config=config,
     )
 
 
-def _check_smallest_part(config: DictConfig, name: str, n: int, attempt: Callable[[], object]) -> None:
+def _check_smallest_part(config: dict[str, Any], name: str, n: int, attempt: Callable[[], object]) -> None:
     """Finds out before training whether a minibatch of one would stop it, as batch normalisation does.
 
     Args:
@@ -219,7 +207,7 @@ def _check_smallest_part(config: DictConfig, name: str, n: int, attempt: Callabl
         n: training examples.
         attempt: computes one example while the network trains.
     """
-    size, pieces = config.data.batch_size, config.optimizer.microbatches or 1
+    size, pieces = config["data"]["batch_size"], config["optimizer"]["microbatches"] or 1
     processes = processes_of(config)
     if _smallest_part(n, size, processes, pieces) > 1:
         return
@@ -232,7 +220,7 @@ def _check_smallest_part(config: DictConfig, name: str, n: int, attempt: Callabl
             advice = "optimizer.microbatches=null" if fits == size else f"data.batch_size={fits}"
             raise UserError(
                 f"data.batch_size: got {size}, which leaves of {n} training examples a part of one, and "
-                f"{config.model[name]._target_} does not take it ({first_line(error)}); type {advice}"
+                f"{config['model'][name]['_target_']} does not take it ({first_line(error)}); type {advice}"
             ) from error
 
 
@@ -242,15 +230,15 @@ def _smallest_part(n: int, batch_size: int, processes: int, pieces: int) -> int:
     return min(len(part) for share in shares for part in torch.arange(share).chunk(pieces))
 
 
-def _objective(config: DictConfig, **arguments: torch.Tensor) -> Any:
+def _objective(config: dict[str, Any], **arguments: torch.Tensor) -> Any:
     """Makes the objective and checks that it gives one number for such arguments, in this order."""
-    objective = make("objective", config.objective)
+    objective, target = make("objective", config["objective"]), config["objective"]["_target_"]
     call = objective.forward if isinstance(objective, nn.Module) else objective
     try:
         inspect.signature(call).bind(*arguments)
     except TypeError as error:
         raise UserError(
-            f"objective: {config.objective._target_} does not take ({', '.join(arguments)}); "
+            f"objective: {target} does not take ({', '.join(arguments)}); "
             "type objective=cross_entropy for a pair, objective=two_outputs for one network"
         ) from error
     shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in arguments.items())
@@ -259,29 +247,29 @@ def _objective(config: DictConfig, **arguments: torch.Tensor) -> Any:
             loss = copy.deepcopy(objective)(*arguments.values())
         except Exception as error:
             raise UserError(
-                f"objective: {config.objective._target_} fails for {shapes} ({first_line(error)}); fix it, or type "
+                f"objective: {target} fails for {shapes} ({first_line(error)}); fix it, or type "
                 "objective=cross_entropy for a pair, objective=two_outputs for one network"
             ) from error
     if not isinstance(loss, torch.Tensor) or loss.shape != ():
         got = list(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
-        raise UserError(f"objective: {config.objective._target_} gives {got} for {shapes}, needs their mean, a scalar")
+        raise UserError(f"objective: {target} gives {got} for {shapes}, needs their mean, a scalar")
     return objective
 
 
-def _optimizers(config: DictConfig, networks: Mapping[str, nn.Module]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _optimizers(config: dict[str, Any], networks: Mapping[str, nn.Module]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns for each network what makes its optimizer, and its scheduler if there is one."""
     # `lr` has its place at the top of the config, whatever the optimizer.
+    nodes = config["optimizer"]
     optimizers = {
-        n: make(f"optimizer.{n}", config.optimizer[n], _partial_=True, lr=config.lr[n], **_fused(config.optimizer[n]))
-        for n in networks
+        n: make(f"optimizer.{n}", nodes[n], _partial_=True, lr=config["lr"][n], **_fused(nodes[n])) for n in networks
     }
-    scheduled = [n for n in networks if config.scheduler[n] is not None]
-    schedulers = {n: make(f"scheduler.{n}", config.scheduler[n], _partial_=True) for n in scheduled}
-    schedule = Schedule(**config.schedule)
+    scheduled = [n for n in networks if config["scheduler"][n] is not None]
+    schedulers = {n: make(f"scheduler.{n}", config["scheduler"][n], _partial_=True) for n in scheduled}
+    schedule = Schedule(**config["schedule"])
     for name, optimizer in optimizers.items():
         copied = copy.deepcopy(networks[name])
         tried = _try(f"optimizer.{name}", optimizer, copied.parameters())
-        _try_step(f"optimizer.{name}", config.optimizer[name]._target_, tried)
+        _try_step(f"optimizer.{name}", nodes[name]["_target_"], tried)
         if name in schedulers:
             epochs = sum(name in (*schedule.stage(e).learners, "network") for e in range(schedule.epochs))
             _try_epochs(f"scheduler.{name}", _try(f"scheduler.{name}", schedulers[name], tried), epochs)
@@ -318,7 +306,7 @@ def _try_epochs(key: str, scheduler: Any, epochs: int) -> None:
 
 def _fused(config: Any) -> dict[str, bool]:
     """Has torch's optimizers update all weights in one call, unless the config says how."""
-    fused = isinstance(config, DictConfig) and config.get("_target_") in ("torch.optim.SGD", "torch.optim.Adam")
+    fused = isinstance(config, Mapping) and config.get("_target_") in ("torch.optim.SGD", "torch.optim.Adam")
     return {"fused": True} if fused and not {"fused", "foreach", "differentiable"} & set(config) else {}
 
 

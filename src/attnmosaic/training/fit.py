@@ -1,15 +1,16 @@
 """What each process of a run does: from a resolved config to trained and measured networks."""
 
 import traceback
+from typing import Any
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig
 
 from attnmosaic.config.schema import PRECISIONS
 from attnmosaic.core.errors import UserError, gpu_memory_trouble
 from attnmosaic.training import distributed
 from attnmosaic.training.base import RunModule
+from attnmosaic.training.checkpointing import WholeCheckpoints
 from attnmosaic.training.factory import build_module
 from attnmosaic.training.instantiation import first_line, make
 from attnmosaic.training.ranks import Place
@@ -20,11 +21,14 @@ _OF_CALLBACKS = (ArithmeticError, AttributeError, ImportError, LookupError, Runt
 """What a callback raises that does not suit a run; errors of disks and of this program are reported on their own."""
 
 
-def fit(config: DictConfig, place: Place | None = None) -> tuple[pl.Trainer, RunModule]:
+def fit(
+    config: dict[str, Any], checkpoint: dict[str, Any] | None = None, place: Place | None = None
+) -> tuple[pl.Trainer, RunModule]:
     """Trains a run's networks and measures them with their final weights.
 
     Args:
-        config: resolved; ``ckpt_path`` is the checkpoint to go on from, if any.
+        config: resolved.
+        checkpoint: that of ``ckpt_path``, as it was read, if the run resumes; see `find_checkpoint`. It is emptied.
         place: which of the run's processes this is; None if it is the only one.
 
     Returns:
@@ -34,27 +38,21 @@ def fit(config: DictConfig, place: Place | None = None) -> tuple[pl.Trainer, Run
         UserError: the config, the data or the checkpoint will not do.
         RunError: the loss became infinite or not a number.
     """
-    trainer = build_trainer(config, PRECISIONS[config.precision], place)
-    data = make("data", config.data)
+    trainer = build_trainer(config, PRECISIONS[config["precision"]], place)
+    data = make("data", config["data"])
     data.prepare_data()
     data.setup()
     module = build_module(config, data)
-    if config.ckpt_path is not None:
-        check_resume(config, module)
+    if checkpoint is not None:
+        check_resume(config, checkpoint, module)
+        if isinstance(trainer.strategy.checkpoint_io, WholeCheckpoints):
+            trainer.strategy.checkpoint_io.read = config["ckpt_path"], checkpoint
     with distributed.together(), interruptible():
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
+            trainer.fit(module, datamodule=data, ckpt_path=config["ckpt_path"], weights_only=True)
         except MisconfigurationException as error:  # of a callback or logger, most of them before the first step
             raise UserError(f"trainer: {first_line(error)}; leave out what asks for it") from error
-        except (
-            ArithmeticError,
-            AttributeError,
-            ImportError,
-            LookupError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except _OF_CALLBACKS as error:
             # Of several processes the one that is lost is not to blame; nor is a callback for a device that is full.
             callback = None if distributed.count() > 1 or gpu_memory_trouble(error) else _raised_by(error)
             if callback is None:

@@ -6,7 +6,8 @@ from typing import Any
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import hparams
 
-from attnmosaic.config.schema import networks_of
+from attnmosaic.config.identity import Kind, decisive, kind_of, often_varied
+from attnmosaic.config.resolution import flat
 from attnmosaic.runs.run import Run
 from attnmosaic.tables.varied import Given, comparable, key_of, path_of
 
@@ -15,8 +16,6 @@ FIRST = (
     *(f"{split}/{output}_accuracy" for split in ("held_out", "train") for output in ("digit", "sum", "product")),
 )  # fmt: skip
 """The page shows the first five metrics, if not told otherwise."""
-
-_OF_DATA = ("patches", "train_mosaics", "operation", "train_images", "redraw", "batch_size")
 
 
 def hyperparameters(config: dict[str, Any], run: Run) -> tuple[dict[str, Any], set[str], set[str]]:
@@ -33,7 +32,7 @@ def hyperparameters(config: dict[str, Any], run: Run) -> tuple[dict[str, Any], s
     """
     one = Given(comparable(config), run.choices)
     swept = [str(key) for key in run.from_plan("swept") or ()]
-    typed = [key for key in map(key_of, run.overrides or ()) if one.decides(key) or key.startswith("seed.")]
+    typed = [key for key in map(key_of, run.overrides or ()) if one.decides(key) or kind_of(key) is Kind.SEED]
     usual = _usual(config)
     values = {key: _value(config, one, key) for key in [*swept, *typed]}
     values |= {key: value for key, value in usual.items() if key not in values}
@@ -50,18 +49,12 @@ def _value(config: dict[str, Any], one: Given, key: str) -> Any:
 
 def _usual(config: dict[str, Any]) -> dict[str, Any]:
     """Returns what is often varied."""
-    data, schedule, seed = config["data"], config["schedule"], config["seed"]
-    one = len({seed[key] for key in ("data", "init", "order")}) == 1
-    return {
-        "experiment": config["name"],
-        "scale": config["scale"],
-        "data": data["_target_"].rsplit(".", 1)[-1],
-        **{f"lr.{name}": config["lr"][name] for name in networks_of(config)},
-        **{f"schedule.{key}": value for key, value in schedule.items()},
-        **{f"data.{key}": data[key] for key in _OF_DATA if key in data},
-        "precision": config["precision"],
-        **({"seed.all": seed["data"]} if one else {f"seed.{key}": seed[key] for key in ("data", "init", "order")}),
-    }
+    settings = flat(decisive(config))
+    streams = {f"seed.{key}": config["seed"][key] for key in ("data", "init", "order")}
+    usual = {"experiment": config["name"], **{key: settings[key] for key in often_varied(settings)}}
+    usual["data._target_"] = usual["data._target_"].rpartition(".")[2]
+    seeds = streams if len({*streams.values()}) > 1 else {"seed.all": config["seed"]["data"]}
+    return {key.removesuffix("._target_"): value for key, value in usual.items()} | seeds
 
 
 def hparams_summaries(

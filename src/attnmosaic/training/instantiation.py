@@ -1,11 +1,11 @@
 """Makes the objects a config names."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, ListConfig
 
 from attnmosaic.core.errors import RunError, UserError, nearest
 
@@ -21,7 +21,7 @@ def make(key: str, node: Any, **arguments: Any) -> Any:
     Raises:
         UserError: the node is none, or its target does not take these arguments.
     """
-    if not isinstance(node, DictConfig) or "_target_" not in node:
+    if not isinstance(node, Mapping) or "_target_" not in node:
         raise UserError(f"{key}: got {node}, needs a _target_ and its arguments; see conf/{key.split('.')[0]}")
     try:
         return instantiate(node, _convert_="all", **arguments)
@@ -31,7 +31,7 @@ def make(key: str, node: Any, **arguments: Any) -> Any:
             raise
         if cause is None:  # Hydra itself will not make it
             raise UserError(f"{key}: {first_line(error)}") from error
-        raise UserError(f"{key}: {node._target_} answers: {first_line(cause)}{remedy(key, node, cause)}") from error
+        raise UserError(f"{key}: {node['_target_']} answers: {first_line(cause)}{remedy(key, node, cause)}") from error
 
 
 def remedy(key: str, node: Any, error: BaseException) -> str:
@@ -54,10 +54,10 @@ def check_targets(node: Any, key: str = "") -> None:
     Raises:
         UserError: one cannot; names the nearest that could.
     """
-    if isinstance(node, DictConfig):
-        for name in node:  # any kind of key: {1: 2} is the argument of a callback
-            check_targets(node[name], f"{key}.{name!s}" if key else str(name))
-    elif isinstance(node, ListConfig):
+    if isinstance(node, dict):
+        for name, child in node.items():  # any kind of key: {1: 2} is the argument of a callback
+            check_targets(child, f"{key}.{name!s}" if key else str(name))
+    elif isinstance(node, list):
         for i, item in enumerate(node):
             check_targets(item, f"{key}.{i}")
     elif key.endswith("._target_"):

@@ -28,9 +28,8 @@ def main() -> None:
     warnings.simplefilter("ignore")  # the process that writes says it all, too
     logging.disable(logging.WARNING)
     import_lightning()
-    from omegaconf import OmegaConf
-
     from attnmosaic.cli.command import describe
+    from attnmosaic.training.checkpointing import read_saved
     from attnmosaic.training.fit import fit
     from attnmosaic.training.runtime import job_globals, threads_for
 
@@ -40,11 +39,12 @@ def main() -> None:
     told = json.loads(line)
     parent = threading.Thread(target=_end_with_parent, args=(Path(told["place"]["meeting"]).parent,), daemon=True)
     parent.start()
-    config, place = OmegaConf.create(told["config"]), Place(**told["place"])
+    config, place = told["config"], Place(**told["place"])
     try:
-        threads = threads_for(config.compute.threads, config.ckpt_path)
-        with job_globals(config.seed.init, threads, config.compute.matmul_precision, place.count):
-            fit(config, place)
+        checkpoint = None if config["ckpt_path"] is None else read_saved(config["ckpt_path"])
+        threads = threads_for(config["compute"]["threads"], checkpoint)
+        with job_globals(config["seed"]["init"], threads, config["compute"]["matmul_precision"], place.count):
+            fit(config, checkpoint, place)
     except Exception as error:
         with contextlib.suppress(BrokenPipeError):  # nobody reads it if the first process has ended
             print(describe(error), flush=True)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.box import SIMPLE
@@ -27,7 +26,7 @@ from attnmosaic.training.hparams import hparams_summaries, hyperparameters
 from attnmosaic.training.trainer import reason_of_end
 
 
-def finish_run(config: DictConfig, trainer: pl.Trainer, module: RunModule) -> dict[str, float]:
+def finish_run(config: dict[str, Any], trainer: pl.Trainer, module: RunModule) -> dict[str, float]:
     """Takes the final metrics from the trainer's last validation and writes them down.
 
     ``result.json`` is written last: a run folder that has one is of a finished run.
@@ -35,25 +34,22 @@ def finish_run(config: DictConfig, trainer: pl.Trainer, module: RunModule) -> di
     Raises:
         RunError: a final metric is not finite.
     """
-    metrics = evaluation_of(module)
+    metrics, folder = evaluation_of(module), Path(config["run_dir"])
     bad = [name for name, value in metrics.items() if not math.isfinite(value)]
     if bad:
         raise RunError(f"the final {bad[0]} is {metrics[bad[0]]}: the weights are of no use; try smaller lr")
-    plain: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             # Under the curves' names, at their last epoch: the HParams page needs no cards of its own then.
             logger.log_metrics(metrics, step=module.epochs_done)
-            params, differ, shown = hyperparameters(plain, run_of(Path(config.run_dir)))
+            params, differ, shown = hyperparameters(config, run_of(folder))
             line = hparams_summaries(params, metrics, differ, shown)
             for summary in line if trainer.is_global_zero else ():
                 logger.experiment.file_writer.add_summary(summary)
             logger.finalize("success")
     if trainer.is_global_zero:
-        sync_files(Path(config.run_dir))  # the mark must not outlive what it is the mark of
-        write_atomically(
-            Path(config.run_dir) / "result.json", json.dumps(_result(plain, metrics, trainer, module), indent=2)
-        )
+        sync_files(folder)  # the mark must not outlive what it is the mark of
+        write_atomically(folder / "result.json", json.dumps(_result(config, metrics, trainer, module), indent=2))
     return metrics
 
 

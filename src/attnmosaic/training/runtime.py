@@ -5,15 +5,16 @@ import logging
 import os
 import random
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import joblib
 import numpy as np
 import torch
 
-from attnmosaic.training.checkpointing import read_checkpoint
+from attnmosaic.training.checkpointing import THREADS
+
+log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -82,28 +83,18 @@ def job_globals(seed: int, threads: int | None, matmul_precision: str, processes
         torch.set_rng_state(torch_state)
 
 
-log = logging.getLogger(__name__)
-
-_KEY = "threads"
-
-
-def save_threads(checkpoint: dict[str, Any], threads: int) -> None:
-    """Writes into a checkpoint how many threads its run computes on."""
-    checkpoint[_KEY] = threads
-
-
-def threads_for(asked: int | None, ckpt_path: str | Path | None) -> int | None:
+def threads_for(asked: int | None, checkpoint: Mapping[str, Any] | None) -> int | None:
     """Returns how many threads to compute on, None for as many as a new run takes.
 
     Args:
         asked: ``compute.threads``, which nothing overrules.
-        ckpt_path: the checkpoint that is gone on from, or measured: then as many as its run computed on, also where
-            this machine has fewer cores or ``OMP_NUM_THREADS`` says otherwise.
+        checkpoint: that a run resumes from, or that is evaluated: then as many as its run computed on, also where this
+            machine has fewer cores or ``OMP_NUM_THREADS`` says otherwise.
     """
-    if asked is not None or ckpt_path is None:
+    if asked is not None or checkpoint is None:
         return asked
-    before: int | None = read_checkpoint(ckpt_path).get(_KEY)
-    if before is not None and before > (cores := joblib.cpu_count()):
+    before: int = checkpoint[THREADS]
+    if before > (cores := joblib.cpu_count()):
         log.warning(
             "on %d threads, as before, so that numbers stay the same to the last digit, though there are %d cores for "
             "this process; compute.threads=%d is faster",

@@ -117,7 +117,7 @@ class StagewiseModule(RunModule):
         """Puts the data where the networks are; only now has the trainer given them device and precision."""
         datamodule: MosaicDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
         dtype = next(self.parameters()).dtype
-        self.mosaics: dict[str, Mosaics] = datamodule.mosaics_on(self.device, dtype, self.pool)
+        self.mosaics: dict[str, Mosaics] = self.take_data(datamodule.mosaics_on)
         self.evaluations = {name: FocusMetrics().to(self.device) for name in datamodule.measured}
         train = self.mosaics["train"]
         self.decomposes = decomposes(self.pair, self.objective, train.pool.patch_shape, train.index.shape[1])

@@ -3,13 +3,12 @@
 import contextlib
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io import TorchCheckpointIO
-from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, OnExceptionCheckpoint, ProgressBar, Timer
 
 from attnmosaic.config.schema import metrics_of
@@ -23,11 +22,11 @@ from attnmosaic.training.ranks import Place
 from attnmosaic.training.slurm import DeafToTerm, slurm_environment
 
 
-def build_trainer(config: DictConfig, precision: str, place: Place | None = None) -> pl.Trainer:
+def build_trainer(config: Mapping[str, Any], precision: str, place: Place | None = None) -> pl.Trainer:
     """Makes the trainer.
 
     Args:
-        config: with ``trainer``, ``logger`` and ``callbacks``; the last two map names to ``_target_`` nodes,
+        config: resolved, with ``trainer``, ``logger`` and ``callbacks``; the last two map names to ``_target_`` nodes,
             and a name set to null is left out.
         precision: Lightning's name of the precision.
         place: which of the run's processes this is; None if it is the only one.
@@ -35,7 +34,7 @@ def build_trainer(config: DictConfig, precision: str, place: Place | None = None
     Raises:
         UserError: the trainer takes no such argument, or a device is asked for that is not there.
     """
-    wanted = str(config.trainer.get("accelerator", "auto"))
+    wanted = str(config["trainer"].get("accelerator", "auto"))
     if wanted in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError(
             f"trainer.accelerator: got {wanted}, but PyTorch finds no GPU on this machine; "
@@ -55,30 +54,30 @@ def build_trainer(config: DictConfig, precision: str, place: Place | None = None
     }
     if place is not None:
         given["strategy"] = SharedSteps(place)
-    elif config.trainer.get("strategy") == "ddp":  # of one process
+    elif config["trainer"].get("strategy") == "ddp":  # of one process
         given["strategy"] = "auto"
-    environment = slurm_environment(os.environ, config.trainer)
+    environment = slurm_environment(os.environ, config["trainer"])
     if place is None and environment is not None:  # several processes have an environment of their own
         given["plugins"] = [environment]
     if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
         callbacks.append(DeafToTerm())
-    trainer: pl.Trainer = make("trainer", config.trainer, **given)
+    trainer: pl.Trainer = make("trainer", config["trainer"], **given)
     keep_signal_handlers(trainer)
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # none of the user's own (trainer.plugins)
         trainer.strategy.checkpoint_io = WholeCheckpoints()
     if place is None and trainer.world_size > 1:
         raise UserError(
-            f"trainer.devices: got {config.trainer.devices}, which are {trainer.world_size} here; "
+            f"trainer.devices: got {config['trainer']['devices']}, which are {trainer.world_size} here; "
             f"type trainer=ddp trainer.devices={trainer.world_size}, or trainer.devices=1"
         )
-    if config.trainer.get("sync_batchnorm") and trainer.strategy.root_device.type != "cuda":
+    if config["trainer"].get("sync_batchnorm") and trainer.strategy.root_device.type != "cuda":
         raise UserError("trainer.sync_batchnorm: torch synchronises batch normalisation on GPUs alone; leave it out")
     if trainer.strategy.root_device.type == "mps":
         raise UserError("trainer.accelerator: Apple's GPUs lack the metrics' float64; type trainer.accelerator=cpu")
     return trainer
 
 
-def _check_monitored(config: DictConfig, callbacks: Sequence[pl.Callback]) -> None:
+def _check_monitored(config: Mapping[str, Any], callbacks: Sequence[pl.Callback]) -> None:
     """Checks that what callbacks monitor is measured, and when they look at it; a user's own may log anything."""
     if any(not type(callback).__module__.startswith(("attnmosaic.", "pytorch_lightning.")) for callback in callbacks):
         return
@@ -90,7 +89,7 @@ def _check_monitored(config: DictConfig, callbacks: Sequence[pl.Callback]) -> No
         key = f"callbacks.{name}.monitor"
         if monitor is not None and monitor not in (*measured, "stage", "step", "epoch"):
             raise not_among(key, monitor, measured)
-        every = config.trainer.get("check_val_every_n_epoch", 1)
+        every = config["trainer"].get("check_val_every_n_epoch", 1)
         seldom = monitor not in measured[: len(metrics)] and every > 1
         if isinstance(callback, EarlyStopping) and seldom and node.get("check_on_train_epoch_end"):
             raise UserError(
@@ -132,7 +131,7 @@ def interruptible() -> Iterator[None]:
         raise end.__context__ from None
 
 
-def _instances(group: str, nodes: DictConfig | None) -> list[Any]:
+def _instances(group: str, nodes: Mapping[str, Any] | None) -> list[Any]:
     if nodes is None:
         return []
     made = {f"{group}.{name!s}": make(f"{group}.{name!s}", node) for name, node in nodes.items() if node is not None}

@@ -101,7 +101,7 @@ class TwoOutputModule(RunModule):
     def _take_data(self) -> None:
         """Puts the data where the network is; only now has the trainer given it device and precision."""
         self.dtype_of_images = next(self.parameters()).dtype
-        self.examples = self.datamodule.examples_on(self.device, self.dtype_of_images, self.pool)
+        self.examples: dict[str, Examples] = self.take_data(self.datamodule.examples_on)
         mixing = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
         self.decomposes = not any(isinstance(module, mixing) for module in self.network.modules())
         self.take_threads(self.decomposes)
