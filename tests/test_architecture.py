@@ -10,7 +10,7 @@ import grimp
 import pytest
 from helpers.settings import ROOT
 
-HEAVY = ("torch", "torchvision", "pytorch_lightning", "torchmetrics", "matplotlib", "sklearn", "optuna", "submitit")
+HEAVY = ("torch", "torchvision", "pytorch_lightning", "torchmetrics", "matplotlib", "sklearn")
 LIGHT = ("core", "config", "runs", "cli", "tables", "plotting", "reporting", "sweeps", "search")
 LIGHT_ELSEWHERE = ("data.image_files", "inference.explanation", "inference.user_images", "training.ranks")
 HEAVY_AMONG_THEM = ("search.pruning",)  # a callback of Lightning's
