@@ -28,6 +28,7 @@ from helpers.settings import SMALL, SMALL_NUMBERS  # noqa: E402
 from hydra import compose, initialize_config_dir  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
+import attnmosaic.draw  # noqa: E402, F401  # binds draw_run before a test replaces it
 from attnmosaic.config.schema import conf_dir, register  # noqa: E402
 
 

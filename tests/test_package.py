@@ -29,7 +29,7 @@ def test_wheel_in_an_empty_folder(tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(site)
     inside = {str(p.relative_to(site / "attnmosaic" / "conf")) for p in (site / "attnmosaic" / "conf").rglob("*.yaml")}
     assert inside == {str(p.relative_to(ROOT / "conf")) for p in (ROOT / "conf").rglob("*.yaml")}
-    assert (site / "attnmosaic" / "drawing" / "attnmosaic.mplstyle").is_file()
+    assert (site / "attnmosaic" / "plotting" / "attnmosaic.mplstyle").is_file()
     launcher = site / "hydra_plugins" / "attnmosaic_launcher"
     plugins = sorted(p.name for p in launcher.parent.iterdir())
     assert plugins == ["attnmosaic_launcher", "attnmosaic_sweeper"]  # others add theirs beside them

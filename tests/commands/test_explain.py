@@ -527,10 +527,11 @@ def test_checkpoints_that_will_not_do(bright: Path, tmp_path: Path) -> None:
         return lambda saved: saved["config"][section].update(values)
 
     def two_outputs(saved: dict[str, Any]) -> None:
-        saved["config"]["model"] = {"network": {"_target_": "x"}}
+        saved["config"]["model"] = {"where": {}, "what": {}, "network": {"_target_": "x"}}
         saved["config"]["optimizer"]["network"] = {"_target_": "x"}
         saved["config"]["data"]["operation"] = "sum"
         saved["config"]["optimized_metric"] = "test/sum_accuracy"
+        saved["image_shape"] = saved["patch_shape"]
 
     refused(two_outputs, r"two outputs.*python -m attnmosaic\.predict ckpt_path=\S+ image=")
     refused(
@@ -556,25 +557,6 @@ def test_checkpoints_that_will_not_do(bright: Path, tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match=r"device: got cuda, but PyTorch finds no GPU"):
             explain(bright, tmp_path / "mine", device="cuda")
-
-
-def test_an_older_checkpoint_can_still_be_measured_and_gone_on_from(cli: Cli, bright: Path, tmp_path: Path) -> None:
-    """What is saved for `explain` is needed for nothing else; a run that goes on from it saves it."""
-
-    def older(saved: dict[str, Any]) -> None:
-        del saved["patch_shape"], saved["foreground_classes"]
-
-    path = edited(bright, tmp_path / "older.ckpt", older)
-    code, out, err = cli("evaluate", f"ckpt_path={path}", "hydra.run.dir=measured")
-    assert code == 0, err
-    assert "held_out" in out
-    linear = ("model=mlp", "model.where.hidden=[]", "model.what.hidden=[]")
-    on = ("experiment=stagewise", "data=digits", *linear, *SMALL, *SHORT, "schedule.epochs=3", f"ckpt_path={path}")
-    code, _, err = cli("train", *on, "hydra.run.dir=on")
-    assert code == 0, err
-    saved = torch.load(tmp_path / "on" / "checkpoints" / "last.ckpt", weights_only=True)["hyper_parameters"]
-    assert saved["patch_shape"] == [1, 8, 8]
-    assert saved["foreground_classes"] == ["7", "8", "9"]
 
 
 def test_it_can_be_swept(cli: Cli, bright: Path, tmp_path: Path) -> None:

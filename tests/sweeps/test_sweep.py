@@ -504,19 +504,19 @@ def test_pace_tells_what_it_does_not_know(tmp_path: Path) -> None:
 
 def test_pace(tmp_path: Path, train: Callable[..., dict[str, float]], caplog: pytest.LogCaptureFixture) -> None:
     """Told from the second epoch of each kind of stage; what has not been seen yet is not counted, and said so."""
-    from attnmosaic.callbacks import eta as pace
+    from attnmosaic.callbacks import eta
 
     caplog.set_level("INFO")
     seconds = iter(range(0, 10**6, 50))  # an epoch takes 50 s
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+        patch.setattr(eta, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
         (tmp_path / "run" / "jobs" / "b").mkdir(parents=True)
         plan = {"schedule": {"order": "what_then_where", "k": 3, "epochs": 12}}
         text = json.dumps({"commands": [], "jobs": {"a": plan, "b": plan}})
         (tmp_path / "run" / "jobs" / "sweep.json").write_text(text)
         patch.setenv("ATTNMOSAIC_JOBS_AT_ONCE", "2")
         train("schedule.k=3", "schedule.epochs=12", "callbacks.timer=null", run_dir="run/jobs/a")
-    told = [record.message for record in caplog.records if record.name.endswith("pace")]
+    told = [record.message for record in caplog.records if record.name.endswith("callbacks.eta")]
     # After epoch 2 four What epochs are left here and six there; after epoch 5 seven epochs, and all twelve there.
     assert told == [
         "3 min left for this run, about 4 min for the sweep (2 jobs to finish); "

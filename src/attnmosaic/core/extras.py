@@ -30,6 +30,6 @@ def _packages(extra: str) -> list[str]:
     try:
         declared = [Requirement(line) for line in requires("attnmosaic") or []]
     except PackageNotFoundError:
-        return [f"{Path(__file__).parents[2]}[{extra}]"]
+        return [f"{Path(__file__).parents[3]}[{extra}]"]
     wanted = [one for one in declared if one.marker and one.marker.evaluate({"extra": extra})]
     return [f"{one.name}{one.specifier}" for one in wanted]
