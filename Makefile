@@ -7,7 +7,7 @@ UV_VERSION := 0.13.8
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults test-matrix lint bench train report tensorboard lock clean
+.PHONY: help demo test test-runs test-faults test-matrix lint bench train report tensorboard lock clean
 .PHONY: reproduce reproduce-table1 reproduce-table2 reproduce-averages reproduce-gradients reproduce-mnist
 
 help: ## list the targets
@@ -16,15 +16,18 @@ help: ## list the targets
 demo: $(VENV)/installed ## train stage-wise on 2-D mosaics: under a minute once installed, no data needed
 	$(BIN)/python -m attnmosaic.train $(ARGS)
 
-test: $(VENV)/installed ## run the test suite
+test: $(VENV)/installed ## run the unit tests: a few minutes, for every commit
 	$(BIN)/python -m pytest $(ARGS)
 
-test-faults: $(VENV)/installed ## the slow half of it: kills, clusters, hostile input, a thousand epochs (docs/reliability.md)
+test-runs: $(VENV)/installed ## complete runs, sweeps and searches, commands, browsers
+	$(BIN)/python -m pytest -m 'runs and not faults' $(ARGS)
+
+test-faults: $(VENV)/installed ## kills, clusters, hostile input, a thousand epochs (docs/reliability.md)
 	$(BIN)/python -m pytest -m faults $(ARGS)
 
 # Settings that stand in for other machines: CPUs without AVX or AVX-512, other numbers of threads, a core that is not ours.
-# The tests of what computes and of what is written; those of commands, pages and clusters are the same on any of them.
-UNIT := $(addprefix tests/,callbacks data metrics nn plotting tables training runs/test_run.py config/test_trainer_arguments.py)
+# Of the unit tests those of what computes; pages, commands and files are the same on any of them.
+COMPUTES := $(addprefix tests/,callbacks data metrics nn training)
 SETTINGS ?= default avx2 one four busy
 on_default := env ATEN_CPU_CAPABILITY=default
 on_avx2 := env ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
@@ -32,10 +35,10 @@ on_one := env OMP_NUM_THREADS=1
 on_four := env OMP_NUM_THREADS=4
 on_busy := $(BIN)/python -m benchmarks.busy
 
-test-matrix: $(addprefix test-on-,$(SETTINGS)) ## run the unit tests as on other machines; SETTINGS=avx2 chooses
+test-matrix: $(addprefix test-on-,$(SETTINGS)) ## the unit tests of what computes, as on other machines; SETTINGS=avx2 chooses
 
 test-on-%: $(VENV)/installed
-	$(on_$*) $(BIN)/python -m pytest $(UNIT) $(ARGS)
+	$(on_$*) $(BIN)/python -m pytest $(COMPUTES) $(ARGS)
 
 lint: $(VENV)/installed ## check style and types
 	$(BIN)/ruff check .

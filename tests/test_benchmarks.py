@@ -18,6 +18,8 @@ from benchmarks import __main__ as benchmarks
 from benchmarks import cases, growth, machine, project
 from benchmarks.cases import OURS, PLAIN, QUIET, REFERENCE, SINGLE
 
+pytestmark = pytest.mark.runs
+
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:

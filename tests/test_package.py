@@ -17,6 +17,8 @@ from helpers.settings import ROOT, SMALL
 import attnmosaic
 from attnmosaic.core.extras import install_command
 
+pytestmark = pytest.mark.runs
+
 
 def test_wheel_in_an_empty_folder(tmp_path: Path) -> None:
     """Builds it, unpacks it, and trains from it in a folder that holds nothing."""

@@ -12,6 +12,8 @@ from helpers.settings import ROOT, SMALL, SMALL_NUMBERS
 from helpers.user_code import TINY_CIFAR10, TINY_MNIST
 from PIL import Image
 
+pytestmark = pytest.mark.runs
+
 README = (ROOT / "README.md").read_text()
 
 

@@ -18,6 +18,8 @@ from attnmosaic.config.schedule import ORDERS
 from attnmosaic.training import attention_cache
 from attnmosaic.training.stagewise import StagewiseModule
 
+pytestmark = pytest.mark.runs
+
 Config = Callable[..., DictConfig]
 Train = Callable[..., dict[str, float]]
 

@@ -15,6 +15,8 @@ from attnmosaic.data.pool import Pool
 from attnmosaic.runs.snapshots import KINDS, Record, read_record
 from attnmosaic.training.checkpointing import read_checkpoint
 
+pytestmark = pytest.mark.runs
+
 Config = Callable[..., DictConfig]
 Train = Callable[..., dict[str, float]]
 

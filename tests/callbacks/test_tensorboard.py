@@ -19,6 +19,8 @@ from attnmosaic.core.errors import RunError
 from attnmosaic.runs.snapshots import read_record
 from attnmosaic.training.hparams import hparams_summaries
 
+pytestmark = pytest.mark.runs
+
 Train = Callable[..., dict[str, float]]
 
 SPLITS = ("train", "test", "held_out")

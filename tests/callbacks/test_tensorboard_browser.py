@@ -13,6 +13,8 @@ import pytest
 from helpers.browser import Browser, chromium
 from helpers.settings import SMALL
 
+pytestmark = pytest.mark.runs
+
 TEXT = """
     const texts = [], silent = ['STYLE', 'SCRIPT', 'TEMPLATE'];
     const walk = (node) => {

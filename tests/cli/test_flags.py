@@ -10,6 +10,8 @@ from hydra import compose, initialize_config_dir
 from attnmosaic import __version__
 from attnmosaic.config.schema import conf_dir, register
 
+pytestmark = pytest.mark.runs
+
 HYDRA = ("train", "evaluate", "explain", "predict")
 OTHERS = ("collect", "report", "draw")
 GROUPS = {"train": ("experiment", "model", "data/weights", "scale"), "evaluate": (), "explain": (), "predict": ()}

@@ -29,6 +29,8 @@ from attnmosaic.core.quoting import as_override, command, in_grammar, in_shell, 
 from attnmosaic.runs.run import CONFIG, Run
 from attnmosaic.sweeps.callback import typed
 
+pytestmark = pytest.mark.runs
+
 NAMES = (
     "eq=1", "r/ünï", "a b", "a  b", "it's", "[x]", "[x", 'quo"te', "do$lar", "{b}", "{a:b}", "${x}", r"\${x}",
     r"back\slash", "end\\", "comma,s", "hash#tag", "null", "true", "1e3", "007", " lead", "trail ", "~", "-x", "!x",

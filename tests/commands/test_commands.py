@@ -19,6 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from attnmosaic.config.schema import METRICS, conf_dir
 
+pytestmark = pytest.mark.runs
+
 SHORT = ("schedule.k=2", "schedule.epochs=8")
 SPLITS = ("train", "test", "held_out")
 PICTURES = ("focus_vs_pred", "accuracy_vs_focus", "loss", "gradients", "mosaics", "regions")

@@ -28,6 +28,8 @@ from attnmosaic.nn.networks import ConvNet
 from attnmosaic.plotting.explanation import BANNER, LOOKED_AT
 from attnmosaic.plotting.palette import RED
 
+pytestmark = pytest.mark.runs
+
 SHORT = ("schedule.k=1", "schedule.epochs=2", "logger=none", "callbacks=default", "callbacks.pictures=null")
 MEAN, STD = (0.1, 0.2, 0.3), 0.7
 

@@ -22,6 +22,8 @@ from attnmosaic.core.errors import UserError
 from attnmosaic.evaluate import evaluate
 from attnmosaic.train import train
 
+pytestmark = pytest.mark.runs
+
 SHORT = (*SMALL, "schedule.k=1", "schedule.epochs=5", "compute.threads=1")
 
 

@@ -16,6 +16,8 @@ from attnmosaic.config.operations import OPERATIONS
 from attnmosaic.core.errors import UserError
 from attnmosaic.predict import predict
 
+pytestmark = pytest.mark.runs
+
 Train = Callable[..., dict[str, float]]
 SHORT = ("schedule.epochs=3", "lr.network=0.01", "logger=none", "callbacks.pictures=null")
 

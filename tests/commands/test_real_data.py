@@ -13,6 +13,8 @@ from helpers.commands import Cli
 from helpers.settings import SMALL
 from omegaconf import DictConfig
 
+pytestmark = pytest.mark.runs
+
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 

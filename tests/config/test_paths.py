@@ -21,6 +21,8 @@ from attnmosaic.config.paths import absolute, located, with_absolute_paths
 from attnmosaic.config.resolution import resolve, scaled
 from attnmosaic.config.schema import conf_dir, register
 
+pytestmark = pytest.mark.runs
+
 SHORT = (*SMALL, "schedule.k=1", "schedule.epochs=2", "compute.threads=1")
 PHOTOS = ("experiment=stagewise", "data=image_folder", "data.foreground=[cat,dog]", "data.image_size=8", *SHORT)
 CHDIR = "hydra.job.chdir=true"

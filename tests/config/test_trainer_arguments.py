@@ -16,6 +16,8 @@ from helpers.settings import SMALL
 from attnmosaic.config.trainer_arguments import CHECKED, REFUSED, TAKEN, check_trainer
 from attnmosaic.core.errors import UserError
 
+pytestmark = pytest.mark.runs
+
 Train = Callable[..., dict[str, float]]
 SHORT = (*SMALL, "schedule.k=1", "schedule.epochs=4", "logger=none")
 OTHERS: dict[str, Any] = {

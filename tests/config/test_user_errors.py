@@ -10,6 +10,8 @@ from helpers.commands import Cli, check_line
 from helpers.fresh_process import LARGE, answers
 from helpers.settings import SMALL
 
+pytestmark = pytest.mark.runs
+
 LIGHT = {
     ("experiment=stagwise",): r"experiment: got 'stagwise', allowed: .*stagewise.*did you mean experiment=stagewise",
     (

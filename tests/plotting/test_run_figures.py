@@ -29,7 +29,7 @@ from attnmosaic.runs.rows import spans
 from attnmosaic.runs.run import Run
 from attnmosaic.train import train as train_run
 
-pytestmark = pytest.mark.pictures
+pytestmark = [pytest.mark.pictures, pytest.mark.runs]
 
 SPLITS = ("train", "test", "held_out")
 FIGURES = {"focus_vs_pred", "accuracy_vs_focus", "loss", "gradients", "mosaics", "regions"}

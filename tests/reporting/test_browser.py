@@ -16,6 +16,8 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from attnmosaic.report import main
 
+pytestmark = pytest.mark.runs
+
 QUICK = (*SMALL, "schedule.epochs=10", "callbacks.pictures=null", "logger=none")
 
 

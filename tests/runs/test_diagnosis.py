@@ -21,6 +21,8 @@ from attnmosaic.reporting.page import render
 from attnmosaic.runs.diagnosis import Chance, findings, stalled
 from attnmosaic.tables.render import FORMATS
 
+pytestmark = pytest.mark.runs
+
 Train = Callable[..., dict[str, float]]
 
 MOST = math.log(9)

@@ -20,6 +20,8 @@ from attnmosaic.runs.discovery import find_runs, sweep_of
 from attnmosaic.runs.rows import curve
 from attnmosaic.runs.run import ERROR, LOCK, RESULT, Run, claimed
 
+pytestmark = pytest.mark.runs
+
 SHORT = (*SMALL, "schedule.k=2", "schedule.epochs=6")
 Train = Callable[..., dict[str, float]]
 

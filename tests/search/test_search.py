@@ -28,6 +28,8 @@ from attnmosaic.search.options import _BETTER, Options
 from attnmosaic.search.space import parse_space
 from attnmosaic.search.study import draw, open_storage, open_study
 
+pytestmark = pytest.mark.runs
+
 PLAIN = (
     *SMALL, "callbacks.record=null", "callbacks.dashboards=null", "callbacks.gradients=null", "logger=none",
     "schedule.epochs=4", "schedule.k=1", "hydra.sweep.dir=search",

@@ -27,6 +27,8 @@ from attnmosaic.sweeps import server
 from attnmosaic.sweeps.allocation import devices, environment, groups, plan
 from attnmosaic.training.runtime import job_globals
 
+pytestmark = pytest.mark.runs
+
 Plugins.instance()  # executes the modules of plugins again, so first of all
 FATE = ("+callbacks.fate._target_=helpers.user_code.Fate", "+callbacks.fate.folder=${run_dir}")
 

@@ -26,6 +26,8 @@ from attnmosaic.runs.run import LOCK, RESULT, Run, claimed
 from attnmosaic.sweeps.callback import PASSED_OVER
 from attnmosaic.tables.published import published_tables
 
+pytestmark = pytest.mark.runs
+
 TABLES = sorted(path.stem for path in (ROOT / "conf" / "reproduce").glob("*.yaml"))
 TWO_ROWS = (
     "reproduce=gradients",

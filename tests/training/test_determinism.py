@@ -19,6 +19,8 @@ from attnmosaic.config.schedule import ORDERS
 from attnmosaic.data import sampler
 from attnmosaic.data.datamodule import SPLITS, MosaicDataModule
 
+pytestmark = pytest.mark.runs
+
 Config = Callable[..., DictConfig]
 QUIET = ("logger=none", "callbacks.progress=null", "callbacks.pictures=null", "trainer.check_val_every_n_epoch=1")
 FOUR = ("schedule.k=1", "schedule.epochs=4", "lr.what=0.1", "lr.where=0.1", *QUIET)

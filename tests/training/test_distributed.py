@@ -24,6 +24,8 @@ from attnmosaic.config.schema import processes_of
 from attnmosaic.config.validation import check
 from attnmosaic.core.errors import Pruned, RunError, UserError
 
+pytestmark = pytest.mark.runs
+
 Config = Callable[..., DictConfig]
 Train = Callable[..., dict[str, float]]
 

@@ -14,6 +14,8 @@ from attnmosaic.nn.attention import aggregate
 from attnmosaic.nn.networks import ConvNet
 from attnmosaic.training.attention_cache import FrozenWhere
 
+pytestmark = pytest.mark.runs
+
 Config = Callable[..., DictConfig]
 DIGITS = (
     "data=digits", "model=cnn", "schedule=what_only", "precision=float64", "logger=none", "+data/weights=fixed",

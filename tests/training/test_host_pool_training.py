@@ -16,6 +16,8 @@ from attnmosaic.data.pool import Pool
 from attnmosaic.train import train
 from attnmosaic.training import attention_cache, cuda_graphs, stagewise
 
+pytestmark = pytest.mark.runs
+
 Config = Callable[..., DictConfig]
 HOST = "compute.pool=host"
 DIGITS = ("experiment=stagewise", "data=digits")

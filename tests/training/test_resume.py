@@ -16,6 +16,8 @@ from omegaconf import DictConfig
 from attnmosaic.config.schedule import ORDERS
 from attnmosaic.core.errors import UserError
 
+pytestmark = pytest.mark.runs
+
 Train = Callable[..., dict[str, float]]
 
 EVERY_EPOCH = "callbacks.cycle._target_=helpers.small_runs.EveryEpoch"

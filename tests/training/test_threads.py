@@ -15,6 +15,8 @@ from attnmosaic.evaluate import evaluate
 from attnmosaic.training import results
 from attnmosaic.training.runtime import threads_for
 
+pytestmark = pytest.mark.runs
+
 Config = Callable[..., DictConfig]
 Train = Callable[..., dict[str, float]]
 # Large enough to be split into pieces, whose gradients add up in another order than the whole's.

@@ -18,6 +18,8 @@ from attnmosaic.core.errors import RunError, UserError
 from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.training.two_outputs import TwoOutputModule
 
+pytestmark = pytest.mark.runs
+
 Config = Callable[..., DictConfig]
 Train = Callable[..., dict[str, float]]
 SUM, PRODUCT = "experiment=mnist_sum", "experiment=mnist_product"
