@@ -94,6 +94,7 @@ LIGHT = {
     ("+at_most.data.nonsense=3",): r"at_most\.data\.nonsense: got 3, but data has no such count",
     ("ckpt_path=nowhere.ckpt",): r"ckpt_path: 'nowhere\.ckpt' does not exist",
     ("data=image_folder",): r"data\.\w+: has no value and needs one; type data\.\w+=",
+    ("data=image_folder", "data.root=pets"): r"data\.foreground: .*\(bird, cat, dog\).*data\.foreground=\[bird,cat\]",
     ("data=image_folder", "data.root=nowhere", "data.foreground=[a,b]"): r"data\.root: 'nowhere' does not exist",
     ("data=image_folder", "data.root=empty", "data.foreground=[a,b]"): r"data\.root: 'empty' holds no folders",
     ("data=image_folder", "data.root=pets", "data.foreground=[cat,dgo]"): r"class 'dgo', allowed: bird, cat, dog.*dog",

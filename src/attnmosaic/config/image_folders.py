@@ -1,4 +1,4 @@
-"""What a folder of images holds. Light: looked at before torch is imported."""
+"""Lists folders of images: the splits, classes and files they hold, and what is skipped. Light."""
 
 import logging
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from attnmosaic.core.errors import UserError, one_line
+from attnmosaic.core.quoting import to_type
 
 log = logging.getLogger(__name__)
 
@@ -83,35 +84,44 @@ def class_names(folder: Path) -> list[str]:
     if not names:
         raise UserError(f"data.root: '{folder}' holds no folders; it needs one folder of images a class")
     for name in names:
-        if not name.isprintable():  # it is to stand in tables, pictures and pages
+        if not name.isprintable():  # it will be shown in tables, pictures and pages
             raise UserError(f"data.root: the folder {name!a} in '{folder}' has no name to print; rename it")
     return names
 
 
 def check_folder(root: Path) -> list[str]:
-    """Checks what a look at the names can tell of a folder of images and returns its classes.
+    """Checks the folders and file names in a folder of images and returns its classes.
 
     Raises:
         UserError: a folder is missing or empty, or training and test folders hold different classes.
     """
     train, test = find_splits(root)
     names = class_names(train)
-    _refuse_empty(train, names)
-    if test is not None and (test_names := class_names(test)) != names:
-        differ = ", ".join(sorted({*names} ^ {*test_names}))
-        raise UserError(
-            f"data.root: '{train}' and '{test}' hold different classes ({differ}); give both the same class folders"
-        )
+    _check_filled(train, names)
     if test is not None:
-        _refuse_empty(test, names)
+        if differ := ", ".join(sorted({*names} ^ {*class_names(test)})):
+            raise UserError(
+                f"data.root: '{train}' and '{test}' hold different classes ({differ}); give both the same class folders"
+            )
+        _check_filled(test, names)
     return names
+
+
+def foreground_missing(root: Any) -> UserError:
+    """Returns the error for a config whose foreground classes are missing, with the classes in its folder of images."""
+    names = check_folder(root_folder(root))
+    shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    return UserError(
+        f"data.foreground: has no value and needs two or more of the classes in '{root}' ({shown}); "
+        f"type for example {to_type('data.foreground', names[:2])}"
+    )
 
 
 def list_images(folder: Path) -> Listing:
     """Returns the classes of a folder and their images.
 
     Raises:
-        UserError: there is no class folder, or a folder cannot be listed.
+        UserError: there is no class folder.
     """
     names = class_names(folder)
     skipped = beside(folder, names)
@@ -157,9 +167,9 @@ def report_skipped(key: str, folder: Path, skipped: Counter[str]) -> None:
 
 
 def _images(folder: Path, skipped: Counter[str]) -> Iterator[str]:
-    """Yields the images in a folder and below it, each folder once however links lead there; counts what is skipped."""
+    """Yields the images in a folder and below it, no folder twice where links lead there again; counts the skipped."""
     read = {*map(str, Path(os.path.realpath(folder)).parents), os.path.realpath(folder.parent)}
-    for path, folders, names in os.walk(folder, onerror=_refuse_unlisted, followlinks=True):
+    for path, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
         if (real := os.path.realpath(path)) in read:
             skipped[LINKED] += 1
             folders.clear()
@@ -174,13 +184,11 @@ def _images(folder: Path, skipped: Counter[str]) -> Iterator[str]:
                 skipped[why] += 1
 
 
-def _refuse_unlisted(error: OSError) -> NoReturn:
-    raise UserError(
-        one_line(f"data.root: cannot list '{error.filename}' ({error.strerror}); give that right, or remove the folder")
-    ) from error
+def _raise(error: OSError) -> NoReturn:
+    raise error
 
 
-def _refuse_empty(folder: Path, names: list[str]) -> None:
+def _check_filled(folder: Path, names: list[str]) -> None:
     for name in names:
         skipped: Counter[str] = Counter()
         if not any(_images(folder / name, skipped)):

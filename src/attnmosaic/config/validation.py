@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.config.availability import check_available
 from attnmosaic.config.classes import check_names, split_classes
-from attnmosaic.config.image_folders import check_folder, root_folder
+from attnmosaic.config.image_folders import check_folder, foreground_missing, root_folder
 from attnmosaic.config.memory import check_data_fit
 from attnmosaic.config.operations import OPERATIONS
 from attnmosaic.config.schedule import ORDERS
@@ -131,6 +131,8 @@ def check(config: DictConfig) -> None:
         UserError: naming the key, what was given, what is allowed and what to type instead.
     """
     missing = sorted(OmegaConf.missing_keys(config))
+    if "data.foreground" in missing and (root := OmegaConf.select(config, "data.root")) is not None:
+        raise foreground_missing(root)
     if missing:
         key = missing[0]
         raise UserError(f"{key}: has no value and needs one; type {key}={_EXAMPLES.get(key, 'VALUE')}")
