@@ -1,9 +1,6 @@
 """Accuracy and focus, against a count in plain Python."""
 
-import json
 import math
-import multiprocessing
-from pathlib import Path
 
 import pytest
 import torch
@@ -137,32 +134,17 @@ def test_reset() -> None:
     assert computed(metrics) == pytest.approx(slow(data)[0], abs=1e-6)
 
 
-def _count_part(rank: int, folder: Path) -> None:
-    """In a process of its own: sees 7 or 30 of the mosaics, and says what both have seen."""
-    torch.distributed.init_process_group("gloo", f"file://{folder / 'meet'}", rank=rank, world_size=2)
-    metrics = FocusMetrics()
-    add(metrics, batch(), slice(0, 7) if rank == 0 else slice(7, N))
-    found = [computed(metrics), metrics.counts()]
-    metrics.reset()  # a next epoch, in two updates, counted before computed
-    add(metrics, batch(), slice(0, 5) if rank == 0 else slice(7, N))
-    if rank == 0:
-        add(metrics, batch(), slice(5, 7))
-    found += [metrics.counts(), computed(metrics)]
-    (folder / f"{rank}.json").write_text(json.dumps(found))
-    torch.distributed.destroy_process_group()
-
-
-def test_two_processes_compute_the_same_as_one(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")  # fresh processes, and the slow imports only once
-    context.set_forkserver_preload(["attnmosaic.data.image_folder", "attnmosaic.metrics.focus"])
-    jobs = [context.Process(target=_count_part, args=(rank, tmp_path)) for rank in range(2)]
-    for job in jobs:
-        job.start()
-    for job in jobs:
-        job.join(timeout=100)
-        assert job.exitcode == 0
+def test_two_processes_compute_the_same_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sees its own mosaics, 7 and 30; `tests/training/test_distributed.py` has real processes."""
+    parts = [FocusMetrics(), FocusMetrics()]
+    add(parts[0], batch(), slice(0, 7))
+    add(parts[1], batch(), slice(7, N))
+    own = [part.sums.clone() for part in parts]
     means, counts = slow(batch())
-    for rank in range(2):
-        first, first_counts, second_counts, second = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert first == second == pytest.approx(means, abs=1e-6)
-        assert first_counts == second_counts == counts
+    monkeypatch.setattr("torchmetrics.metric.gather_all_tensors", lambda *_, **__: [sums.clone() for sums in own])
+    for part in parts:
+        part.distributed_available_fn = lambda: True
+        assert part.counts() == counts
+        assert computed(part) == pytest.approx(means, abs=1e-6)
+        assert part.counts() == counts
+    assert [part.sums.tolist() for part in parts] == [sums.tolist() for sums in own], "each goes on with its own"

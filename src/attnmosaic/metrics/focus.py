@@ -1,4 +1,4 @@
-"""Accuracy and focus, added up on the device."""
+"""Accuracy and focus, accumulated on the device."""
 
 import torch
 from jaxtyping import Float, Int
@@ -24,8 +24,8 @@ class FocusMetrics(Metric):
     Focus is true when the largest weight sits on the foreground patch (the first one on a tie).
     `compute` gives means over all mosaics seen:
 
-    ``loss``; ``accuracy``; ``focus``; the shares ``ftpt``, ``ffpt``, ``ftpf``, ``ffpf`` (sum 1);
-    ``confident``, the share whose largest weight is at least 0.5 (the published "argmax > 0.5");
+    ``loss``; ``accuracy``; ``focus``; the fractions ``ftpt``, ``ffpt``, ``ftpf``, ``ffpf`` (sum 1);
+    ``confident``, the fraction whose largest weight is at least 0.5 (the published "argmax > 0.5");
     ``foreground_weight``, the mean weight on the foreground; ``entropy`` of the weights in nats.
     """
 

@@ -1,4 +1,4 @@
-"""Accuracy and confusion of both outputs, added up on the device."""
+"""Accuracy and confusion of both outputs, accumulated on the device."""
 
 import torch
 from jaxtyping import Float, Int

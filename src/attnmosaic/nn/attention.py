@@ -18,7 +18,7 @@ class WhereWhat(nn.Module):
     """A where network that weighs the patches and a what network that classifies their weighted sum.
 
     Args:
-        where: maps patches ``[M, *patch]`` to scores ``[M, 1]``; None where attention is decreed by the data.
+        where: maps patches ``[M, *patch]`` to scores ``[M, 1]``; None where the data fix the attention weights.
         what: maps aggregates ``[B, *patch]`` to logits ``[B, F]``.
     """
 
@@ -29,7 +29,7 @@ class WhereWhat(nn.Module):
 
     def score(self, patches: Float[Tensor, "M *patch"]) -> Float[Tensor, " M"]:
         """Scores patches one by one, all in one batch."""
-        assert self.where is not None, "attention is decreed: there is no network to score patches"
+        assert self.where is not None, "the attention weights are fixed: there is no network to score patches"
         return self.where(patches).squeeze(1)
 
     def weigh(self, scores: Float[Tensor, "B P"]) -> Float[Tensor, "B P"]:
@@ -43,7 +43,7 @@ class WhereWhat(nn.Module):
 
         Args:
             patches: of each mosaic.
-            scores: the where network's, if they are known already.
+            scores: of the where network, ``[B, P]``; None to compute them.
         """
         if scores is None:
             scores = self.score(patches.flatten(0, 1)).view(patches.shape[:2])

@@ -1,4 +1,4 @@
-"""What training minimises."""
+"""The objectives that training minimises."""
 
 import torch
 import torch.nn.functional as F

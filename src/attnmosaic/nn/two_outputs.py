@@ -1,4 +1,4 @@
-"""Networks that take an image of a digit and a number, and tell the digit and what the two give."""
+"""Networks that predict the digit of an image and its result with a number."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ DIGITS = 10
 
 
 def _with_number(features: Float[Tensor, "B N"], number: Int[Tensor, " B"]) -> Float[Tensor, "B M"]:
-    """Appends the number, one-hot, to what is known of the image."""
+    """Appends the one-hot number to features of the image."""
     return torch.cat([features, F.one_hot(number, DIGITS).to(features.dtype)], dim=1)
 
 
@@ -27,10 +27,10 @@ class SumNet(nn.Module):
     Args:
         in_shape: ``(C, 28, 28)``.
         outputs: number of results; document 003 has 19.
-        dropout: rate of every dropout; the document does not tell it.
+        dropout: rate of every dropout; the document does not state it.
 
     Raises:
-        ValueError: the images are of another size, or the rate is none.
+        ValueError: the images are of another size.
     """
 
     def __init__(self, in_shape: Sequence[int], outputs: int, dropout: float = 0.1) -> None:
