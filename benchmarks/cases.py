@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from attnmosaic.data.datamodule import MosaicDataModule
-from attnmosaic.data.mosaics import Mosaics, draw_mosaics
+from attnmosaic.data.mosaics import Mosaics, sample_mosaics
 from attnmosaic.nn.attention import WhereWhat
 from attnmosaic.nn.networks import MLP
 from benchmarks import machine, plain, project, reference
@@ -110,7 +110,7 @@ def our_times(data: project.RandomImages, steps: int | None, accelerator: str) -
         "what/where cycle, k = 5": epochs.cycle(K),
         "evaluate 30,000 mosaics": project.validate(trainer),
         "draw 30,000 mosaics": timed(
-            torch.device("cpu"), lambda: draw_mosaics(drawn.pool, front, back, MOSAICS, 9, data.rng(0))
+            torch.device("cpu"), lambda: sample_mosaics(drawn.pool, front, back, MOSAICS, 9, data.rng(0))
         ),
     }
 

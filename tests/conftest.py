@@ -23,7 +23,6 @@ for name in ("MAKEFLAGS", "ARGS"):
 install_import_hook(["attnmosaic.data", "attnmosaic.nn", "attnmosaic.metrics"], "beartype.beartype")
 
 from helpers.commands import Cli, make_cli  # noqa: E402
-from helpers.fake_device import Device  # noqa: E402
 from helpers.settings import SMALL, SMALL_NUMBERS  # noqa: E402
 from hydra import compose, initialize_config_dir  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
@@ -87,11 +86,3 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
     """Runs a command in an empty folder; see `cli.make_cli`."""
     monkeypatch.chdir(tmp_path)
     return make_cli(monkeypatch, capfd)
-
-
-@pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Device:
-    """Stands in for whatever device a pool in main memory is sent to."""
-    made = Device()
-    monkeypatch.setattr("attnmosaic.data.host_pool.carrier", lambda device: made)
-    return made

@@ -1,27 +1,26 @@
-"""Tells the digit of an image and what it gives with a number: ``python -m attnmosaic.predict image=seven.png ...``."""
+"""Predicts the digit of an image and its result with a number: ``python -m attnmosaic.predict image=seven.png ...``."""
 
-import operator
 from pathlib import Path
 from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 
 from attnmosaic.cli.command import guard, run
-from attnmosaic.config.operations import OPERATIONS
 from attnmosaic.config.paths import where_started
-from attnmosaic.config.schema import PAIR, PredictConfig, conf_dir, networks_of, register
+from attnmosaic.config.schema import PredictConfig, conf_dir, register
 from attnmosaic.config.structure import check_keys
-from attnmosaic.config.trusted import check_trusted
 from attnmosaic.config.validation import check_ckpt_path
-from attnmosaic.core.errors import UserError
+from attnmosaic.core.errors import UserError, one_line
 from attnmosaic.core.internals import import_lightning
+from attnmosaic.data.image_files import UnreadableError, open_image
 
 register()
 
 
 def predict(ckpt_path: str | Path, image: Any, number: int, *, invert: bool = False, trust: Any = ()) -> dict[str, int]:
-    """Asks a trained network what it sees.
+    """Predicts the digit of an image, and its sum or product with a number.
 
     Args:
         ckpt_path: a checkpoint of a run with two outputs (``experiment=mnist_sum`` or ``mnist_product``).
@@ -35,98 +34,35 @@ def predict(ckpt_path: str | Path, image: Any, number: int, *, invert: bool = Fa
         ``{"digit": 7, "sum": 12}``, or "product": values, not indices of classes.
 
     Raises:
-        UserError: one of the arguments will not do.
+        UserError: an argument is not allowed.
     """
-    number = _check_number(number)
+    if number not in range(10):
+        raise UserError(f"number: got {number}, needs a whole number from 0 to 9; type for example number=5")
     check_ckpt_path(ckpt_path)
     picture = _open(image)
-    # Heavy imports (seconds) only once that much is known to be good.
-    import_lightning()
-    import torch
+    import_lightning()  # seconds: only once the arguments are known to be good
+    from attnmosaic.inference.restore import restore_two_outputs
 
-    from attnmosaic.data.numbers import resize
-    from attnmosaic.data.pool import Pool
-    from attnmosaic.data.sources import per_channel
-    from attnmosaic.training.checkpointing import check_weights_fit, read_saved
-    from attnmosaic.training.factory import build_two_outputs
-    from attnmosaic.training.instantiation import check_targets
-
-    checkpoint = read_saved(ckpt_path)
-    trained = checkpoint["hyper_parameters"]["config"]
-    if networks_of(trained) == PAIR:
-        raise UserError(
-            f"ckpt_path: '{ckpt_path}' is of a where/what pair, which takes mosaics; "
-            "give a checkpoint of experiment=mnist_sum or experiment=mnist_product"
-        )
-    check_trusted(trained, ("model",), ckpt_path, trust)
-    config = trained["model"]["network"]
-    check_targets(config, "model.network")
-    operation = OPERATIONS[trained["data"]["operation"]]
-    shape = tuple(checkpoint["hyper_parameters"]["image_shape"])
-    network = build_two_outputs(config, shape, len(operation.values), seed=0)
-    dtype = torch.float64 if trained["precision"] == "float64" else torch.float32
-    module = torch.nn.ModuleDict({"network": network.to(dtype)})  # named as in the checkpoint
-    check_weights_fit(checkpoint, module, ckpt_path)
-    module.load_state_dict(checkpoint["state_dict"])
-
-    pixels = torch.from_numpy(_pixels(picture, "L" if shape[0] == 1 else "RGB"))
-    patches = resize(255 - pixels if invert else pixels, *shape[1:])
-    mean, std = (per_channel(trained["data"][key]) for key in ("mean", "std"))
-    pool = Pool(patches, torch.zeros(1, dtype=torch.int64), ("unknown",), mean, std)
-    with torch.no_grad():
-        logits = network.eval()(pool.gather(torch.tensor([0]), dtype), torch.tensor([number]))
-    digit, result = (int(output.argmax()) for output in logits)
-    return {"digit": digit, operation.name: operation.values[result]}
+    return restore_two_outputs(ckpt_path, trust).predict(picture, int(number), invert)
 
 
-def _check_number(number: Any) -> int:
-    try:
-        if not isinstance(number, bool) and 0 <= operator.index(number) <= 9:
-            return operator.index(number)
-    except TypeError:
-        pass
-    raise UserError(f"number: got {number}, needs a whole number from 0 to 9; type for example number=5")
+def _open(image: Any) -> Image.Image:
+    """Returns an image as a PIL image of 8 bits, decoded."""
+    if isinstance(image, (str, Path)):
+        try:
+            return open_image(Path(image).expanduser())
+        except UnreadableError as error:
+            raise UserError(one_line(f"image: '{image}' {error}; give a PNG or JPEG file, say")) from error
+    if str(getattr(image, "dtype", "")) == "uint8" and image.ndim in (2, 3):
+        return Image.fromarray(image)
+    if isinstance(image, Image.Image) and not image.mode.startswith(("I", "F")):  # Pillow would clip those to white
+        return image
+    raise UserError(
+        f"image: got a {type(image).__name__}, needs a file, a PIL image of 8 bits, or uint8 pixels [H, W] or [H, W, 3]"
+    )
 
 
-def _open(image: Any) -> Any:
-    """Returns an image as a PIL image, decoded."""
-    from PIL import Image
-
-    from attnmosaic.data.image_files import UnreadableError, open_image, printable
-
-    if isinstance(image, (str, Path)) and not Path(image).expanduser().is_file():
-        raise UserError(f"image: '{image}' does not exist; type image=FILE")
-    try:
-        if isinstance(image, (str, Path)):
-            picture = open_image(Path(image).expanduser())
-        elif isinstance(image, Image.Image):
-            picture = image
-        elif str(getattr(image, "dtype", "")) == "uint8" and image.ndim in (2, 3):
-            picture = Image.fromarray(image)
-        else:
-            raise TypeError("it is neither a file, nor a PIL image, nor uint8 pixels [H, W] or [H, W, 3]")
-        if picture.mode.startswith(("I", "F")):  # Pillow would clip them to white
-            raise ValueError(f"its pixels are of mode {picture.mode}, only 8-bit images are read")
-        picture.load()
-    except UnreadableError as error:
-        name = printable(str(image))
-        raise UserError(f"image: cannot read '{name}', which {error}; give a PNG or JPEG file, say") from error
-    except Exception as error:  # whatever Pillow raises on hostile pixels
-        raise UserError(
-            f"image: cannot read a {type(image).__name__} ({error}); give a PNG or JPEG file, say"
-        ) from error
-    return picture
-
-
-def _pixels(picture: Any, mode: str) -> Any:
-    """Returns uint8 pixels ``[1, H, W, C]`` as a pool keeps them."""
-    import numpy as np
-
-    pixels = np.array(picture.convert(mode))
-    return pixels.reshape(1, *pixels.shape[:2], -1)
-
-
-def _answer(config: DictConfig) -> dict[str, int]:
+def _predict(config: DictConfig) -> dict[str, int]:
     check_keys(config, PredictConfig)
     for key, example in (("ckpt_path", "outputs/.../checkpoints/last.ckpt"), ("image", "FILE"), ("number", "5")):
         if OmegaConf.is_missing(config, key):
@@ -137,7 +73,7 @@ def _answer(config: DictConfig) -> dict[str, int]:
 
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="predict")
 def _job(config: DictConfig) -> None:
-    print("  ".join(f"{name}: {value}" for name, value in guard(_answer, config).items()))
+    print("  ".join(f"{name}: {value}" for name, value in guard(_predict, config).items()))
 
 
 def main() -> None:

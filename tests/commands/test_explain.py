@@ -1,81 +1,58 @@
-"""Where a trained pair looks in one's own images, from Python and from the command line."""
+"""Where a trained pair attends in a user's images, from Python and from the command line."""
 
 import csv
 import os
-import struct
-import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers.checkpoints import edited, trained
 from helpers.commands import Cli, check_line
-from helpers.fresh_process import answers
-from helpers.settings import SMALL
 from helpers.user_code import TINY_CIFAR10
-from hydra import compose, initialize_config_dir
 from PIL import Image, ImageColor
 
-from attnmosaic.config.schema import conf_dir, register
 from attnmosaic.core.errors import UserError
-from attnmosaic.data.image_files import UnreadableError
 from attnmosaic.inference import explanation
-from attnmosaic.inference.explanation import Explained, explain, picture_names
-from attnmosaic.inference.user_images import Source, find_sources, read_mosaic
+from attnmosaic.inference.explanation import Explained, explain
 from attnmosaic.nn.networks import ConvNet
 from attnmosaic.plotting.explanation import BANNER, LOOKED_AT
 from attnmosaic.plotting.palette import RED
 
 pytestmark = pytest.mark.runs
 
-SHORT = ("schedule.k=1", "schedule.epochs=2", "logger=none", "callbacks=default", "callbacks.pictures=null")
+SHORT = ("schedule.k=1", "schedule.epochs=2")
 MEAN, STD = (0.1, 0.2, 0.3), 0.7
-
-
-def trained(folder: Path, *overrides: str) -> Path:
-    from attnmosaic.train import train
-
-    register()
-    with initialize_config_dir(conf_dir(), version_base="1.3"):
-        train(compose("train", [*SMALL, *SHORT, *overrides, f"run_dir={folder}"]))
-    return folder / "checkpoints" / "last.ckpt"
 
 
 @pytest.fixture(scope="module")
 def color(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of a run on colour images, in float64, where Where's scores differ enough to tell."""
     given = (f"data.mean={[*MEAN]}".replace(" ", ""), f"data.std={STD}", "precision=float64", "data.classes=null")
-    path = trained(tmp_path_factory.mktemp("color") / "run", "experiment=stagewise", *TINY_CIFAR10, *given)
-    saved = torch.load(path, weights_only=True)
-    for network in ("where", "what"):
-        saved["state_dict"][f"pair.{network}.head.layers.3.weight"] *= 300
-    torch.save(saved, path)
-    return path
+    path = trained(tmp_path_factory.mktemp("color") / "run", "experiment=stagewise", *SHORT, *TINY_CIFAR10, *given)
+
+    def sharpen(saved: dict[str, Any]) -> None:
+        for network in ("where", "what"):
+            saved["state_dict"][f"pair.{network}.head.layers.3.weight"] *= 300
+
+    return edited(path, path, sharpen)
 
 
 @pytest.fixture(scope="module")
 def bright(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of a pair on grey images of 8 x 8: Where adds up the pixels, What says "9" of what is bright."""
     linear = ("model=mlp", "model.where.hidden=[]", "model.what.hidden=[]")
-    path = trained(tmp_path_factory.mktemp("bright") / "run", "experiment=stagewise", "data=digits", *linear)
-    saved = torch.load(path, weights_only=True)
-    weights = saved["state_dict"]
-    weights["pair.where.layers.0.weight"][:] = 0.2
-    weights["pair.what.layers.0.weight"][:] = torch.tensor([[-0.1], [0.0], [0.1]])
-    for network in ("where", "what"):
-        weights[f"pair.{network}.layers.0.bias"][:] = 0
-    torch.save(saved, path)
-    return path
+    path = trained(tmp_path_factory.mktemp("bright") / "run", "experiment=stagewise", *SHORT, "data=digits", *linear)
 
+    def brighten(saved: dict[str, Any]) -> None:
+        weights = saved["state_dict"]
+        weights["pair.where.layers.0.weight"][:] = 0.2
+        weights["pair.what.layers.0.weight"][:] = torch.tensor([[-0.1], [0.0], [0.1]])
+        for network in ("where", "what"):
+            weights[f"pair.{network}.layers.0.bias"][:] = 0
 
-def edited(path: Path, to: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
-    """Writes a checkpoint with other hyperparameters."""
-    saved = torch.load(path, weights_only=True)
-    change(saved["hyper_parameters"])
-    torch.save(saved, to)
-    return to
+    return edited(path, path, brighten)
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -163,7 +140,7 @@ def test_a_folder_is_one_mosaic(color: Path, tmp_path: Path) -> None:
     assert seen["one"].weights.tolist() == [1.0]
 
 
-@pytest.mark.parametrize("grid", [2, 3, 5])
+@pytest.mark.parametrize("grid", [2, 5])
 def test_it_looks_at_the_bright_cell(bright: Path, tmp_path: Path, grid: int) -> None:
     """Cells are numbered row by row; a picture of any size and colour is cut alike."""
     for at in range(grid**2):
@@ -187,17 +164,6 @@ def test_color_and_grey(bright: Path, color: Path, tmp_path: Path) -> None:
     check(
         explain(color, tmp_path / "grey.png")[0], color, [c for r in np.split(grey, 3) for c in np.split(r, 3, axis=1)]
     )
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "gif", "tiff"])
-def test_formats(bright: Path, tmp_path: Path, suffix: str) -> None:
-    """Of an animation the first frame; a photo as its camera was held."""
-    frames = {"save_all": True, "append_images": [lit(0, 3, 16)]} if suffix == "gif" else {}
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned right: the cell in the lower left corner comes to the upper left
-    held = {"exif": exif} if suffix == "jpg" else {}
-    lit(6, 3, 16).save(tmp_path / f"6.{suffix.upper()}", **frames, **held)
-    assert [mosaic.looks_at for mosaic in explain(bright, tmp_path)] == [1 if held else 7]
 
 
 # ---- what it writes
@@ -277,7 +243,9 @@ def test_pictures(cli: Cli, bright: Path, tmp_path: Path) -> None:
 
 
 def test_a_smoke_run_says_so_in_all_it_writes(cli: Cli, bright: Path, tmp_path: Path) -> None:
-    smoke = edited(bright, tmp_path / "smoke.ckpt", lambda saved: saved["config"].update(scale="smoke"))
+    smoke = edited(
+        bright, tmp_path / "smoke.ckpt", lambda saved: saved["hyper_parameters"]["config"].update(scale="smoke")
+    )
     (tmp_path / "mine").mkdir()
     for at in (0, 1):
         lit(at, 3).save(tmp_path / "mine" / f"{at}.png")
@@ -293,33 +261,25 @@ def test_a_smoke_run_says_so_in_all_it_writes(cli: Cli, bright: Path, tmp_path: 
 
 
 def test_it_writes_as_it_goes(bright: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One mosaic at a time: what was done is there when the next one is read."""
-    (tmp_path / "mine").mkdir()
-    for at in range(4):
-        lit(at, 3).save(tmp_path / "mine" / f"{at}.png")
-    there: list[tuple[list[str], int]] = []
-    read = explanation.read_mosaic
-
-    def looking(*arguments: Any) -> Any:
-        table = tmp_path / "out" / "explained.csv"
-        pictures = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
-        there.append((pictures, len(rows(table)) if table.exists() else 0))
-        return read(*arguments)
-
-    monkeypatch.setattr(explanation, "read_mosaic", looking)
-    assert cli("explain", f"ckpt_path={bright}", "images=mine", "hydra.run.dir=out")[0] == 0
-    assert there == [([f"{at}.png" for at in range(done)], done) for done in range(4)]
-
-
-def test_a_long_table_is_cut_short(bright: Path, cli: Cli, tmp_path: Path) -> None:
+    """One mosaic at a time: what was done is there when the next one is read. The terminal shows the first twenty."""
     (tmp_path / "mine").mkdir()
     for at in range(23):
         lit(at % 9, 3).save(tmp_path / "mine" / f"{at:02}.png")
+    there: list[tuple[int, int]] = []
+    read = explanation.read_mosaic
+
+    def reading(*arguments: Any) -> Any:
+        pictures = [*(tmp_path / "out").glob("*.png")]
+        there.append((len(pictures), len(rows(tmp_path / "out" / "explained.csv"))))
+        return read(*arguments)
+
+    monkeypatch.setattr(explanation, "read_mosaic", reading)
     code, out, _ = cli("explain", f"ckpt_path={bright}", "images=mine", "hydra.run.dir=out")
     assert code == 0
+    assert there == [(done, done) for done in range(23)]
     assert "19.png" in out
     assert "20.png" not in out
-    assert "and 3 more in explained.csv" in out
+    assert "3 more" in out
     assert len(rows(tmp_path / "out" / "explained.csv")) == 23
 
 
@@ -346,219 +306,123 @@ def test_hostile_names(cli: Cli, bright: Path, tmp_path: Path) -> None:
     table = rows(tmp_path / "out" / "explained.csv")
     assert sorted(row["image"] for row in table) == sorted([*shown, "cat", "\ufffd\ufffd.png"])
     assert "\x1b" not in out
-    assert "a\ufffdb.png" in out
+    assert "a b.png" in out
     assert "[bold]" in out
     written = {path.name for path in (tmp_path / "out").glob("*.png")}
     assert len(written) == len(shown) + 2 + 1  # the folder, the name that is no text; the sheet
-    assert {"a b.png", "a_b.png", "été 猫.png", "-rf.png", "cat.jpg.png", "index_2.png", "index.png"} <= written
+    assert {"a b.png", "a_b.png", "été 猫.png", "-rf.png", "cat_2.png", "index_2.png", "index.png"} <= written
     assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == ["mine", "out"]
     assert len({name.casefold() for name in written}) == len(written)
-
-
-def test_picture_names() -> None:
-    """Each its own, on systems without capitals too; as near to the image's as can be."""
-
-    def names(*given: str) -> list[str]:
-        return picture_names(
-            [Source(name, Path(name), () if "." in name else (Path(name, "1.png"),)) for name in given]
-        )
-
-    assert names("a.jpg", "b.png", "c") == ["a.png", "b.png", "c.png"]
-    assert names("a", "a.jpg", "a.png", "b.png") == ["a.png", "a.jpg.png", "a.png.png", "b.png"]
-    assert names("A.png", "a.png") == ["A.png.png", "a.png_2.png"]
-    assert names("a?.png", "a*.png") == ["a_.png.png", "a_.png_2.png"]
-    assert names("index.jpg") == ["index_2.png"]
-    assert names("..") == ["_.png"]
-    assert names("a/../../b.png") == ["b.png"]
 
 
 # ---- what cannot be read
 
 
-def bomb(path: Path, side: int = 20_000) -> None:
-    """Writes a small PNG that says it has so many pixels a side."""
-    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b"")]
-    packed = [struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks]
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
-
-
-def spoil(folder: Path) -> dict[str, str]:
-    """Writes files that cannot be read, and returns what is said of each."""
-    folder.mkdir(parents=True)
-    (folder / "text.png").write_text("no picture at all")
-    Image.fromarray(noise(40, 40)).save(folder / "whole.png")
-    (folder / "cut.png").write_bytes((folder / "whole.png").read_bytes()[:900])
-    (folder / "whole.png").unlink()
-    (folder / "nothing.jpg").touch()
-    Image.fromarray(noise(9, 9).astype(np.uint16)).save(folder / "deep.png")
-    bomb(folder / "huge.png")
-    bomb(folder / "large.png", 10_000)
-    (folder / "program.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-    return {
-        "text.png": "is no image in a format that is read",
-        "cut.png": "cannot be read (image file is truncated",
-        "nothing.jpg": "is no image in a format that is read",
-        "deep.png": "has pixels of mode I;16, only 8-bit images are read",
-        "huge.png": "cannot be read (Image size (400000000 pixels) exceeds limit",
-        "large.png": "cannot be read (Image size (100000000 pixels) exceeds limit",
-        "program.png": "is no image in a format that is read",
-    }
-
-
-def test_what_cannot_be_read_is_left_out(cli: Cli, bright: Path, tmp_path: Path) -> None:
-    said = spoil(tmp_path / "mine")
-    spoil(tmp_path / "mine" / "worse")
-    spoil(tmp_path / "mine" / "set")
+def test_what_cannot_be_read_is_skipped(cli: Cli, bright: Path, tmp_path: Path) -> None:
+    """`tests/data/test_hostile_images.py` has more that cannot be read."""
+    for folder in (tmp_path / "mine", tmp_path / "mine" / "worse", tmp_path / "mine" / "set"):
+        folder.mkdir()
+        (folder / "text.png").write_text("no picture at all")
+        Image.fromarray(noise(40, 40)).save(folder / "cut.png")
+        (folder / "cut.png").write_bytes((folder / "cut.png").read_bytes()[:900])
     for i in range(3):
         Image.new("L", (8, 8), 50 * i).save(tmp_path / "mine" / "set" / f"{i}.png")
     Image.new("L", (2, 8)).save(tmp_path / "mine" / "tiny.png")
     lit(3, 3).save(tmp_path / "mine" / "good.png")
     code, out, err = cli("explain", f"ckpt_path={bright}", "images=mine", "hydra.run.dir=out")
     assert code == 0, err
-    told = out[: out.index("\n\n")].splitlines()
-    assert len(told) == 2 * len(said) + 2
-    for name, why in said.items():
-        for path in (name, f"set/{name}"):
-            (line,) = [line for line in told if line.startswith(f"'{path}' ")]
-            assert why in line
-            assert line.endswith("; left out")
-    assert "'tiny.png' has 2 x 8 pixels, too few for 3 x 3 cells; left out" in told
-    assert any(line.startswith("'worse' holds no image that can be read; the first: 'worse/cut.png' ") for line in told)
+    logged = [line for line in out[: out.index("\n\n")].splitlines() if line.endswith("; skipped")]
+    assert [line.split("'")[1] for line in logged] == [
+        "cut.png", "set/cut.png", "set/text.png", "text.png", "tiny.png", "worse"
+    ]  # fmt: skip
     table = rows(tmp_path / "out" / "explained.csv")
     assert [(row["image"], row["looks_at"]) for row in table] == [("good.png", "4"), ("set", "3")]
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"good.png", "set.png", "index.png"}
 
     code, _, err = cli("explain", f"ckpt_path={bright}", "images=mine/worse", "hydra.run.dir=none")
-    check_line(code, err, rf"images: none of {len(said)} mosaics can be read, the first: 'cut\.png' cannot be")
-    assert not (tmp_path / "none" / "explained.csv").exists()
-    with pytest.raises(UserError, match=r"images: 'text\.png' is no image in a format that is read .*; give other"):
+    check_line(code, err, r"images: none of 2 mosaics can be read, the first: 'cut\.png'")
+    with pytest.raises(UserError, match=r"images: 'text\.png' is no image"):
         explain(bright, tmp_path / "mine" / "text.png")
 
 
-SKIPPED = {
-    ".DS_Store": "hidden: 1",
-    "list.txt": ".txt: 1",
-    "set/0.heic": ".heic: 1",
-    "set/IMG_0001": "no ending: 1",
-    "set/deeper/0.png": "folders in a mosaic's folder: 1",
-    "none/list.txt": ".txt: 1, folders without images: 1",
-}
+# ---- user errors
 
 
-@pytest.mark.parametrize("name", SKIPPED)
-def test_skipped_files_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str) -> None:
-    caplog.set_level("INFO")
-    for path in ("a.png", "set/b.jfif", "set/c.avif"):
-        (tmp_path / path).parent.mkdir(exist_ok=True)
-        lit(3, 3).save(tmp_path / path)
-    assert [len(source.files) for source in find_sources(tmp_path)] == [0, 2]
-    assert "skipped" not in caplog.text
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).touch()
-    assert [len(source.files) for source in find_sources(tmp_path)] == [0, 2]
-    (line,) = [record for record in caplog.records if "skipped" in record.message]
-    assert f"'{tmp_path}' ({SKIPPED[name]})" in line.message
-    assert line.levelname == ("INFO" if "hidden" in SKIPPED[name] else "WARNING")
-
-
-def test_links_and_what_is_no_file(tmp_path: Path) -> None:
-    """A link that leads nowhere is an image that cannot be read, and reported as such."""
-    lit(3, 3).save(tmp_path / "there.png")
-    (tmp_path / "mine" / "set").mkdir(parents=True)
-    (tmp_path / "mine" / "gone.png").symlink_to("nowhere")
-    (tmp_path / "mine" / "linked.png").symlink_to("../there.png")
-    (tmp_path / "mine" / "set" / "linked.png").symlink_to(tmp_path / "there.png")
-    (tmp_path / "mine" / "sets").symlink_to("set")
-    gone, linked, *sets = find_sources(tmp_path / "mine")
-    assert [len(source.files) for source in sets] == [1, 1]
-    assert read_mosaic(linked, 3, (1, 8, 8)).patches.shape == (9, 8, 8, 1)
-    with pytest.raises(UnreadableError, match="No such file"):
-        read_mosaic(gone, 3, (1, 8, 8))
-
-
-def test_skipped_files_alone(tmp_path: Path) -> None:
-    (tmp_path / "0.heic").touch()
-    with pytest.raises(UserError, match=r"images: .* holds no images.*\(skipped \.heic: 1; "):
-        find_sources(tmp_path)
-
-
-# ---- slips
-
-
-LIGHT = {
-    (): r"ckpt_path: has no value and needs one; type ckpt_path=outputs",
-    ("ckpt_path=text.ckpt",): r"images: has no value and needs one; type images=DIR",
+ERRORS = {
+    (): r"ckpt_path: has no value",
+    ("ckpt_path=text.ckpt",): r"images: has no value",
     ("ckpt_path=no.ckpt", "images=mine"): r"ckpt_path: 'no\.ckpt' does not exist",
-    ("ckpt_path=text.ckpt", "images=no"): r"images: 'no' does not exist; type images=DIR",
-    ("ckpt_path=text.ckpt", "images=empty"): r"images: 'empty' holds no images, nor folders of images \(skip",
-    ("ckpt_path=text.ckpt", "images=mine", "grid=0"): r"grid: got 0, needs a whole number from 1 to 32",
-    ("ckpt_path=text.ckpt", "images=mine", "grid=33"): r"grid: got 33, needs",
-    ("ckpt_path=text.ckpt", "images=mine", "grid=2.5"): r"grid: Value '2\.5' of type 'float' could not",
+    ("ckpt_path=text.ckpt", "images=no"): r"images: 'no' does not exist",
+    ("ckpt_path=text.ckpt", "images=empty"): r"images: 'empty' .*skipped",
+    ("ckpt_path=text.ckpt", "images=mine", "grid=0"): r"grid: got 0, .* 1 to 32",
+    ("ckpt_path=text.ckpt", "images=mine", "grid=33"): r"grid: got 33",
+    ("ckpt_path=text.ckpt", "images=mine", "grid=2.5"): r"grid: .*2\.5",
     ("ckpt_path=text.ckpt", "images=mine", "device=gpu"): r"device: got 'gpu', allowed: auto, cpu, cuda",
-    ("ckpt_path=text.ckpt", "image=mine"): r"image: there is no such config key; did you mean images\?",
-    ("ckpt_path=text.ckpt", "images=mine", "hydra.run.dir=mine"): r"run_dir: .*mine' is among the images.*hydra\.",
+    ("ckpt_path=text.ckpt", "image=mine"): r"image: there is no such config key",
+    ("ckpt_path=text.ckpt", "images=mine", "hydra.run.dir=mine"): r"run_dir: .*mine' is among the images",
     ("ckpt_path=text.ckpt", "images=mine/a.png", "hydra.run.dir=mine"): r"run_dir: '.*mine' is among the images",
     ("ckpt_path=text.ckpt", "images=mine", "hydra.run.dir=mine/set"): r"run_dir: '.*set' is among the images",
-    ("ckpt_path=text.ckpt", "images=mine", "hydra.run.dir=run"): r"run_dir: .*run' holds a run; type hydra\.run\.dir=",
+    ("ckpt_path=text.ckpt", "images=mine", "hydra.run.dir=run"): r"run_dir: .*run' holds a run",
 }  # fmt: skip
 
 
-def test_slips_are_told_before_torch_is_imported(tmp_path: Path) -> None:
+def test_errors_found_before_torch_is_imported(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explanation, "import_lightning", lambda: pytest.fail("imports torch"))
     (tmp_path / "text.ckpt").write_text("hello")
     for folder in ("mine/set", "empty/nested/deeper", "run"):
         (tmp_path / folder).mkdir(parents=True)
     for image in ("mine/a.png", "mine/set/b.png", "empty/nested/deeper/c.png", "empty/.hidden.png"):
         lit(0, 3).save(tmp_path / image)
     (tmp_path / "run" / "config.yaml").write_text("name: gaussian")
-    for (code, err, heavy), wanted in zip(answers("explain", LIGHT, tmp_path), LIGHT.values(), strict=True):
+    for given, wanted in ERRORS.items():
+        code, _, err = cli("explain", *given)
         check_line(code, err, wanted)
-        assert heavy == []
 
 
-def test_checkpoints_that_will_not_do(bright: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    lit(0, 3).save(tmp_path / "mine" / "a.png")
+def test_checkpoints_and_arguments_that_are_refused(bright: Path, tmp_path: Path) -> None:
+    lit(0, 3).save(tmp_path / "a.png")
 
-    def refused(change: Callable[[dict[str, Any]], Any], match: str) -> None:
+    def edit(**sections: Any) -> Path:
+        """Changes keys of the config's sections, or hyperparameters beside the config."""
+
+        def change(saved: dict[str, Any]) -> None:
+            for name, value in sections.items():
+                if name in saved["hyper_parameters"]["config"]:
+                    saved["hyper_parameters"]["config"][name] |= value
+                else:
+                    saved["hyper_parameters"][name] = value
+
+        return edited(bright, tmp_path / "edited.ckpt", change)
+
+    def refused(match: str, **sections: Any) -> None:
         with pytest.raises(UserError, match=match) as caught:
-            explain(edited(bright, tmp_path / "edited.ckpt", change), tmp_path / "mine")
+            explain(edit(**sections), tmp_path / "a.png")
         assert "\n" not in str(caught.value)
 
-    def other(section: str, **values: Any) -> Callable[[dict[str, Any]], Any]:
-        return lambda saved: saved["config"][section].update(values)
-
-    def two_outputs(saved: dict[str, Any]) -> None:
-        saved["config"]["model"] = {"where": {}, "what": {}, "network": {"_target_": "x"}}
-        saved["config"]["optimizer"]["network"] = {"_target_": "x"}
-        saved["config"]["data"]["operation"] = "sum"
-        saved["config"]["optimized_metric"] = "test/sum_accuracy"
-        saved["image_shape"] = saved["patch_shape"]
-
-    refused(two_outputs, r"two outputs.*python -m attnmosaic\.predict ckpt_path=\S+ image=")
-    refused(
-        other("data", weights={"_target_": "x"}), r"has no where network: .*\(data\.weights\).*experiment=stagewise"
-    )
-    refused(lambda saved: saved.pop("patch_shape"), r"is not what a run of attnmosaic saves")
-    refused(lambda saved: saved.update(patch_shape=[2]), r"patches, of shape \(2,\), are no grey or RGB images; give")
-    refused(lambda saved: saved.update(patch_shape=[4, 8, 8]), r"of shape \(4, 8, 8\), are no grey or RGB")
-    refused(lambda saved: saved.update(patch_shape=[1, 9, 9]), r"is of another architecture: pair\.wh\w+\.layers\.0\.w")
-    refused(other("data", patches=8), r"grid: has no value .* as the 8 patches of training make no square; .*grid=2")
-    eight = edited(bright, tmp_path / "eight.ckpt", other("data", patches=8))
-    assert len(explain(eight, tmp_path / "mine", grid=3)[0].weights) == 9
-    os.rename(tmp_path / "mine" / "a.png", tmp_path / "a.png")
-    (tmp_path / "mine" / "set").mkdir()
+    refused(r"no where network: .*data\.weights", data={"weights": {"_target_": "x"}})
+    refused(r"\(2,\), are no grey or RGB", patch_shape=[2])
+    refused(r"\(4, 8, 8\), are no grey or RGB", patch_shape=[4, 8, 8])
+    refused(r"another architecture: pair\.wh\w+\.layers\.0\.w", patch_shape=[1, 9, 9])
+    refused(r"grid: has no value .* 8 patches .*grid=2", data={"patches": 8})
+    assert len(explain(edit(data={"patches": 8}), tmp_path / "a.png", grid=3)[0].weights) == 9
+    (tmp_path / "mine" / "set").mkdir(parents=True)
     os.rename(tmp_path / "a.png", tmp_path / "mine" / "set" / "a.png")
-    assert len(explain(eight, tmp_path / "mine")[0].weights) == 1
+    assert len(explain(edit(data={"patches": 8}), tmp_path / "mine")[0].weights) == 1
     (tmp_path / "text.ckpt").write_text("hello")
-    with pytest.raises(UserError, match=r"text\.ckpt' is no readable attnmosaic checkpoint"):
+    with pytest.raises(UserError, match=r"text\.ckpt' is no readable"):
         explain(tmp_path / "text.ckpt", tmp_path / "mine")
-    for grid in (True, 2.0, "3"):
-        with pytest.raises(UserError, match=r"grid: got .*, needs a whole number"):
-            explain(bright, tmp_path / "mine", grid)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="grid: got 3, needs a whole number"):
+        explain(bright, tmp_path / "mine", "3")  # type: ignore[arg-type]
     if not torch.cuda.is_available():
-        with pytest.raises(UserError, match=r"device: got cuda, but PyTorch finds no GPU"):
+        with pytest.raises(UserError, match="device: got cuda"):
             explain(bright, tmp_path / "mine", device="cuda")
+
+
+def test_a_checkpoint_with_two_outputs_is_refused(tmp_path: Path) -> None:
+    lit(0, 3).save(tmp_path / "a.png")
+    path = trained(tmp_path / "run", "experiment=mnist_sum", "schedule.epochs=1")
+    with pytest.raises(UserError, match=r"two outputs.*python -m attnmosaic\.predict ckpt_path=\S+ image="):
+        explain(path, tmp_path / "a.png")
 
 
 def test_it_can_be_swept(cli: Cli, bright: Path, tmp_path: Path) -> None:

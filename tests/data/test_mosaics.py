@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from attnmosaic.core.errors import UserError
-from attnmosaic.data.mosaics import Mosaics, draw_mosaics
+from attnmosaic.data.mosaics import Mosaics, sample_mosaics
 from attnmosaic.data.pool import Pool, split_pool
 from attnmosaic.data.sampler import EpochBlocks, block_loader, row_loader
 
@@ -23,7 +23,7 @@ def points(labels: list[int]) -> Pool:
 
 def draw(pool: Pool, n: int = 500, patches: int = 5, seed: int = 0, foreground: tuple[int, ...] = (2, 0)) -> Mosaics:
     background = [i for i in range(4) if i not in foreground]
-    return draw_mosaics(pool, foreground, background, n, patches, np.random.default_rng(seed))
+    return sample_mosaics(pool, foreground, background, n, patches, np.random.default_rng(seed))
 
 
 def assert_uniform(counts: np.ndarray) -> None:

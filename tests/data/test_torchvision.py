@@ -90,11 +90,17 @@ def test_images_that_make_no_pool(
         mosaics(functools.partial(train_set, 10), functools.partial(test_set, 10), tmp_path).load_pools()
 
 
-def test_classes_told_must_be_those_of_the_data(tmp_path: Path) -> None:
+def test_given_classes_must_be_those_of_the_data(tmp_path: Path) -> None:
     sets = functools.partial(Fake, 10), functools.partial(Fake, 10)
     mosaics(*sets, tmp_path, classes=list("abcde")).load_pools()
     with pytest.raises(UserError, match=r"data\.classes: got a, b, but the data have a, b, c, d, e"):
         mosaics(*sets, tmp_path, classes=["a", "b"]).load_pools()
+
+
+def test_arguments_that_a_set_does_not_take(tmp_path: Path) -> None:
+    wrong = functools.partial(Own, root="x", download=True, side=3)
+    with pytest.raises(UserError, match=r"data\.train_set: Own .*'side'"):
+        mosaics(wrong, wrong, tmp_path).load_pools()
 
 
 # ---- downloads that fail
@@ -117,7 +123,7 @@ class MNIST(torchvision.datasets.MNIST):
 class Own:
     """A data set that names none of its files, on a full disk."""
 
-    def __init__(self, root: str, **kwargs: Any) -> None:
+    def __init__(self, root: str, download: bool) -> None:
         raise OSError(28, "No space left on device")
 
 
@@ -157,6 +163,7 @@ def read_idx(path: Path, header: int) -> np.ndarray:
     return np.frombuffer(gzip.decompress(path.read_bytes()), dtype=np.uint8, offset=header)
 
 
+@pytest.mark.runs
 @pytest.mark.real_data
 def test_mnist(config: Callable[..., DictConfig], real_data: Path, tmp_path: Path) -> None:
     """As `data=mnist` with the four downloaded files put in place and no network."""

@@ -1,4 +1,4 @@
-"""Attention by decree (document 001), by hand."""
+"""Fixed attention weights (document 001), by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 
 from attnmosaic.core.errors import UserError
 from attnmosaic.data.gaussian import GaussianMosaics
-from attnmosaic.data.weights import Decree, DirichletWeights, FixedWeights, RandomPatch
+from attnmosaic.data.weights import DirichletWeights, FixedWeights, RandomPatch, WeightSampler
 
 POSITIONS = np.arange(9).repeat(1000)
 
@@ -25,9 +25,9 @@ def mosaics(**options: Any) -> GaussianMosaics:
     return data
 
 
-@pytest.mark.parametrize("decree", [FixedWeights("5/9"), DirichletWeights(0.3), RandomPatch()])
-def test_weights_are_shares(decree: Decree) -> None:
-    weights = decree(POSITIONS, 9, np.random.default_rng(0))
+@pytest.mark.parametrize("sampler", [FixedWeights("5/9"), DirichletWeights(0.3), RandomPatch()])
+def test_weights_sum_to_one(sampler: WeightSampler) -> None:
+    weights = sampler(POSITIONS, 9, np.random.default_rng(0))
     assert weights.shape == (9000, 9)
     assert (weights >= 0).all()
     assert weights.sum(axis=1) == pytest.approx(np.ones(9000), abs=1e-12)
@@ -53,7 +53,7 @@ def test_a_number_is_as_good_as_a_fraction() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["10/9", "-1/9", "half", "1/0", 1.5])
-def test_what_is_no_share(wrong: Any) -> None:
+def test_what_is_no_fraction(wrong: Any) -> None:
     with pytest.raises(UserError, match="needs a number or fraction from 0 to 1"):
         FixedWeights(wrong)
 
@@ -77,7 +77,7 @@ def test_random_patch() -> None:
     assert (chosen == POSITIONS).mean() == pytest.approx(1 / 9, abs=0.015)
 
 
-def test_drawn_weights_follow_from_the_seed() -> None:
+def test_sampled_weights_follow_from_the_seed() -> None:
     one, same, other = (mosaics(weights=RandomPatch(), seed=seed).mosaics["train"].weights for seed in (0, 0, 1))
     assert one is not None
     assert same is not None
@@ -87,11 +87,11 @@ def test_drawn_weights_follow_from_the_seed() -> None:
 
 
 def test_weights_leave_the_mosaics_as_they_are() -> None:
-    plain, decreed = mosaics(), mosaics(weights=DirichletWeights())
+    plain, fixed = mosaics(), mosaics(weights=DirichletWeights())
     for split in ("train", "test", "held_out"):
-        assert torch.equal(plain.mosaics[split].index, decreed.mosaics[split].index)
+        assert torch.equal(plain.mosaics[split].index, fixed.mosaics[split].index)
         assert plain.mosaics[split].weights is None
-    splits = [decreed.mosaics[split].weights for split in ("train", "test", "held_out")]
+    splits = [fixed.mosaics[split].weights for split in ("train", "test", "held_out")]
     assert not torch.equal(splits[0][:20], splits[2])  # type: ignore[index]  # each split has chance of its own
 
 

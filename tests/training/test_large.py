@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from attnmosaic.callbacks.csv_tables import CsvTable
 from attnmosaic.callbacks.history import Grown
-from attnmosaic.data.mosaics import draw_mosaics
+from attnmosaic.data.mosaics import sample_mosaics
 from attnmosaic.data.pool import Pool
 from attnmosaic.metrics import focus
 from attnmosaic.metrics.focus import FocusMetrics
@@ -36,7 +36,7 @@ def test_drawing_takes_the_memory_of_the_table() -> None:
     pool, n, patches = points(), 20_000, 100
     tracemalloc.start()
     try:
-        drawn = draw_mosaics(pool, [0, 1, 2], [*range(3, 10)], n, patches, np.random.default_rng(0))
+        drawn = sample_mosaics(pool, [0, 1, 2], [*range(3, 10)], n, patches, np.random.default_rng(0))
         most = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -48,7 +48,7 @@ def test_drawing_takes_the_memory_of_the_table() -> None:
 def test_mosaics_are_those_of_numpys_own_choice() -> None:
     """Drawn in place, they are the ones that published runs of earlier versions had."""
     pool, front, back = points(500), [4, 1], [0, 2, 3, 7]
-    drawn = draw_mosaics(pool, front, back, 300, 7, np.random.default_rng(5))
+    drawn = sample_mosaics(pool, front, back, 300, 7, np.random.default_rng(5))
     rng = np.random.default_rng(5)
     index = rng.choice(pool.rows_of(back), size=(300, 7))
     position = rng.integers(7, size=300)

@@ -1,4 +1,4 @@
-"""The data module that every mosaic family shares: a family only says where its two pools come from."""
+"""Data modules over two pools: what all share, and what all mosaic families share."""
 
 import math
 from abc import abstractmethod
@@ -16,40 +16,79 @@ from torch.utils.data import DataLoader
 
 from attnmosaic.config.classes import split_classes
 from attnmosaic.core.errors import not_among
-from attnmosaic.data.host_pool import placed
-from attnmosaic.data.mosaics import Mosaics, draw_mosaics
-from attnmosaic.data.pool import Pool
+from attnmosaic.data.mosaics import Mosaics, sample_mosaics
+from attnmosaic.data.pool import Pool, place_pools
 from attnmosaic.data.sampler import EpochBlocks, block_loader, row_loader
-from attnmosaic.data.weights import Decree
+from attnmosaic.data.weights import WeightSampler
 
 SPLITS = ("train", "test", "held_out")
-"""`test` is drawn from the training pool (published protocol), `held_out` from patches never trained on."""
+"""`test` is sampled from the training pool (published protocol), `held_out` from patches never trained on."""
 
 BLOCK_VALUES = 2**26
 """Values of patches a block on a CPU: about a second of a ConvNet's training, a whole epoch of 2-D points."""
 
 STEP_WEIGHTS = 2**22
-"""Attention weights an evaluation step, at most: several copies of them are at hand at a time."""
+"""Attention weights an evaluation step, at most: several copies of them are in memory at a time."""
 
 
-class MosaicDataModule(pl.LightningDataModule):
-    """Training mosaics and both test sets, drawn over a training pool and a held-out pool.
+class PoolDataModule(pl.LightningDataModule):
+    """A data module whose splits are sampled over a training pool and a held-out pool.
+
+    Args:
+        batch_size: rows a training step.
+        seed: of everything that is sampled.
+        order_seed: of the order in which training visits the rows.
+    """
+
+    def __init__(self, *, batch_size: int, seed: int, order_seed: int) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.seed = seed
+        self.order_seed = order_seed
+
+    @abstractmethod
+    def load_pools(self) -> tuple[Pool, Pool]:
+        """Returns the training pool and the held-out pool, the same for the same seed."""
+
+    def rng(self, *stream: int) -> np.random.Generator:
+        """Returns one of the independent random generators that follow from the data seed."""
+        return np.random.default_rng([self.seed, *stream])
+
+    def blocks(self, rows: int, steps: int) -> DataLoader[Tensor]:
+        """Returns the loader of an epoch's blocks of up to ``steps`` minibatches."""
+        return block_loader(EpochBlocks(rows, self.batch_size, steps, self.order_seed))
+
+
+def move_splits(splits: Mapping[str, Any], device: torch.device, dtype: torch.dtype, where: str) -> dict[str, Any]:
+    """Returns splits (`Mosaics` or `Examples`) on a device; those that share a pool share one copy of it.
+
+    Args:
+        splits: by name.
+        device: the device that computes.
+        dtype: see `place_pools`.
+        where: likewise.
+    """
+    pools = {id(split.pool): split.pool for split in splits.values()}
+    placed = dict(zip(pools, place_pools(pools.values(), device, dtype, where), strict=True))
+    return {name: split.on(placed[id(split.pool)]) for name, split in splits.items()}
+
+
+class MosaicDataModule(PoolDataModule):
+    """Training mosaics and both test sets. A family of mosaics only adds where its pools come from.
 
     Args:
         foreground: foreground classes by name or index; their order gives the labels.
         background: background classes by name or index; None for all the others.
         patches: patches a mosaic, P.
         train_mosaics: number of training mosaics.
-        test_mosaics: number of test mosaics, drawn from the training pool.
-        held_out_mosaics: number of test mosaics drawn from the held-out pool.
-        batch_size: mosaics a training step.
+        test_mosaics: number of test mosaics, sampled from the training pool.
+        held_out_mosaics: number of test mosaics sampled from the held-out pool.
         steps_per_block: training steps a block, S; None to choose it by the work in a step.
         eval_batch_size: mosaics an evaluation step; None to choose it likewise.
-        seed: what is drawn.
-        order_seed: the order in which training visits it.
-        weights: attention by decree for every split; None leaves it to a where network.
-        views: splits seen with other decreed weights, measured once, when a run ends: ``{name: {"split": ...,
-            "weights": ...}}``.
+        weights: samples the fixed attention weights of every split; None leaves attention to a where network.
+        views: splits with other fixed weights, measured once, when a run ends: ``{name: {"split": ..., "weights":
+            ...}}``.
+        **common: see `PoolDataModule`.
     """
 
     def __init__(
@@ -61,57 +100,44 @@ class MosaicDataModule(pl.LightningDataModule):
         train_mosaics: int,
         test_mosaics: int,
         held_out_mosaics: int,
-        batch_size: int,
         steps_per_block: int | None,
         eval_batch_size: int | None,
-        seed: int,
-        order_seed: int,
-        weights: Decree | None = None,
+        weights: WeightSampler | None = None,
         views: Mapping[str, Mapping[str, Any]] | None = None,
+        **common: Any,
     ) -> None:
-        super().__init__()
-        self.foreground = list(foreground)
-        self.background = None if background is None else list(background)
+        super().__init__(**common)
+        self.foreground = foreground
+        self.background = background
         self.patches = patches
         self.counts = dict(zip(SPLITS, (train_mosaics, test_mosaics, held_out_mosaics), strict=True))
-        self.batch_size = batch_size
         self.steps_per_block = steps_per_block
         self.eval_batch_size = eval_batch_size
-        self.seed = seed
-        self.order_seed = order_seed
         self.weights = weights
-        self.views = dict(views or {})
+        self.views = views or {}
         self.mosaics: dict[str, Mosaics] = {}
 
-    @abstractmethod
-    def load_pools(self) -> tuple[Pool, Pool]:
-        """Returns the training pool and the held-out pool, the same for the same seed."""
-
-    def rng(self, stream: int) -> np.random.Generator:
-        """Returns one of the independent sources of chance that follow from the data seed."""
-        return np.random.default_rng([self.seed, stream])
-
     def setup(self, stage: str | None = None) -> None:
-        """Draws every split once; calling it again changes nothing."""
+        """Samples every split once; calling it again changes nothing."""
         if self.mosaics:
             return
         train_pool, held_out_pool = self.load_pools()
         front, back = split_classes(self.foreground, self.background, train_pool.classes)
         for stream, (split, n) in enumerate(self.counts.items()):
             pool = held_out_pool if split == "held_out" else train_pool
-            drawn = draw_mosaics(pool, front, back, n, self.patches, self.rng(stream))
-            self.mosaics[split] = self._decreed(drawn, self.weights, stream)
+            sampled = sample_mosaics(pool, front, back, n, self.patches, self.rng(stream))
+            self.mosaics[split] = self._weighed(sampled, self.weights, stream)
         for name, view in self.views.items():
             split = view["split"]
             if split not in SPLITS:
                 raise not_among(f"data.views.{name}.split", split, SPLITS)
-            self.mosaics[name] = self._decreed(self.mosaics[split], view["weights"], SPLITS.index(split))
+            self.mosaics[name] = self._weighed(self.mosaics[split], view["weights"], SPLITS.index(split))
 
-    def _decreed(self, mosaics: Mosaics, weights: Decree | None, stream: int) -> Mosaics:
+    def _weighed(self, mosaics: Mosaics, weights: WeightSampler | None, stream: int) -> Mosaics:
         if weights is None:
             return mosaics
-        drawn = weights(mosaics.foreground.numpy(), self.patches, self.rng(20 + stream))
-        return replace(mosaics, weights=torch.from_numpy(drawn))
+        sampled = weights(mosaics.foreground.numpy(), self.patches, self.rng(20 + stream))
+        return replace(mosaics, weights=torch.from_numpy(sampled))
 
     @property
     def measured(self) -> tuple[str, ...]:
@@ -129,10 +155,8 @@ class MosaicDataModule(pl.LightningDataModule):
         return len(self.mosaics["train"].foreground_classes)
 
     def mosaics_on(self, device: torch.device, dtype: torch.dtype, where: str = "auto") -> dict[str, Mosaics]:
-        """Returns every split and view on a device; those that share a pool share its one copy (see `placed`)."""
-        pools = {id(m.pool): m.pool for m in self.mosaics.values()}
-        moved = dict(zip(pools, placed(pools.values(), device, dtype, where), strict=True))
-        return {split: m.on(moved[id(m.pool)]) for split, m in self.mosaics.items()}
+        """Returns every split and view on a device, see `move_splits`."""
+        return move_splits(self.mosaics, device, dtype, where)
 
     def _mosaics_a_block(self) -> int:
         """Returns how many mosaics keep the framework's cost a step or an evaluation step, about 1 ms, small."""
@@ -141,9 +165,8 @@ class MosaicDataModule(pl.LightningDataModule):
         return max(1, BLOCK_VALUES // (self.patches * math.prod(self.patch_shape)))
 
     def train_dataloader(self) -> DataLoader[Tensor]:
-        n = len(self.mosaics["train"])
         steps = self.steps_per_block or -(-self._mosaics_a_block() // self.batch_size)
-        return block_loader(EpochBlocks(n, self.batch_size, steps, self.order_seed))
+        return self.blocks(len(self.mosaics["train"]), steps)
 
     def val_dataloader(self) -> list[DataLoader[Tensor]]:
         """Returns one loader for each of `measured`."""
@@ -153,10 +176,8 @@ class MosaicDataModule(pl.LightningDataModule):
     def export(self, folder: str | Path) -> list[Path]:
         """Writes each split and view as ``<folder>/<split>.npz`` (see `Mosaics.save`) and returns the paths."""
         self.setup()
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = []
-        for split, mosaics in self.mosaics.items():
-            mosaics.save(folder / f"{split}.npz")
-            paths.append(folder / f"{split}.npz")
-        return paths
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        paths = {split: Path(folder) / f"{split}.npz" for split in self.mosaics}
+        for split, path in paths.items():
+            self.mosaics[split].save(path)
+        return [*paths.values()]

@@ -13,7 +13,7 @@ from attnmosaic.data.pool import Pool
 class GaussianMosaics(MosaicDataModule):
     """Mosaics of 2-D points, one Gaussian (or an even mixture of several) a class.
 
-    Every base point picks its class uniformly, so that classes hold about the same number. The held-out
+    The class of every base point is sampled uniformly, so that classes hold about the same number. The held-out
     pool is as many fresh points.
 
     Args:
@@ -30,9 +30,9 @@ class GaussianMosaics(MosaicDataModule):
         self.points = points
 
     def load_pools(self) -> tuple[Pool, Pool]:
-        return self._draw_points(self.rng(10)), self._draw_points(self.rng(11))
+        return self._sample_points(self.rng(10)), self._sample_points(self.rng(11))
 
-    def _draw_points(self, rng: np.random.Generator) -> Pool:
+    def _sample_points(self, rng: np.random.Generator) -> Pool:
         labels = rng.integers(len(self.means), size=self.points)
         part = rng.random(self.points)
         centres = np.stack(

@@ -1,10 +1,11 @@
 """Decodes image files. Light: imports no torch."""
 
-import os
 import warnings
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from attnmosaic.core.errors import one_line
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 """Formats that are decoded, whatever a file is called: Pillow has others that start programs."""
@@ -43,14 +44,4 @@ def open_image(path: Path, mode: str | None = None) -> Image.Image:
     # Pillow raises many kinds on damaged files: OSError, SyntaxError, ValueError, DecompressionBombError ...
     except Exception as error:
         why = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-        raise UnreadableError(f"cannot be read ({printable(why.splitlines()[0])})") from error
-
-
-def printable(name: str) -> str:
-    """Returns a name on one line, without what would move a terminal's cursor."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in as_text(name))
-
-
-def as_text(name: str) -> str:
-    """Returns a file's name as text that can be written; bytes that are none become replacement characters."""
-    return os.fsencode(name).decode("utf-8", "replace")
+        raise UnreadableError(f"cannot be read ({one_line(why.splitlines()[0])})") from error

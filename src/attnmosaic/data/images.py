@@ -7,7 +7,7 @@ from typing import Any
 from attnmosaic.core.errors import UserError
 from attnmosaic.data.datamodule import MosaicDataModule
 from attnmosaic.data.pool import Pool, split_pool
-from attnmosaic.data.sources import Images, image_pool, load_digits, load_set, lock_folder, per_channel
+from attnmosaic.data.sources import Images, image_pool, load_digits, load_sets
 
 
 class ImageMosaics(MosaicDataModule):
@@ -29,14 +29,14 @@ class ImageMosaics(MosaicDataModule):
         **mosaics: Any,
     ) -> None:
         super().__init__(**mosaics)
+        self.mean, self.std = mean, std
         self.classes = classes
-        self.mean, self.std = per_channel(mean), per_channel(std)
 
     def image_pool(self, images: Images) -> Pool:
-        """Makes a pool of images.
+        """Builds a pool of images.
 
         Raises:
-            UserError: mean or std has neither one value nor one a channel, or the classes are not those told.
+            UserError: mean or std has neither one value nor one a channel, or the classes are others than given.
         """
         if self.classes is not None and list(self.classes) != list(images.classes):
             raise UserError(
@@ -47,12 +47,10 @@ class ImageMosaics(MosaicDataModule):
 
 
 class DigitsMosaics(ImageMosaics):
-    """Mosaics of scikit-learn's bundled 8 x 8 handwritten digits: 1,797 images, no download.
-
-    They come as one set; a share of each class is held out.
+    """Mosaics of scikit-learn's bundled 8 x 8 handwritten digits, see `load_digits`.
 
     Args:
-        held_out_share: share of each class that only held-out mosaics are drawn from.
+        held_out_share: fraction of each class that only held-out mosaics are sampled from; the digits are one set.
         **mosaics: see `ImageMosaics`.
     """
 
@@ -61,37 +59,25 @@ class DigitsMosaics(ImageMosaics):
         self.held_out_share = held_out_share
 
     def load_pools(self) -> tuple[Pool, Pool]:
-        pool = self.image_pool(load_digits())
-        return split_pool(pool, self.held_out_share, self.rng(10))
+        return split_pool(self.image_pool(load_digits()), self.held_out_share, self.rng(10))
 
 
 class TorchvisionMosaics(ImageMosaics):
     """Mosaics over any torchvision-style classification data set of equally sized images.
 
     Args:
-        train_set: makes the data set behind the training pool; called without arguments. It must have
-            ``classes`` and yield (PIL image, class index).
+        train_set: instantiates the data set behind the training pool, see `load_sets`.
         test_set: the same for the held-out pool.
-        lock_dir: folder for the lock that keeps two jobs from downloading at once.
+        lock_dir: see `load_sets`.
         **mosaics: see `ImageMosaics`.
     """
 
     def __init__(
-        self,
-        *,
-        train_set: Callable[[], Any],
-        test_set: Callable[[], Any],
-        lock_dir: str | Path | None = None,
-        **mosaics: Any,
+        self, *, train_set: Callable[[], Any], test_set: Callable[[], Any], lock_dir: str | Path, **mosaics: Any
     ) -> None:
         super().__init__(**mosaics)
-        self.train_set, self.test_set = train_set, test_set
-        self.lock_dir = lock_folder(lock_dir)
+        self.sets = train_set, test_set, lock_dir
 
     def load_pools(self) -> tuple[Pool, Pool]:
-        instead = "images of your own with data=image_folder data.root=DIR"
-        train, test = (
-            self.image_pool(load_set(f"data.{key}", make, self.lock_dir, instead))
-            for key, make in (("train_set", self.train_set), ("test_set", self.test_set))
-        )
-        return train, test
+        train, test = load_sets(*self.sets, "images of your own with data=image_folder data.root=DIR")
+        return self.image_pool(train), self.image_pool(test)

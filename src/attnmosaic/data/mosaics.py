@@ -1,7 +1,6 @@
 """Mosaics: rows of indices into a pool, one foreground patch and P - 1 background patches each."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ class Mosaics:
         foreground: position of the foreground patch, ``[N]``, int64, 0 to P - 1.
         label: which foreground class it is of, ``[N]``, int64, 0 to F - 1.
         foreground_classes: names of the F foreground classes, in label order.
-        weights: attention weights by decree, ``[N, P]``; None where a where network gives them.
+        weights: fixed attention weights, ``[N, P]``; None where a where network gives them.
     """
 
     pool: Pool
@@ -39,12 +38,8 @@ class Mosaics:
         return len(self.index)
 
     def patches(self, rows: Int[Tensor, " B"], dtype: torch.dtype) -> Float[Tensor, "B P *patch"]:
-        """Looks up and scales the patches of some mosaics."""
-        return self.pool.gather_rows(self.index, rows, dtype)
-
-    def ahead(self, parts: Sequence[Tensor]) -> AbstractContextManager[None]:
-        """Announces whose patches will be looked up next, in this order, whole or in slices; see `Pool.ahead`."""
-        return self.pool.ahead(parts, self.index)
+        """Gathers and scales the patches of some mosaics."""
+        return self.pool.gather(self.index[rows], dtype)
 
     def on(self, pool: Pool) -> "Mosaics":
         """Returns the same mosaics over a copy of their pool, on that copy's device."""
@@ -59,12 +54,12 @@ class Mosaics:
         )
 
     def save(self, path: str | Path) -> None:
-        """Writes everything that was drawn as one ``.npz`` file.
+        """Writes everything that was sampled as one ``.npz`` file.
 
         Arrays: ``index``, ``foreground``, ``label``, ``foreground_classes``; and the pool's ``patches``
-        (images as uint8 ``[U, H, W, C]``), ``patch_labels`` and ``classes``; ``weights`` if they are decreed.
+        (images as uint8 ``[U, H, W, C]``), ``patch_labels`` and ``classes``; ``weights`` if they are fixed.
         """
-        decreed: dict[str, Any] = {} if self.weights is None else {"weights": self.weights.cpu().numpy()}
+        fixed: dict[str, Any] = {} if self.weights is None else {"weights": self.weights.cpu().numpy()}
         np.savez(
             path,
             index=self.index.cpu().numpy(),
@@ -74,11 +69,11 @@ class Mosaics:
             patches=self.pool.patches.cpu().numpy(),
             patch_labels=self.pool.labels.cpu().numpy(),
             classes=np.array(self.pool.classes),
-            **decreed,
+            **fixed,
         )
 
 
-def draw_mosaics(
+def sample_mosaics(
     pool: Pool,
     foreground: Sequence[int],
     background: Sequence[int],
@@ -86,9 +81,9 @@ def draw_mosaics(
     patches: int,
     rng: np.random.Generator,
 ) -> Mosaics:
-    """Draws mosaics as the published experiments do (``protocol.md``, "Stage-wise training").
+    """Samples mosaics as the published experiments do (``protocol.md``, "Stage-wise training").
 
-    The foreground patch is drawn uniformly from all foreground patches of the pool, the others from all its
+    The foreground patch is sampled uniformly from all foreground patches of the pool, the others from all its
     background patches, with replacement; the foreground's position is uniform. All on the CPU, so that the
     result depends on the generator alone.
 
@@ -98,7 +93,7 @@ def draw_mosaics(
         background: class indices.
         n: number of mosaics, N.
         patches: patches a mosaic, P.
-        rng: source of chance.
+        rng: random generator.
 
     Raises:
         UserError: the pool holds no patch of one of the sides.
@@ -107,7 +102,7 @@ def draw_mosaics(
     for side, found in rows.items():
         if len(found) == 0:
             raise UserError(f"data.{side}: the data hold no patch of these classes; choose others")
-    # As `rng.choice` draws them, number for number, but in place: that takes the memory of two tables.
+    # The numbers of `rng.choice`, but in place: that takes the memory of two tables.
     index = rng.integers(len(rows["background"]), size=(n, patches))
     np.take(rows["background"], index, out=index, mode="clip")  # "raise" would copy
     position = rng.integers(patches, size=n)

@@ -1,13 +1,11 @@
 """Images of digits, each with a number: documents 003 (sum) and 004 (product)."""
 
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
@@ -16,11 +14,10 @@ from torch.utils.data import DataLoader
 
 from attnmosaic.config.operations import OPERATIONS, Operation
 from attnmosaic.core.errors import UserError
-from attnmosaic.data.datamodule import SPLITS
-from attnmosaic.data.host_pool import placed
+from attnmosaic.data.datamodule import SPLITS, PoolDataModule, move_splits
 from attnmosaic.data.pool import Pool, split_pool
-from attnmosaic.data.sampler import EpochBlocks, block_loader, row_loader
-from attnmosaic.data.sources import Images, image_pool, load_digits, load_set, lock_folder, per_channel
+from attnmosaic.data.sampler import row_loader
+from attnmosaic.data.sources import Images, image_pool, load_digits, load_sets
 
 
 def resize(pixels: UInt8[Tensor, "U H W C"], height: int, width: int) -> UInt8[Tensor, "U {height} {width} C"]:
@@ -66,20 +63,19 @@ class Examples:
         return len(self.number)
 
     def take(self, rows: Int[Tensor, " B"], dtype: torch.dtype) -> Batch:
-        """Looks some examples up."""
+        """Gathers some examples."""
         digit, number = self.pool.labels[rows], self.number[rows]
         return Batch(self.pool.gather(rows, dtype), number, digit, self.result[digit, number])
 
     def on(self, pool: Pool) -> "Examples":
         """Returns the same examples over a copy of their pool, on that copy's device."""
-        device = pool.labels.device
-        return replace(self, pool=pool, number=self.number.to(device), result=self.result.to(device))
+        return replace(self, pool=pool, number=self.number.to(pool.device), result=self.result.to(pool.device))
 
 
-class NumbersDataModule(pl.LightningDataModule):
-    """Images of digits, each with a uniformly drawn number; what all sources of images share.
+class NumbersDataModule(PoolDataModule):
+    """Images of digits, each with a uniformly sampled number. A source of images only adds where its pools come from.
 
-    As with mosaics, `test` holds new combinations of seen images (the training images, their numbers drawn anew)
+    As with mosaics, `test` holds new combinations of seen images (the training images with numbers sampled anew)
     and `held_out` images that were never trained on.
 
     Args:
@@ -89,11 +85,9 @@ class NumbersDataModule(pl.LightningDataModule):
         image_size: pixels; images are resized to squares of that size. None takes them as they are.
         mean: pixel mean after scaling to [0, 1], one value or one a channel.
         std: pixel standard deviation, likewise.
-        redraw: draw the numbers that are trained on anew for each epoch. Evaluation keeps to those drawn first.
-        batch_size: images a training step.
+        redraw: sample the training numbers anew for each epoch. Evaluation keeps to the first ones.
         eval_batch_size: images an evaluation step.
-        seed: what is drawn.
-        order_seed: the order in which training visits the images.
+        **common: see `PoolDataModule`.
     """
 
     def __init__(
@@ -106,33 +100,20 @@ class NumbersDataModule(pl.LightningDataModule):
         mean: float | Sequence[float],
         std: float | Sequence[float],
         redraw: bool,
-        batch_size: int,
         eval_batch_size: int,
-        seed: int,
-        order_seed: int,
+        **common: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**common)
         self.operation: Operation = OPERATIONS[operation]
         self.counts = {"train": train_images, "held_out": held_out_images}
         self.image_size = image_size
-        self.mean, self.std = per_channel(mean), per_channel(std)
+        self.mean, self.std = mean, std
         self.redraw = redraw
-        self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
-        self.seed = seed
-        self.order_seed = order_seed
         self.examples: dict[str, Examples] = {}
 
-    @abstractmethod
-    def load_pools(self) -> tuple[Pool, Pool]:
-        """Returns the training pool and the held-out pool, the same for the same seed."""
-
-    def rng(self, *stream: int) -> np.random.Generator:
-        """Returns one of the independent sources of chance that follow from the data seed."""
-        return np.random.default_rng([self.seed, *stream])
-
     def pool(self, images: Images) -> Pool:
-        """Makes a pool of digits at the size they are wanted in.
+        """Builds a pool of digits, resized to ``image_size``.
 
         Raises:
             UserError: the images are not of ten classes, or mean and std do not fit them.
@@ -148,19 +129,18 @@ class NumbersDataModule(pl.LightningDataModule):
         return image_pool(images._replace(pixels=pixels), self.mean, self.std)
 
     def setup(self, stage: str | None = None) -> None:
-        """Draws every number once; calling it again changes nothing."""
+        """Samples every number once; calling it again changes nothing."""
         if self.examples:
             return
         train, held_out = self.load_pools()
         # Streams 0 to 11 are the mosaics' and pools'. A stream that ends in 0 would be the same without it.
-        pools = {"train": self._some(train, "train", 12), "held_out": self._some(held_out, "held_out", 13)}
-        pools["test"] = pools["train"]
+        train, held_out = self._subset(train, "train", 12), self._subset(held_out, "held_out", 13)
         table = torch.tensor(self.operation.table)
         for stream, split in enumerate(SPLITS, start=14):
-            pool = pools[split]
-            self.examples[split] = Examples(pool, self._draw(len(pool), self.rng(stream)), table)
+            pool = held_out if split == "held_out" else train
+            self.examples[split] = Examples(pool, self._numbers(pool, stream), table)
 
-    def _some(self, pool: Pool, split: str, stream: int) -> Pool:
+    def _subset(self, pool: Pool, split: str, stream: int) -> Pool:
         n = self.counts[split]
         if n is None:
             return pool
@@ -170,17 +150,15 @@ class NumbersDataModule(pl.LightningDataModule):
         rows = torch.from_numpy(np.sort(self.rng(stream).permutation(len(pool))[:n]))
         return replace(pool, patches=pool.patches[rows], labels=pool.labels[rows])
 
-    @staticmethod
-    def _draw(n: int, rng: np.random.Generator) -> Int[Tensor, " n"]:
-        return torch.from_numpy(rng.integers(10, size=n))
+    def _numbers(self, pool: Pool, *stream: int) -> Int[Tensor, " U"]:
+        return torch.from_numpy(self.rng(*stream).integers(10, size=len(pool))).to(pool.device)
 
     def trained_on(self, examples: Examples, epoch: int) -> Examples:
         """Returns the training examples of an epoch, counted from 0: with other numbers if they are redrawn."""
         if not self.redraw:
             return examples
         # The last number sets these streams apart from those of `setup` and of an epoch's order.
-        number = self._draw(len(examples), self.rng(epoch, 3))
-        return replace(examples, number=number.to(examples.number.device))
+        return replace(examples, number=self._numbers(examples.pool, epoch, 3))
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -188,14 +166,11 @@ class NumbersDataModule(pl.LightningDataModule):
         return self.examples["train"].pool.patch_shape
 
     def examples_on(self, device: torch.device, dtype: torch.dtype, where: str = "auto") -> dict[str, Examples]:
-        """Returns every split on a device; train and test share the one copy of their pool (see `placed`)."""
-        pools = {id(e.pool): e.pool for e in self.examples.values()}
-        moved = dict(zip(pools, placed(pools.values(), device, dtype, where), strict=True))
-        return {split: e.on(moved[id(e.pool)]) for split, e in self.examples.items()}
+        """Returns every split on a device, see `move_splits`."""
+        return move_splits(self.examples, device, dtype, where)
 
     def train_dataloader(self) -> DataLoader[Tensor]:
-        n = len(self.examples["train"])
-        return block_loader(EpochBlocks(n, self.batch_size, steps=1, seed=self.order_seed))
+        return self.blocks(len(self.examples["train"]), steps=1)
 
     def val_dataloader(self) -> list[DataLoader[Tensor]]:
         """Returns one loader a split, in the order of `SPLITS`."""
@@ -203,10 +178,10 @@ class NumbersDataModule(pl.LightningDataModule):
 
 
 class DigitsAndNumber(NumbersDataModule):
-    """scikit-learn's bundled handwritten digits, which come as one set; a share of each class is held out.
+    """scikit-learn's bundled handwritten digits, each with a number; see `load_digits`.
 
     Args:
-        held_out_share: share of each class that is never trained on.
+        held_out_share: fraction of each class that is never trained on; the digits are one set.
         **numbers: see `NumbersDataModule`.
     """
 
@@ -219,31 +194,21 @@ class DigitsAndNumber(NumbersDataModule):
 
 
 class TorchvisionAndNumber(NumbersDataModule):
-    """A torchvision-style data set of digits; a class index is taken for the digit.
+    """A torchvision-style data set of digits, each with a number; a class index is taken for the digit.
 
     Args:
-        train_set: makes the data set behind `train` and `test`; see `load_set`.
+        train_set: instantiates the data set behind `train` and `test`, see `load_sets`.
         test_set: the same for `held_out`.
-        lock_dir: see `lock_folder`.
+        lock_dir: see `load_sets`.
         **numbers: see `NumbersDataModule`.
     """
 
     def __init__(
-        self,
-        *,
-        train_set: Callable[[], Any],
-        test_set: Callable[[], Any],
-        lock_dir: str | Path | None = None,
-        **numbers: Any,
+        self, *, train_set: Callable[[], Any], test_set: Callable[[], Any], lock_dir: str | Path, **numbers: Any
     ) -> None:
         super().__init__(**numbers)
-        self.train_set, self.test_set = train_set, test_set
-        self.lock_dir = lock_folder(lock_dir)
+        self.sets = train_set, test_set, lock_dir
 
     def load_pools(self) -> tuple[Pool, Pool]:
-        instead = "the bundled digits with data=digits_and_number"
-        train, test = (
-            self.pool(load_set(f"data.{key}", make, self.lock_dir, instead))
-            for key, make in (("train_set", self.train_set), ("test_set", self.test_set))
-        )
-        return train, test
+        train, test = load_sets(*self.sets, "the bundled digits with data=digits_and_number")
+        return self.pool(train), self.pool(test)

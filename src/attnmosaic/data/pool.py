@@ -1,9 +1,7 @@
-"""The pool: the unique source patches that every mosaic of a data set is a row of indices into."""
+"""Pools of patches: every mosaic of a data set is a row of indices into one. On a device or in main memory."""
 
-import contextlib
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -39,7 +37,7 @@ class Pool:
 
     @property
     def device(self) -> torch.device:
-        """Where patches are wanted, and all there is to know of them is kept."""
+        """The device that patches are gathered to."""
         return self.labels.device
 
     @property
@@ -55,7 +53,7 @@ class Pool:
         return tuple(self.patches.shape[1:])
 
     def gather(self, index: Int[Tensor, "*n"], dtype: torch.dtype) -> Float[Tensor, "*n_and_patch"]:
-        """Looks patches up and scales them.
+        """Gathers patches and scales them.
 
         Args:
             index: rows of the pool, any shape, on the pool's device.
@@ -64,30 +62,16 @@ class Pool:
         Returns:
             ``[*index.shape, *patch_shape]``.
         """
+        patches = self._rows(index.flatten()).view(*index.shape, *self.patches.shape[1:])
+        return self._scaled(patches, dtype) if self.is_image else patches.to(dtype)
+
+    def _rows(self, index: Int[Tensor, " n"]) -> Tensor:
         # Twenty times as fast as indexing with `index`, which moves images byte by byte.
-        rows = self.patches.index_select(0, index.flatten())
-        return self.scaled(rows.view(*index.shape, *self.patches.shape[1:]), dtype)
+        return self.patches.index_select(0, index)
 
-    def gather_rows(
-        self, table: Int[Tensor, "N P"], rows: Int[Tensor, " B"], dtype: torch.dtype
-    ) -> Float[Tensor, "B P *patch"]:
-        """Looks up and scales the patches that some rows of an index table name."""
-        return self.gather(table[rows], dtype)
-
-    def ahead(self, parts: Sequence[Tensor], table: Int[Tensor, "N P"] | None = None) -> AbstractContextManager[None]:
-        """Announces what will be looked up next, so that a pool elsewhere can send it; here it makes no difference.
-
-        Args:
-            parts: what `gather` will be asked for, whole or in slices, in this order; or, with a table, `gather_rows`.
-            table: index table.
-        """
-        return contextlib.nullcontext()
-
-    def scaled(self, patches: Tensor, dtype: torch.dtype) -> Tensor:
-        """Scales patches as the pool holds them, images ``[..., H, W, C]``; returns ``[..., *patch_shape]``."""
-        picked = patches.to(dtype)
-        if not self.is_image:
-            return picked
+    def _scaled(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
+        """Scales pixels ``[..., H, W, C]``; returns ``[..., C, H, W]``."""
+        picked = pixels.to(dtype)
         if len(self.mean) == len(self.std) == 1:
             picked.mul_(1 / (255 * self.std[0])).sub_(self.mean[0] / self.std[0])
         else:
@@ -141,3 +125,40 @@ def split_pool(pool: Pool, share: float, rng: np.random.Generator) -> tuple[Pool
         return replace(pool, patches=pool.patches[index], labels=pool.labels[index])
 
     return part(train), part(held_out)
+
+
+@dataclass(frozen=True, eq=False)
+class HostPool(Pool):
+    """A pool whose patches stay in main memory, its labels on the device; gathered patches are copied there."""
+
+    def _rows(self, index: Int[Tensor, " n"]) -> Tensor:
+        # Torch reuses pinned memory only once it has been copied from.
+        pinned = self.device.type == "cuda"
+        rows = torch.empty((len(index), *self.patches.shape[1:]), dtype=self.patches.dtype, pin_memory=pinned)
+        torch.index_select(self.patches, 0, index.cpu(), out=rows)
+        return rows.to(self.device, non_blocking=True)
+
+
+POOL_FRACTION = 0.5
+"""The part of a GPU's free memory that pools may take."""
+
+
+def place_pools(pools: Iterable[Pool], device: torch.device, dtype: torch.dtype, where: str = "auto") -> list[Pool]:
+    """Copies pools to the device that computes, or leaves their patches in main memory.
+
+    Args:
+        pools: in main memory.
+        device: the device that computes.
+        dtype: of points; pixels stay uint8.
+        where: ``compute.pool``: "device", "host" for main memory, or "auto" for main memory if the pools take more
+            than `POOL_FRACTION` of a GPU's free memory.
+    """
+    pools = list(pools)
+    if where == "auto":
+        needed = sum(math.prod(pool.patches.shape) * (1 if pool.is_image else dtype.itemsize) for pool in pools)
+        fits = device.type != "cuda" or needed <= POOL_FRACTION * torch.cuda.mem_get_info(device)[0]
+        where = "device" if fits else "host"
+    if where == "device":
+        return [pool.to(device, dtype) for pool in pools]
+    stay = [pool.to(torch.device("cpu"), dtype) for pool in pools]
+    return [HostPool(pool.patches, pool.labels.to(device), pool.classes, pool.mean, pool.std) for pool in stay]

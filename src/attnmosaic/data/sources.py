@@ -1,13 +1,7 @@
-"""Where image pools come from: scikit-learn's bundled digits and torchvision's data sets."""
+"""Image data sets: scikit-learn's bundled digits and torchvision's, as pixels, and pools made of pixels."""
 
-import contextlib
 import functools
-import hashlib
 import inspect
-import tarfile
-import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +12,6 @@ import torch
 from attnmosaic.core.errors import UserError
 from attnmosaic.core.files import locked
 from attnmosaic.data.pool import Pool
-
-DOWNLOAD_ERRORS = (OSError, RuntimeError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile)
-"""Errors of a download or a broken archive; any other is a bug in the data set's own code."""
 
 
 class Images(NamedTuple):
@@ -37,30 +28,24 @@ class Images(NamedTuple):
     classes: Sequence[str]
 
 
-def per_channel(value: float | Sequence[float]) -> tuple[float, ...]:
-    """Returns a pixel mean or standard deviation, given as one number or one a channel, as a pool keeps it."""
-    return (float(value),) if isinstance(value, (int, float)) else tuple(value)
+def image_pool(images: Images, mean: float | Sequence[float], std: float | Sequence[float]) -> Pool:
+    """Builds a pool of images.
 
-
-def image_pool(images: Images, mean: tuple[float, ...], std: tuple[float, ...]) -> Pool:
-    """Makes a pool of images.
+    Args:
+        images: the images.
+        mean: pixel mean after scaling to [0, 1], one value or one a channel.
+        std: pixel standard deviation, likewise.
 
     Raises:
         UserError: mean or std has neither one value nor one a channel.
     """
     patches = torch.as_tensor(images.pixels)
-    for key, values in (("data.mean", mean), ("data.std", std)):
-        if len(values) not in (1, patches.shape[-1]):
-            raise UserError(
-                f"{key}: got {len(values)} values, needs one, or one for each of {patches.shape[-1]} channels"
-            )
-    return Pool(
-        patches=patches,
-        labels=torch.as_tensor(images.labels, dtype=torch.int64),
-        classes=tuple(images.classes),
-        mean=mean,
-        std=std,
-    )
+    channels, scaling = patches.shape[-1], {}
+    for key, value in (("mean", mean), ("std", std)):
+        scaling[key] = values = (float(value),) if isinstance(value, (int, float)) else tuple(value)
+        if len(values) not in (1, channels):
+            raise UserError(f"data.{key}: got {len(values)} values, needs one, or one for each of {channels} channels")
+    return Pool(patches, torch.as_tensor(images.labels, dtype=torch.int64), tuple(images.classes), **scaling)
 
 
 def load_digits() -> Images:
@@ -73,35 +58,34 @@ def load_digits() -> Images:
     return Images(pixels, digits.target, [str(i) for i in digits.target_names])
 
 
-def lock_folder(lock_dir: str | Path | None) -> Path:
-    """Returns the folder for the lock that keeps two jobs from downloading at once."""
-    return Path(lock_dir or tempfile.gettempdir()).expanduser()
-
-
-def load_set(key: str, make: Callable[[], Any], lock_dir: Path, instead: str) -> Images:
-    """Instantiates a torchvision-style data set and returns its images.
+def load_sets(
+    train_set: Callable[[], Any], test_set: Callable[[], Any], lock_dir: str | Path, instead: str
+) -> tuple[Images, Images]:
+    """Returns the images of two torchvision-style data sets, downloading what is missing.
 
     Args:
-        key: the data set's config key, for errors.
-        make: instantiates the data set, without arguments. It must have ``classes`` and yield (PIL image, class index).
-        lock_dir: see `lock_folder`.
+        train_set: instantiates the data set behind the training pool; called without arguments. It must have
+            ``classes`` and yield (PIL image, class index).
+        test_set: the same for the held-out pool.
+        lock_dir: folder of the lock that keeps two jobs from downloading at once.
         instead: what to type to use other data, for the error of a failed download.
 
     Raises:
-        UserError: the data set does not take its arguments or cannot be downloaded, or the images are of different
+        UserError: a data set does not take its arguments or cannot be downloaded, or its images are of different
             sizes or not of 8 bits.
     """
-    if isinstance(make, functools.partial):
-        with contextlib.suppress(ValueError):  # a function written in C may have no signature
-            try:
-                inspect.signature(make.func).bind(*make.args, **make.keywords)
-            except TypeError as error:
-                raise UserError(f"{key}: {getattr(make.func, '__name__', make.func)} {error}; see conf/data") from error
-    source = _instantiate(key, make, lock_dir, instead)
-    images, labels = [], []
-    for image, label in source:
-        images.append(np.asarray(image))
-        labels.append(label)
+    lock = Path(lock_dir).expanduser() / "downloads.lock"
+    return (
+        _load_set("data.train_set", train_set, lock, instead),
+        _load_set("data.test_set", test_set, lock, instead),
+    )
+
+
+def _load_set(key: str, make: Callable[[], Any], lock: Path, instead: str) -> Images:
+    _check_arguments(key, make)
+    with locked(lock, "paths.cache"):
+        source = _instantiate(key, make, instead)
+    images, labels = zip(*((np.asarray(image), label) for image, label in source), strict=True)
     sizes = {image.shape for image in images}
     if len(sizes) > 1:
         raise UserError(
@@ -115,35 +99,36 @@ def load_set(key: str, make: Callable[[], Any], lock_dir: Path, instead: str) ->
     return Images(pixels, labels, [str(name) for name in source.classes])
 
 
-def _instantiate(key: str, make: Callable[[], Any], lock_dir: Path, instead: str) -> Any:
-    """Instantiates a data set, which downloads what is missing; one process at a time does so for a folder.
-
-    Raises:
-        UserError: the download failed.
-    """
-    made: Any = make.func if isinstance(make, functools.partial) else make
-    root = Path(getattr(make, "keywords", {}).get("root", "data")).expanduser()
-    lock = lock_dir / f"{hashlib.sha256(str(root.absolute()).encode()).hexdigest()[:16]}.lock"
-    with locked(lock, "paths.cache"):
+def _check_arguments(key: str, make: Callable[[], Any]) -> None:
+    """Checks that a data set takes the arguments that its config node has."""
+    if isinstance(make, functools.partial):
         try:
-            return make()
-        except DOWNLOAD_ERRORS as error:
-            raise UserError(
-                f"{key}: {getattr(made, '__name__', type(made).__name__)} is not in '{root}' and could not be "
-                f"downloaded ({_first_line(error)}); put {_files_wanted(made, root)}, or name the folder that has it "
-                f"with paths.data=DIR, or use {instead}"
-            ) from error
+            inspect.signature(make.func).bind(*make.args, **make.keywords)
+        except TypeError as error:
+            raise UserError(f"{key}: {_name(make)} {error}; see conf/data") from error
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _instantiate(key: str, make: Callable[[], Any], instead: str) -> Any:
+    try:
+        return make()
+    except (OSError, RuntimeError) as error:  # of torchvision, the network or the disk
+        root = Path(getattr(make, "keywords", {}).get("root", "data")).expanduser()
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{key}: {_name(make)} is not in '{root}' and could not be downloaded ({why}); put "
+            f"{_files_wanted(make, root)}, or name the folder that has it with paths.data=DIR, or use {instead}"
+        ) from error
 
 
-def _files_wanted(made: Any, root: Path) -> str:
+def _name(make: Any) -> str:
+    return str(getattr(make, "func", make).__name__)
+
+
+def _files_wanted(make: Any, root: Path) -> str:
     """Returns which files a torchvision data set needs in which folder, for the error of a failed download."""
-    if filename := getattr(made, "filename", None):
+    data_set = getattr(make, "func", make)
+    if filename := getattr(data_set, "filename", None):
         return f"{filename} into '{root}'"
-    if resources := getattr(made, "resources", None):
-        names = ", ".join(str(resource[0]) for resource in resources)
-        return f"{names} into '{root / made.__name__ / 'raw'}'"
+    if resources := getattr(data_set, "resources", None):
+        return f"{', '.join(str(name) for name, *_ in resources)} into '{root / data_set.__name__ / 'raw'}'"
     return f"its files into '{root}'"

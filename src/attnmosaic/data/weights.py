@@ -1,4 +1,4 @@
-"""Attention by decree: weights that come with the data, so that What can be studied without a Where."""
+"""Fixed attention weights: they come with the data, so that What can be studied without a Where."""
 
 from fractions import Fraction
 from typing import Protocol, runtime_checkable
@@ -10,8 +10,8 @@ from attnmosaic.core.errors import UserError
 
 
 @runtime_checkable
-class Decree(Protocol):
-    """Says how much each patch of each mosaic weighs."""
+class WeightSampler(Protocol):
+    """Samples fixed attention weights for mosaics."""
 
     def __call__(
         self, foreground: Int[np.ndarray, " N"], patches: int, rng: np.random.Generator
@@ -21,7 +21,7 @@ class Decree(Protocol):
         Args:
             foreground: position of the foreground patch in each mosaic.
             patches: patches a mosaic, P.
-            rng: source of chance.
+            rng: random generator.
         """
 
 
@@ -39,7 +39,7 @@ class FixedWeights:
     def __init__(self, foreground: str | float) -> None:
         text = str(foreground)
         try:
-            # A power of ten would be written out: 1e999999999 takes hours.
+            # `Fraction` writes a power of ten out: 1e999999999 would take hours.
             self.foreground = Fraction(float(text)) if "e" in text.lower() else Fraction(text)
         except (ValueError, ZeroDivisionError, OverflowError):
             self.foreground = Fraction(-1)
@@ -56,10 +56,10 @@ class FixedWeights:
 
 
 class DirichletWeights:
-    """Weights drawn anew for each mosaic from a symmetric Dirichlet distribution, wherever the foreground is.
+    """Weights sampled for each mosaic from a symmetric Dirichlet distribution, wherever the foreground is.
 
     Args:
-        concentration: 1 draws uniformly from all weights there are; below 1 most of the weight lies on few patches.
+        concentration: 1 samples uniformly from all weights there are; below 1 most of the weight lies on few patches.
     """
 
     def __init__(self, concentration: float = 1.0) -> None:
@@ -74,7 +74,7 @@ class DirichletWeights:
 
 
 class RandomPatch:
-    """All the weight on one patch of each mosaic, drawn uniformly: the foreground one time in P."""
+    """All the weight on one patch of each mosaic, sampled uniformly: the foreground one time in P."""
 
     def __call__(
         self, foreground: Int[np.ndarray, " N"], patches: int, rng: np.random.Generator

@@ -3,7 +3,6 @@
 import itertools
 import logging
 import math
-import os
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attnmosaic.config.validation import check_ckpt_path
-from attnmosaic.core.errors import UserError, not_among
+from attnmosaic.core.errors import UserError, not_among, one_line
 from attnmosaic.core.internals import import_lightning
-from attnmosaic.data.image_files import UnreadableError, printable
+from attnmosaic.data.image_files import UnreadableError
 from attnmosaic.inference.user_images import MOST_CELLS, OwnMosaic, Source, find_sources, read_mosaic
 
 if TYPE_CHECKING:
@@ -22,10 +21,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+TABLE, INDEX = "explained.csv", "index.png"
+DEVICES = ("auto", "cpu", "cuda")
+
 
 @dataclass(frozen=True, eq=False)
 class Explained:
-    """A mosaic of one's own images as a trained pair sees it.
+    """A trained pair's prediction on a mosaic of a user's images.
 
     Attributes:
         name: the image's or the folder's path, relative to the folder that was given.
@@ -60,90 +62,95 @@ class Explained:
         return {
             "image": self.name,
             "predicted": self.predicted,
-            **{f"p({name})": float(share) for name, share in zip(self.classes, self.probabilities, strict=True)},
+            **{f"p({name})": float(p) for name, p in zip(self.classes, self.probabilities, strict=True)},
             "looks_at": self.looks_at,
             "weight": float(self.weights.max()),
             "entropy": self.entropy,
-            **{f"weight_{i + 1}": float(weight) for i, weight in enumerate(self.weights)},
+            **{f"weight_{i}": float(weight) for i, weight in enumerate(self.weights, start=1)},
         }
 
 
-def table_columns(classes: Sequence[str], patches: int, smoke: bool) -> list[str]:
+def table_columns(classes: Sequence[str], patches: int) -> list[str]:
     """Returns the columns of ``explained.csv``.
 
     Args:
         classes: names of the foreground classes.
         patches: of the mosaic that has most.
-        smoke: the pair is of a run that is no result; each row says so.
     """
     probabilities, weights = (f"p({name})" for name in classes), (f"weight_{i + 1}" for i in range(patches))
-    return ["image", "predicted", *probabilities, "looks_at", "weight", "entropy", *weights, *["scale"] * smoke]
+    return ["image", "predicted", *probabilities, "looks_at", "weight", "entropy", *weights]
 
 
 def picture_names(sources: Sequence[Source]) -> list[str]:
-    """Returns a file name for the picture of each mosaic: its image's with another suffix, where that is unique.
+    """Returns a file name for the picture of each mosaic: its image's, with a number where another has that name.
 
-    Names are told apart as systems do that know no capitals, and hold nothing that leads out of a folder.
+    Names differ by more than capitals, which some systems ignore, and hold nothing that leads out of a folder.
     """
-    stems = [_safe(source.path.name if source.files else source.path.stem) for source in sources]
-    folded = [stem.casefold() for stem in stems]
-    once = {stem for stem, group in itertools.groupby(sorted(folded)) if len([*group]) == 1}
     taken = {INDEX}
     names = []
-    for source, stem in zip(sources, stems, strict=True):
-        base = stem if stem.casefold() in once else _safe(source.path.name)
-        numbered = (f"{base}.png" if i == 1 else f"{base}_{i}.png" for i in itertools.count(1))
+    for source in sources:
+        stem = _safe(source.path.name if source.files else source.path.stem)
+        numbered = (f"{stem}.png" if i == 1 else f"{stem}_{i}.png" for i in itertools.count(1))
         names.append(next(name for name in numbered if name.casefold() not in taken))
         taken.add(names[-1].casefold())
     return names
 
 
 def _safe(name: str) -> str:
-    letters = (letter if letter.isalnum() or letter in " -_.()+," else "_" for letter in printable(name))
+    letters = "".join(letter if letter.isalnum() or letter in " -_.()+," else "_" for letter in name)
     # A file's name has 255 bytes at most, a number and a suffix among them.
-    return os.fsencode("".join(letters))[:200].decode("utf-8", "ignore").strip(" .") or "_"
-
-
-DEVICES = ("auto", "cpu", "cuda")
+    return letters.encode()[:200].decode(errors="ignore").strip(" .") or "_"
 
 
 def explain(
     ckpt_path: str | Path, images: str | Path, grid: int | None = None, *, device: str = "auto", trust: Any = ()
 ) -> list[Explained]:
-    """Asks a trained pair where it looks in one's own images, and what it takes them for.
+    """Returns where a trained pair attends in a user's images, and what it predicts.
 
     Args:
         ckpt_path: a checkpoint of a where/what pair that was trained on images. Its data are not needed.
         images: a folder, or one image. Each image in the folder is cut into a mosaic of grid x grid cells; each
             sub-folder is one mosaic, whose patches, any number of them, are the images in it. All in the order of their
-            names. What cannot be read is logged and left out.
+            names. What cannot be read is logged and skipped.
         grid: cells along each side of an image that is cut; None for as many patches as the pair was trained on.
         device: "auto" for a GPU if there is one, "cpu" or "cuda".
         trust: what the checkpoint may name beside what comes with this program, ``["my_package"]`` say, or "all".
 
+    Raises:
+        UserError: an argument is not allowed, or none of the images can be read.
+    """
+    return [seen for _, seen in predictions(*prepare(ckpt_path, images, grid, device, trust))]
+
+
+def prepare(
+    ckpt_path: str | Path, images: str | Path, grid: int | None, device: str, trust: Any
+) -> tuple["RestoredPair", list[Source], int]:
+    """Checks the arguments of `explain`, as far as possible before torch is imported.
+
     Returns:
-        What the pair makes of each mosaic.
+        The pair on its device, where the mosaics come from, and the cells along each side of an image that is cut.
 
     Raises:
-        UserError: one of the arguments will not do, or none of the images can be read.
+        UserError: an argument is not allowed.
     """
-    sources = check_arguments(ckpt_path, images, grid, device)
-    pair = restore_on_device(ckpt_path, device, trust)
-    return [seen for _, seen in predictions(pair, sources, cells_per_side(grid, pair, sources))]
-
-
-def check_arguments(ckpt_path: str | Path, images: str | Path, grid: Any, device: str) -> list[Source]:
-    """Checks what can be before torch is imported; returns where the mosaics come from."""
     check_ckpt_path(ckpt_path)
-    whole = isinstance(grid, int) and not isinstance(grid, bool)
-    if grid is not None and not (whole and 1 <= grid <= MOST_CELLS):
+    if grid is not None and grid not in range(1, MOST_CELLS + 1):
         raise UserError(f"grid: got {grid}, needs a whole number from 1 to {MOST_CELLS}; type for example grid=3")
     if device not in DEVICES:
         raise not_among("device", device, DEVICES)
-    return find_sources(Path(images).expanduser())
+    sources = find_sources(Path(images).expanduser())
+    pair = _restore(ckpt_path, device, trust)
+    patches = pair.config["data"]["patches"]
+    root = math.isqrt(patches)
+    if grid is None and root**2 != patches and not all(source.files for source in sources):
+        raise UserError(
+            f"grid: has no value and needs one, as the {patches} patches of training make no square; "
+            f"type for example grid={max(2, root)}"
+        )
+    return pair, sources, grid or root
 
 
-def restore_on_device(ckpt_path: str | Path, device: str, trust: Any) -> "RestoredPair":
+def _restore(ckpt_path: str | Path, device: str, trust: Any) -> "RestoredPair":
     """Returns the pair on its device."""
     import_lightning()
     import torch
@@ -157,44 +164,31 @@ def restore_on_device(ckpt_path: str | Path, device: str, trust: Any) -> "Restor
     return pair
 
 
-def cells_per_side(grid: int | None, pair: "RestoredPair", sources: Sequence[Source]) -> int:
-    """Returns the cells along each side of an image that is cut."""
-    root = math.isqrt(pair.patches)
-    if grid is None and root**2 != pair.patches and not all(source.files for source in sources):
-        raise UserError(
-            f"grid: has no value and needs one, as the {pair.patches} patches of training make no square; "
-            f"type for example grid={max(2, root)}"
-        )
-    return grid or root
-
-
 def predictions(
     pair: "RestoredPair", sources: Sequence[Source], grid: int
 ) -> Generator[tuple[OwnMosaic, Explained], None, None]:
-    """Yields one mosaic after the other, and what the pair makes of it; says what cannot be read."""
+    """Yields one mosaic after the other with the pair's prediction; logs what cannot be read.
+
+    Raises:
+        UserError: no mosaic can be read.
+    """
     import torch
 
     from attnmosaic.training.runtime import job_globals
 
     device = next(pair.pair.parameters()).device
     unread: list[str] = []
-    with job_globals(seed=0, threads=None, matmul_precision=pair.matmul_precision):
+    with job_globals(seed=0, threads=None, matmul_precision=pair.config["compute"]["matmul_precision"]):
         for source in sources:
             try:
                 mosaic = read_mosaic(source, grid, pair.patch_shape)
             except UnreadableError as error:
-                unread.append(f"'{printable(source.name)}' {error}")
-                log.warning("%s; left out", unread[-1])
+                unread.append(f"'{one_line(source.name)}' {error}")
+                log.warning("%s; skipped", unread[-1])
                 continue
-            for line in mosaic.unread:
-                log.warning("%s; left out", line)
-            weights, probabilities = (
-                part.double().cpu().numpy() for part in pair.look(torch.from_numpy(mosaic.patches).to(device))
-            )
+            predicted = pair.predict(torch.from_numpy(mosaic.patches).to(device))
+            weights, probabilities = (values.double().cpu().numpy() for values in predicted)
             yield mosaic, Explained(source.name, pair.classes, probabilities, weights)
     if len(unread) == len(sources):
         what = unread[0] if len(unread) == 1 else f"none of {len(unread)} mosaics can be read, the first: {unread[0]}"
         raise UserError(f"images: {what}; give other images, PNG or JPEG files say")
-
-
-TABLE, INDEX = "explained.csv", "index.png"

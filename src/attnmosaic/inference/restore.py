@@ -1,23 +1,25 @@
-"""A trained pair made again from its checkpoint alone: no data are loaded."""
+"""Restores trained networks from their checkpoints alone: no data are loaded."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 
+from attnmosaic.config.operations import OPERATIONS
 from attnmosaic.config.schema import PAIR, networks_of
 from attnmosaic.config.trusted import check_trusted
 from attnmosaic.core.errors import UserError
 from attnmosaic.core.quoting import as_override, command
-from attnmosaic.data.pool import Pool
-from attnmosaic.data.sources import per_channel
-from attnmosaic.nn.attention import WhereWhat, aggregate
-from attnmosaic.training.attention_cache import rows_per_piece
+from attnmosaic.data.numbers import resize
+from attnmosaic.data.sources import Images, image_pool
+from attnmosaic.nn.attention import WhereWhat
 from attnmosaic.training.checkpointing import check_weights_fit, read_saved
-from attnmosaic.training.factory import build_pair
+from attnmosaic.training.factory import build_pair, build_two_outputs
 from attnmosaic.training.instantiation import check_targets
 
 
@@ -29,46 +31,59 @@ class RestoredPair:
         pair: the networks, in float64 if they were trained so, otherwise in float32.
         patch_shape: ``(C, H, W)``, C 1 or 3.
         classes: names of the F foreground classes, in label order.
-        patches: patches a mosaic that it was trained on.
-        mean: of pixels, see `Pool`.
-        std: likewise.
-        scale: ``full`` or ``smoke``.
-        matmul_precision: that it was trained with.
+        config: of the run that trained it.
     """
 
     pair: WhereWhat
     patch_shape: tuple[int, ...]
     classes: tuple[str, ...]
-    patches: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    scale: str
-    matmul_precision: str
+    config: dict[str, Any]
 
     @torch.no_grad()
-    def look(self, patches: Tensor) -> tuple[Float[Tensor, " P"], Float[Tensor, " F"]]:
-        """Weighs the patches of one mosaic and classifies their weighted sum.
+    def predict(self, pixels: Tensor) -> tuple[Float[Tensor, " P"], Float[Tensor, " F"]]:
+        """Returns the attention weights of one mosaic's patches, and What's probability of each class.
 
         Args:
-            patches: uint8 ``[P, H, W, C]``, where the pair is.
-
-        Returns:
-            The attention weights, and What's probability of each class.
+            pixels: the patches, uint8 ``[P, H, W, C]``, on the pair's device.
         """
-        parameter = next(self.pair.parameters())
-        pool = Pool(patches, torch.zeros(len(patches), dtype=torch.int64), ("unknown",), self.mean, self.std)
-        rows = torch.arange(len(patches), device=parameter.device)
-        # A folder may hold any number of patches: in pieces, memory does not grow with it.
-        pieces = rows.split(rows_per_piece(patches[0].numel() * parameter.dtype.itemsize, parameter.device))
-        scores = torch.cat([self.pair.score(pool.gather(piece, parameter.dtype)) for piece in pieces])
-        alpha = self.pair.weigh(scores.unsqueeze(0))
-        summed = [aggregate(alpha[:, piece], pool.gather(piece, parameter.dtype).unsqueeze(0)) for piece in pieces]
-        logits = self.pair.what(torch.stack(summed).sum(dim=0))
+        logits, alpha = self.pair(_scaled(pixels, self.config["data"], self.pair).unsqueeze(0))
         return alpha.squeeze(0), logits.squeeze(0).softmax(dim=0)
 
 
+@dataclass(frozen=True, eq=False)
+class RestoredTwoOutputs:
+    """A network that was trained on digits with a number, in eval mode.
+
+    Attributes:
+        network: in float64 if it was trained so, otherwise in float32.
+        image_shape: ``(C, H, W)``, C 1 or 3.
+        config: of the run that trained it.
+    """
+
+    network: nn.Module
+    image_shape: tuple[int, ...]
+    config: dict[str, Any]
+
+    @torch.no_grad()
+    def predict(self, image: Image.Image, number: int, invert: bool) -> dict[str, int]:
+        """Returns the digit of an image and what it gives with a number, by name.
+
+        Args:
+            image: of any size and mode; it is resized to the size trained on, and made grey if that was.
+            number: 0 to 9.
+            invert: the image is black on white.
+        """
+        channels, *size = self.image_shape
+        operation = OPERATIONS[self.config["data"]["operation"]]
+        pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
+        rows = torch.from_numpy(pixels.reshape(1, *pixels.shape[:2], -1))
+        patches = _scaled(resize(255 - rows if invert else rows, *size), self.config["data"], self.network)
+        digit, result = (int(logits.argmax()) for logits in self.network(patches, torch.tensor([number])))
+        return {"digit": digit, operation.name: operation.values[result]}
+
+
 def restore_pair(path: str | Path, trust: Any = ()) -> RestoredPair:
-    """Makes the pair of a checkpoint again, on the CPU.
+    """Restores the pair of a checkpoint, on the CPU.
 
     Args:
         path: of the checkpoint.
@@ -76,21 +91,21 @@ def restore_pair(path: str | Path, trust: Any = ()) -> RestoredPair:
 
     Raises:
         UserError: the checkpoint is unreadable, names what is not trusted, or is not of a pair that learned where to
-            look in images.
+            attend in images.
     """
     checkpoint = read_saved(path)
     saved = checkpoint["hyper_parameters"]
     trained = saved["config"]
     if networks_of(trained) != PAIR:
         raise UserError(
-            f"ckpt_path: '{path}' is of a network with two outputs, which looks at one image; type "
+            f"ckpt_path: '{path}' is of a network with two outputs, which takes one image; type "
             f"{command('predict', as_override('ckpt_path', str(path)), 'image=FILE', 'number=5')}"
         )
     data = trained["data"]
     if data.get("weights") is not None:
         raise UserError(
-            f"ckpt_path: '{path}' has no where network: its data decreed the weights (data.weights); give a "
-            "checkpoint of a pair that learned where to look, of experiment=stagewise say"
+            f"ckpt_path: '{path}' has no where network: its data fixed the attention weights (data.weights); give a "
+            "checkpoint of a pair that learned where to attend, of experiment=stagewise say"
         )
     shape, classes = tuple(saved["patch_shape"]), tuple(saved["foreground_classes"])
     if len(shape) != 3 or shape[0] not in (1, 3) or not {"mean", "std"} <= data.keys():
@@ -101,18 +116,48 @@ def restore_pair(path: str | Path, trust: Any = ()) -> RestoredPair:
     check_trusted(trained, ("model",), path, trust)
     check_targets(trained["model"], "model")
     pair = build_pair(trained, shape, len(classes))
-    module = torch.nn.ModuleDict({"pair": pair})  # named as in the checkpoint
+    _load_weights("pair", pair, checkpoint, path)
+    return RestoredPair(pair.to(memory_format=torch.channels_last), shape, classes, trained)
+
+
+def restore_two_outputs(path: str | Path, trust: Any = ()) -> RestoredTwoOutputs:
+    """Restores the network with two outputs of a checkpoint, on the CPU.
+
+    Args:
+        path: of the checkpoint.
+        trust: what it may name, see `attnmosaic.config.trusted.trusted_prefixes`.
+
+    Raises:
+        UserError: the checkpoint is unreadable, names what is not trusted, or is of a where/what pair.
+    """
+    checkpoint = read_saved(path)
+    trained = checkpoint["hyper_parameters"]["config"]
+    if networks_of(trained) == PAIR:
+        raise UserError(
+            f"ckpt_path: '{path}' is of a where/what pair, which takes mosaics; "
+            "give a checkpoint of experiment=mnist_sum or experiment=mnist_product"
+        )
+    check_trusted(trained, ("model",), path, trust)
+    check_targets(trained["model"]["network"], "model.network")
+    shape = tuple(checkpoint["hyper_parameters"]["image_shape"])
+    results = len(OPERATIONS[trained["data"]["operation"]].values)
+    network = build_two_outputs(trained["model"]["network"], shape, results, seed=0)
+    network.to(torch.float64 if trained["precision"] == "float64" else torch.float32)
+    _load_weights("network", network, checkpoint, path)
+    return RestoredTwoOutputs(network, shape, trained)
+
+
+def _load_weights(name: str, network: nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Loads a network's weights, which a checkpoint holds under the network's name, and puts it into eval mode."""
+    module = nn.ModuleDict({name: network.eval()})
     # An objective of one's own may have weights, too.
-    weights = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("pair.")}
+    weights = {key: value for key, value in checkpoint["state_dict"].items() if key.startswith(f"{name}.")}
     check_weights_fit({"state_dict": weights}, module, path)
     module.load_state_dict(weights)
-    return RestoredPair(
-        pair=pair.to(memory_format=torch.channels_last).eval(),
-        patch_shape=shape,
-        classes=classes,
-        patches=data["patches"],
-        mean=per_channel(data["mean"]),
-        std=per_channel(data["std"]),
-        scale=trained["scale"],
-        matmul_precision=trained["compute"]["matmul_precision"],
-    )
+
+
+def _scaled(pixels: Tensor, data: dict[str, Any], network: nn.Module) -> Tensor:
+    """Returns images, uint8 ``[N, H, W, C]``, scaled as the training data were, ``[N, C, H, W]``."""
+    labels = torch.zeros(len(pixels), dtype=torch.int64, device=pixels.device)
+    pool = image_pool(Images(pixels, labels, ["unknown"]), data["mean"], data["std"])
+    return pool.gather(torch.arange(len(pixels), device=pixels.device), next(network.parameters()).dtype)

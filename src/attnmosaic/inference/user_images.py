@@ -1,5 +1,7 @@
-"""Mosaics of one's own images: a picture cut into cells, or a folder of patches. Light: imports no torch."""
+"""Mosaics of a user's images: a picture cut into cells, or a folder of patches. Light: imports no torch."""
 
+import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,8 +11,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from attnmosaic.config.image_folders import HIDDEN, IMAGE_SUFFIXES, reasons, report_skipped, why_skipped
-from attnmosaic.core.errors import UserError
-from attnmosaic.data.image_files import UnreadableError, as_text, open_image, printable
+from attnmosaic.core.errors import UserError, one_line
+from attnmosaic.data.image_files import UnreadableError, open_image
+
+log = logging.getLogger(__name__)
 
 LONGEST = 768
 """Pixels of the longer side that a picture is kept with, to be drawn."""
@@ -21,10 +25,10 @@ MOST_CELLS = 32
 
 @dataclass(frozen=True)
 class Source:
-    """Where a mosaic comes from.
+    """The files of a mosaic.
 
     Attributes:
-        name: the path of image or folder relative to the folder that was given, as text.
+        name: the name of the image or folder, as text.
         path: the image to cut; or the folder.
         files: the folder's images, one a patch; empty for an image to cut.
     """
@@ -40,21 +44,19 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class OwnMosaic:
-    """A mosaic, read.
+    """A mosaic of a user's images.
 
     Attributes:
-        source: where it comes from.
-        patches: as networks see them but for the scale of their pixels, uint8 ``[P, H, W, C]``, C 1 or 3.
-        picture: what was cut, no side longer than `LONGEST`; None of a folder of patches.
+        source: its files.
+        patches: of the size that networks take, with unscaled pixels, uint8 ``[P, H, W, C]``, C 1 or 3.
+        picture: the image that was cut, no side longer than `LONGEST`; None of a folder of patches.
         grid: cells along each side of it; None likewise.
-        unread: what could not be read of a folder, a line each.
     """
 
     source: Source
     patches: np.ndarray
     picture: Image.Image | None = None
     grid: int | None = None
-    unread: tuple[str, ...] = ()
 
 
 def find_sources(images: Path) -> list[Source]:
@@ -66,16 +68,20 @@ def find_sources(images: Path) -> list[Source]:
         UserError: there are none.
     """
     if images.is_file():
-        return [Source(as_text(images.name), images)]
+        return [Source(_as_text(images), images)]
     if not images.is_dir():
         raise UserError(f"images: '{images}' does not exist; type images=DIR, a folder of images, or images=FILE")
     sources = []
     skipped: Counter[str] = Counter()
     for path in _listed(images, skipped):
         if not path.is_dir():
-            sources.append(Source(as_text(path.name), path))
-        elif files := tuple(_patches(path, skipped)):
-            sources.append(Source(as_text(path.name), path, files))
+            sources.append(Source(_as_text(path), path))
+            continue
+        inside = _listed(path, skipped)
+        files = tuple(file for file in inside if not file.is_dir())
+        skipped.update(["folders in a mosaic's folder"] * (len(inside) - len(files)))
+        if files:
+            sources.append(Source(_as_text(path), path, files))
         else:
             skipped["folders without images"] += 1
     if not sources:
@@ -88,23 +94,15 @@ def find_sources(images: Path) -> list[Source]:
     return sources
 
 
-def _patches(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
-    """Yields the images in the folder of one mosaic."""
-    for path in _listed(folder, skipped):
-        if path.is_dir():
-            skipped["folders in a mosaic's folder"] += 1
-        else:
-            yield path
+def _as_text(path: Path) -> str:
+    """Returns a file's name as text that can be written; bytes that are none become replacement characters."""
+    return os.fsencode(path.name).decode("utf-8", "replace")
 
 
 def _listed(folder: Path, skipped: Counter[str]) -> list[Path]:
-    """Returns the images and folders in a folder, sorted, and counts what else there is."""
-    try:
-        paths = sorted(folder.iterdir())
-    except OSError as error:
-        raise UserError(f"images: cannot list '{folder}' ({error.strerror}); type images=DIR") from error
+    """Returns the images and visible folders in a folder, sorted, and counts what else there is."""
     listed = []
-    for path in paths:
+    for path in sorted(folder.iterdir()):
         why = HIDDEN if path.name.startswith(".") else None if path.is_dir() else why_skipped(path.name)
         if why is None:
             listed.append(path)
@@ -138,15 +136,18 @@ def read_mosaic(source: Source, grid: int, patch_shape: Sequence[int]) -> OwnMos
         cells = [picture.crop(box).resize((width, height), Image.Resampling.BICUBIC) for box in cut(picture.size, grid)]
         picture.thumbnail((LONGEST, LONGEST))
         return OwnMosaic(source, _stacked(cells), picture, grid)
-    patches, unread = [], []
+    patches: list[Image.Image] = []
+    unread: list[str] = []
     for file in source.files:
         try:
             patches.append(ImageOps.fit(open_image(file, mode), (width, height), Image.Resampling.BICUBIC))
         except UnreadableError as error:
-            unread.append(f"'{printable(source.name)}/{printable(file.name)}' {error}")
+            unread.append(one_line(f"'{source.name}/{file.name}' {error}"))
     if not patches:
         raise UnreadableError(f"holds no image that can be read; the first: {unread[0]}")
-    return OwnMosaic(source, _stacked(patches), unread=tuple(unread))
+    for line in unread:
+        log.warning("%s; skipped", line)
+    return OwnMosaic(source, _stacked(patches))
 
 
 def cut(size: tuple[int, int], grid: int) -> Iterator[tuple[int, int, int, int]]:

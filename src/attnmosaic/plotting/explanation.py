@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from attnmosaic.data.image_files import printable
+from attnmosaic.core.errors import one_line
 from attnmosaic.inference.explanation import Explained
 from attnmosaic.inference.user_images import LONGEST, OwnMosaic, cut
 from attnmosaic.plotting.palette import BLUE, GREY, SKY
@@ -123,7 +123,7 @@ def _tiles(patches: np.ndarray) -> tuple[Image.Image, list[Box]]:
 def _bars(probabilities: np.ndarray, classes: Sequence[str], width: int) -> Image.Image:
     """Draws the probabilities of the likeliest classes, that of the predicted one first."""
     order = [int(i) for i in (-probabilities).argsort(kind="stable")[:MOST_CLASSES]]
-    lines = [(fitted(printable(classes[i]), width // 3, 16), float(probabilities[i])) for i in order]
+    lines = [(fitted(one_line(classes[i]), width // 3, 16), float(probabilities[i])) for i in order]
     more = len(classes) - len(order)
     image = Image.new("RGB", (width, LINE * (len(lines) + (more > 0))), PAPER)
     draw = ImageDraw.Draw(image)
@@ -159,8 +159,8 @@ class Index:
         if len(self.shown) < self.most:
             shown = draw_lit(mosaic, seen.weights, numbers=False)
             shown.thumbnail((THUMBNAIL, THUMBNAIL))
-            said = f"{printable(seen.predicted)} {seen.probabilities.max():.2f}"
-            self.shown.append((shown, said, printable(seen.name)))
+            said = f"{one_line(seen.predicted)} {seen.probabilities.max():.2f}"
+            self.shown.append((shown, said, one_line(seen.name)))
 
     def draw(self, smoke: bool = False) -> Image.Image:
         """Returns the sheet of at least one mosaic, with a banner if the pair is of a run that is no result."""

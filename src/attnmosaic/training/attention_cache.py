@@ -1,9 +1,6 @@
 """What need not be computed again while the where network stands still."""
 
-import contextlib
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
 
 import torch
 from jaxtyping import Float, Int
@@ -74,8 +71,7 @@ class FrozenWhere:
             size = rows_per_piece(math.prod(pool.patch_shape) * self.dtype.itemsize, pool.device)
             mine, _ = distributed.share(torch.arange(len(pool), device=pool.device))
             pieces = mine.split(size)
-            with pool.ahead(pieces):
-                scores = self.workers.map(lambda piece: self.pair.score(pool.gather(piece, self.dtype)), pieces)
+            scores = self.workers.map(lambda piece: self.pair.score(pool.gather(piece, self.dtype)), pieces)
             self._scores[id(pool)] = distributed.whole(torch.cat(scores), len(pool))
             where.train(training)
         return self._scores[id(pool)]
@@ -90,16 +86,11 @@ class FrozenWhere:
             return alpha, aggregates.movedim(-1, 1) if mosaics.pool.is_image else aggregates
         alpha = self.weights(mosaics, rows)
         pieces = rows.split(self.mosaics_per_piece(split))
-        with mosaics.ahead(pieces):
-            summed = [
-                aggregate(a, mosaics.patches(piece, self.dtype))
-                for a, piece in zip(alpha.split(len(pieces[0])), pieces, strict=True)
-            ]
+        summed = [
+            aggregate(a, mosaics.patches(piece, self.dtype))
+            for a, piece in zip(alpha.split(len(pieces[0])), pieces, strict=True)
+        ]
         return alpha, summed[0] if len(summed) == 1 else torch.cat(summed)
-
-    def ahead(self, split: str, parts: Sequence[Tensor]) -> AbstractContextManager[None]:
-        """Announces which mosaics of a split come next, if that takes their patches; see `Pool.ahead`."""
-        return contextlib.nullcontext() if split in self._kept else self.mosaics[split].ahead(parts)
 
     def weights(self, mosaics: Mosaics, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P"]:
         """Returns the attention weights of some mosaics, by decree or from the scores of their patches."""
@@ -146,13 +137,11 @@ class FrozenWhere:
             for whole, part in zip(kept, sum_up(rows), strict=True):
                 whole[rows] = part
 
-        self.weights(mosaics, pieces[0][:1])  # scores the pool, before patches are on their way
-        with mosaics.ahead(pieces):
-            first = sum_up(pieces[0])
-            kept = tuple(part.new_empty((n, *part.shape[1:])) for part in first)
-            for whole, part in zip(kept, first, strict=True):
-                whole[pieces[0]] = part
-            self.workers.map(fill, pieces[1:])
+        first = sum_up(pieces[0])  # scores the pool
+        kept = tuple(part.new_empty((n, *part.shape[1:])) for part in first)
+        for whole, part in zip(kept, first, strict=True):
+            whole[pieces[0]] = part
+        self.workers.map(fill, pieces[1:])
         for whole in kept:
             distributed.fill(whole)
         self._kept[split] = kept

@@ -92,7 +92,7 @@ class RunModule(pl.LightningModule):
 
         Args:
             placed: puts the data of the trainer's data module on a device, points in a dtype, the pool where the last
-                argument says; see `attnmosaic.data.host_pool.placed`.
+                argument says; see `attnmosaic.data.pool.place_pools`.
         """
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
         source = weakref.ref(datamodule), self.device, next(self.parameters()).dtype

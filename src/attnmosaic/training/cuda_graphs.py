@@ -12,8 +12,7 @@ from torch.optim import Optimizer
 
 from attnmosaic.config.schedule import Stage
 from attnmosaic.core.errors import RunError
-from attnmosaic.data.host_pool import HostPool
-from attnmosaic.data.pool import Pool
+from attnmosaic.data.pool import HostPool, Pool
 from attnmosaic.training.steps import Seen, Steps
 
 log = logging.getLogger(__name__)

@@ -162,10 +162,9 @@ class StagewiseModule(RunModule):
             self.frozen_where.keep("train")
         else:
             self.frozen_where.clear()
-        *others, last = minibatches = rows.split(self.batch_size)
-        mine = [distributed.share(minibatch)[0] for minibatch in minibatches]
+        *others, last = rows.split(self.batch_size)
         take = self.graphed_steps or self.steps
-        with self._learning(stage) as optimizers, self.frozen_where.ahead("train", mine):
+        with self._learning(stage) as optimizers:
             plain = [optimizer.optimizer for optimizer in optimizers]
             learning = [list(getattr(self.pair, name).parameters()) for name in stage.learners]
             self._seen += [take(minibatch, stage, plain, learning) for minibatch in others]
@@ -237,9 +236,8 @@ class StagewiseModule(RunModule):
             alpha, aggregates = self.frozen_where.attend(split, piece)
             return self.pair.what(aggregates), alpha
 
-        with self.frozen_where.ahead(split, pieces):
-            first = measure(pieces[0])  # scores the pool
-            seen = [first, *self.workers.map(measure, pieces[1:])]
+        first = measure(pieces[0])  # scores the pool
+        seen = [first, *self.workers.map(measure, pieces[1:])]
         logits, alpha = (torch.cat(parts) for parts in zip(*seen, strict=True))
         if own:
             label = data.label[mine]
