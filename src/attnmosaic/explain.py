@@ -3,9 +3,9 @@
 import contextlib
 import csv
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -63,13 +63,15 @@ def _write(pair: "RestoredPair", sources: Sequence[Source], grid: int, folder: P
     """Writes table and pictures, one mosaic after the other, and returns the predictions."""
     scale = {"scale": "smoke"} if smoke else {}
     names = dict(zip((source.path for source in sources), picture_names(sources), strict=True))
-    columns = table_columns(pair.classes, max(source.patches(grid) for source in sources))
+    columns = table_columns(pair.classes, max(len(source.files) or grid**2 for source in sources))
     index = Index()
     done: list[Explained] = []
     with (
-        _table_file(folder / TABLE, [*columns, *scale]) as table,
+        (folder / TABLE).open("w", newline="", encoding="utf-8", buffering=1) as file,  # each row is written at once
         contextlib.closing(predictions(pair, sources, grid)) as predicted,
     ):
+        table = csv.DictWriter(file, [*columns, *scale])
+        table.writeheader()
         for mosaic, seen in predicted:
             table.writerow(seen.row() | scale)
             draw_explained(mosaic, seen, smoke).save(folder / names[mosaic.source.path])
@@ -80,15 +82,6 @@ def _write(pair: "RestoredPair", sources: Sequence[Source], grid: int, folder: P
     if len(done) > 1:
         index.draw(smoke).save(folder / INDEX)
     return done
-
-
-@contextlib.contextmanager
-def _table_file(path: Path, columns: Sequence[str]) -> Iterator["csv.DictWriter[Any]"]:
-    """Opens a CSV file to write rows, each of which is on the disk once it is written."""
-    with path.open("w", newline="", encoding="utf-8", buffering=1) as file:
-        table = csv.DictWriter(file, columns)
-        table.writeheader()
-        yield table
 
 
 def _check_folder(folder: Path, images: Path) -> None:

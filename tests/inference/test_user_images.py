@@ -97,9 +97,7 @@ def test_picture_names() -> None:
     """Each is another, on systems that ignore capitals too, and as near to the image's name as can be."""
 
     def names(*given: str) -> list[str]:
-        return picture_names(
-            [Source(name, Path(name), () if "." in name else (Path(name, "1.png"),)) for name in given]
-        )
+        return picture_names([Source(Path(name), () if "." in name else (Path(name, "1.png"),)) for name in given])
 
     assert names("a.jpg", "b.png", "c") == ["a.png", "b.png", "c.png"]
     assert names("a", "a.jpg", "a.png", "b.png") == ["a.png", "a_2.png", "a_3.png", "b.png"]

@@ -59,10 +59,7 @@ class ImageFolderMosaics(ImageMosaics):
         check_folder(self.root)
         train, test = find_splits(self.root)
         listings = [list_images(folder) for folder in (train, test) if folder is not None]
-        skipped = sum((listing.skipped for listing in listings), Counter())
-        if train != self.root:
-            skipped += beside(self.root, [listing.folder.name for listing in listings])
-        report_skipped("data.root", self.root, skipped)
+        self._report_skipped(listings)
         pools = [self._pool(listing) for listing in listings]
         if test is None:
             return split_pool(pools[0], self.held_out_share, self.rng(10))
@@ -73,6 +70,12 @@ class ImageFolderMosaics(ImageMosaics):
                 "or type data.image_size=32"
             )
         return pools[0], pools[1]
+
+    def _report_skipped(self, listings: Sequence[Listing]) -> None:
+        skipped = sum((listing.skipped for listing in listings), Counter())
+        if listings[0].folder != self.root:
+            skipped += beside(self.root, [listing.folder.name for listing in listings])
+        report_skipped("data.root", self.root, skipped)
 
     def _pool(self, listing: Listing) -> Pool:
         paths = [path for group in listing.files for path in group]

@@ -63,13 +63,13 @@ class Pool:
             ``[*index.shape, *patch_shape]``.
         """
         patches = self._rows(index.flatten()).view(*index.shape, *self.patches.shape[1:])
-        return self._scaled(patches, dtype) if self.is_image else patches.to(dtype)
+        return self.scaled(patches, dtype) if self.is_image else patches.to(dtype)
 
     def _rows(self, index: Int[Tensor, " n"]) -> Tensor:
         # Twenty times as fast as indexing with `index`, which moves images byte by byte.
         return self.patches.index_select(0, index)
 
-    def _scaled(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    def scaled(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
         """Scales pixels ``[..., H, W, C]``; returns ``[..., C, H, W]``."""
         picked = pixels.to(dtype)
         if len(self.mean) == len(self.std) == 1:

@@ -30,7 +30,7 @@ class Explained:
     """A trained pair's prediction on a mosaic of a user's images.
 
     Attributes:
-        name: the image's or the folder's path, relative to the folder that was given.
+        name: of the image or folder.
         classes: names of the F foreground classes.
         probabilities: What's, of each class, ``[F]``, float64.
         weights: Where's, of each patch in reading order, ``[P]``, float64.

@@ -95,29 +95,34 @@ def restore_pair(path: str | Path, trust: Any = ()) -> RestoredPair:
     """
     checkpoint = read_saved(path)
     saved = checkpoint["hyper_parameters"]
+    _check_pair(saved, path)
+    trained, shape, classes = saved["config"], tuple(saved["patch_shape"]), tuple(saved["foreground_classes"])
+    check_trusted(trained, ("model",), path, trust)
+    check_targets(trained["model"], "model")
+    pair = build_pair(trained, shape, len(classes))
+    _load_weights("pair", pair, checkpoint, path)
+    return RestoredPair(pair.to(memory_format=torch.channels_last), shape, classes, trained)
+
+
+def _check_pair(saved: dict[str, Any], path: str | Path) -> None:
+    """Checks that a checkpoint's hyperparameters are those of a pair that learned where to attend in images."""
     trained = saved["config"]
     if networks_of(trained) != PAIR:
         raise UserError(
             f"ckpt_path: '{path}' is of a network with two outputs, which takes one image; type "
             f"{command('predict', as_override('ckpt_path', str(path)), 'image=FILE', 'number=5')}"
         )
-    data = trained["data"]
+    data, shape = trained["data"], saved["patch_shape"]
     if data.get("weights") is not None:
         raise UserError(
             f"ckpt_path: '{path}' has no where network: its data fixed the attention weights (data.weights); give a "
             "checkpoint of a pair that learned where to attend, of experiment=stagewise say"
         )
-    shape, classes = tuple(saved["patch_shape"]), tuple(saved["foreground_classes"])
     if len(shape) != 3 or shape[0] not in (1, 3) or not {"mean", "std"} <= data.keys():
         raise UserError(
-            f"ckpt_path: '{path}' is of a pair whose patches, of shape {shape}, are no grey or RGB images; give one "
-            "trained on images, of experiment=stagewise data=digits say"
+            f"ckpt_path: '{path}' is of a pair whose patches, of shape {tuple(shape)}, are no grey or RGB images; give "
+            "one trained on images, of experiment=stagewise data=digits say"
         )
-    check_trusted(trained, ("model",), path, trust)
-    check_targets(trained["model"], "model")
-    pair = build_pair(trained, shape, len(classes))
-    _load_weights("pair", pair, checkpoint, path)
-    return RestoredPair(pair.to(memory_format=torch.channels_last), shape, classes, trained)
 
 
 def restore_two_outputs(path: str | Path, trust: Any = ()) -> RestoredTwoOutputs:

@@ -28,18 +28,17 @@ class Source:
     """The files of a mosaic.
 
     Attributes:
-        name: the name of the image or folder, as text.
         path: the image to cut; or the folder.
         files: the folder's images, one a patch; empty for an image to cut.
     """
 
-    name: str
     path: Path
     files: tuple[Path, ...] = ()
 
-    def patches(self, grid: int) -> int:
-        """Returns how many patches it has if all of it can be read."""
-        return len(self.files) or grid**2
+    @property
+    def name(self) -> str:
+        """The image's or folder's name as text; bytes that are none become replacement characters."""
+        return os.fsencode(self.path.name).decode("utf-8", "replace")
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,20 +67,21 @@ def find_sources(images: Path) -> list[Source]:
         UserError: there are none.
     """
     if images.is_file():
-        return [Source(_as_text(images), images)]
+        return [Source(images)]
     if not images.is_dir():
         raise UserError(f"images: '{images}' does not exist; type images=DIR, a folder of images, or images=FILE")
     sources = []
     skipped: Counter[str] = Counter()
     for path in _listed(images, skipped):
         if not path.is_dir():
-            sources.append(Source(_as_text(path), path))
+            sources.append(Source(path))
             continue
         inside = _listed(path, skipped)
         files = tuple(file for file in inside if not file.is_dir())
-        skipped.update(["folders in a mosaic's folder"] * (len(inside) - len(files)))
+        if folders := len(inside) - len(files):
+            skipped["folders in a mosaic's folder"] += folders
         if files:
-            sources.append(Source(_as_text(path), path, files))
+            sources.append(Source(path, files))
         else:
             skipped["folders without images"] += 1
     if not sources:
@@ -92,11 +92,6 @@ def find_sources(images: Path) -> list[Source]:
         )
     report_skipped("images", images, skipped)
     return sources
-
-
-def _as_text(path: Path) -> str:
-    """Returns a file's name as text that can be written; bytes that are none become replacement characters."""
-    return os.fsencode(path.name).decode("utf-8", "replace")
 
 
 def _listed(folder: Path, skipped: Counter[str]) -> list[Path]:
