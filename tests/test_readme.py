@@ -36,6 +36,11 @@ DRAWING = {True: [pytest.mark.pictures], False: []}
 MAKE = [words for words in commands() if words[0] == "make"]
 
 
+def first_job(words: list[str]) -> list[str]:
+    """Returns the arguments of a command with the first of values that are swept."""
+    return [word if "[" in word else word.partition(",")[0] for word in words]
+
+
 def test_there_are_commands() -> None:
     assert ["make", "demo"] in MAKE
     assert ["make", "test"] in MAKE
@@ -52,11 +57,10 @@ def test_its_order_is_that_of_a_fresh_shell() -> None:
 
 @pytest.mark.parametrize("words", PYTHON, ids=" ".join)
 def test_a_python_command_composes(words: list[str]) -> None:
-    """Each of its keys is read; of values that are swept the first is taken."""
-    command, overrides = words[2].removeprefix("attnmosaic."), [word for word in words[3:] if "=" in word]
+    """Each of its keys is read."""
+    command = words[2].removeprefix("attnmosaic.")
     if command in HYDRAS:
-        first = [word if "[" in word else word.partition(",")[0] for word in overrides]
-        check_keys(composed(command, *first), HYDRAS[command])
+        check_keys(composed(command, *(word for word in first_job(words[3:]) if "=" in word)), HYDRAS[command])
 
 
 def photos(folder: Path, names: tuple[str, ...] = ("cat", "dog", "other")) -> None:
@@ -96,7 +100,7 @@ SHOWN = {"predict": "digit: ", "collect": "accuracy", "explain": "looks at", "dr
     "words", [pytest.param(w, id=" ".join(w), marks=DRAWING["attnmosaic.draw" in w]) for w in PYTHON]
 )
 def test_python_command(cli: Cli, tmp_path: Path, trained: Callable[[str], Path], words: list[str]) -> None:
-    """Runs it on few mosaics or images; stand-ins replace what it takes from the user's machine."""
+    """Runs it on few mosaics or images, one job of a sweep; stand-ins replace what the user's machine has."""
     command, text = words[2].removeprefix("attnmosaic."), " ".join(words)
     numbers = "experiment=mnist_" in text or command == "predict"
     small = [*(SMALL_NUMBERS if numbers else SMALL), *SHORT]
@@ -116,7 +120,7 @@ def test_python_command(cli: Cli, tmp_path: Path, trained: Callable[[str], Path]
     if command in ("collect", "draw", "report"):
         table = "table1" if command == "report" else "gradients"
         shutil.copytree(trained("table"), tmp_path / "outputs" / table / "joint" / "seed0")
-    given = [word.replace("my_package.", "helpers.user_code.") for word in words[3:]]
+    given = [word.replace("my_package.", "helpers.user_code.") for word in first_job(words[3:])]
     if command == "train":  # Hydra takes its overrides on one side of -m alone
         given = [*given, *small] if given[:1] == ["-m"] else [*small, *given]
     if command == "evaluate":

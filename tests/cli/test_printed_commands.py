@@ -35,7 +35,7 @@ NAMES = (
     r"back\slash", "end\\", "comma,s", "hash#tag", "null", "true", "1e3", "007", " lead", "trail ", "~", "-x", "!x",
     "f(x)", "glob(*)", "a;b&c|d<e>", "`id`", "猫",
 )  # fmt: skip
-PATHS = ("r/ünï", "[x", "[x]", 'quo"te\\', "comma,s", "1e3", "a b")
+PATHS = ("r/ünï", "[x", "[x]", 'quo"te\\', "a b")
 
 PARSER = OverridesParser.create()
 
@@ -140,7 +140,7 @@ def test_a_path_that_is_no_override(answered: dict[str, tuple[str, str]], name: 
     """Only who has listed the folder can tell its classes."""
     first, then = answered[name]
     assert ("quote lists" in first) == (name == "[x")
-    if name in ("[x]", "1e3"):  # an override, of something else
+    if name == "[x]":  # an override, of something else
         assert "error: data.root: got" in first
         assert """type 'data.root="DIR"'""" in first
     else:

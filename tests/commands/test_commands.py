@@ -18,6 +18,7 @@ from helpers.settings import ROOT, SMALL, SMALL_NUMBERS
 from helpers.user_code import TINY_CIFAR10
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import attnmosaic
 from attnmosaic.config.schema import METRICS
 
 pytestmark = pytest.mark.runs
@@ -53,6 +54,8 @@ def test_what_a_run_leaves(cli: Cli, tmp_path: Path) -> None:
     assert final["epochs"] == 8
     assert final["seconds"] > 0
     assert {"config_hash", "seed", "versions", "device"} <= set(final)
+    assert set(final["versions"]) == {"python", "attnmosaic", "torch", "pytorch-lightning", "numpy"}
+    assert final["versions"]["attnmosaic"] == attnmosaic.__version__
     for value in ("train/accuracy", "held_out/ftpt"):
         assert f"{final['metrics'][value]:.4f}" in out
     assert str(folder) in out

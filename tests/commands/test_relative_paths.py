@@ -126,7 +126,6 @@ def test_a_run_that_was_moved_with_its_images(
 
 LAUNCHERS = {
     "alone": (("hydra.run.dir=job",), "job"),
-    "basic": (("hydra.sweep.dir=job", "hydra.sweep.subdir=sub", "-m"), "job/sub"),
     "joblib": (("hydra.sweep.dir=job", "hydra.sweep.subdir=sub", "hydra/launcher=joblib", "-m"), "job/sub"),
 }
 
