@@ -51,7 +51,11 @@ def run(job: Callable[[], Any]) -> None:
     use_substitutes()
     if _TRACES:
         job()
-        return
+    else:
+        _run_without_traces(job)
+
+
+def _run_without_traces(job: Callable[[], Any]) -> None:
     logging.raiseExceptions = False  # a full disk is reported once, and not for each line that cannot be logged
     threading.excepthook = _report_thread
     os.environ["HYDRA_FULL_ERROR"] = "1"  # has Hydra raise errors instead of printing them

@@ -110,10 +110,8 @@ _HYDRAS: dict[str, tuple[type, str]] = {
     "_target_": (str, "the name of a class or function, torch.optim.SGD for example"),
     "_partial_": (bool, "true or false"),
     "_recursive_": (bool, "true or false"),
-    "_convert_": (str, "none, partial, object or all"),
-    "_args_": (list, "a list of arguments"),
 }
-"""Keys of nodes that Hydra reads, the types of their values and how to say that."""
+"""Keys of nodes that Hydra reads without checking them: the types of their values, and the wording."""
 
 
 def check(config: DictConfig) -> None:
