@@ -7,7 +7,7 @@ UV_VERSION := 0.13.8
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-runs test-faults test-matrix lint bench train report tensorboard lock clean
+.PHONY: help demo test test-runs test-faults test-matrix test-base lint bench train report tensorboard lock clean
 .PHONY: reproduce reproduce-table1 reproduce-table2 reproduce-averages reproduce-gradients reproduce-mnist
 
 help: ## list the targets
@@ -39,6 +39,12 @@ test-matrix: $(addprefix test-on-,$(SETTINGS)) ## the unit tests of what compute
 
 test-on-%: $(VENV)/installed
 	$(on_$*) $(BIN)/python -m pytest $(COMPUTES) $(ARGS)
+
+# An environment without extras and development tools; uv links its files from the cache.
+test-base: $(VENV)/installed ## import every module with the base dependencies alone, in .venv-base
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-base
+	$(BIN)/uv pip install --quiet --python $(VENV)-base/bin/python --constraint requirements.lock -r pyproject.toml
+	PYTHONPATH=src $(VENV)-base/bin/python tests/helpers/import_everything.py
 
 lint: $(VENV)/installed ## check style and types
 	$(BIN)/ruff check .
@@ -103,8 +109,8 @@ lock: $(VENV)/installed ## pin the newest versions that pyproject.toml allows
 	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --no-header --no-annotate \
 		--extra dev pyproject.toml -o requirements.lock
 
-clean: ## remove what can be made again: .venv, caches, built packages (not outputs/)
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache
+clean: ## remove what can be made again: environments, caches, built packages (not outputs/)
+	rm -rf $(VENV) $(VENV)-base build dist .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/installed: requirements.lock pyproject.toml

@@ -23,12 +23,11 @@ for name in ("MAKEFLAGS", "ARGS"):
 install_import_hook(["attnmosaic.data", "attnmosaic.nn", "attnmosaic.metrics"], "beartype.beartype")
 
 from helpers.commands import Cli, make_cli  # noqa: E402
+from helpers.configs import composed  # noqa: E402
 from helpers.settings import SMALL, SMALL_NUMBERS  # noqa: E402
-from hydra import compose, initialize_config_dir  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
 import attnmosaic.draw  # noqa: E402, F401  # binds draw_run before a test replaces it
-from attnmosaic.config.schema import conf_dir, register  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -50,12 +49,9 @@ def config(tmp_path: Path) -> Callable[..., DictConfig]:
     """Composes a config as the command line would, for few mosaics or images, writing under tmp_path."""
 
     def make(*overrides: str, run_dir: str = "run", name: str = "train", small: bool = True) -> DictConfig:
-        register()
         numbers = any(override.startswith("experiment=mnist_") for override in overrides)
-        few = SMALL_NUMBERS if numbers else SMALL
-        given = [*(few if small else ()), *overrides, f"run_dir={tmp_path / run_dir}"]
-        with initialize_config_dir(conf_dir(), version_base="1.3"):
-            return compose(name, given)
+        few = (SMALL_NUMBERS if numbers else SMALL) if small else ()
+        return composed(name, *few, *overrides, f"run_dir={tmp_path / run_dir}")
 
     return make
 

@@ -1,7 +1,6 @@
 """The wheel carries the configs and the launcher: the package works away from its repository."""
 
 import importlib.metadata
-import json
 import os
 import re
 import shlex
@@ -14,12 +13,10 @@ from pathlib import Path
 import pytest
 from helpers.settings import ROOT, SMALL
 
-import attnmosaic
 from attnmosaic.core.extras import install_command
 
-pytestmark = pytest.mark.runs
 
-
+@pytest.mark.runs
 def test_wheel_in_an_empty_folder(tmp_path: Path) -> None:
     """Builds it, unpacks it, and trains from it in a folder that holds nothing."""
     subprocess.run(
@@ -47,44 +44,6 @@ def test_wheel_in_an_empty_folder(tmp_path: Path) -> None:
     config = (result.parent / ".hydra" / "hydra.yaml").read_text()
     assert str(site / "attnmosaic" / "conf") in config
     assert str(ROOT) not in config
-
-
-NOT_INSTALLED = """
-import importlib.metadata, sys
-found = importlib.metadata.Distribution.from_name
-
-def from_name(name):
-    if name == "attnmosaic":
-        raise importlib.metadata.PackageNotFoundError(name)
-    return found(name)
-
-importlib.metadata.Distribution.from_name = from_name
-import torch
-from attnmosaic import report, train
-from benchmarks import machine
-train.main()
-sys.argv = ["report", "run"]
-report.main()
-machine.ceilings = lambda device: {}
-print(machine.describe(torch.device("cpu"))["versions"]["attnmosaic"])
-"""
-"""What is left to a process that has the sources on its path and no installed package: no metadata of it."""
-
-
-def test_versions_without_an_installed_package(tmp_path: Path) -> None:
-    """A run ends with its result, which names the version; so do its page and a measurement."""
-    few = [*SMALL, "callbacks.pictures=null", "schedule.epochs=2", "schedule.k=1", "hydra.run.dir=run"]
-    done = subprocess.run(
-        [sys.executable, "-c", NOT_INSTALLED, *few], cwd=tmp_path, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == attnmosaic.__version__
-    versions = json.loads((tmp_path / "run" / "result.json").read_text())["versions"]
-    assert versions["attnmosaic"] == attnmosaic.__version__
-    assert set(versions) == {"python", "attnmosaic", "torch", "pytorch-lightning", "numpy"}
-    (page,) = (tmp_path / "run").glob("*.html")
-    assert f"attnmosaic {attnmosaic.__version__}" in page.read_text()
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.configs import composed
 from helpers.settings import ROOT, SMALL
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 
-from attnmosaic.config.schema import conf_dir
 from attnmosaic.core.errors import UserError
 from attnmosaic.evaluate import evaluate
 from attnmosaic.train import train
@@ -42,11 +40,6 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def unconfigured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves logging as it is in a new process: pytest has handlers of its own."""
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
-
-
-def composed(name: str, *overrides: str) -> DictConfig:
-    with initialize_config_dir(conf_dir(), version_base="1.3"):
-        return compose(name, [*overrides])
 
 
 def test_each_call_has_a_folder_of_its_own(tmp_path: Path) -> None:

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from helpers.configs import composed
 from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.config.identity import config_hash
 from attnmosaic.config.resolution import resolve, scaled
-from attnmosaic.config.schema import METRICS, TrainConfig, conf_dir, metrics_of, networks_of, register
+from attnmosaic.config.schema import METRICS, TrainConfig, metrics_of, networks_of
 from attnmosaic.config.structure import check_keys
 from attnmosaic.core.errors import UserError
 
@@ -28,10 +28,8 @@ def test_an_experiment_overrides_every_key_and_the_command_line_all(tmp_path: Pa
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(EXPERIMENT)
     search = f"hydra.searchpath=[file://{tmp_path}]"
-    register()
-    with initialize_config_dir(conf_dir(), version_base="1.3"):
-        config = compose("train", ["experiment=mine", search])
-        changed = compose("train", ["experiment=mine", search, "lr.what=0.5", "seed.data=3"])
+    config = composed("train", "experiment=mine", search)
+    changed = composed("train", "experiment=mine", search, "lr.what=0.5", "seed.data=3")
     assert (config.lr.what, config.lr.where, config.precision) == (0.001, 0.002, "float64")
     assert (config.seed.data, config.seed.init, config.optimized_metric) == (7, 7, "held_out/ftpt")
     assert (changed.lr.what, changed.lr.where, changed.seed.data, changed.seed.init) == (0.5, 0.002, 3, 7)
@@ -62,14 +60,12 @@ def test_hash_tells_runs_of_different_numbers_apart(config: Callable[..., DictCo
 
 
 def test_what_a_run_measures_and_trains(config: Callable[..., DictConfig]) -> None:
-    """Known before torch is imported; a config saved before there were other networks than pairs has no such key."""
+    """They are known before torch is imported."""
     pair = OmegaConf.to_container(config(), resolve=True)
     product = OmegaConf.to_container(config("experiment=mnist_product"), resolve=True)
     assert (networks_of(pair), metrics_of(pair)) == (("what", "where"), METRICS)
     assert networks_of(product) == ("network",)
     assert metrics_of(product) == ("loss", "digit_accuracy", "product_accuracy")
-    del pair["model"]["network"]
-    assert metrics_of(pair) == METRICS
 
 
 def test_the_hash_is_of_the_trained_networks_alone(config: Callable[..., DictConfig]) -> None:
@@ -116,18 +112,24 @@ REPLACED = {
 }
 
 
-@pytest.mark.parametrize("overrides", REPLACED, ids=" ".join)
-def test_a_new_target_replaces_its_node(tmp_path: Path, overrides: tuple[str, ...]) -> None:
-    """However it was composed: nothing but the config itself tells which arguments were given."""
-    (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment" / "mine.yaml").write_text(
+@pytest.fixture(scope="module")
+def search(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Returns the override that finds a user's own experiment."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "experiment").mkdir()
+    (folder / "experiment" / "mine.yaml").write_text(
         "# @package _global_\nname: mine\nmodel: {where: {_target_: mine.Net, hidden: [4, 8], width: 2}}\n"
     )
-    register()
-    with initialize_config_dir(conf_dir(), version_base="1.3"):
-        composed = compose("train", [*overrides, f"hydra.searchpath=[file://{tmp_path}]", "run_dir=run"])
+    return f"hydra.searchpath=[file://{folder}]"
+
+
+@pytest.mark.parametrize("overrides", REPLACED, ids=" ".join)
+def test_a_new_target_replaces_its_node(search: str, overrides: tuple[str, ...]) -> None:
+    """However it was composed: nothing but the config itself tells which arguments were given."""
+    given = (*overrides, search) if "experiment=mine" in overrides else overrides
+    config = OmegaConf.create(resolve(scaled(composed("train", *given, "run_dir=run"))))
     key, node = REPLACED[overrides]
-    assert OmegaConf.select(OmegaConf.create(resolve(scaled(composed))), key) == node
+    assert OmegaConf.select(config, key) == node
 
 
 KEPT = (
@@ -201,3 +203,18 @@ def test_a_runs_own_config_passes(config: Callable[..., DictConfig]) -> None:
     saved = OmegaConf.create(resolve(config("+width=8", "model.where.hidden=[${width}]")))
     saved.began_otherwise = {"lr.what": 0.1}
     check_keys(saved, TrainConfig)
+
+
+def test_a_sweepers_metric_of_two_outputs() -> None:
+    for given, wanted in ((), "sum"), (("data.operation=product",), "product"):
+        assert composed("train", "experiment=mnist_sum", *given).optimized_metric == f"test/{wanted}_accuracy"
+
+
+def test_stagewise_is_row_1_of_table_1() -> None:
+    """Document 002 and protocol.md."""
+    config = composed("train", "experiment=stagewise")
+    assert (config.schedule.order, config.schedule.k, config.schedule.epochs) == ("what_then_where", 5, 180)
+    assert (config.lr.what, config.lr.where, config.data.batch_size) == (0.01, 0.01, 250)
+    assert (config.data.train_mosaics, config.data.test_mosaics, config.data.patches) == (30_000, 10_000, 9)
+    assert config.data.foreground == ["horse", "ship", "truck"]
+    assert config.optimizer.what == config.optimizer.where == {"_target_": "torch.optim.SGD", "momentum": 0.9}

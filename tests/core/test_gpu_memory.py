@@ -76,6 +76,7 @@ class UsesUp(MLP):
 USES_UP = ("model.what._target_=test_gpu_memory.UsesUp", "model.what.hidden=[4]")
 
 
+@pytest.mark.runs
 def test_a_run_ends_with_the_line(cli: Cli) -> None:
     code, _, err = cli("train", *SMALL, *USES_UP, "hydra.run.dir=run")
     assert code == 1
@@ -97,6 +98,7 @@ def old_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda *_: start())
 
 
+@pytest.mark.runs
 @pytest.mark.usefixtures("old_driver")
 @pytest.mark.parametrize(
     "settings",

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import pytorch_lightning as pl
 from helpers.settings import SMALL
 from hydra.core.config_store import ConfigStore
@@ -21,8 +22,18 @@ print("as ever:", bool(found._MATPLOTLIB_AVAILABLE))
 """
 
 
+@pytest.mark.runs
 def test_a_run_without_pictures_imports_no_plotting_library(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", RUN, *SMALL, "schedule.epochs=5", "callbacks.pictures=null", "hydra.run.dir=run"]
+    command = [
+        sys.executable,
+        "-c",
+        RUN,
+        *SMALL,
+        "schedule.epochs=2",
+        "schedule.k=1",
+        "callbacks.pictures=null",
+        "hydra.run.dir=run",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "plotting: []" in done.stdout

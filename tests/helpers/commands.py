@@ -19,15 +19,15 @@ Cli = Callable[..., tuple[int, str, str]]
 
 
 def make_cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
-    """Returns a function that runs ``python -m attnmosaic.<door> <arguments>``: (exit code, stdout, stderr)."""
+    """Returns a function that runs ``python -m attnmosaic.<command> <arguments>``: (exit code, stdout, stderr)."""
 
-    def run(door: str, *arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [f"attnmosaic.{door}", *arguments])
+    def run(command: str, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [f"attnmosaic.{command}", *arguments])
         capfd.readouterr()
         code = 0
         heard, hooks = {signum: signal.getsignal(signum) for signum in SIGNALS}, threading.excepthook
         try:
-            importlib.import_module(f"attnmosaic.{door}").main()
+            importlib.import_module(f"attnmosaic.{command}").main()
         except SystemExit as end:
             code = int(end.code or 0)
         finally:

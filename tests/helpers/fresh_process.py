@@ -1,4 +1,4 @@
-"""What a command answers in a process of its own, and what it imported by then."""
+"""Runs commands in a fresh process, and finds what they import."""
 
 import json
 import os
@@ -11,11 +11,11 @@ LARGE = ("torch", "torchvision", "pytorch_lightning")
 
 _PROGRAM = """
 import contextlib, importlib, io, json, sys
-door, heavy, given = json.loads(sys.argv[1])
-main = importlib.import_module(f"attnmosaic.{door}").main
-told = []
+command, heavy, given = json.loads(sys.argv[1])
+main = importlib.import_module(f"attnmosaic.{command}").main
+answered = []
 for arguments in given:
-    sys.argv = [f"attnmosaic/{door}.py", *arguments]
+    sys.argv = [f"attnmosaic/{command}.py", *arguments]
     err = io.StringIO()
     code = 0
     with contextlib.redirect_stderr(err):
@@ -23,26 +23,26 @@ for arguments in given:
             main()
         except SystemExit as end:
             code = end.code
-    told.append([code, err.getvalue(), [name for name in heavy if name in sys.modules]])
-print(json.dumps(told))
+    answered.append([code, err.getvalue(), [name for name in heavy if name in sys.modules]])
+print(json.dumps(answered))
 """
 
 
 def answers(
-    door: str, given: Iterable[tuple[str, ...]], folder: Path, heavy: tuple[str, ...] = LARGE
+    command: str, given: Iterable[tuple[str, ...]], folder: Path, heavy: tuple[str, ...] = LARGE
 ) -> list[tuple[int, str, list[str]]]:
     """Runs a command several times, all in one fresh process.
 
     Args:
-        door: its module.
+        command: its module.
         given: the arguments of each time.
         folder: where it runs.
         heavy: modules to look for.
 
     Returns:
-        Each time's exit code, what it said on standard error, and which of the modules had been imported by then.
+        Each time's exit code, its standard error, and which of the modules had been imported by then.
     """
-    asked = json.dumps([door, heavy, [*map(list, given)]])
+    asked = json.dumps([command, heavy, [*map(list, given)]])
     done = subprocess.run(
         [sys.executable, "-c", _PROGRAM, asked], cwd=folder, capture_output=True, text=True, check=True, env=os.environ
     )

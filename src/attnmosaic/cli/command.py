@@ -1,14 +1,13 @@
-"""Runs a command: a user error is reported in one line with exit code 2, never as a stack trace."""
+"""Runs a command and reports its errors in one line each: exit code 2 for a user error, 1 for a run that failed."""
 
 import contextlib
-import itertools
 import logging
 import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,7 +26,7 @@ from attnmosaic.core.errors import BusyError, DiskError, JobError, RunError, Use
 from attnmosaic.core.files import disk_trouble, write_atomically
 from attnmosaic.core.internals import forget_library_configs
 from attnmosaic.core.quoting import to_type
-from attnmosaic.core.signals import in_order, listen, told_stop
+from attnmosaic.core.signals import in_order, listen, stop_message
 from attnmosaic.core.text import use_substitutes
 from attnmosaic.runs.run import CONFIG, ERROR, SWEEP
 
@@ -38,11 +37,13 @@ _TRACES = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
 def run(job: Callable[[], Any]) -> None:
     """Runs a Hydra main function as a command.
 
-    Exits with 2 after a user's slip, with 1 after a run that failed and with 128 + signal after one of
-    `attnmosaic.core.signals.SIGNALS` (130 after Ctrl-C), each told in one line. With ``HYDRA_FULL_ERROR=1`` in the
+    Exits with 2 after a user error, with 1 after a run that failed and with 128 + signal after one of
+    `attnmosaic.core.signals.SIGNALS` (130 after Ctrl-C), each reported in one line. With ``HYDRA_FULL_ERROR=1`` in the
     environment every error keeps its stack trace.
     """
-    sys.argv[1:] = _arguments(sys.argv[1:])
+    if "--version" in sys.argv[1:]:  # Hydra reports its own alone
+        print(f"attnmosaic {__version__} (Hydra {hydra.__version__})")
+        sys.exit()
     Plugins.instance()  # imports those that are installed
     forget_library_configs("launcher", "joblib", "submitit_slurm")
     forget_library_configs("sweeper", "optuna")
@@ -50,65 +51,53 @@ def run(job: Callable[[], Any]) -> None:
     use_substitutes()
     if _TRACES:
         job()
-        return
-    logging.raiseExceptions = False  # a disk that is full is told once, and not by each line that finds no room
-    threading.excepthook = _unless_told
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra hand errors on instead of printing them
+    else:
+        _run_without_traces(job)
+
+
+def _run_without_traces(job: Callable[[], Any]) -> None:
+    logging.raiseExceptions = False  # a full disk is reported once, and not for each line that cannot be logged
+    threading.excepthook = _report_thread
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # has Hydra raise errors instead of printing them
     try:
         job()
     except Exception as error:
         _fail(error)
     except KeyboardInterrupt as stop:
         signum = getattr(stop, "signum", signal.SIGINT)
-        print(told_stop(signum), file=sys.stderr)
+        print(stop_message(signum), file=sys.stderr)
         sys.exit(128 + signum)
     finally:
         del os.environ["HYDRA_FULL_ERROR"]
 
 
-def _arguments(given: list[str]) -> list[str]:
-    """Returns the arguments for Hydra; answers ``--version`` by itself, as Hydra reports its own alone."""
-    if "--version" in given:
-        print(f"attnmosaic {__version__} (Hydra {hydra.__version__})")
-        sys.exit()
-    # Resolved, Hydra's section needs the rest of the config, which --cfg hydra removes first.
-    shown = [*itertools.pairwise(given)]
-    if "--resolve" in given and (("--cfg", "hydra") in shown or ("-c", "hydra") in shown or "--cfg=hydra" in given):
-        rest = [word for word in given if word not in ("--cfg", "-c", "hydra", "--cfg=hydra")]
-        part = [] if {"--package", "-p"} & {*rest} else ["--package", "hydra"]
-        return [*rest, "--cfg", "all", *part]
-    return given
-
-
-def _unless_told(failed: threading.ExceptHookArgs) -> None:
-    """Shows what a thread failed with, but for what the disk is to blame for: who waits for the thread tells that."""
+def _report_thread(failed: threading.ExceptHookArgs) -> None:
+    """Prints the trace of a thread's error, except for errors of the disk, which the main thread reports."""
     if failed.exc_value is None or disk_trouble(failed.exc_value) is None:
         threading.__excepthook__(failed)
 
 
 def guard(task: Callable[[DictConfig], Any], config: DictConfig) -> Any:
-    """Runs the task of one job; a slip ends a single run at once, but only its own job of a sweep."""
+    """Runs the task of one job; a user error ends a single run at once, but only its own job of a sweep."""
     of = HydraConfig.get()
-    if of.job.config_name == "train" and of.mode == RunMode.RUN:
+    alone = of.mode == RunMode.RUN
+    if of.job.config_name == "train" and alone:
         section: Any = of.run
         timed = "${now:" in str(unresolved(section, "dir"))
         folder = of.runtime.output_dir if of.job.chdir else section.dir
         in_order(False, lambda: how_to_go_on("hydra.run.dir", folder, timed))
     try:
         return task(config)
-    except BusyError as error:  # what is in the folder, log and all, is the other process's
-        if of.mode == RunMode.RUN:
+    except Exception as error:
+        if not isinstance(error, BusyError):  # else the folder and its log are the other process's
+            _log_error(describe(error))
+        if alone and not _TRACES and told(error) is not None:
             _fail(error)
         raise
-    except Exception as error:
-        _write_down(describe(error))
-        if _TRACES or HydraConfig.get().mode == RunMode.MULTIRUN or told(error) is None:
-            raise
-        _fail(error)
 
 
 def guard_sweep(task: Callable[[DictConfig], Any], config: DictConfig) -> None:
-    """Runs what comes before a sweep's jobs; a slip ends the sweep: Hydra would make a warning of it."""
+    """Runs the preparation of a sweep; an error ends the sweep, which Hydra would reduce to a warning."""
     try:
         task(config)
     except Exception as error:
@@ -119,23 +108,20 @@ def guard_sweep(task: Callable[[DictConfig], Any], config: DictConfig) -> None:
 
 
 def how_to_go_on(key: str, folder: str, timed: bool) -> str:
-    """Returns what to add to the news of a stop: how to go on with what lies in a folder, if there is any of it.
+    """Returns how to resume what lies in a folder, as an addition to the report of a stop; empty if nothing does.
 
     Args:
         key: the key that names the folder on the command line.
         folder: the folder.
-        timed: whether its name has the time, so that the same command alone would have another.
+        timed: whether its name has the time, so that the same command alone would take another.
     """
     if not any(Path(folder, name).exists() for name in (CONFIG, SWEEP)):
         return ""
     return f"; the same command{f' with {to_type(key, folder)}' if timed else ''} goes on"
 
 
-def _write_down(message: str) -> None:
-    """Writes an error into the job's log, and not also on the terminal, where it is told anyway.
-
-    A run that never began has it in its folder, too; in a folder with a run the error is not that run's.
-    """
+def _log_error(message: str) -> None:
+    """Writes an error into the job's log, and for a run that never began into its folder; not on the terminal."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     if HydraConfig.get().job.config_name == "train" and not (folder / CONFIG).exists():
         with contextlib.suppress(OSError):
@@ -147,55 +133,54 @@ def _write_down(message: str) -> None:
 
 
 def describe(error: BaseException) -> str:
-    """Returns what to write down of an error: its line, or its trace if it needs one."""
+    """Returns the line of an error for a log, or its trace if no line reports it."""
     line = told(error)
     return line[0] if line is not None else "".join(traceback.format_exception(error)).rstrip()
 
 
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields an error and what it was raised from: Hydra wraps the errors of constructors."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
 def blames_disk(error: BaseException) -> bool:
     """Whether the disk is to blame for an error."""
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, DiskError) or disk_trouble(link) is not None:
-            return True
-        link = link.__cause__
-    return False
+    return any(isinstance(link, DiskError) or disk_trouble(link) is not None for link in _causes(error))
 
 
 def told(error: BaseException) -> tuple[str, int] | None:
-    """Returns what to say of an error in one line and the exit code, or None for one that needs its trace."""
-    link: BaseException | None = error
-    while link is not None:  # Hydra wraps what a constructor raises
-        if isinstance(link, UserError):
-            return str(link), 2
-        if isinstance(link, RunError):
-            return str(link), 1
+    """Returns the line that reports an error and the exit code, or None for an error that needs its trace."""
+    for link in _causes(error):
+        if isinstance(link, (UserError, RunError)):
+            return str(link), 2 if isinstance(link, UserError) else 1
         if (line := disk_trouble(link) or gpu_memory_trouble(link)) is not None:
             return line, 1
-        link = link.__cause__
-    if isinstance(error, SearchPathException) or _about_flags(error):
-        return f"{str(error).strip()} (--hydra-help explains the flags)", 2
     if isinstance(error, (ConfigCompositionException, OverrideParseException, OmegaConfBaseException)):
         return advice(error, sys.argv[1:]), 2
     if isinstance(error, ValueError) and "Config group override" in str(error):
         given = [override for override in sys.argv[1:] if override.endswith("=null")]
         return f"{' '.join(given)}: a group takes the name of a file in conf/; logger=none leaves the logger out", 2
+    if isinstance(error, SearchPathException) or _is_hydras(error):
+        return f"{str(error).strip()} (--hydra-help explains the flags)", 2
     return None
 
 
-def _about_flags(error: BaseException) -> bool:
-    """Whether Hydra itself refuses a command's flags, ``--cfg job -m`` say."""
-    if type(error) is not ValueError or error.__traceback__ is None or "Config group override" in str(error):
+def _is_hydras(error: BaseException) -> bool:
+    """Whether Hydra itself refuses a command's flags, ``--cfg job -m`` for example."""
+    if type(error) is not ValueError or error.__traceback__ is None:
         return False
     raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
     return Path(raised_in).is_relative_to(Path(hydra.__file__).parent)
 
 
 def reason(error: BaseException) -> str:
-    """Returns what to say in one line of the error that a job of a sweep ended with."""
+    """Returns the line that reports the error of a sweep's job."""
+    if isinstance(error, JobError):
+        return one_line(str(error))
     line = told(error)
-    said = line[0] if line is not None else f"{type(error).__name__}: {error}"
-    return one_line(str(error) if isinstance(error, JobError) else said)
+    return one_line(line[0] if line is not None else f"{type(error).__name__}: {error}")
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -1,4 +1,4 @@
-"""What to type instead of an override that Hydra does not take."""
+"""Reports what Hydra or OmegaConf refuses in one line, with what to type instead."""
 
 import re
 import sys
@@ -12,68 +12,36 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from attnmosaic.config.resolution import walk
 from attnmosaic.config.schema import conf_dir
 from attnmosaic.core.errors import nearest, not_among
 from attnmosaic.core.quoting import as_override, in_quotes, in_shell, parsed, to_type
 
 
 def advice(error: Exception, overrides: list[str]) -> str:
-    """Says in one line what Hydra or OmegaConf found wrong, and what to type instead.
+    """Returns the line that reports an error of Hydra or OmegaConf.
 
     Args:
-        error: what they raised.
+        error: the error.
         overrides: the command line.
     """
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         return _unknown_option(error.missing_cfg_file, error.options, overrides)
-    text = str(error)
-    if swept := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'", text):
-        instead = _as_text(swept[1], overrides)
-        return f"{text.splitlines()[0]}; add -m to run one job for each value{instead}"
-    if isinstance(error, OverrideParseException) and "=" not in error.override:
-        return f"{error.override}: an override is key=value, {to_type(_FIRST_KEYS[_door()], error.override)} say"
+    first = str(error).partition("\n")[0]
+    if swept := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'", first):
+        return f"{first}; add -m to run one job for each value{_as_text(swept[1], overrides)}"
     if isinstance(error, OverrideParseException):
         return _not_parsed(error, overrides)
-    if "UserError raised while resolving interpolation: " in text:  # a resolver's own
-        return text.splitlines()[0].partition(": ")[2]
-    if key := re.search(r"Could not override '([\w./@]+)'", text):
+    if "UserError raised while resolving interpolation: " in first:  # by a resolver of ours
+        return first.partition(": ")[2]
+    if key := re.search(r"Could not override '([\w./@]+)'", str(error)):
         return _unknown_key(key[1], overrides)
     cause = error.__cause__
     if not isinstance(cause, OmegaConfBaseException):
-        return " ".join(map(str.strip, text.splitlines()[:2]))
-    where, what = text.splitlines()[0], str(cause).splitlines()[0]
+        return " ".join(map(str.strip, str(error).splitlines()[:2]))
     if cause.full_key in _SECTIONS:
         return f"{cause.full_key}: is a section of keys; type {_SECTIONS[cause.full_key]}"
-    message = f"{cause.full_key}: {what}" if cause.full_key else f"{where} {what}"
-    return message + _key_as_text(cause.full_key, overrides)
-
-
-_FIRST_KEYS = {"train": "experiment", "evaluate": "ckpt_path", "explain": "images", "predict": "image"}
-"""What a word without a key is probably meant for, by command."""
-
-
-def _not_parsed(error: OverrideParseException, overrides: list[str]) -> str:
-    key, _, value = error.override.partition("=")
-    lists = f"; quote lists: '{key}=[a,b]'" if value.lstrip().startswith("[") else ""
-    why = str(error).splitlines()[0]
-    why = "a character that needs quotes" if why.startswith("LexerNoViableAlt") else why
-    return f"{error.override}: is not a valid override ({why}){lists}{_as_text(error.override, overrides)}"
-
-
-def _key_as_text(key: str | None, overrides: list[str]) -> str:
-    given = [each for each in overrides if key and each.lstrip("+").startswith(f"{key}=")]
-    return _as_text(given[-1], overrides) if given else ""
-
-
-def _as_text(given: str, overrides: list[str]) -> str:
-    """Returns the advice to give an override's value as text, or nothing where Hydra would not take that either."""
-    key, _, value = given.partition("=")
-    instead = f"{key}={in_quotes(value)}"  # in which an interpolation stays one
-    others = [each for each in _plain(overrides) if each != given]
-    useless = as_override(key, value) == given or parsed(instead) is None
-    if useless or (_composed(others) and not _composed([*others, instead])):
-        return ""
-    return f"; as text: {in_shell(instead)}"
+    return f"{f'{cause.full_key}:' if cause.full_key else first} {str(cause).splitlines()[0]}"
 
 
 _SECTIONS = {
@@ -82,6 +50,32 @@ _SECTIONS = {
     "compute": "compute.threads=1",
     "paths": "paths.data=DIR",
 }
+"""Sections that look like keys, and what to type instead of a value for each."""
+
+_FIRST_KEYS = {"train": "experiment", "evaluate": "ckpt_path", "explain": "images", "predict": "image"}
+"""The key that a word without one is probably meant for, by command."""
+
+
+def _not_parsed(error: OverrideParseException, overrides: list[str]) -> str:
+    if "=" not in error.override:
+        return f"{error.override}: an override is key=value, {to_type(_FIRST_KEYS[_command()], error.override)} say"
+    key, _, value = error.override.partition("=")
+    lists = f"; quote lists: '{key}=[a,b]'" if value.lstrip().startswith("[") else ""
+    why = str(error).splitlines()[0]
+    why = "a character that needs quotes" if why.startswith("LexerNoViableAlt") else why
+    return f"{error.override}: is not a valid override ({why}){lists}{_as_text(error.override, overrides)}"
+
+
+def _as_text(given: str, overrides: list[str]) -> str:
+    """Returns the advice to give an override's value as text, or nothing where Hydra would refuse that as well."""
+    key, _, value = given.partition("=")
+    instead = f"{key}={in_quotes(value)}"  # in which an interpolation stays one
+    if as_override(key, value) == given or parsed(instead) is None:
+        return ""
+    others = [each for each in _plain(overrides) if each != given]
+    if _composed(others) and not _composed([*others, instead]):
+        return ""
+    return f"; as text: {in_shell(instead)}"
 
 
 def _unknown_option(path: str, options: Iterable[str], overrides: list[str]) -> str:
@@ -94,7 +88,7 @@ def _unknown_option(path: str, options: Iterable[str], overrides: list[str]) -> 
 
 
 def _unknown_key(key: str, overrides: list[str]) -> str:
-    known = [*_known_keys(key, overrides)]
+    known = _known_keys(key, overrides)
     close = nearest(key, known)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
     node = key.rpartition(".")[0]
@@ -102,48 +96,42 @@ def _unknown_key(key: str, overrides: list[str]) -> str:
     return f"{key}: there is no such config key{hint} (--cfg job shows them all{adds})"
 
 
-def _door() -> str:
-    """Returns the name of the command's config, which is that of its module."""
-    command = Path(sys.argv[0]).stem
-    return next((door for door in ("evaluate", "explain", "predict") if command.endswith(door)), "train")
+def _command() -> str:
+    """Returns the name of the command's module, which is that of its config."""
+    program = Path(sys.argv[0]).stem
+    return next((name for name in _FIRST_KEYS if program.endswith(name)), "train")
 
 
-def _known_keys(bad: str, overrides: list[str]) -> Iterable[str]:
+def _known_keys(bad: str, overrides: list[str]) -> list[str]:
     """Returns every key and group that the config would have had without the bad override."""
     config = _composed([each for each in _plain(overrides) if not each.startswith(bad)])
-    if config is None:  # another override is wrong too; then there is nothing to suggest from
+    if config is None:  # another override is wrong, too; then nothing can be suggested
         return []
     groups = [group for group in map(str, config.hydra.runtime.choices) if "/" not in group]
     return [*groups, *keys_of(config)]
 
 
 def _plain(words: list[str]) -> list[str]:
-    """Returns those words of a command line that are overrides of a key that is there, by one value."""
+    """Returns the words of a command line that override an existing key by one value."""
     given = ((each, parsed(each)) for each in words if re.match(r"[\w./@]+=", each))
     return [each for each, read in given if read is not None and not read.is_sweep_override()]
 
 
 def _composed(overrides: list[str]) -> DictConfig | None:
-    """Returns the command's config with some overrides, None where Hydra does not take them."""
-    at_work = GlobalHydra.instance().hydra  # of a sweep, which may have further jobs
+    """Returns the command's config with some overrides, None where Hydra refuses them."""
+    in_use = GlobalHydra.instance().hydra  # by a sweep, which may have further jobs
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=conf_dir(), version_base="1.3"):
-            return compose(_door(), overrides, return_hydra_config=True)
+            return compose(_command(), overrides, return_hydra_config=True)
     except Exception:
         return None
     finally:
-        GlobalHydra.instance().hydra = at_work
+        GlobalHydra.instance().hydra = in_use
 
 
-def keys_of(config: DictConfig) -> Iterable[str]:
-    """Yields every key of a composed config, without Hydra's own section."""
+def keys_of(config: DictConfig) -> list[str]:
+    """Returns every key of a composed config, sections included, without Hydra's own section."""
     plain: Any = OmegaConf.to_container(config, resolve=False)
-    yield from _keys({name: node for name, node in plain.items() if name != "hydra"})
-
-
-def _keys(plain: dict[Any, Any], prefix: str = "") -> Iterable[str]:
-    for name, child in plain.items():
-        yield f"{prefix}{name}"
-        if isinstance(child, dict):
-            yield from _keys(child, f"{prefix}{name}.")
+    paths = [path for path, _ in walk(plain) if path[0] != "hydra" and not any(type(name) is int for name in path)]
+    return [".".join(map(str, path)) for path in paths]

@@ -1,4 +1,4 @@
-"""What a command's ``--help`` lists: the options of config groups. Light: imports no torch."""
+"""Lists the options of config groups, for ``--help`` and sweeps over globs."""
 
 import itertools
 import re
@@ -7,9 +7,6 @@ from collections.abc import Iterator, Sequence
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
-
-WIDTH = 80
-"""Columns of a terminal."""
 
 
 def group_options(group: str) -> Iterator[str]:
@@ -25,7 +22,7 @@ def options(group: str) -> str:
     loader = GlobalHydra.instance().config_loader()
     found = group_options(group) if group == "experiment" else loader.get_group_options(group)
     names = " ".join(_ranges([*found]))
-    return textwrap.fill(names, WIDTH, initial_indent=f"  {group:<20}", subsequent_indent=" " * 22)
+    return textwrap.fill(names, 80, initial_indent=f"  {group:<20}", subsequent_indent=" " * 22)
 
 
 def _ranges(names: Sequence[str]) -> Iterator[str]:

@@ -101,9 +101,9 @@ def is_path(key: str) -> bool:
 
 
 def often_varied(keys: Iterable[str]) -> list[str]:
-    """Returns those of some dotted keys that are in `OFTEN_VARIED`, in its order."""
+    """Returns the dotted keys among some that are in `OFTEN_VARIED`, in its order."""
     rows = {key: row for key in keys if (row := _row(key, OFTEN_VARIED)) is not None}
-    return sorted(rows, key=lambda key: rows[key])
+    return sorted(rows, key=rows.__getitem__)
 
 
 def _row(key: str, patterns: Iterable[str]) -> int | None:
@@ -133,9 +133,9 @@ def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         KeyError: the config lacks a section.
     """
-    if absent := [section for section in ("data", "compute", "trainer") if section not in config]:
-        raise KeyError(absent[0])
-    kept, others = _without_output(config, ""), other_networks(config)
+    if absent := {"data", "compute", "trainer"} - config.keys():
+        raise KeyError(min(absent))
+    kept, others = _without_output(config), other_networks(config)
     for section in ("lr", "model", "optimizer", "scheduler"):
         kept[section] = {name: node for name, node in kept[section].items() if name not in others}
     if deciding := {name: node for name, node in (config["callbacks"] or {}).items() if _decides(node)}:
@@ -143,7 +143,7 @@ def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _without_output(node: Mapping[str, Any], section: str) -> dict[str, Any]:
+def _without_output(node: Mapping[str, Any], section: str = "") -> dict[str, Any]:
     kept = {}
     for name, child in node.items():
         key = f"{section}{name}"
@@ -152,14 +152,14 @@ def _without_output(node: Mapping[str, Any], section: str) -> dict[str, Any]:
     return kept
 
 
-def _decides(callback: Any) -> bool:
-    """Whether a callback is one of Lightning's that change how a run trains; others only write or watch."""
-    if not isinstance(callback, dict):
-        return False
-    return callback["_target_"].rpartition(".")[2] in _DECIDING or callback.get("duration") is not None  # a Timer's
-
-
 _DECIDING = (
     "EarlyStopping", "StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging",
     "GradientAccumulationScheduler",
 )  # fmt: skip
+
+
+def _decides(callback: Any) -> bool:
+    """Whether a callback is one of Lightning's that change how a run trains; others only write or log."""
+    if not isinstance(callback, dict):
+        return False
+    return callback["_target_"].rpartition(".")[2] in _DECIDING or callback.get("duration") is not None  # a Timer's

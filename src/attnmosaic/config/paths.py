@@ -1,4 +1,4 @@
-"""What a relative path means: a place in the folder where the command was started. Light: imports no torch.
+"""Paths of a config: relative ones are relative to the folder where the command was started, not to the run's.
 
 Hydra changes the working directory of a job (``hydra.job.chdir=true``), a checkpoint is measured from another folder, a
 run is copied to another machine. So a run's config and its checkpoints hold absolute paths.
@@ -18,53 +18,46 @@ from attnmosaic.config.resolution import leaves
 
 
 def absolute(path: str | Path) -> str:
-    """Returns a path as it is from the folder where the command was started; an address of another machine stays."""
+    """Returns the absolute path of a path that was typed; an address (``gs://...``) stays."""
     return str(path) if "://" in str(path) else os.path.abspath(to_absolute_path(os.path.expanduser(path)))
 
 
 def where_started() -> contextlib.chdir[str]:
-    """Returns a context in which relative paths are what the user typed, and are reported so."""
+    """Returns a context whose working directory is the folder where the command was started."""
     return contextlib.chdir(absolute("."))
 
 
 def with_absolute_paths(config: DictConfig) -> DictConfig:
-    """Returns a composed config whose paths are absolute.
-
-    Paths among the arguments of a network or an objective are not known as such: they stay.
-    """
+    """Returns a composed config whose paths are absolute, but for those among arguments of networks and objectives."""
     kept = config.copy()
     for key, _ in leaves(OmegaConf.to_container(config, resolve=False)):
-        named = is_path(key[1:-1].replace("][", "."))
-        path = OmegaConf.select(config, key, throw_on_resolution_failure=False) if named else None
-        if isinstance(path, str):
-            OmegaConf.update(kept, key, absolute(path))
+        if is_path(key[1:-1].replace("][", ".")):
+            path = OmegaConf.select(config, key, throw_on_resolution_failure=False)
+            if isinstance(path, str):
+                OmegaConf.update(kept, key, absolute(path))
     return kept
 
 
 def located(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Returns a run's saved config with the folders of its images where they are now.
 
-    A folder that is missing, but lies where it would if it had been moved together with the run, is taken from there.
+    A missing folder that would exist if it had been moved together with the run is taken from there.
 
     Args:
         config: as it was saved.
         folder: where the run is now.
     """
 
-    def found(root: str) -> str:
-        before, run_dir = absolute(root), config.get("run_dir")
-        beside = os.path.abspath(folder / os.path.relpath(before, run_dir)) if isinstance(run_dir, str) else before
-        return beside if os.path.isdir(beside) and not os.path.isdir(before) else before
+    def with_root(node: Any) -> Any:
+        if not isinstance(node, dict) or not isinstance(node.get("root"), str):
+            return node
+        before = absolute(node["root"])
+        moved = os.path.abspath(folder / os.path.relpath(before, config["run_dir"]))
+        return {**node, "root": moved if os.path.isdir(moved) and not os.path.isdir(before) else before}
 
-    data = dict(config["data"])
-    for part in ("train_set", "test_set"):
-        if isinstance(data.get(part), dict):
-            data[part] = _with_root(data[part], found)
-    return {**config, "data": _with_root(data, found)}
-
-
-def _with_root(node: dict[str, Any], found: Any) -> dict[str, Any]:
-    return {**node, "root": found(node["root"])} if isinstance(node.get("root"), str) else node
+    data = with_root(dict(config["data"]))
+    sets = {part: with_root(data[part]) for part in ("train_set", "test_set") if part in data}
+    return {**config, "data": data | sets}
 
 
 def shortest(path: object) -> str:

@@ -12,20 +12,21 @@ from omegaconf import II, MISSING, OmegaConf
 
 from attnmosaic.config.groups import options
 from attnmosaic.core.errors import UserError
+from attnmosaic.core.text import cut
 
 PRECISIONS = {"float32": "32-true", "float64": "64-true", "bfloat16": "bf16-mixed"}
 """Our names of precisions and Lightning's."""
 
 PROGRESS = ("auto", "live", "lines", "quiet")
-"""How a run, or a sweep, tells how far it is; see `attnmosaic.cli.progress`."""
+"""How a run or a sweep shows its progress, see `attnmosaic.cli.progress`."""
 
 METRICS = (
     "loss", "accuracy", "focus", "ftpt", "ffpt", "ftpf", "ffpf", "confident", "foreground_weight", "entropy",
 )  # fmt: skip
-"""What is measured of a pair on each split, see `attnmosaic.metrics.focus.FocusMetrics`."""
+"""The metrics of a pair on each split, see `attnmosaic.metrics.focus.FocusMetrics`."""
 
 PAIR = ("what", "where")
-"""The networks of a run on mosaics; the order is that of the seeds of their first weights."""
+"""The networks of a run on mosaics, in the order of the seeds of their first weights."""
 
 
 def networks_of(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -33,25 +34,32 @@ def networks_of(config: Mapping[str, Any]) -> tuple[str, ...]:
     return ("network",) if config["model"].get("network") else PAIR
 
 
-def metrics_of(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns what is measured on each split of a run."""
-    if networks_of(config) == PAIR:
-        return METRICS
-    return two_output_metrics(config["data"]["operation"])
-
-
 def other_networks(config: Mapping[str, Any]) -> set[str]:
-    """Returns the names of the networks that a run does not train; what a config has of them counts for nothing."""
+    """Returns the names of the networks that a run does not train; their settings count for nothing."""
     return {*PAIR, "network"} - set(networks_of(config))
 
 
+def metrics_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the metrics of a run on each split."""
+    return METRICS if networks_of(config) == PAIR else two_output_metrics(config["data"]["operation"])
+
+
 def two_output_metrics(operation: str) -> tuple[str, ...]:
-    """Returns what is measured on each split of digits and numbers, see `TwoOutputMetrics`."""
+    """Returns the metrics of a network with two outputs on each split, see `TwoOutputMetrics`."""
     return ("loss", "digit_accuracy", f"{operation}_accuracy")
 
 
+def processes_of(config: Mapping[str, Any]) -> int:
+    """Returns the number of processes that train a run: one for each device if the trainer's strategy is ddp."""
+    trainer = config["trainer"]
+    devices = trainer.get("devices", 1) if trainer.get("strategy") == "ddp" else 1
+    if isinstance(devices, Sequence) and not isinstance(devices, str):
+        return len(devices)
+    return max(1, devices) if isinstance(devices, int) else 1
+
+
 def conf_dir() -> str:
-    """Returns the folder of configs: inside the installed package, or on top of the repository."""
+    """Returns the folder of configs: inside the installed package, or at the top of the repository."""
     inside = Path(str(files("attnmosaic"))) / "conf"
     return str(inside if inside.is_dir() else inside.parents[2] / "conf")
 
@@ -96,7 +104,7 @@ class SchedulerConfig:
 
 @dataclass
 class ModelConfig:
-    # What is left out is empty and not null: OmegaConf fails on overrides of keys below a null.
+    # Empty by default and not null: OmegaConf fails on overrides of keys below a null.
     where: dict[str, Any] | None = field(default_factory=dict)
     what: dict[str, Any] | None = field(default_factory=dict)
     network: dict[str, Any] | None = field(default_factory=dict)
@@ -120,7 +128,7 @@ class PathsConfig:
 
 @dataclass
 class TrainConfig:
-    """A run. ``conf/train.yaml`` says what each key means."""
+    """The config of a run, explained in ``conf/train.yaml``."""
 
     name: str = MISSING
     seed: Seed = field(default_factory=Seed)
@@ -152,7 +160,7 @@ def _open() -> Any:
 
 @dataclass
 class EvaluateConfig:
-    """An evaluation. ``conf/evaluate.yaml`` says what each key means."""
+    """The config of an evaluation, explained in ``conf/evaluate.yaml``."""
 
     name: str = MISSING
     ckpt_path: str = MISSING
@@ -166,7 +174,7 @@ class EvaluateConfig:
 
 @dataclass
 class ExplainConfig:
-    """A look at images of one's own. ``conf/explain.yaml`` says what each key means."""
+    """The config of predictions on the user's images, explained in ``conf/explain.yaml``."""
 
     name: str = MISSING
     ckpt_path: str = MISSING
@@ -180,7 +188,7 @@ class ExplainConfig:
 
 @dataclass
 class PredictConfig:
-    """A prediction. ``conf/predict.yaml`` says what each key means."""
+    """The config of the prediction of one image, explained in ``conf/predict.yaml``."""
 
     ckpt_path: str = MISSING
     image: str = MISSING
@@ -190,28 +198,26 @@ class PredictConfig:
 
 
 def register() -> None:
-    """Makes the schemas and resolvers known to Hydra."""
+    """Registers the schemas and the resolvers with Hydra."""
     # The row of a table that an experiment is: row1 of table1/row1.
     OmegaConf.register_new_resolver("row", lambda name: folder_name(name).rpartition("/")[2], replace=True)
     OmegaConf.register_new_resolver("folder", folder_name, replace=True)
-    # An argument that conf/ has for a target; it goes with the target when that is replaced, see `scaled`.
+    # An argument that conf/ has for a target; `scaled` removes it where the target was replaced.
     OmegaConf.register_new_resolver("with", lambda target, value: _node(value), replace=True)
     OmegaConf.register_new_resolver("output_dir", output_dir, replace=True)
     OmegaConf.register_new_resolver("options", options, replace=True)
-    store = ConfigStore.instance()
-    store.store(group="schema", name="train", node=TrainConfig)
-    store.store(group="schema", name="evaluate", node=EvaluateConfig)
-    store.store(group="schema", name="explain", node=ExplainConfig)
-    store.store(group="schema", name="predict", node=PredictConfig)
+    schemas = {"train": TrainConfig, "evaluate": EvaluateConfig, "explain": ExplainConfig, "predict": PredictConfig}
+    for name, schema in schemas.items():
+        ConfigStore.instance().store(group="schema", name=name, node=schema)
 
 
 def _node(value: Any) -> Any:
-    """Returns a resolver's value as OmegaConf wants it: as a node, if it is a list or a dict."""
+    """Returns a resolver's value as OmegaConf requires it: as a node if it is a list or a dict."""
     return OmegaConf.create(value) if isinstance(value, (list, dict)) else value
 
 
 def output_dir(default: str) -> str:
-    """Returns the folder that Hydra gives to a job; without a job the default, from Python say.
+    """Returns the folder that Hydra gives to a job, or the default where there is no job (in a notebook).
 
     Where a config is only shown (``--cfg job --resolve``) it is the folder that a run would have.
     """
@@ -222,30 +228,16 @@ def output_dir(default: str) -> str:
 
 
 def folder_name(name: object) -> str:
-    """Returns a run's ``name``, which folders are called by, if it leads into them and nowhere else.
+    """Returns a run's ``name``, which becomes a path of folders, if it leads downwards and its parts are names.
 
     Raises:
-        UserError: it does not.
+        UserError: it does not, or a part has more than 200 bytes.
     """
     text = str(name)
-    parts = text.split("/")
-    # A folder's name has 255 bytes at most.
-    good = all(part.strip(" .") and len(part.encode(errors="replace")) <= 200 for part in parts)
+    good = all(part.strip(" .") and len(part.encode(errors="replace")) <= 200 for part in text.split("/"))
     if not good or not text.isprintable() or "\\" in text:
-        shown = ascii(text if len(text) <= 80 else f"{text[:80]} ...")
         raise UserError(
-            f"name: got {shown}, needs a name that a folder can have, without .. and not beginning with /; "
+            f"name: got {cut(text, 80)!a}, needs a name that a folder can have, without .. and not beginning with /; "
             "type for example name=mine"
         )
     return text
-
-
-def processes_of(config: Mapping[str, Any]) -> int:
-    """Returns how many processes train a run: one for each device, if the trainer's strategy is ddp."""
-    trainer = config["trainer"]
-    if trainer.get("strategy") != "ddp":
-        return 1
-    devices = trainer.get("devices", 1)
-    if isinstance(devices, int):
-        return max(1, devices)
-    return len(devices) if isinstance(devices, Sequence) and not isinstance(devices, str) else 1

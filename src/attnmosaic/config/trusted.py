@@ -1,15 +1,16 @@
-"""What a config that somebody else saved may ask for. Light: imports no torch.
+"""The classes that a config in somebody else's checkpoint may name. Light: imports no torch.
 
-A config names by ``_target_`` what is to be imported and called, so one out of a checkpoint is a program of whoever
-made the file. Only what is listed here is made of it, if the user does not say otherwise: an allow-list, as what could
-do harm cannot be listed.
+A config names by ``_target_`` what is to be imported and called, so one in a checkpoint is a program of whoever made
+the file. Only what is listed here is instantiated unless the user trusts more names: an allow-list, as what could do
+harm cannot be listed.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attnmosaic.config.paths import shortest
+from attnmosaic.config.resolution import walk
 from attnmosaic.core.errors import UserError
 from attnmosaic.core.quoting import to_type
 
@@ -22,11 +23,10 @@ _LISTED = {
     "attnmosaic.nn.networks": "ConvNet MLP",
     "attnmosaic.nn.objectives": "CrossEntropy SumOfCrossEntropies",
     "attnmosaic.nn.two_outputs": "ProductNet SumNet",
-    # Those whose archives are checked against a hash that stands in torchvision; the folders it writes to are named by
-    # the config.
+    # Those whose archives torchvision checks against a hash.
     "torchvision.datasets": "CIFAR10 CIFAR100 FashionMNIST KMNIST MNIST",
     "torchvision.transforms": "CenterCrop Compose Grayscale Pad Resize",
-    # Layers alone: no containers of other processes' work (DataParallel), no functions, nothing that hooks or loads.
+    # Layers alone: no DataParallel, no functions, nothing that hooks or loads.
     "torch.nn": "AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveMaxPool1d AdaptiveMaxPool2d AlphaDropout AvgPool1d "
     "AvgPool2d BatchNorm1d BatchNorm2d Bilinear CELU Conv1d Conv2d ConvTranspose1d ConvTranspose2d Dropout Dropout1d "
     "Dropout2d ELU Flatten GELU GLU GroupNorm Hardshrink Hardsigmoid Hardswish Hardtanh Identity InstanceNorm1d "
@@ -39,105 +39,73 @@ _LISTED = {
 }
 
 TARGETS = frozenset(f"{module}.{name}" for module, names in _LISTED.items() for name in names.split())
-"""What a saved config may name without being trusted: exact names, as a module's others may do anything."""
+"""The names that a saved config may have without being trusted; exact names, as others in a module may do anything."""
 
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+", re.ASCII)
+
+
+_LEVELS = 50
+"""Of a config at most; runs have six."""
 
 
 class NotPlainError(Exception):
     """A config with something in it that no run saves; its text says what."""
 
 
-def trusted_prefixes(trust: Any) -> tuple[str, ...] | None:
-    """Returns the names that a user trusts beside `TARGETS`; None for all there are.
+def check_trusted(config: Mapping[str, Any], sections: Sequence[str], path: object, trust: Any = ()) -> None:
+    """Checks that every ``_target_`` of a saved config is listed in `TARGETS` or trusted, before it is imported.
 
     Args:
+        config: the saved config; plain, see `check_plain`.
+        sections: the keys of the nodes that are to be instantiated.
+        path: the file it is from.
         trust: "all", or names of packages, modules or what is in them.
 
     Raises:
-        UserError: it is neither.
+        UserError: a target is neither, or ``trust`` is not valid.
     """
-    if trust == "all":
-        return None
-    names = [trust] if isinstance(trust, str) else trust
-    if not isinstance(names, Sequence) or not all(isinstance(name, str) and name for name in names):
+    names = _trusted_names(trust)
+    for keys, target in walk({key: config.get(key) for key in sections}):
+        where, text = ".".join(map(str, keys)), str(target)
+        if keys[-1] != "_target_" or trust == "all" or text in TARGETS:
+            continue
+        if any(f"{text}.".startswith(f"{name}.") for name in names):
+            continue
+        if not _NAME.fullmatch(text):
+            raise UserError(
+                f"ckpt_path: '{shortest(path)}' has {text[:80]!r} as its {where}, which names nothing to import"
+            )
+        raise UserError(
+            f"ckpt_path: '{shortest(path)}' names {text} as its {where}, which is neither of this program nor a "
+            "layer of torch's and would run with your rights; if you trust whoever made the file, type "
+            f"{to_type('trust', [text])} (or its package, or trust=all)"
+        )
+
+
+def _trusted_names(trust: Any) -> list[str]:
+    names: list[Any] = [trust] if isinstance(trust, str) else [*trust] if isinstance(trust, Sequence) else [None]
+    if not all(isinstance(name, str) and name for name in names):
         raise UserError(
             f"trust: got {trust}, needs names of packages; type for example 'trust=[my_package]', or trust=all"
         )
-    return tuple(name.rstrip(".") for name in names)
+    return [name.rstrip(".") for name in names]
 
 
-def check_trusted(config: Mapping[str, Any], sections: Sequence[str], path: object, trust: Any = ()) -> None:
-    """Checks that all a saved config names is listed in `TARGETS` or trusted, before anything of it is imported.
+def check_plain(config: Any) -> None:
+    """Checks that a saved config is a tree of dicts, lists, text, numbers, true, false and null, as runs save it.
 
-    Args:
-        config: that was saved; plain, see `check_plain`.
-        sections: the keys of what something is to be made of.
-        path: the file it is from.
-        trust: see `trusted_prefixes`.
+    Interpolations are refused: runs save resolved values, and ``${oc.env:...}`` would read the user's environment.
 
     Raises:
-        UserError: it names something else.
+        NotPlainError: it is not.
     """
-    prefixes = trusted_prefixes(trust)
-    for where, target in (found for key in sections for found in _targets(config.get(key), key)):
-        if isinstance(target, str) and (prefixes is None or target in TARGETS or _under(target, prefixes)):
-            continue
-        if isinstance(target, str) and _NAME.fullmatch(target):
-            raise UserError(
-                f"ckpt_path: '{shortest(path)}' names {target} as its {where}, which is neither of this program nor a "
-                "layer of torch's and would run with your rights; if you trust whoever made the file, type "
-                f"{to_type('trust', [target])} (or its package, or trust=all)"
-            )
-        raise UserError(
-            f"ckpt_path: '{shortest(path)}' has {str(target)[:80]!r} as its {where}, which names nothing to import"
-        )
-
-
-def _under(target: str, prefixes: Sequence[str]) -> bool:
-    return any(target == prefix or target.startswith(f"{prefix}.") for prefix in prefixes)
-
-
-def _targets(node: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Yields every ``_target_`` at any depth, with its key."""
-    children: Iterator[tuple[Any, Any]]
-    if isinstance(node, Mapping):
-        children = iter(node.items())
-    elif isinstance(node, (list, tuple)):
-        children = iter(enumerate(node))
-    else:
-        return
-    for name, child in children:
-        if name == "_target_":
-            yield f"{key}._target_", child
-        yield from _targets(child, f"{key}.{name}")
-
-
-DEEPEST = 50
-"""Levels of a config; ours have six."""
-
-
-def check_plain(node: Any) -> None:
-    """Checks that a saved config is what runs save: a tree of dicts, lists, text, numbers, true, false and null.
-
-    An interpolation is none of these: resolved values are saved, and ``${oc.env:...}`` would read what is the user's.
-
-    Raises:
-        NotPlainError: it is not, or has more than `DEEPEST` levels.
-    """
-    waiting = [(node, "config", 0)]
-    while waiting:
-        part, key, depth = waiting.pop()
-        if depth > DEEPEST:
-            raise NotPlainError(f"more than {DEEPEST} levels at {key[:80]}")
-        if isinstance(part, str):
-            if "${" in part:
-                raise NotPlainError(f"an interpolation at {key}: {part[:80]}")
-        elif isinstance(part, (dict, list, tuple)):
-            items = part.items() if isinstance(part, dict) else enumerate(part)
-            for name, child in items:
-                if not isinstance(name, (str, int)) or "${" in str(name):
-                    raise NotPlainError(f"a key that is none in {key}: {str(name)[:80]}")
-                waiting.append((child, f"{key}.{name}", depth + 1))
-        elif part is not None and not isinstance(part, (bool, int, float)):
-            raise NotPlainError(f"a {type(part).__name__} at {key}")
+    for path, value in walk({"config": config}):
+        key = ".".join(map(str, path))[:80]
+        if len(path) > _LEVELS:
+            raise NotPlainError(f"more than {_LEVELS} levels at {key}")
+        if not isinstance(path[-1], (str, int)) or "${" in str(path[-1]):
+            raise NotPlainError(f"an invalid key: {key}")
+        if isinstance(value, str) and "${" in value:
+            raise NotPlainError(f"an interpolation at {key}: {value[:80]}")
+        if value is not None and not isinstance(value, (str, bool, int, float, dict, list, tuple)):
+            raise NotPlainError(f"a {type(value).__name__} at {key}")

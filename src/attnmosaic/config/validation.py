@@ -1,24 +1,27 @@
-"""Checks of a config: everything the config alone can tell, before torch is imported."""
+"""Checks the values of a run's config before torch is imported: ranges and words of keys, nodes, classes, processes."""
 
 import math
-import sys
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from attnmosaic.config.availability import check_available
-from attnmosaic.config.classes import check_names, split_classes
+from attnmosaic.config.availability import check_available, check_data_fit
+from attnmosaic.config.classes import split_classes
 from attnmosaic.config.image_folders import check_folder, foreground_missing, root_folder
-from attnmosaic.config.memory import check_data_fit
 from attnmosaic.config.operations import OPERATIONS
+from attnmosaic.config.resolution import walk
 from attnmosaic.config.schedule import ORDERS
-from attnmosaic.config.schema import PAIR, PRECISIONS, PROGRESS, metrics_of, networks_of
-from attnmosaic.config.structure import check_nodes, check_sections
+from attnmosaic.config.schema import PAIR, PRECISIONS, PROGRESS, folder_name, metrics_of, networks_of
 from attnmosaic.config.trainer_arguments import check_trainer
 from attnmosaic.core.errors import UserError, not_among
 from attnmosaic.core.quoting import in_shell
+from attnmosaic.core.text import short_value
+
+_SPLITS = ("train", "test", "held_out")
+_Allowed = Callable[[Any], bool]
 
 
 def _number(value: Any) -> bool:
@@ -29,99 +32,86 @@ def _integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-_Rule = tuple[Callable[[Any], bool], str, object]
-_MOST = 2**31
-"""Counts and seeds are below it: torch and numpy hold such numbers everywhere."""
-_COUNT: _Rule = (lambda v: _integer(v) and 1 <= v < _MOST, "a whole number of at least 1 and below 2^31", 1)
-_SEED: _Rule = (lambda v: _integer(v) and 0 <= v < 2**63, "a whole number of at least 0 and below 2^63", 0)
-_POSITIVE: _Rule = (lambda v: _number(v) and v > 0, "a number above 0", 0.01)
-_NOT_NEGATIVE: _Rule = (lambda v: _number(v) and v >= 0, "a number of at least 0", 1.0)
-_SHARE: _Rule = (lambda v: _number(v) and 0 < v < 1, "a share above 0 and below 1", 0.2)
-_UNIT: _Rule = (lambda v: _number(v) and 0 <= v <= 1, "a number from 0 to 1", 0.0)
-_PATCHES: _Rule = (lambda v: _integer(v) and 2 <= v < _MOST, "a whole number of at least 2 and below 2^31", 9)
-_CLASSES: _Rule = (
-    lambda v: isinstance(v, list) and not any(isinstance(item, (list, dict)) for item in v),
-    "a list of class names or indices",
-    "[0,1]",
+def _whole(least: int, bits: int = 31) -> tuple[_Allowed, str]:
+    """Returns the rule of a whole number; torch and numpy hold counts below 2^31 and seeds below 2^63 everywhere."""
+    wording = f"a whole number of at least {least} and below 2^{bits}"
+    return lambda v: _integer(v) and least <= v < 2**bits, wording
+
+
+def _each(allowed: _Allowed) -> _Allowed:
+    """Returns the rule of one value, or of a list of one for each channel."""
+    return lambda v: all(map(allowed, v if isinstance(v, list) else [v]))
+
+
+def _positive(value: Any) -> bool:
+    return _number(value) and value > 0
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _classes(value: Any) -> bool:
+    return isinstance(value, list) and not any(isinstance(item, (list, dict)) for item in value)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _point(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_number, value))
+
+
+def _means(value: Any) -> bool:
+    return isinstance(value, list) and len(value) >= 3 and all(map(_mean, value))
+
+
+def _mean(value: Any) -> bool:
+    return _point(value) or (isinstance(value, list) and len(value) > 0 and all(map(_point, value)))
+
+
+_RULES: tuple[tuple[str, _Allowed, str, object], ...] = (
+    ("seed.all seed.data seed.init seed.order data.seed data.order_seed", *_whole(0, 63), 0),
+    ("schedule.k schedule.epochs optimizer.microbatches? compute.threads? data.train_mosaics", *_whole(1), 1),
+    ("data.test_mosaics data.held_out_mosaics data.train_images? data.held_out_images? data.points", *_whole(1), 1),
+    ("data.batch_size data.steps_per_block? data.eval_batch_size? data.image_size?", *_whole(1), 1),
+    ("trainer.check_val_every_n_epoch trainer.max_epochs trainer.log_every_n_steps", *_whole(1), 1),
+    ("trainer.reload_dataloaders_every_n_epochs", *_whole(0), 0),
+    ("data.patches", *_whole(2), 9),
+    ("lr.what lr.where lr.network optimizer.clip_norm? data.variance", _positive, "a number above 0", 0.01),
+    ("compute.cache_gb", lambda v: _number(v) and v >= 0, "a number of at least 0", 1.0),
+    ("objective.entropy", lambda v: _number(v) and 0 <= v <= 1, "a number from 0 to 1", 0.0),
+    ("data.held_out_share", lambda v: _number(v) and 0 < v < 1, "a fraction above 0 and below 1", 0.2),
+    ("data.mean", _each(_number), "a number, or one for each channel", 0.5),
+    ("data.std", _each(_positive), "a number above 0, or one for each channel", 0.5),
+    ("data.foreground data.background?", _classes, "a list of class names or indices", "[0,1]"),
+    ("data.classes?", _texts, "a list of class names, in quotes where they read as numbers, true or null", '["0",cat]'),
+    ("data.means", _means, "at least three classes, each a point [x, y] or a list of points", "[[0,0],[1,1],[2,2]]"),
+    ("data.redraw trainer.benchmark? trainer.detect_anomaly", _flag, "true or false", "true"),
+    ("trainer.enable_model_summary? trainer.inference_mode trainer.sync_batchnorm", _flag, "true or false", "true"),
+    ("trainer.deterministic?", lambda v: _flag(v) or v == "warn", "true, false or warn", "true"),
+    ("data.views?", lambda v: isinstance(v, dict), "a section of views", "null"),
+    ("trainer.val_check_interval", lambda v: v == 1 and isinstance(v, float), "1.0: evaluations follow epochs", 1.0),
 )
-_MEAN: _Rule = (lambda v: all(map(_number, v if isinstance(v, list) else [v])), "a number, or one a channel", 0.5)
-_STD: _Rule = (
-    lambda v: all(_number(x) and x > 0 for x in (v if isinstance(v, list) else [v])),
-    "a number above 0, or one a channel",
-    0.5,
-)
-_ONE: _Rule = (lambda v: v == 1 and isinstance(v, float), "1.0: evaluations come at the end of an epoch", 1.0)
-_FLAG: _Rule = (lambda v: isinstance(v, bool), "true or false", "true")
-_DETERMINISTIC: _Rule = (lambda v: isinstance(v, bool) or v == "warn", "true, false or warn", "true")
-_WHOLE: _Rule = (lambda v: _integer(v) and 0 <= v < _MOST, "a whole number of at least 0 and below 2^31", 0)
-_MEANS: _Rule = (
-    lambda v: isinstance(v, list) and len(v) >= 3 and all(_is_mean(m) for m in v),
-    "a list of at least three classes, each a point [x, y] or a list of such points",
-    "[[0,0],[1,1],[2,2]]",
+"""Keys (with ``?``: or null), the values they may have, the wording of those, an example. An absent key passes."""
+
+_WORDS: tuple[tuple[str, Sequence[str]], ...] = (
+    ("schedule.order", tuple(ORDERS)),
+    ("precision", tuple(PRECISIONS)),
+    ("compute.matmul_precision", ("highest", "high", "medium")),
+    ("compute.engine", ("auto", "eager")),
+    ("compute.pool", ("auto", "device", "host")),
+    ("scale", ("full", "smoke")),
+    ("progress", PROGRESS),
 )
 
-
-def _is_mean(value: Any) -> bool:
-    def point(v: Any) -> bool:
-        return isinstance(v, list) and len(v) == 2 and all(map(_number, v))
-
-    return point(value) or (isinstance(value, list) and len(value) > 0 and all(map(point, value)))
-
-
-# A key that is absent (a data module of one's own may have others) or null where null means "off" passes.
-_RULES: dict[str, _Rule] = {
-    "seed.all": _SEED,
-    "seed.data": _SEED,
-    "seed.init": _SEED,
-    "seed.order": _SEED,
-    "lr.what": _POSITIVE,
-    "lr.where": _POSITIVE,
-    "lr.network": _POSITIVE,
-    "schedule.k": _COUNT,
-    "schedule.epochs": _COUNT,
-    "optimizer.clip_norm": _POSITIVE,
-    "optimizer.microbatches": _COUNT,
-    "objective.entropy": _UNIT,
-    "compute.threads": _COUNT,
-    "compute.cache_gb": _NOT_NEGATIVE,
-    "trainer.check_val_every_n_epoch": _COUNT,
-    "trainer.max_epochs": _COUNT,
-    "trainer.benchmark": _FLAG,
-    "trainer.detect_anomaly": _FLAG,
-    "trainer.deterministic": _DETERMINISTIC,
-    "trainer.enable_model_summary": _FLAG,
-    "trainer.inference_mode": _FLAG,
-    "trainer.sync_batchnorm": _FLAG,
-    "trainer.log_every_n_steps": _COUNT,
-    "trainer.reload_dataloaders_every_n_epochs": _WHOLE,
-    "trainer.val_check_interval": _ONE,
-    "data.seed": _SEED,
-    "data.order_seed": _SEED,
-    "data.mean": _MEAN,
-    "data.std": _STD,
-    "data.foreground": _CLASSES,
-    "data.background": _CLASSES,
-    "data.patches": _PATCHES,
-    "data.train_mosaics": _COUNT,
-    "data.test_mosaics": _COUNT,
-    "data.held_out_mosaics": _COUNT,
-    "data.batch_size": _COUNT,
-    "data.steps_per_block": _COUNT,
-    "data.eval_batch_size": _COUNT,
-    "data.means": _MEANS,
-    "data.variance": _POSITIVE,
-    "data.points": _COUNT,
-    "data.image_size": _COUNT,
-    "data.held_out_share": _SHARE,
-    "data.train_images": _COUNT,
-    "data.held_out_images": _COUNT,
-    "data.redraw": _FLAG,
+_HYDRAS: dict[str, tuple[type, str]] = {
+    "_target_": (str, "the name of a class or function, torch.optim.SGD for example"),
+    "_partial_": (bool, "true or false"),
+    "_recursive_": (bool, "true or false"),
 }
-_NULLABLE = {
-    "optimizer.clip_norm", "optimizer.microbatches", "compute.threads", "data.background", "data.image_size",
-    "trainer.benchmark", "trainer.deterministic", "trainer.enable_model_summary",
-    "data.steps_per_block", "data.eval_batch_size", "data.train_images", "data.held_out_images",
-}  # fmt: skip
+"""Keys of nodes that Hydra reads without checking them: the types of their values, and the wording."""
 
 
 def check(config: DictConfig) -> None:
@@ -134,80 +124,89 @@ def check(config: DictConfig) -> None:
     if "data.foreground" in missing and (root := OmegaConf.select(config, "data.root")) is not None:
         raise foreground_missing(root)
     if missing:
-        key = missing[0]
-        raise UserError(f"{key}: has no value and needs one; type {key}={_EXAMPLES.get(key, 'VALUE')}")
+        raise UserError(f"{missing[0]}: has no value and needs one; type {missing[0]}=VALUE")
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    _check_run_dir(str(plain["run_dir"]))
-    check_sections(plain)
-    _check_networks(plain)
     check_settings(plain)
     check_trainer(plain["trainer"], plain["schedule"]["epochs"] if "max_epochs" in plain["trainer"] else None)
     _check_processes(plain)
     if plain["data"].get("weights") is not None and plain["schedule"]["order"] != "what_only":
         raise UserError(
-            "data.weights: decree the attention, so Where cannot learn; got "
+            "data.weights: fixes the attention weights, so Where cannot learn; got "
             f"schedule.order={plain['schedule']['order']}, type schedule=what_only (or data.weights=null)"
         )
     _check_classes(plain["data"])
     check_data_fit(plain["data"])
     check_available(plain["data"])
-    if config.ckpt_path is not None:
-        check_ckpt_path(config.ckpt_path)
-
-
-def _check_run_dir(folder: str) -> None:
-    """Checks that a run's folder has a name that is text: TensorBoard and torch write to no other."""
-    try:
-        folder.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"run_dir: got {folder!a}, which is no text where file names are {sys.getfilesystemencoding()}; "
-            "set PYTHONUTF8=1 in the environment, or type hydra.run.dir=DIR"
-        ) from error
+    if plain["ckpt_path"] is not None:
+        check_ckpt_path(plain["ckpt_path"])
 
 
 def check_settings(plain: dict[str, Any]) -> None:
-    """Checks what a run's resolved settings tell by themselves: nothing is looked at beside them.
+    """Checks a run's resolved settings by themselves: no file, no memory, no device.
 
     Raises:
         UserError: see `check`.
     """
-    for key, (allowed, wording, example) in _RULES.items():
-        found, value = _lookup(plain, key)
-        if found and not (value is None and key in _NULLABLE) and not allowed(value):
-            shown = "null" if value is None else value
-            raise UserError(f"{key}: got {shown}, needs {wording}; type for example {in_shell(f'{key}={example}')}")
-    check_nodes(plain)
-    for key, words in (
-        ("schedule.order", tuple(ORDERS)),
-        ("precision", tuple(PRECISIONS)),
-        ("compute.matmul_precision", ("highest", "high", "medium")),
-        ("compute.engine", ("auto", "eager")),
-        ("compute.pool", ("auto", "device", "host")),
-        ("scale", ("full", "smoke")),
-        ("progress", PROGRESS),
-        ("optimized_metric", tuple(f"{s}/{m}" for s in ("train", "test", "held_out") for m in metrics_of(plain))),
-    ):
-        if (value := _lookup(plain, key)[1]) not in words:
+    folder_name(plain["name"])
+    _check_sections(plain)
+    _check_networks(plain)
+    for names, allowed, wording, example in _RULES:
+        for name in names.split():
+            _check_rule(plain, name, allowed, wording, example)
+    metrics = [f"{split}/{metric}" for split in _SPLITS for metric in metrics_of(plain)]
+    for key, words in (*_WORDS, ("optimized_metric", metrics)):
+        if (value := _lookup(plain, key)) not in words:
             raise not_among(key, value, words)
+    _check_nodes(plain)
+    for name, view in (plain["data"].get("views") or {}).items():
+        _check_view(name, view)
 
 
 def check_ckpt_path(path: str | Path) -> None:
-    """Checks that a checkpoint is there.
+    """Checks that a checkpoint exists.
 
     Raises:
-        UserError: it is not.
+        UserError: it does not.
     """
     if not Path(path).expanduser().is_file():
         raise UserError(f"ckpt_path: '{path}' does not exist; checkpoints lie in a run's checkpoints folder")
 
 
+def _check_sections(plain: dict[str, Any]) -> None:
+    """Checks that sections hold keys: an interpolation may stand for anything."""
+    optional = ("logger", "callbacks")
+    for section in ("data", "model", "objective", "trainer", "optimizer", "scheduler", *optional):
+        given = plain[section]
+        if not isinstance(given, Mapping) and not (given is None and section in optional):
+            raise UserError(f"{section}: got {short_value(given)}, needs a section of keys; see conf/{section}")
+
+
+def _check_rule(plain: dict[str, Any], name: str, allowed: _Allowed, wording: str, example: object) -> None:
+    key = name.removesuffix("?")
+    value = _lookup(plain, key, _ABSENT)
+    if value is _ABSENT or (value is None and key != name) or allowed(value):
+        return
+    example = in_shell(f"{key}={example}")
+    raise UserError(f"{key}: got {short_value(value)}, needs {wording}; type for example {example}")
+
+
+_ABSENT = object()
+
+
+def _lookup(plain: Any, key: str, default: Any = None) -> Any:
+    for part in key.split("."):
+        if not isinstance(plain, dict) or part not in plain:
+            return default
+        plain = plain[part]
+    return plain
+
+
 def _check_networks(plain: dict[str, Any]) -> None:
     """Checks that model, data, schedule and optimizer are all of a pair's run, or all of one network's."""
     model, data = plain["model"], plain["data"]
+    given = [name for name in PAIR if model.get(name)]
     if networks_of(plain) == PAIR:
-        absent = [name for name in PAIR if not model.get(name)]
-        if absent:
+        if absent := [name for name in PAIR if name not in given]:
             raise UserError(f"model.{absent[0]}: has no value and needs one; type for example model=mlp")
         if "operation" in data:
             raise UserError(
@@ -215,21 +214,20 @@ def _check_networks(plain: dict[str, Any]) -> None:
                 "type experiment=mnist_sum or experiment=mnist_product"
             )
         return
-    given = [name for name in PAIR if model.get(name)]
     if given:
         raise UserError(f"model.{given[0]}: a run trains a pair or model.network, not both; leave out one of them")
     if "operation" not in data:
         raise UserError(
             "model.network: takes images with a number, but these data are mosaics; type data=digits_and_number"
         )
-    if not isinstance(data["operation"], str) or data["operation"] not in OPERATIONS:
+    if str(data["operation"]) not in OPERATIONS:
         raise not_among("data.operation", data["operation"], OPERATIONS)
     order, microbatches = plain["schedule"]["order"], plain["optimizer"]["microbatches"]
     if order != "joint":
         raise UserError(f"schedule.order: got {order}, but one network learns in every epoch; type schedule=joint")
     if microbatches is not None:
         raise UserError(
-            f"optimizer.microbatches: got {microbatches}, but model.network takes each minibatch whole; "
+            f"optimizer.microbatches: got {microbatches}, but model.network takes complete minibatches; "
             "type optimizer.microbatches=null"
         )
 
@@ -264,27 +262,50 @@ def _check_processes(plain: dict[str, Any]) -> None:
         )
 
 
-_EXAMPLES = {"data.root": "DIR (a folder that holds one folder of images a class)"}
-
-
-def _lookup(plain: Any, key: str) -> tuple[bool, Any]:
-    for part in key.split("."):
-        if not isinstance(plain, dict) or part not in plain:
-            return False, None
-        plain = plain[part]
-    return True, plain
-
-
 def _check_classes(data: dict[str, Any]) -> None:
-    """Checks foreground and background where the config (or a look at a folder) tells the classes."""
+    """Checks foreground and background where the config, or the names of folders, give the classes."""
     if "foreground" not in data:
         return
     classes: Sequence[str] | None = data.get("classes")
-    if classes is not None:
-        check_names(classes)
     if "means" in data:
         classes = [str(i) for i in range(len(data["means"]))]
     elif "root" in data:
         classes = check_folder(root_folder(data["root"]))
     if classes is not None:
         split_classes(data["foreground"], data.get("background"), classes)
+
+
+def _check_nodes(plain: dict[str, Any]) -> None:
+    """Checks that each part of a run has a ``_target_``, and the values of the keys that Hydra reads."""
+    for key in ("data", "objective", "trainer"):
+        _check_target(key, plain[key])
+    for part in ("model", "optimizer"):
+        for name in networks_of(plain):
+            _check_target(f"{part}.{name}", plain[part].get(name))
+    optional = [("data.weights", plain["data"].get("weights"))]
+    for part in ("logger", "callbacks"):
+        optional += [(f"{part}.{name}", node) for name, node in (plain[part] or {}).items()]
+    for key, node in optional:
+        if node is not None:
+            _check_target(key, node)
+    for path, value in walk(plain):
+        kind, wording = _HYDRAS.get(path[-1], (object, ""))
+        if not isinstance(value, kind) or (kind is str and not value):
+            raise UserError(f"{'.'.join(map(str, path))}: got {short_value(value)}, needs {wording}")
+
+
+def _check_target(key: str, node: Any) -> None:
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise UserError(
+            f"{key}: got {short_value(node)}, needs a _target_ and its arguments; see conf/{key.partition('.')[0]}"
+        )
+
+
+def _check_view(name: Any, view: Any) -> None:
+    """Checks a view: its name becomes the name of a file, beside those of the splits."""
+    key = f"data.views.{name}"
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]{0,60}", name) or name in _SPLITS:
+        raise UserError(f"{short_value(key)}: is no name for a view; type letters, digits or _, and no split's name")
+    if not isinstance(view, Mapping) or set(view) != {"split", "weights"}:
+        raise UserError(f"{key}: got {short_value(view)}, needs split and weights; see experiment=weighted_average")
+    _check_target(f"{key}.weights", view["weights"])

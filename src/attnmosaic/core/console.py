@@ -1,4 +1,4 @@
-"""Tables as text, in letters that the terminal has. Light: imports no torch."""
+"""Renders tables as text in letters that the terminal has."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from rich.text import Text
 from attnmosaic.core.text import substituted
 
 WIDTH = 110
-"""Columns of what is drawn without regard to the terminal's width."""
+"""Columns of tables, whatever the terminal's width."""
 
 
 class _PlainConsole(Console):
-    """A console whose strings are no markup, and are laid out with the substitutes of letters that a terminal lacks."""
+    """A console that lays strings out with the substitutes of letters that a terminal lacks."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(substituted(text), **options)

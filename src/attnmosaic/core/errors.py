@@ -24,7 +24,7 @@ class RunError(Exception):
 
 
 class Pruned(Exception):
-    """The early end of a search's trial that promised less than others; not a failure."""
+    """The early end of a search's trial that is worse than others; not a failure."""
 
 
 class DiskError(RunError):
@@ -32,20 +32,21 @@ class DiskError(RunError):
 
 
 class JobError(Exception):
-    """A bug in a job of a sweep, with its stack trace as a note: not every error can be sent between processes."""
+    """A bug in a job of a sweep, with its stack trace as a note; other errors cannot all be sent between processes."""
+
+
+_GPU_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+"""How CUDA and its libraries report that memory of their own is used up."""
 
 
 def gpu_memory_trouble(error: BaseException) -> str | None:
     """Returns the line that reports a GPU whose memory is used up, or None for any other error. Imports no torch."""
-    torch = sys.modules.get("torch")
-    text = str(error)
-    # CUDA and its libraries take memory of their own, and report it in their own words.
-    full = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    torch, text = sys.modules.get("torch"), str(error)
     if torch is None or not isinstance(error, RuntimeError):
         return None
-    if not isinstance(error, torch.OutOfMemoryError) and not any(words in text for words in full):
+    if not isinstance(error, torch.OutOfMemoryError) and not any(words in text for words in _GPU_FULL):
         return None
-    begin, free, _ = text.partition(" is free")  # what follows is about torch's allocator
+    begin, free, _ = text.partition(" is free")  # the rest is about torch's allocator
     return (
         f"GPU memory is used up ({(begin + free).splitlines()[0]}); type compute.cache_gb=0 or a smaller "
         "data.batch_size, and where jobs of a sweep share a GPU hydra.launcher.jobs_per_gpu=1"
@@ -53,8 +54,8 @@ def gpu_memory_trouble(error: BaseException) -> str | None:
 
 
 def one_line(text: str) -> str:
-    """Returns text on one line, without what would move a terminal's cursor: names in it may be anybody's."""
-    words = re.sub(r"\s*[^\S ]\s*", " ", text.strip())  # spaces stay: a name in a command has them
+    """Returns text on one line, without control characters: names in it may come from anybody's files."""
+    words = re.sub(r"\s*[^\S ]\s*", " ", text.strip())  # spaces stay, as they are part of names in commands
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in words)
 
 

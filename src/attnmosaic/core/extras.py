@@ -1,4 +1,4 @@
-"""Packages that only some commands need, the extras of ``pyproject.toml``. Light: imports no torch."""
+"""Reports missing packages of an extra of ``pyproject.toml``, with the command that installs them."""
 
 import shlex
 import sys
@@ -11,22 +11,17 @@ from attnmosaic.core.errors import UserError
 
 
 def missing_packages(key: str, extra: str) -> UserError:
-    """Returns the error for a choice that needs packages which are not installed.
-
-    Args:
-        key: what was typed.
-        extra: theirs.
-    """
+    """Returns the error for a choice (``key``, as it was typed) that needs packages of an extra."""
     return UserError(f"{key}: needs packages that are not installed; type {install_command(extra)}")
 
 
 def install_command(extra: str) -> str:
-    """Returns the command that installs an extra into the environment of this process, from no index of ours."""
+    """Returns the command that installs an extra's packages into the environment of this process."""
     return shlex.join([sys.executable, "-m", "pip", "install", *_packages(extra)])
 
 
 def _packages(extra: str) -> list[str]:
-    """Returns what to install: the extra's packages, or of sources that are on the path alone the checkout's extra."""
+    """Returns the extra's packages; where only the sources are on the path, the checkout with its extra."""
     try:
         declared = [Requirement(line) for line in requires("attnmosaic") or []]
     except PackageNotFoundError:

@@ -73,8 +73,6 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Syncs a folder's list of names to the disk, which syncing a file does not."""
-    if os.name == "nt":  # folders cannot be opened there
-        return
     _sync(folder)
 
 
@@ -87,7 +85,7 @@ def sync_files(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    opened = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
     except OSError as error:

@@ -1,6 +1,5 @@
-"""Commands and overrides as text that a shell and Hydra read back exactly. Light: imports no torch."""
+"""Writes commands and overrides as text that a shell and Hydra read back exactly."""
 
-import os
 import re
 import shlex
 from pathlib import Path
@@ -16,7 +15,7 @@ def command(module: str, *words: str) -> str:
 
     Args:
         module: the command's name, ``train`` say.
-        words: its arguments as the command is to receive them: overrides in Hydra's grammar, or `path_word`.
+        words: its arguments, unquoted: overrides in Hydra's grammar, or from `path_word`.
     """
     return in_shell("python", "-m", f"attnmosaic.{module}", *words)
 
@@ -32,7 +31,7 @@ def as_override(key: str, value: Any) -> str:
 
 
 def in_grammar(value: Any) -> str:
-    """Returns a plain value in the grammar of Hydra's overrides; text is a literal, whatever is in it.
+    """Returns a plain value in the grammar of Hydra's overrides; text is taken literally.
 
     Args:
         value: text, a number, a bool, None, or a list or dict of such; a dict's keys are words.
@@ -71,22 +70,11 @@ def _needs_quotes(text: str) -> bool:
 
 
 def in_shell(*words: str) -> str:
-    """Returns words quoted for a shell, on one line."""
-    return " ".join(shlex.quote(word) if word.isprintable() else _escaped(word) for word in words)
-
-
-def _escaped(word: str) -> str:
-    """Returns a word with octal codes for what cannot be printed, as ``ls`` does: bash, zsh and POSIX 2024 read it."""
-    escaped = re.sub(r"[\\']", r"\\\g<0>", word)
-    letters = (letter if letter.isprintable() else _octal(letter) for letter in escaped)
-    return f"$'{''.join(letters)}'"
-
-
-def _octal(letter: str) -> str:
-    return "".join(f"\\{byte:03o}" for byte in os.fsencode(letter))
+    """Returns words quoted for a shell."""
+    return shlex.join(words)
 
 
 def path_word(path: str | Path) -> str:
-    """Returns a path as a command's argument: ``./-x``, which is no option, and ``./~``, which is no home."""
+    """Returns a path as a command's argument: ``./-x`` and ``./~``, which are neither an option nor the home folder."""
     text = str(path)
     return f"./{text}" if text.startswith(("-", "~")) else text

@@ -1,4 +1,4 @@
-"""The memory and the GPUs that this process may use, and the threads that its user asks for."""
+"""Finds the memory and the GPUs that this process may use, and the threads that its user asks for."""
 
 import contextlib
 import re
@@ -16,7 +16,7 @@ def asked_threads(compute_threads: object, environ: Mapping[str, str]) -> int | 
 
 
 def visible_gpus(environ: Mapping[str, str], dev: Path = Path("/dev")) -> list[str]:
-    """Returns the NVIDIA GPUs that torch would find, as ``CUDA_VISIBLE_DEVICES`` names them; imports nothing."""
+    """Returns the names of the NVIDIA GPUs that torch would find, as ``CUDA_VISIBLE_DEVICES`` has them."""
     named = environ.get("CUDA_VISIBLE_DEVICES")
     if named is None:
         return [str(i) for i, _ in enumerate(dev.glob("nvidia[0-9]*"))]
@@ -24,7 +24,7 @@ def visible_gpus(environ: Mapping[str, str], dev: Path = Path("/dev")) -> list[s
 
 
 def free_gb(root: Path = Path("/")) -> float | None:
-    """Returns the memory left to this process, within the limits of its control groups; None but on Linux."""
+    """Returns the free memory in GB, within the limits of this process's control groups; None but on Linux."""
     try:
         memory, groups = ((root / "proc" / name).read_text(encoding="utf-8") for name in ("meminfo", "self/cgroup"))
     except OSError:

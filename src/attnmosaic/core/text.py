@@ -9,18 +9,18 @@ SUBSTITUTE = "attnmosaic.substitute"
 """The name of the error handler."""
 
 _AS_WIDE = {"\N{HORIZONTAL ELLIPSIS}": "~", "\N{REPLACEMENT CHARACTER}": "?"}
-"""What this program and rich put into texts that fill a line: an escape would break it."""
+"""Letters in texts that fill a line, where an escape would be too wide."""
 
 
 def use_substitutes() -> None:
-    """Makes standard output and error write a substitute for a letter that their encoding lacks."""
+    """Has standard output and error write substitutes for letters that their encoding lacks."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # others, a notebook's say, take any letter
+        if isinstance(stream, io.TextIOWrapper):  # others (a notebook's) take any letter
             stream.reconfigure(errors=SUBSTITUTE)
 
 
 def substituted(text: str, stream: IO[str] | None = None) -> str:
-    """Returns a text as a stream shows it (standard output by default): its length is that of its substitutes, too."""
+    """Returns a text with the substitutes that a stream shows (standard output by default)."""
     encoding = encoding_of(stream or sys.stdout)
     return text.encode(encoding, SUBSTITUTE).decode(encoding, "surrogateescape")
 
@@ -36,7 +36,7 @@ def _substitute(error: UnicodeError) -> tuple[str | bytes, int]:
     letter, end = error.object[error.start], error.start + 1
     if letter in _AS_WIDE:
         return _AS_WIDE[letter], end
-    # A file name's bytes that are no text are written as they are, which standard output does in the C locale.
+    # Bytes of a file name that are no text are written unchanged, as standard output does in the C locale.
     by = "surrogateescape" if "\udc80" <= letter <= "\udcff" else "backslashreplace"
     return codecs.lookup_error(by)(UnicodeEncodeError(error.encoding, error.object, error.start, end, error.reason))
 
@@ -53,6 +53,11 @@ def cut_middle(text: str, most: int) -> str:
     """Returns a text of at most `most` characters: of a longer one both ends, where names differ."""
     head = most // 2
     return text if len(text) <= most else f"{text[:head]}…{text[len(text) - (most - head - 1) :]}"
+
+
+def short_value(value: object, most: int = 80) -> str:
+    """Returns a config's value as text of at most `most` characters; None is ``null``."""
+    return "null" if value is None else cut(str(value), most)
 
 
 def short_number(value: Any) -> str:
@@ -78,7 +83,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_measured_duration(seconds: float) -> str:
-    """Returns a measured time with the digits that it has: ``2.8 s``, ``4 min 05 s``, ``3 h 20 min``."""
+    """Returns a measured time: ``2.8 s``, ``4 min 05 s``, ``3 h 20 min``."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from attnmosaic.config import memory
+from attnmosaic.config import availability
 from attnmosaic.core.errors import UserError
 
 
@@ -22,9 +22,9 @@ from attnmosaic.core.errors import UserError
 )
 def test_the_count_that_takes_most_is_named(monkeypatch: pytest.MonkeyPatch, data: dict[str, Any], key: str) -> None:
     """With little memory left it is refused, with ten times as much, or where that is not known, it is not."""
-    monkeypatch.setattr(memory, "free_gb", lambda: 1.0)
+    monkeypatch.setattr(availability, "free_gb", lambda: 1.0)
     with pytest.raises(UserError, match=rf"^data\.{key}: got {data[key]}, which takes .* and 1 GB are free; type a"):
-        memory.check_data_fit(data)
+        availability.check_data_fit(data)
     for free in (100.0, None):
-        monkeypatch.setattr(memory, "free_gb", lambda free=free: free)
-        memory.check_data_fit(data)
+        monkeypatch.setattr(availability, "free_gb", lambda free=free: free)
+        availability.check_data_fit(data)
