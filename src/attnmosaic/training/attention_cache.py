@@ -1,13 +1,13 @@
-"""What need not be computed again while the where network stands still."""
+"""Scores, attention weights and aggregates that are kept while the where network rests."""
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnmosaic.data.mosaics import Mosaics
 from attnmosaic.data.pool import Pool
@@ -25,13 +25,25 @@ def rows_per_piece(row_bytes: int, device: torch.device) -> int:
     return max(1, PIECE["cpu" if device.type == "cpu" else "gpu"] // row_bytes)
 
 
+@contextlib.contextmanager
+def eval_mode(*networks: nn.Module | None) -> Iterator[None]:
+    """Puts networks into eval mode for a block."""
+    modes = [(network, network.training) for network in networks if network is not None]
+    try:
+        for network, _ in modes:
+            network.eval()
+        yield
+    finally:
+        for network, training in modes:
+            network.train(training)
+
+
 class FrozenWhere:
-    """Scores each unique pool patch once and looks attention weights and aggregates up.
+    """Scores each unique patch of a pool once, and keeps attention weights and aggregates.
 
-    Weights decreed by the data are taken as they are. Of several processes of a run each computes its share, and all
-    get the whole.
+    Weights fixed by the data are used unchanged. Each of several processes of a run computes its shard.
 
-    Valid until the where network changes; whoever changes it calls `clear`. Nothing here carries gradients.
+    Valid until the where network changes; then call `clear`. Nothing here has gradients.
 
     Args:
         pair: the networks; Where is evaluated in eval mode.
@@ -67,17 +79,12 @@ class FrozenWhere:
     def scores(self, pool: Pool) -> Float[Tensor, " U"]:
         """Returns the where network's score of every patch of a pool."""
         if id(pool) not in self._scores:
-            where = self.pair.where
-            assert where is not None
-            training = where.training
-            where.eval()
             size = rows_per_piece(math.prod(pool.patch_shape) * self.dtype.itemsize, pool.device)
             mine, _ = distributed.share(torch.arange(len(pool), device=pool.device))
             pieces = mine.split(size)
-            with pool.ahead(pieces):
+            with eval_mode(self.pair.where), pool.ahead(pieces):
                 scores = self.workers.map(lambda piece: self.pair.score(pool.gather(piece, self.dtype)), pieces)
             self._scores[id(pool)] = distributed.whole(torch.cat(scores), len(pool))
-            where.train(training)
         return self._scores[id(pool)]
 
     @torch.no_grad()
@@ -112,13 +119,8 @@ class FrozenWhere:
         """Returns the weights ``[B, P]`` of a few mosaics, scoring their own patches; keeps and uses nothing kept."""
         if mosaics.weights is not None:
             return mosaics.weights[rows].to(self.dtype)
-        where = self.pair.where
-        assert where is not None
-        training = where.training
-        where.eval()
-        scores = self.pair.score(patches.flatten(0, 1)).view(patches.shape[:2])
-        where.train(training)
-        return self.pair.weigh(scores)
+        with eval_mode(self.pair.where):
+            return self.pair.weigh(self.pair.score(patches.flatten(0, 1)).view(patches.shape[:2]))
 
     def mosaics_per_piece(self, split: str) -> int:
         """Returns how many mosaics of a split, with all their patches, to compute on at a time."""
@@ -148,11 +150,9 @@ class FrozenWhere:
 
         self.weights(mosaics, pieces[0][:1])  # scores the pool, before patches are on their way
         with mosaics.ahead(pieces):
-            first = sum_up(pieces[0])
-            kept = tuple(part.new_empty((n, *part.shape[1:])) for part in first)
-            for whole, part in zip(kept, first, strict=True):
-                whole[pieces[0]] = part
-            self.workers.map(fill, pieces[1:])
+            # The first piece has the dtypes, which autocast decides.
+            kept = tuple(part.new_empty((n, *part.shape[1:])) for part in sum_up(pieces[0][:1]))
+            self.workers.map(fill, pieces)
         for whole in kept:
             distributed.fill(whole)
         self._kept[split] = kept
