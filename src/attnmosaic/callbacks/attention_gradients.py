@@ -107,7 +107,7 @@ def mean_alpha_gradients(module: StagewiseModule, mosaics: int | None = None) ->
         gradient = alpha_gradients(what, module.objective, alpha, patches, data.label[rows])
         return torch.stack([side.double().sum() for side in foreground_and_background(gradient, data.foreground[rows])])
 
-    with eval_mode(what), data.ahead(pieces):
+    with eval_mode(what, module.pair.where), data.ahead(pieces):
         # The first piece has the pool scored, which the others share.
         for part in [measure(rows) for rows in pieces[:1]] + module.workers.map(measure, pieces[1:]):
             sums += part

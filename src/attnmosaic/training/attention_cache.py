@@ -16,8 +16,8 @@ from attnmosaic.training import distributed
 from attnmosaic.training.workers import Workers
 
 PIECE = {"cpu": 2**23, "gpu": 2**27}
-"""Bytes of patches to compute on at a time: what stays in a CPU's caches; what leaves a GPU's memory to other runs, as
-the activations of a piece take several times as much."""
+"""Bytes of patches to compute on at a time: what fits a CPU's caches; what leaves a GPU's memory to other runs, as the
+activations of a piece take several times as much."""
 
 
 def rows_per_piece(row_bytes: int, device: torch.device) -> int:
@@ -49,9 +49,8 @@ class FrozenWhere:
         pair: the networks; Where is evaluated in eval mode.
         mosaics: by split or view, on the training device.
         dtype: floating type of patches.
-        budget: bytes that kept weights and aggregates may take; over it, aggregates are summed afresh for every
-            minibatch.
-        workers: compute pieces at once; None: one by one.
+        budget: bytes that kept weights and aggregates may take; beyond it every minibatch's aggregates are summed.
+        workers: compute pieces at once; None computes them one by one.
     """
 
     def __init__(
@@ -109,14 +108,14 @@ class FrozenWhere:
         return contextlib.nullcontext() if split in self._kept else self.mosaics[split].ahead(parts)
 
     def weights(self, mosaics: Mosaics, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P"]:
-        """Returns the attention weights of some mosaics, by decree or from the scores of their patches."""
+        """Returns the attention weights of some mosaics, fixed ones or from the scores of their patches."""
         if mosaics.weights is not None:
             return mosaics.weights[rows].to(self.dtype)
         return self.pair.weigh(self.scores(mosaics.pool)[mosaics.index[rows]])
 
     @torch.no_grad()
     def fresh_weights(self, mosaics: Mosaics, patches: Float[Tensor, "B P *patch"], rows: Int[Tensor, " B"]) -> Tensor:
-        """Returns the weights ``[B, P]`` of a few mosaics, scoring their own patches; keeps and uses nothing kept."""
+        """Returns the weights ``[B, P]`` of a few mosaics from their own patches, without what is kept."""
         if mosaics.weights is not None:
             return mosaics.weights[rows].to(self.dtype)
         with eval_mode(self.pair.where):
@@ -130,7 +129,7 @@ class FrozenWhere:
 
     @torch.no_grad()
     def keep(self, split: str) -> None:
-        """Sums every mosaic of a split up once, if weights and aggregates fit the budget."""
+        """Computes and keeps the weights and aggregates of a split, if they fit the budget."""
         mosaics = self.mosaics[split]
         n, patches = mosaics.index.shape
         size = n * (patches + math.prod(mosaics.pool.patch_shape)) * self.dtype.itemsize
