@@ -104,7 +104,7 @@ class Dashboards(pl.Callback):
         foreground = pl_module.mosaics[split].foreground[batch].unsqueeze(1)
         for name, values in (("foreground", alpha.gather(1, foreground)), ("largest", alpha.amax(dim=1))):
             # Added up on the device, and fetched once an evaluation. (`histc` is not deterministic on GPUs.)
-            # Weights that are no numbers end the run elsewhere, with an answer to them.
+            # A weight that is not finite ends the run elsewhere (`RunModule.check_finite`).
             places = (values.flatten().nan_to_num() * BINS).long().clamp(0, BINS - 1)
             counts = torch.bincount(places, minlength=BINS)
             sums = torch.stack([values.sum(), values.square().sum()])

@@ -152,8 +152,8 @@ class RunModule(pl.LightningModule, ABC):
         self.epoch_metrics = {}
         self._stop_asked = False
 
-    # A callback may ask for the end within an epoch (a timer, say). Metrics, tables and checkpoints are of complete
-    # epochs: the run ends with this one.
+    # A callback may stop a run within an epoch (a timer, say). Metrics, tables and checkpoints are of complete epochs:
+    # the run ends with this one.
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._stop_asked |= self.trainer.should_stop
