@@ -25,8 +25,8 @@ from attnmosaic.config.schema import PRECISIONS, conf_dir, register
 from attnmosaic.data.datamodule import MosaicDataModule
 from attnmosaic.data.pool import Pool
 from attnmosaic.training.factory import build_module
-from attnmosaic.training.logger import EventLogger
 from attnmosaic.training.results import finish_run
+from attnmosaic.training.tensorboard import EventLogger
 from attnmosaic.training.trainer import build_trainer
 
 

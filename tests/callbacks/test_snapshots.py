@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.small_runs import build, fit
+from helpers.settings import SMALL
+from helpers.small_runs import build, fit, train_in
 from omegaconf import DictConfig
 
-from attnmosaic.callbacks.snapshots import LONGEST, look, shown_patches, telling
+from attnmosaic.callbacks.snapshots import LONGEST, predict, shown_patches, telling
 from attnmosaic.core.errors import UserError
 from attnmosaic.data.pool import Pool
 from attnmosaic.runs.snapshots import KINDS, Record, read_record
@@ -68,32 +69,35 @@ def test_it_holds_the_networks_answers(config: Config, train: Train, tmp_path: P
     assert (kept.plane is not None) == (not kept.final["test"].is_image)
 
 
-def test_it_changes_nothing(train: Train, tmp_path: Path) -> None:
-    train(*SIX, *QUIET, run_dir="with")
-    train(*SIX, *QUIET, "callbacks.record=null", run_dir="without")
-    assert (tmp_path / "with" / "metrics.csv").read_text() == (tmp_path / "without" / "metrics.csv").read_text()
-    assert not (tmp_path / "without" / "mosaics.npz").exists()
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train_in(folder, *SMALL, *SIX, *QUIET)
+    return folder
 
 
-def test_resuming(train: Train, tmp_path: Path) -> None:
+def test_it_changes_nothing(train: Train, tmp_path: Path, whole: Path) -> None:
+    train(*SIX, *QUIET, "callbacks.record=null")
+    assert (whole / "metrics.csv").read_text() == (tmp_path / "run" / "metrics.csv").read_text()
+    assert not (tmp_path / "run" / "mosaics.npz").exists()
+
+
+def test_resuming(train: Train, tmp_path: Path, whole: Path) -> None:
     """The record of a resumed run is that of the uninterrupted one, its past included."""
-    train(*SIX, *QUIET, run_dir="whole")
-    train(*SIX, *QUIET, f"ckpt_path={tmp_path / 'whole' / 'checkpoints' / 'epoch-0004.ckpt'}", run_dir="resumed")
-    whole, resumed = record(tmp_path / "whole"), record(tmp_path / "resumed")
-    assert whole.epochs.tolist() == resumed.epochs.tolist() == list(range(7))
-    for split in ("train", "held_out"):
-        assert np.array_equal(whole.followed[split].alpha, resumed.followed[split].alpha)
-        assert np.array_equal(whole.followed[split].probabilities, resumed.followed[split].probabilities)
-        assert np.array_equal(whole.final[split].rows, resumed.final[split].rows)
-    assert len(np.unique(whole.followed["train"].alpha[:, 0], axis=0)) > 2  # Where did learn
+    train(*SIX, *QUIET, f"ckpt_path={whole / 'checkpoints' / 'epoch-0004.ckpt'}")
+    with np.load(whole / "mosaics.npz") as one, np.load(tmp_path / "run" / "mosaics.npz") as other:
+        assert one.files == other.files
+        assert all(np.array_equal(one[name], other[name]) for name in one.files)
+    kept = record(whole)
+    assert kept.epochs.tolist() == list(range(7))
+    assert len(np.unique(kept.followed["train"].alpha[:, 0], axis=0)) > 2  # Where did learn
 
 
 @pytest.mark.parametrize("other", ["data.patches=5", "callbacks.record.followed=4", "data.seed=7"])
-def test_other_mosaics_are_followed_anew(train: Train, tmp_path: Path, other: str) -> None:
-    train(*SIX, *QUIET, run_dir="whole")
-    checkpoint = f"ckpt_path={tmp_path / 'whole' / 'checkpoints' / 'epoch-0004.ckpt'}"
-    train(*SIX, *QUIET, checkpoint, other, run_dir="other")
-    kept = record(tmp_path / "other")
+def test_other_mosaics_are_followed_anew(train: Train, tmp_path: Path, whole: Path, other: str) -> None:
+    train(*SIX, *QUIET, f"ckpt_path={whole / 'checkpoints' / 'epoch-0004.ckpt'}", other)
+    kept = record(tmp_path / "run")
     assert kept.epochs.tolist() == [4, 5, 6]
     assert all(len(kept.followed[split].alpha) == 3 for split in ("train", "held_out"))
 
@@ -115,7 +119,7 @@ def test_looking_leaves_modes_and_what_is_kept_alone(config: Config) -> None:
     for name, training in (("where", True), ("what", False)):
         getattr(module.pair, name).train(training)
     scores = dict(module.frozen_where._scores)
-    look(module, module.mosaics["test"], torch.arange(3))
+    predict(module, module.mosaics["test"], torch.arange(3))
     assert module.pair.where.training
     assert not module.pair.what.training
     assert module.frozen_where._scores.keys() == scores.keys()

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 MODULES = ("attnmosaic.train", "attnmosaic.callbacks.tensorboard", "attnmosaic.callbacks.attention_gradients",
-           "attnmosaic.callbacks.snapshots", "attnmosaic.callbacks.eta", "attnmosaic.training.logger")  # fmt: skip
+           "attnmosaic.callbacks.snapshots", "attnmosaic.callbacks.eta", "attnmosaic.training.tensorboard")  # fmt: skip
 
 STEPS = ("begun", "half", "written", "synced", "renamed", "kept")
 """Of writing a file whole: when it is empty, half full, full, on the disk, has its name, and its folder knows that."""

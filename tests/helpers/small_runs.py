@@ -1,15 +1,17 @@
 """A trained module to look at: built and fitted as `attnmosaic.train.train` does it, without files."""
 
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from attnmosaic.callbacks.checkpoints import CycleCheckpoint
 from attnmosaic.config.resolution import resolve
-from attnmosaic.config.schema import PRECISIONS
+from attnmosaic.config.schema import PRECISIONS, conf_dir, register
 from attnmosaic.data.datamodule import MosaicDataModule
 from attnmosaic.training.factory import build_module
 from attnmosaic.training.stagewise import StagewiseModule
@@ -36,6 +38,15 @@ def fit(
     return module
 
 
+def train_in(folder: Path, *overrides: str) -> None:
+    """Trains in a folder, for a fixture that several tests share."""
+    from attnmosaic.train import train
+
+    register()
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        train(compose("train", [*overrides, f"run_dir={folder}"]))
+
+
 class AfterEpoch(pl.Callback):
     """Calls a function with (epoch from 0, module) after each epoch."""
 
@@ -49,9 +60,8 @@ class AfterEpoch(pl.Callback):
 class EveryEpoch(CycleCheckpoint):
     """Keeps a checkpoint of every epoch, ``epoch-0001.ckpt`` and so on."""
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        self._every_n_epochs = 1
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.save_checkpoint(self.folder / f"epoch-{trainer.current_epoch + 1:04}.ckpt")
 
 
 class Normed(nn.Module):

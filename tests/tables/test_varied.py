@@ -18,7 +18,7 @@ from attnmosaic.runs.discovery import run_of
 from attnmosaic.tables.render import as_csv, latex, markdown, terminal
 from attnmosaic.tables.reproduced import Reproduced
 from attnmosaic.tables.varied import comparable, label, order
-from attnmosaic.training.hparams import hparams_summaries, hyperparameters
+from attnmosaic.training.tensorboard import hparams_summaries, hyperparameters
 
 CLASSES = {"digits": "DigitsMosaics", "gaussian": "GaussianMosaics"}
 DECIDED_BY_PUBLISHED = ("published", "difference", "verdict", "other settings")

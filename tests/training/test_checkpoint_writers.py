@@ -12,17 +12,22 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from helpers.commands import Cli
-from helpers.settings import SMALL
+from helpers.commands import Cli, check_line
+from helpers.settings import SMALL, SMALL_NUMBERS
+from helpers.small_runs import build, train_in
 from omegaconf import DictConfig
 from torch.utils.tensorboard import SummaryWriter
 
+from attnmosaic.callbacks.checkpoints import LastCheckpoint
 from attnmosaic.config.resolution import resolve
 from attnmosaic.core.errors import UserError
 from attnmosaic.runs.snapshots import RECORD
 from attnmosaic.training.base import RunModule
 from attnmosaic.training.checkpointing import WholeCheckpoints
-from attnmosaic.training.resume import find_checkpoint
+from attnmosaic.training.resume import check_resume, find_checkpoint
+from attnmosaic.training.trainer import build_trainer
+
+pytestmark = pytest.mark.faults
 
 Train = Callable[..., dict[str, float]]
 
@@ -32,7 +37,7 @@ COMMON = (
 )  # fmt: skip
 PAIR = ("data.steps_per_block=1", "schedule.k=2", "lr.what=0.1", "lr.where=0.1", *COMMON)
 SUM = ("experiment=mnist_sum", "lr.network=0.01", "data.redraw=true", *COMMON)
-FAMILIES = pytest.mark.parametrize("settings", [PAIR, SUM], ids=["pair", "two_outputs"])
+FAMILIES = {"pair": PAIR, "two_outputs": SUM}
 """Three steps an epoch in either."""
 
 LIGHTNINGS = "+callbacks.mine._target_=pytorch_lightning.callbacks.ModelCheckpoint"
@@ -96,104 +101,96 @@ def check_same(whole: Path, other: Path) -> None:
     assert results[0]["epochs"] == results[1]["epochs"]
 
 
-@FAMILIES
-@pytest.mark.parametrize("writer", WITHIN)
-def test_not_resumed_by_the_same_command(
-    train: Train, config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    settings: tuple[str, ...], writer: str,
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with runs of either family that nothing stopped, `pair` and `two_outputs`."""
+    folder = tmp_path_factory.mktemp("whole")
+    train_in(folder / "pair", *SMALL, *PAIR)
+    train_in(folder / "two_outputs", *SMALL_NUMBERS, *SUM)
+    return folder
+
+
+def check_refused(settings: DictConfig, path: Path, why: str) -> None:
+    """Checks that a run with these settings does not resume from a checkpoint, given as its `ckpt_path`."""
+    resolved = resolve(settings)
+    resolved["ckpt_path"] = str(path)
+    checkpoint = find_checkpoint(resolved)
+    assert checkpoint is not None
+    module, _ = build(settings)
+    with pytest.raises(UserError, match=rf"ckpt_path: '.*' cannot be resumed exactly \({why}"):
+        check_resume(resolved, checkpoint, module)
+
+
+WRITERS = [*(("pair", writer) for writer in WITHIN), ("two_outputs", "steps"), ("two_outputs", "monitor")]
+
+
+@pytest.mark.parametrize(("family", "writer"), WRITERS)
+def test_checkpoints_within_an_epoch(
+    train: Train, config: Callable[..., DictConfig], tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture, family: str, writer: str,
 ) -> None:  # fmt: skip
-    """After a stop when the newest checkpoint is one within an epoch: it is read, and skipped, if no other is there."""
+    """The same command skips them, as the newest ones and as the only ones; `ckpt_path` refuses each."""
     at_evaluation = writer in ("validation", "monitor")
     hook, epoch = ("on_validation_end", 3) if at_evaluation else ("on_train_batch_start", 2)
     caplog.set_level("INFO")
-    whole = train(*settings, run_dir="whole")
-    given = (*settings, *WITHIN[writer], *(() if writer == "user" else (HERE,)))
+    given = (*FAMILIES[family], *WITHIN[writer], *(() if writer == "user" else (HERE,)))
     with monkeypatch.context() as patch:
         stop_at(patch, hook, epoch)
         with pytest.raises(Stop):
             train(*given)
-    shutil.copytree(tmp_path / "run", tmp_path / "others")
+    others = tmp_path / "others" / "checkpoints"
+    shutil.copytree(tmp_path / "run" / "checkpoints", others)
     for name in ("last.ckpt", "before_last.ckpt"):
-        (tmp_path / "others" / "checkpoints" / name).unlink()
+        (others / name).unlink()
     caplog.clear()
-    assert train(*given) == whole
-    check_same(tmp_path / "whole", tmp_path / "run")
+    train(*given)
+    check_same(whole / family, tmp_path / "run")
     assert "skipped checkpoints" not in caplog.text
     assert f"resuming after epoch {epoch} of 5" in caplog.text
     caplog.clear()
-    find_checkpoint(resolve(config(*given, run_dir="others")))
+    assert find_checkpoint(resolve(config(*given, run_dir="others"))) is None
     (said,) = (record.message for record in caplog.records if "skipped checkpoints" in record.message)
-    assert re.search(r"\.ckpt \(written before its epoch was complete\).*; beginning anew$", said)
+    assert re.search(r"\.ckpt \(written before.*; beginning anew$", said)
+    for path in others.iterdir():
+        check_refused(config(*given), path, "written before its epoch was complete")
 
 
-@FAMILIES
-@pytest.mark.parametrize("writer", WITHIN)
-def test_each_is_refused_or_resumed(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...], writer: str
-) -> None:
-    """By `ckpt_path`, from wherever it lies."""
-    whole = train(*settings, run_dir="whole")
-    given = (*settings, *WITHIN[writer], *(() if writer == "user" else (ELSEWHERE,)))
-    with monkeypatch.context() as patch:
-        stop_at(patch, "on_validation_end", 3)
-        with pytest.raises(Stop):
-            train(*given, run_dir="cut")
-    refused = 0
-    for number, path in enumerate(sorted((tmp_path / "cut").rglob("*.ckpt"))):
-        resumed = (*settings, f"ckpt_path='{path}'")
-        if path.name in ("last.ckpt", "before_last.ckpt"):
-            assert train(*resumed, run_dir=f"from{number}") == whole
-            check_same(tmp_path / "whole", tmp_path / f"from{number}")
-        else:
-            with pytest.raises(UserError, match=r"ckpt_path: '.*' cannot be resumed exactly \(written before its ep"):
-                train(*resumed, run_dir=f"from{number}")
-            refused += 1
-    assert refused
-
-
-@FAMILIES
-def test_a_monitoring_one_is_resumed(train: Train, tmp_path: Path, settings: tuple[str, ...]) -> None:
-    """Written when the epoch ends, also where what it monitors is of an earlier evaluation; and by anything later."""
+def test_a_monitoring_one_is_resumed(train: Train, tmp_path: Path) -> None:
+    """Written when the epoch ends, also where what it monitors is of an earlier evaluation."""
     monitor = (
         LIGHTNINGS, ELSEWHERE, ALL, "+callbacks.mine.monitor=held_out/loss", "+callbacks.mine.filename='{step:.0f}'",
         "+callbacks.mine.save_on_train_epoch_end=true",
     )  # fmt: skip
-    whole = train(*settings, *monitor, run_dir="whole")
+    train(*PAIR, *monitor, run_dir="whole")
     names = ["step=2.ckpt", "step=3.ckpt", "step=4.ckpt", "step=5.ckpt"]
     assert sorted(path.name for path in (tmp_path / "whole" / "mine").iterdir()) == names
-    for number in (2, 3, 4):
-        path = tmp_path / "whole" / "mine" / f"step={number}.ckpt"
-        assert train(*settings, *monitor, f"ckpt_path='{path}'", run_dir=f"from{number}") == whole
-        check_same(tmp_path / "whole", tmp_path / f"from{number}")
-        written = sorted(path.name for path in (tmp_path / f"from{number}" / "mine").iterdir())
-        assert written == names[number - 1 :]
+    path = tmp_path / "whole" / "mine" / "step=3.ckpt"
+    train(*PAIR, *monitor, f"ckpt_path='{path}'", run_dir="resumed")
+    check_same(tmp_path / "whole", tmp_path / "resumed")
+    assert sorted(path.name for path in (tmp_path / "resumed" / "mine").iterdir()) == names[2:]
+
+
+def test_one_written_when_training_ends_is_resumed(train: Train, tmp_path: Path, whole: Path) -> None:
     writer = f"{{_target_: test_checkpoint_writers.Writer, hook: on_train_end, file: '{tmp_path}/e.ckpt'}}"
-    train(*settings, "schedule.epochs=4", f"+callbacks.mine={writer}", run_dir="short")
-    assert train(*settings, f"ckpt_path={tmp_path}/e.ckpt", run_dir="long") == train(*settings, run_dir="plain")
-    check_same(tmp_path / "plain", tmp_path / "long")
+    train(*SUM, "schedule.epochs=4", f"+callbacks.mine={writer}", run_dir="short")
+    train(*SUM, f"ckpt_path={tmp_path}/e.ckpt", run_dir="long")
+    check_same(whole / "two_outputs", tmp_path / "long")
 
 
-@FAMILIES
 def test_a_run_that_ended_within_an_epoch(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
-    settings: tuple[str, ...],
+    train: Train, config: Callable[..., DictConfig], tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     """As by a signal's handler just after the module's hook, which has a run end with its epoch."""
     caplog.set_level("INFO")
     ends = "+callbacks.ends={_target_: test_checkpoint_writers.Writer, hook: on_train_batch_end, epoch: 3}"
     with monkeypatch.context() as patch:
         patch.setattr(RunModule, "on_train_batch_end", lambda *_: None)
-        train(*settings, ends)
-    folder = tmp_path / "run" / "checkpoints"
-    with pytest.raises(UserError, match="cannot be resumed exactly"):
-        train(*settings, f"ckpt_path={folder}/last.ckpt", run_dir="other")
-    whole = train(*settings, run_dir="whole")
-    assert train(*settings, f"ckpt_path={folder}/before_last.ckpt", run_dir="other") == whole
-    check_same(tmp_path / "whole", tmp_path / "other")
-    (folder.parent / "result.json").unlink()
-    assert train(*settings) == whole
-    check_same(tmp_path / "whole", tmp_path / "run")
+        train(*PAIR, ends)
+    check_refused(config(*PAIR), tmp_path / "run" / "checkpoints" / "last.ckpt", "written before")
+    (tmp_path / "run" / "result.json").unlink()
+    train(*PAIR)
+    check_same(whole / "pair", tmp_path / "run")
     assert "cannot be resumed exactly: last.ckpt (written before" in caplog.text
 
 
@@ -207,7 +204,9 @@ def test_a_run_that_a_callback_ended(train: Train, tmp_path: Path) -> None:
     train(*PAIR, last)
 
 
-def test_weights_alone(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_weights_alone(
+    train: Train, config: Callable[..., DictConfig], tmp_path: Path, whole: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO")
     weights = (
         LIGHTNINGS,
@@ -215,56 +214,40 @@ def test_weights_alone(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFi
         "+callbacks.mine.save_weights_only=true",
         "+callbacks.mine.save_on_train_epoch_end=true",
     )
-    whole = train(*PAIR, *weights)
+    train(*PAIR, *weights)
     (path,) = (tmp_path / "run" / "checkpoints").glob("epoch=*.ckpt")
-    with pytest.raises(UserError, match=r"cannot be resumed exactly \(the weights alone\)"):
-        train(*PAIR, f"ckpt_path='{path}'", run_dir="other")
+    check_refused(config(*PAIR), path, "the weights alone")
     (tmp_path / "run" / "result.json").unlink()
     for name in ("last.ckpt", "before_last.ckpt"):
         (path.parent / name).unlink()
-    assert train(*PAIR, *weights) == whole
+    train(*PAIR, *weights)
+    check_same(whole / "pair", tmp_path / "run")
     assert f"cannot be resumed exactly: {path.name} (the weights alone)" in caplog.text
 
 
-def test_measured_all_the_same(cli: Cli, tmp_path: Path) -> None:
+def test_measured_all_the_same(cli: Cli, train: Train, tmp_path: Path) -> None:
     """A checkpoint within an epoch has weights to evaluate, but ends `train` in one line."""
-    given = (*SMALL, *PAIR, LIGHTNINGS, "+callbacks.mine.dirpath=mine", "+callbacks.mine.filename=best")
-    assert cli("train", *given, "hydra.run.dir=run")[0] == 0
-    path = tmp_path / "mine" / "best.ckpt"
+    train(*PAIR, "schedule.epochs=2", LIGHTNINGS, ELSEWHERE, "+callbacks.mine.filename=best")
+    path = tmp_path / "run" / "mine" / "best.ckpt"
     assert cli("evaluate", f"ckpt_path={path}", "hydra.run.dir=evaluation")[0] == 0
     code, _, err = cli("train", *SMALL, *PAIR, f"ckpt_path={path}", "hydra.run.dir=other")
-    assert code == 2
-    assert re.fullmatch(r"error: ckpt_path: '[^\n]*' cannot be resumed exactly [^\n]*\n", err.splitlines(True)[-1])
-    assert "Traceback" not in err
-
-
-@pytest.mark.parametrize(
-    "mark", [3, {"epochs": 2}, {"epochs": "2", "ended": False, "monitored": {}},
-             {"epochs": 2, "ended": False, "monitored": {"test/accuracy": "all"}}],
-)  # fmt: skip
-def test_a_mark_that_is_none(train: Train, tmp_path: Path, mark: Any) -> None:
-    train(*PAIR)
-    path = tmp_path / "run" / "checkpoints" / "before_last.ckpt"
-    torch.save({**torch.load(path, weights_only=True), "complete": mark}, path)
-    with pytest.raises(UserError, match=r"is not what a run of attnmosaic saves"):
-        train(*PAIR, f"ckpt_path={path}", run_dir="other")
+    check_line(code, err, "ckpt_path: .* cannot be resumed exactly")
 
 
 @pytest.mark.parametrize(
     "given", [("+callbacks.mine.save_last=true",), ("+callbacks.mine.filename=before_last",)], ids=["save_last", "name"]
 )
-def test_the_runs_own_are_not_overwritten(train: Train, given: tuple[str, ...]) -> None:
+def test_the_runs_own_are_not_overwritten(config: Callable[..., DictConfig], given: tuple[str, ...]) -> None:
     """Else a kill within an epoch would leave none to resume from."""
+    trainer = build_trainer(config(LIGHTNINGS, HERE, *given), "32-true")
     with pytest.raises(UserError, match=r"callbacks: .*last\.ckpt' into .*save_last=false"):
-        train(*PAIR, LIGHTNINGS, HERE, *given)
-    train(*PAIR, LIGHTNINGS, ELSEWHERE, *given)
+        trainer.callbacks[-1].setup(trainer, None, "fit")  # type: ignore[attr-defined]
+    trainer = build_trainer(config(LIGHTNINGS, ELSEWHERE, *given), "32-true")
+    trainer.callbacks[-1].setup(trainer, None, "fit")  # type: ignore[attr-defined]
 
 
 def test_the_last_one_is_written_last(config: Callable[..., DictConfig]) -> None:
     """A run that resumes from it never writes another callback's of the same epoch."""
-    from attnmosaic.callbacks.checkpoints import LastCheckpoint
-    from attnmosaic.training.trainer import build_trainer
-
     trainer = build_trainer(config(LIGHTNINGS, HERE), "32-true")
     assert isinstance(trainer.callbacks[-1], LastCheckpoint)  # type: ignore[attr-defined]
 
@@ -289,20 +272,19 @@ def test_tensorboard_has_an_epoch_before_its_checkpoint(
     assert all(did[i - 1] == "flush" for i in written)
 
 
-def test_lightning_resumes_from_nothing_by_itself(train: Train) -> None:
+def test_lightning_resumes_from_nothing_by_itself(config: Callable[..., DictConfig]) -> None:
     """`OnExceptionCheckpoint` would have it load whatever an exception left, or the newest ``last.ckpt``."""
     kept = "+callbacks.kept={_target_: pytorch_lightning.callbacks.OnExceptionCheckpoint, dirpath: '${run_dir}'}"
     with pytest.raises(UserError, match=r"callbacks\.kept: .*save_on_exception"):
-        train(*PAIR, kept)
+        build_trainer(config(kept), "32-true")
 
 
-@FAMILIES
 def test_the_time_left_after_resuming(
-    train: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, settings: tuple[str, ...]
+    train: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """On a machine that has been up for eleven days: from epochs of this start alone."""
     caplog.set_level("INFO")
-    given = (*settings, *WITHIN["steps"], HERE, "schedule.k=1", "callbacks.timer=null")
+    given = (*PAIR, *WITHIN["steps"], HERE, "schedule.k=1", "callbacks.timer=null")
     with monkeypatch.context() as patch:
         stop_at(patch, "on_train_batch_start", 1)
         with pytest.raises(Stop):

@@ -13,7 +13,6 @@ import torch
 from helpers.forked_commands import Forks
 from helpers.settings import SMALL
 
-from attnmosaic.config.schedule import ORDERS
 from attnmosaic.runs.run import CONFIG, ERROR, RESULT, Run
 from attnmosaic.runs.snapshots import RECORD
 
@@ -42,7 +41,10 @@ MOMENTS: tuple[tuple[Any, ...], ...] = (
     ("at_place", "attnmosaic.training.results.finish_run", 1),
     ("in_writing", "result.json", "begun", 1),
 )
-"""In the order in which a run comes to them. Each is tried once, in one of the schedules."""
+"""In the order in which a run comes to them. Each is tried once, in one of `RUNS`."""
+
+RUNS = {"what_then_where": "cosine", "joint": "none"}
+"""Schedules and schedulers of learning rates; `test_resume.py` resumes from checkpoints in every schedule."""
 
 KILOBYTES = (8, 80, 150)
 """Sizes of a disk on which no run fits."""
@@ -100,14 +102,14 @@ def check_stopped(code: int, printed: str, action: str, run: Path) -> None:
         assert Run(run).state == ("stopped" if begun else "missing")
 
 
-@pytest.mark.parametrize("number", range(len(ORDERS)), ids=[*ORDERS])
-def test_killed_at_any_moment(forks: Forks, tmp_path: Path, number: int) -> None:
-    """Each time by another signal, and with the same command again; every second schedule has a scheduler."""
-    settings = (*SETTINGS, f"schedule={[*ORDERS][number]}", f"scheduler={('none', 'cosine')[number % 2]}")
+@pytest.mark.parametrize("order", RUNS)
+def test_killed_at_any_moment(forks: Forks, tmp_path: Path, order: str) -> None:
+    """Each time by another signal, and with the same command again."""
+    settings = (*SETTINGS, f"schedule={order}", f"scheduler={RUNS[order]}")
     code, printed = forks.run(tmp_path / "whole", *settings, NO_PICTURES)
     assert code == 0, printed
     run = tmp_path / "run"
-    for nth in range(number, len(MOMENTS), len(ORDERS)):
+    for nth in range([*RUNS].index(order), len(MOMENTS), len(RUNS)):
         moment, action = MOMENTS[nth], [*SIGNALS][nth % len(SIGNALS)]
         # Pictures take longer than all else here: only where they are what is hit.
         pictures = "callbacks.pictures.formats=[png]" if "draw_run" in str(moment) else NO_PICTURES

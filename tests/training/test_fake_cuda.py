@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorDeviceMismatchError
 
 from attnmosaic.callbacks.attention_gradients import mean_alpha_gradients
-from attnmosaic.callbacks.snapshots import look
+from attnmosaic.callbacks.snapshots import predict
 from attnmosaic.config.schedule import Stage
 from attnmosaic.data.images import DigitsMosaics
 from attnmosaic.data.pool import Pool
 from attnmosaic.data.sources import Images, image_pool
 from attnmosaic.nn.networks import ConvNet
+from attnmosaic.training.base import mean_loss
 from attnmosaic.training.stagewise import StagewiseModule
-from attnmosaic.training.steps import Seen, mean_loss
+from attnmosaic.training.steps import Seen
 
 Config = Callable[..., DictConfig]
 
@@ -84,15 +85,19 @@ def train_and_measure(module: StagewiseModule) -> None:
             second = step(module, stage, rows)
         data = module.mosaics["train"]
         module.running.update(
-            mean_loss([first, second]), second.logits, second.alpha, data.label[rows], data.foreground[rows]
+            mean_loss([first.loss, second.loss], [25, 25]),
+            second.logits,
+            second.alpha,
+            data.label[rows],
+            data.foreground[rows],
         )
     module.frozen_where.clear()
     for number, split in enumerate(module.evaluations):
         with torch.no_grad():
             module.validation_step(torch.arange(16).to(CUDA), 0, number)
-        assert {value.device for value in module.evaluation(split).compute().values()} == {CUDA}
+        assert {value.device for value in module.evaluations[split].compute().values()} == {CUDA}
         module.frozen_where.clear()
-    look(module, module.mosaics["held_out"], torch.arange(8).to(CUDA))
+    predict(module, module.mosaics["held_out"], torch.arange(8).to(CUDA))
     for mosaics in (20, None):
         assert mean_alpha_gradients(module, mosaics).device == CUDA
 
@@ -110,8 +115,13 @@ def stepped(config: Config, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
     return work
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("precision", [nullcontext, bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("family", "precision"),
+    [
+        *((family, nullcontext) for family in FAMILIES),
+        *((family, bfloat16) for family in ("points", "images", "pieces, clipped, with entropy", "Adam")),
+    ],
+)
 def test_no_step_waits_or_mixes_devices(stepped: Callable[..., None], family: str, precision: Any) -> None:
     stepped(*FAMILIES[family], precision=precision)
 
@@ -125,9 +135,15 @@ def test_bfloat16_is_in_effect() -> None:
         assert layer(images).dtype == torch.float32
 
 
-@pytest.mark.parametrize("more", [(), ("optimizer.clip_norm=0.1",)])
-@pytest.mark.parametrize("precision", [nullcontext, bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("experiment", ["mnist_sum", "mnist_product"])
+@pytest.mark.parametrize(
+    ("experiment", "precision", "more"),
+    [
+        ("mnist_sum", nullcontext, ()),
+        ("mnist_sum", bfloat16, ("optimizer.clip_norm=0.1",)),
+        ("mnist_product", nullcontext, ("optimizer.clip_norm=0.1",)),
+        ("mnist_product", bfloat16, ()),
+    ],
+)
 def test_two_outputs(
     config: Config, monkeypatch: pytest.MonkeyPatch, experiment: str, precision: Any, more: tuple[str, ...]
 ) -> None:

@@ -18,7 +18,6 @@ from helpers.settings import ROOT
 from omegaconf import DictConfig
 
 from attnmosaic.callbacks.csv_tables import CsvTable
-from attnmosaic.callbacks.history import Grown
 from attnmosaic.data.mosaics import sample_mosaics
 from attnmosaic.data.pool import Pool
 from attnmosaic.metrics import focus
@@ -145,15 +144,6 @@ def test_a_table_gives_its_rows_back(tmp_path: Path) -> None:
     table.rewrite()
     assert (tmp_path / "a.csv").read_bytes() == table.text.encode()
     assert again.text.startswith(table.text)
-
-
-def test_what_a_checkpoint_took_stays_as_it_was() -> None:
-    grown = Grown()
-    for i in range(3):
-        grown.append(np.array([i, i]))
-    tensor = grown.tensor()
-    grown.array[-1] = 7
-    assert tensor.tolist() == [[0, 0], [1, 1], [2, 2]]
 
 
 EPOCHS = 1010

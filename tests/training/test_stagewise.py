@@ -85,25 +85,24 @@ def weights(module: StagewiseModule) -> Tensor:
 FOUR = ("schedule.k=1", "schedule.epochs=4", *QUIET)
 
 
-@pytest.mark.parametrize(
-    "change", ["data.steps_per_block=1", "data.steps_per_block=50", "data.eval_batch_size=7", "seed.data=0"]
-)
+NO_CHANGES = ("data.steps_per_block=1", "data.steps_per_block=50", "data.eval_batch_size=7", "seed.data=0")
+CHANGES = ("seed.data=1", "seed.init=1", "seed.order=1", "lr.what=0.02", "lr.where=0.02")
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_what_must_not_change_the_weights(config: Config, change: str, precision: str) -> None:
-    """Not even under autocast, which can keep weights it has rounded from one step to the next."""
+def test_what_changes_the_weights(config: Config, precision: str) -> None:
+    """Autocast keeps weights that it has rounded; not from one step to the next."""
     four = (*FOUR, f"precision={precision}")
-    assert torch.equal(weights(fit(config(*four))), weights(fit(config(*four, change))))
+    one = weights(fit(config(*four)))
+    for change in (*NO_CHANGES, *(CHANGES if precision == "float32" else ())):
+        assert torch.equal(one, weights(fit(config(*four, change)))) == (change in NO_CHANGES), change
 
 
-@pytest.mark.parametrize("change", ["seed.data=1", "seed.init=1", "seed.order=1", "lr.what=0.02", "lr.where=0.02"])
-def test_what_must_change_the_weights(config: Config, change: str) -> None:
-    assert not torch.equal(weights(fit(config(*FOUR))), weights(fit(config(*FOUR, change))))
-
-
-@pytest.mark.parametrize("change", ["optimizer.microbatches=3", "compute.cache_gb=0", "optimizer.clip_norm=1e6"])
-def test_what_changes_them_by_rounding_only(config: Config, change: str) -> None:
+def test_what_changes_them_by_rounding_only(config: Config) -> None:
     exact = ("precision=float64", *FOUR)
-    torch.testing.assert_close(weights(fit(config(*exact))), weights(fit(config(*exact, change))), rtol=0, atol=1e-12)
+    one = weights(fit(config(*exact)))
+    for change in ("optimizer.microbatches=3", "compute.cache_gb=0", "optimizer.clip_norm=1e6"):
+        torch.testing.assert_close(one, weights(fit(config(*exact, change))), rtol=0, atol=1e-12)
 
 
 def test_clipping_bounds_a_step(config: Config) -> None:
@@ -142,7 +141,12 @@ def test_where_scores_each_pool_patch_once_while_it_rests(config: Config) -> Non
     )
     module, _ = build(settings)
     scored = []
-    module.pair.where.register_forward_hook(lambda _, inputs, __: scored.append(len(inputs[0])))
+
+    def note(where: nn.Module, inputs: tuple[Tensor], _: Tensor) -> None:
+        if where is module.pair.where:  # and no copy that is tried before training
+            scored.append(len(inputs[0]))
+
+    module.pair.where.register_forward_hook(note)
     fit(settings, module=module)
     assert scored == [40, 40]  # the training pool and the held-out pool
 

@@ -17,8 +17,9 @@ from attnmosaic.nn.networks import MLP, ConvNet
 from attnmosaic.nn.objectives import CrossEntropy
 from attnmosaic.training import attention_cache
 from attnmosaic.training.cuda_graphs import WARM_UP, GraphedSteps
+from attnmosaic.training.probes import decomposes
 from attnmosaic.training.stagewise import StagewiseModule
-from attnmosaic.training.steps import Seen, decomposes
+from attnmosaic.training.steps import Seen
 
 Config = Callable[..., DictConfig]
 
@@ -28,6 +29,13 @@ QUIET = ("logger=none", "callbacks=default", "callbacks.progress=null", "callbac
 FOUR = ("schedule.k=2", "schedule.epochs=4", "trainer.check_val_every_n_epoch=2", "lr.what=0.1", "lr.where=0.1", *QUIET)
 PLAIN = "optimizer.microbatches=1"
 """Turns both fast ways off."""
+
+CASES = pytest.mark.parametrize(
+    ("precision", "more"),
+    [("float32", ()), ("float64", ()), ("float64", ("schedule=joint",)),
+     ("float64", ("objective.entropy=0.3", "optimizer.clip_norm=0.01"))],
+    ids=["float32", "float64", "joint", "entropy, clipped"],
+)  # fmt: skip
 
 CLOSE = {"float64": {"rtol": 0, "atol": 1e-10}, "float32": {"rtol": 1e-4, "atol": 1e-5}}
 
@@ -49,8 +57,7 @@ def scored(settings: DictConfig) -> tuple[StagewiseModule, list[int]]:
     return fit(settings, module=module), sizes
 
 
-@pytest.mark.parametrize("precision", ["float64", "float32"])
-@pytest.mark.parametrize("more", [(), ("schedule=joint",), ("objective.entropy=0.3",), ("optimizer.clip_norm=0.01",)])
+@CASES
 def test_scoring_the_pool_instead_of_the_patches(config: Config, precision: str, more: tuple[str, ...]) -> None:
     settings = (f"precision={precision}", "data.points=70", *more, *FOUR)
     fast, sizes = scored(config(*settings))
@@ -65,8 +72,7 @@ def test_scoring_the_pool_instead_of_the_patches(config: Config, precision: str,
     assert (weights(fast) - weights(start)).abs().max() > 100 * CLOSE[precision]["atol"]
 
 
-@pytest.mark.parametrize("precision", ["float64", "float32"])
-@pytest.mark.parametrize("more", [(), ("schedule=joint",), ("objective.entropy=0.3",), ("optimizer.clip_norm=0.01",)])
+@CASES
 def test_computing_in_pieces(
     config: Config, precision: str, more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,32 +143,26 @@ def test_the_numbers_trained_on(config: Config, redraw: bool) -> None:
 SHORT = ("schedule.epochs=2", *QUIET)
 
 
-@pytest.mark.parametrize(
-    "change", ["seed.data=1", "seed.init=1", "seed.order=1", "lr.network=0.1", "data.redraw=true", "optimizer=sgd"]
-)
-def test_what_must_change_the_weights(config: Config, change: str) -> None:
-    assert not torch.equal(weights(fit(config(SUM, *SHORT))), weights(fit(config(SUM, *SHORT, change))))
+CHANGES = ("seed.data=1", "seed.init=1", "seed.order=1", "lr.network=0.1", "data.redraw=true", "optimizer=sgd")
+NO_CHANGES = ("data.eval_batch_size=7", "lr.what=3", "trainer.check_val_every_n_epoch=1", "seed.all=0", "schedule.k=9")
 
 
-@pytest.mark.parametrize(
-    "change", ["data.eval_batch_size=7", "lr.what=3", "trainer.check_val_every_n_epoch=1", "seed.all=0", "schedule.k=9"]
-)
-def test_what_must_not_change_the_weights(config: Config, change: str) -> None:
+def test_what_changes_the_weights(config: Config) -> None:
+    """Whatever the process drew before."""
     torch.manual_seed(5)
     one = weights(fit(config(SUM, *SHORT)))
-    torch.manual_seed(6)
-    assert torch.equal(one, weights(fit(config(SUM, *SHORT, change))))
+    for change in (*CHANGES, *NO_CHANGES):
+        torch.manual_seed(6)
+        assert torch.equal(one, weights(fit(config(SUM, *SHORT, change)))) == (change in NO_CHANGES), change
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_clipping(config: Config, fused: bool) -> None:
+def test_clipping(config: Config) -> None:
     """With plain SGD at rate 1, a step is as long as the clipped gradient."""
-    settings = config(
-        SUM, "optimizer.network={_target_: torch.optim.SGD}", f"+optimizer.network.fused={fused}", "lr.network=1",
-        "optimizer.clip_norm=0.001", "data.batch_size=60", "schedule.epochs=1", *QUIET,
-    )  # fmt: skip
-    for precision in ("float64", "bfloat16"):
-        settings.precision = precision
+    for fused, precision in ((True, "float64"), (False, "bfloat16")):
+        settings = config(
+            SUM, "optimizer.network={_target_: torch.optim.SGD}", f"+optimizer.network.fused={fused}", "lr.network=1",
+            "optimizer.clip_norm=0.001", "data.batch_size=60", "schedule.epochs=1", f"precision={precision}", *QUIET,
+        )  # fmt: skip
         module, _ = build(settings)
         before = weights(module)
         fit(settings, module=module)
@@ -214,11 +208,11 @@ def check_same(whole: Path, resumed: Path) -> None:
     ],
     ids=["float32", "float64", "bfloat16"],
 )
-def test_resuming_after_any_epoch(train: Train, tmp_path: Path, settings: tuple[str, ...]) -> None:
+def test_resuming_after_an_epoch(train: Train, tmp_path: Path, settings: tuple[str, ...]) -> None:
     """Bit for bit, with dropout, running statistics and numbers that change from epoch to epoch."""
     settings = (*settings, "schedule.epochs=4", "trainer.check_val_every_n_epoch=2", "logger=none", "lr.network=0.01")
     metrics = train(*settings, EVERY_EPOCH, "callbacks.pictures=null", run_dir="whole")
-    for epoch in range(1, 4):
+    for epoch in (1, 2):
         checkpoint = tmp_path / "whole" / "checkpoints" / f"epoch-{epoch:04}.ckpt"
         resumed = (f"ckpt_path={checkpoint}", "callbacks.pictures=null")
         assert train(*settings, *resumed, run_dir=f"from{epoch}") == metrics
@@ -230,7 +224,7 @@ def test_what_cannot_be_resumed(train: Train, tmp_path: Path, caplog: pytest.Log
     train(SUM, *short, run_dir="first")
     last = f"ckpt_path={tmp_path / 'first' / 'checkpoints' / 'last.ckpt'}"
     for change in ("lr.network=0.5", "optimizer=sgd", "scheduler=cosine"):
-        with pytest.raises(UserError, match=r"network.*go on as they were saved"):
+        with pytest.raises(UserError, match=r"network.*resume as they were saved"):
             train(SUM, *short, last, "schedule.epochs=3", change)
     with pytest.raises(UserError, match="another architecture"):
         train(PRODUCT, *short, last, "schedule.epochs=3")
@@ -296,7 +290,7 @@ class OneOutput(nn.Module):
             r"OneOutput must give two outputs, of 10 and of 19 logits",
         ),
         (("optimizer.network=null",), r"optimizer\.network: got None, needs a _target_"),
-        (("objective=cross_entropy",), r"objective: .*CrossEntropy does not take"),
+        (("objective=cross_entropy",), r"objective: .*CrossEntropy fails"),
     ],
 )
 def test_what_does_not_fit_together(config: Config, overrides: tuple[str, ...], told: str) -> None:

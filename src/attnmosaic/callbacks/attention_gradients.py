@@ -12,6 +12,7 @@ from attnmosaic.callbacks.csv_tables import CsvTable
 from attnmosaic.callbacks.nonfatal import check_count, harmless
 from attnmosaic.metrics.gradients import alpha_gradients, foreground_and_background
 from attnmosaic.training import distributed
+from attnmosaic.training.attention_cache import eval_mode
 from attnmosaic.training.stagewise import StagewiseModule
 
 COLUMNS = ("epoch", "stage", "mosaics", "foreground", "background")
@@ -21,11 +22,10 @@ SIDES = COLUMNS[3:]
 class AlphaGradients(pl.Callback):
     """Measures the loss's gradient with respect to the attention weights before training and after every epoch.
 
-    It is measured with the weights as they are then, both networks in eval mode; see `mean_alpha_gradients`. It goes
-    to ``gradients.csv`` as a row (epochs done; the stage that ended, empty before the first epoch; over how many
-    mosaics; ``foreground``, ``background``) and to every logger as ``gradient/foreground`` and
-    ``gradient/background``. The rows travel in the checkpoint, as those of `RunTables`. Training stays as it is
-    without this callback, bit for bit. Runs without a pair it leaves alone.
+    See `mean_alpha_gradients`. It is written to ``gradients.csv`` (epochs done; the stage that ended, empty before the
+    first epoch; over how many mosaics; ``foreground``, ``background``) and to every logger as ``gradient/foreground``
+    and ``gradient/background``. Checkpoints hold the rows. The callback does not change training, bit for bit, and does
+    nothing in runs without a pair.
 
     Args:
         folder: where the file goes.
@@ -42,8 +42,8 @@ class AlphaGradients(pl.Callback):
         self.table = CsvTable(Path(folder) / "gradients.csv", COLUMNS)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if isinstance(pl_module, StagewiseModule) and pl_module.scale == "smoke" and not self.table:
-            self.table = CsvTable(self.table.path, (*COLUMNS, "scale"))
+        if isinstance(pl_module, StagewiseModule) and not self.table:
+            self.table = CsvTable(self.table.path, COLUMNS, pl_module.scale)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the table's text."""
@@ -71,10 +71,9 @@ class AlphaGradients(pl.Callback):
         with trainer.precision_plugin.val_step_context():
             foreground, background = mean_alpha_gradients(module, self.mosaics).tolist()
         stage = module.schedule.stage(epochs - 1).name.lower() if epochs else ""
-        n = min(self.mosaics or len(module.mosaics["train"]), len(module.mosaics["train"]))
+        every = len(module.mosaics["train"])
+        n = min(self.mosaics or every, every)
         row: dict[str, Any] = dict(zip(COLUMNS, (epochs, stage, n, foreground, background), strict=True))
-        if module.scale == "smoke":
-            row["scale"] = "smoke"
         self.table.append(row, write=trainer.is_global_zero)
         for logger in trainer.loggers:
             logger.log_metrics({f"gradient/{side}": row[side] for side in SIDES}, step=epochs)
@@ -85,7 +84,7 @@ def mean_alpha_gradients(module: StagewiseModule, mosaics: int | None = None) ->
 
     ``grad_alpha_fg`` is the sum over the N training mosaics of d(loss of that mosaic) / d(alpha of its foreground
     patch), divided by N; ``grad_alpha_bg`` the same, summed over its P - 1 background patches. The loss is the run's
-    whole objective. Mosaics are taken in pieces, as their patches together may not fit the memory.
+    objective, both networks are in eval mode, and mosaics are computed in pieces that fit the memory.
 
     Args:
         module: while it is fitted; with all mosaics, nothing it has computed and kept (`FrozenWhere`) may be from
@@ -98,8 +97,6 @@ def mean_alpha_gradients(module: StagewiseModule, mosaics: int | None = None) ->
     data, frozen, what = module.mosaics["train"], module.frozen_where, module.pair.what
     n = min(mosaics or len(data), len(data))
     sums = torch.zeros(2, dtype=torch.float64, device=data.index.device)
-    training = what.training
-    what.eval()
     mine, own = distributed.share(torch.arange(n, device=data.index.device))
     pieces = mine[:own].split(frozen.mosaics_per_piece("train"))
 
@@ -110,8 +107,8 @@ def mean_alpha_gradients(module: StagewiseModule, mosaics: int | None = None) ->
         gradient = alpha_gradients(what, module.objective, alpha, patches, data.label[rows])
         return torch.stack([side.double().sum() for side in foreground_and_background(gradient, data.foreground[rows])])
 
-    # The first piece has the pool scored, which the others share.
-    for part in [measure(rows) for rows in pieces[:1]] + module.workers.map(measure, pieces[1:]):
-        sums += part
-    what.train(training)
+    with eval_mode(what, module.pair.where):
+        # The first piece has the pool scored, which the others share.
+        for part in [measure(rows) for rows in pieces[:1]] + module.workers.map(measure, pieces[1:]):
+            sums += part
     return distributed.summed(sums) / n

@@ -9,9 +9,9 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 
-from attnmosaic.callbacks.confusion import write_confusion
 from attnmosaic.core.files import write_atomically
 from attnmosaic.data.datamodule import SPLITS
+from attnmosaic.metrics.two_outputs import TwoOutputMetrics
 from attnmosaic.plotting.palette import FOCUS_PREDICTION, LARGEST_WEIGHT
 from attnmosaic.training.base import RunModule
 from attnmosaic.training.stagewise import StagewiseModule
@@ -26,17 +26,19 @@ FOCUS_COLUMNS = ("epochs", *(curve.column for curve in (*LARGEST_WEIGHT.values()
 class CsvTable(Sequence[Row]):
     """The rows of a CSV file, kept as its text: a checkpoint copies it, and a resumed run writes the same bytes.
 
-    A row that is read has whole numbers, numbers and words, and lacks the columns that it has nothing in.
+    A row gives integers, floats and words by column, without the columns that are empty.
 
     Args:
         path: the file.
         columns: their names.
+        scale: ``full``, or ``smoke``, which then is the last value of every row.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+    def __init__(self, path: Path, columns: Sequence[str], scale: str = "full") -> None:
         self.path = path
-        self.columns = list(columns)
-        self._lines = [_line(columns)]
+        self._stamp = {"scale": scale} if scale == "smoke" else {}
+        self.columns = [*columns, *self._stamp]
+        self._lines = [_line(self.columns)]
 
     def __len__(self) -> int:
         return len(self._lines) - 1
@@ -58,18 +60,19 @@ class CsvTable(Sequence[Row]):
 
     def append(self, row: Mapping[str, Any], *, write: bool) -> None:
         """Adds a row, to the file too if ``write``; columns that it lacks stay empty."""
-        self._lines.append(_line(row.get(column) for column in self.columns))
+        stamped = {**row, **self._stamp}
+        self._lines.append(_line(stamped.get(column) for column in self.columns))
         if write:
             with self.path.open("a", newline="", encoding="utf-8") as file:
                 file.write(self._lines[-1])
 
     def fill(self, row: Mapping[str, Any]) -> None:
-        """Puts values into the last row, beside what it has."""
+        """Adds values to the last row."""
         filled = {**self[-1], **row}
         self._lines[-1] = _line(filled.get(column) for column in self.columns)
 
     def rewrite(self) -> None:
-        """Writes the complete file; whoever watches the run never reads half of it."""
+        """Writes the complete file atomically."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, self.text.encode())
 
@@ -90,14 +93,13 @@ def _value(cell: str) -> Any:
 
 
 class RunTables(pl.Callback):
-    """Writes ``metrics.csv``, a row an epoch; of a pair ``focus_vs_pred_<split>.csv``, an evaluation each and the end.
+    """Writes ``metrics.csv``, a row an epoch, and ``focus_vs_pred_<split>.csv`` of a pair, a row an evaluation.
 
     Of two outputs it writes confusion matrices when the run ends, ``confusion_digit_<split>.csv`` and
     ``confusion_sum_<split>.csv`` (or product), measured with the final weights.
 
-    Epochs are counted from 1. The rows travel in the checkpoint, so a resumed run's files hold the whole
-    history, and none of what was written after the checkpoint. (Lightning's CSVLogger begins a new file on
-    resuming, and writes one row an epoch for training and another for evaluation.)
+    Epochs are counted from 1. Checkpoints hold the rows, so a resumed run's files equal an uninterrupted run's.
+    (Lightning's CSVLogger starts a new file on resuming, and writes training and evaluation in separate rows.)
 
     Args:
         folder: where the files go.
@@ -106,7 +108,6 @@ class RunTables(pl.Callback):
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.tables: dict[str, CsvTable] = {}
-        self._evaluated: dict[str, Row] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, RunModule)
@@ -118,8 +119,9 @@ class RunTables(pl.Callback):
             columns |= {f"focus_vs_pred_{s}": list(FOCUS_COLUMNS) for s in SPLITS}
         else:
             columns = {"metrics": ["epoch", *measured]}
-        last = ["scale"] if pl_module.scale == "smoke" else []
-        self.tables = {name: CsvTable(self.folder / f"{name}.csv", [*own, *last]) for name, own in columns.items()}
+        self.tables = {
+            name: CsvTable(self.folder / f"{name}.csv", own, pl_module.scale) for name, own in columns.items()
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the text of every table."""
@@ -134,48 +136,52 @@ class RunTables(pl.Callback):
             for table in self.tables.values():
                 table.rewrite()
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._evaluated = {}
-
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Adds what the final weights gave in the full pass at the end."""
         assert isinstance(pl_module, RunModule)
         if trainer.state.fn == TrainerFn.FITTING:
-            if isinstance(pl_module, StagewiseModule):
-                for split in SPLITS:
-                    self._evaluated[split] = focus_row(pl_module.epochs_done, pl_module.evaluation(split).counts())
-        elif metrics := self.tables["metrics"]:  # the full pass at the end, with the last epoch's weights
-            metrics.fill(_known(pl_module))
-            if trainer.is_global_zero:
-                metrics.rewrite()
-            if isinstance(pl_module, StagewiseModule):
-                self._end_focus(trainer, pl_module)
-            if isinstance(pl_module, TwoOutputModule):
-                for split in SPLITS:
-                    with pl_module.evaluation(split).sync_context():  # counts of all processes, as in `compute`
-                        if trainer.is_global_zero:
-                            write_confusion(self.folder, split, pl_module.evaluation(split), pl_module.scale)
+            return
+        self.tables["metrics"].fill(_known(pl_module))
+        if trainer.is_global_zero:
+            self.tables["metrics"].rewrite()
+        self._add_focus(trainer, pl_module)
+        if isinstance(pl_module, TwoOutputModule):
+            for split in SPLITS:
+                with pl_module.evaluations[split].sync_context():  # counts of all processes, as in `compute`
+                    if trainer.is_global_zero:
+                        write_confusion(self.folder, split, pl_module.evaluations[split], pl_module.scale)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, RunModule)
         head: Row = {"epoch": pl_module.epochs_done}
         if isinstance(pl_module, StagewiseModule):
             head["stage"] = pl_module.stage.name.lower()
-        self._add(trainer, "metrics", {**head, **_known(pl_module)})
-        for split, row in self._evaluated.items():
-            self._add(trainer, f"focus_vs_pred_{split}", row)
+        self._add(trainer, "metrics", head | _known(pl_module))
+        if f"{SPLITS[0]}/loss" in pl_module.epoch_metrics:  # the epoch had an evaluation
+            self._add_focus(trainer, pl_module)
 
-    def _end_focus(self, trainer: pl.Trainer, module: StagewiseModule) -> None:
-        """Adds the end to the published tables, where it falls between two evaluations."""
+    def _add_focus(self, trainer: pl.Trainer, module: RunModule) -> None:
+        """Adds the last evaluation of a pair to the published tables, unless they have that epoch already."""
+        if not isinstance(module, StagewiseModule):
+            return
         for split in SPLITS:
             name = f"focus_vs_pred_{split}"
-            row = focus_row(module.epochs_done, module.evaluation(split).counts())
+            row = focus_row(module.epochs_done, module.evaluations[split].counts())
             if not self.tables[name] or self.tables[name][-1]["epochs"] != row["epochs"]:
                 self._add(trainer, name, row)
 
     def _add(self, trainer: pl.Trainer, name: str, row: Row) -> None:
-        if "scale" in self.tables[name].columns:
-            row = {**row, "scale": "smoke"}
         self.tables[name].append(row, write=trainer.is_global_zero)
+
+
+def write_confusion(folder: Path, split: str, metrics: TwoOutputMetrics, scale: str) -> None:
+    """Writes ``confusion_<output>_<split>.csv``: counts, a row for each true class, a column for each predicted."""
+    operation, stamp = metrics.operation, ["smoke"] if scale == "smoke" else []
+    outputs = {"digit": (range(10), metrics.digit), operation.name: (operation.values, metrics.result)}
+    for name, (values, counts) in outputs.items():
+        rows: list[list[Any]] = [[f"true {name}", *values, *(["scale"] if stamp else [])]]
+        rows += [[value, *row, *stamp] for value, row in zip(values, counts.tolist(), strict=True)]
+        write_atomically(folder / f"confusion_{name}_{split}.csv", "".join(map(_line, rows)).encode())
 
 
 def _known(module: RunModule) -> Row:

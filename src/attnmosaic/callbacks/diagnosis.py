@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 
 
 class Diagnosis(pl.Callback):
-    """Logs once that a stage of Where, What or both changed nothing, and finds at the end what a run did not learn.
+    """Logs once that a stage of Where, What or both changed nothing, and sets the module's findings at the end.
 
-    It reads the rows of `RunTables`, so a resumed run ends with the same findings; without that callback it judges the
-    final metrics alone. The findings are those of `attnmosaic.runs.diagnosis.findings`; the module keeps them.
+    It reads the rows of `RunTables`, so a resumed run ends with the same findings; without that callback they follow
+    from the final metrics alone. See `attnmosaic.runs.diagnosis.findings`.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Diagnosis(pl.Callback):
         done, k = pl_module.epochs_done, pl_module.schedule.k
         if done % k or pl_module.learners in self._reported or not trainer.is_global_zero:
             return
-        config, rows = pl_module.hparams["config"], _rows(trainer)
+        config, rows = pl_module.config, _rows(trainer)
         # A long run's rows are read only if there is something to find.
         stage = rows[-k:]
         if stage and is_idle(config, stage) and (line := stalled(config, list(rows))):
@@ -44,7 +44,7 @@ class Diagnosis(pl.Callback):
         assert isinstance(pl_module, RunModule)
         if trainer.state.fn == TrainerFn.FITTING:
             return
-        config, final = pl_module.hparams["config"], pl_module.epoch_metrics
+        config, final = pl_module.config, pl_module.epoch_metrics
         pl_module.findings = findings(config, list(_rows(trainer)), final, _chances(pl_module))
 
 

@@ -1,4 +1,4 @@
-"""The figures of a run, drawn when it ends."""
+"""Plots the figures of a run when it ends."""
 
 import logging
 from collections.abc import Sequence
@@ -14,10 +14,9 @@ log = logging.getLogger(__name__)
 
 
 class RunPictures(pl.Callback):
-    """Draws all figures of a run after its last pass, from what the other callbacks have left in its folder.
+    """Plots all figures of a run after its last evaluation, from the files that earlier callbacks wrote.
 
-    It has to stand after those that write there. See `attnmosaic.plotting.run.draw_run`; ``python -m attnmosaic.draw``
-    draws them again. A figure that fails is logged, and costs nothing else.
+    See `attnmosaic.plotting.run.draw_run`; ``python -m attnmosaic.draw`` plots them again. Errors are logged.
 
     Args:
         folder: the run's folder.

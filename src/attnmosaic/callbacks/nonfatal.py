@@ -1,4 +1,4 @@
-"""Whoever only looks on costs no run."""
+"""Keeps errors of callbacks that only observe from ending a run."""
 
 import functools
 import logging
@@ -12,9 +12,9 @@ log = logging.getLogger(__name__)
 
 
 def harmless(hook: Callable[..., None]) -> Callable[..., None]:
-    """Makes a callback's hook log what it raises and let the run go on; from then on the callback does nothing.
+    """Makes a callback's hook log what it raises; from then on the callback does nothing.
 
-    Except of a disk that is full or gone: the run ends then, and goes on when there is room again.
+    Errors of the disk do end the run: otherwise nobody would notice what is missing, and it resumes when they are gone.
     """
 
     @functools.wraps(hook)
@@ -24,19 +24,15 @@ def harmless(hook: Callable[..., None]) -> Callable[..., None]:
         try:
             hook(self, *arguments, **named)
         except Exception as error:
-            if disk_trouble(error) is not None:  # what is missing then, nobody would find out
+            if disk_trouble(error) is not None:
                 raise
             self._failed = True
-            log.warning("%s failed, and is left out from now on; the run goes on", type(self).__name__, exc_info=True)
+            log.warning("%s failed and is left out from now on", type(self).__name__, exc_info=True)
 
     return guarded
 
 
 def check_count(key: str, value: Any) -> None:
-    """Checks that something can be counted.
-
-    Raises:
-        UserError: it is no whole number of at least 1.
-    """
+    """Raises a `UserError` unless an argument of a callback is a whole number of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"callbacks.{key}: got {value}, needs a whole number of at least 1; type callbacks.{key}=8")

@@ -1,4 +1,4 @@
-"""Keeps where the pair looked: through training at a few mosaics, with the final weights at the most telling ones."""
+"""Keeps what a pair attends to: in a few mosaics through training, in chosen ones with the final weights."""
 
 import math
 from pathlib import Path
@@ -11,13 +11,13 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnmosaic.callbacks.history import Grown
 from attnmosaic.callbacks.nonfatal import check_count, harmless
 from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.data.mosaics import Mosaics
 from attnmosaic.data.pool import Pool
 from attnmosaic.nn.attention import aggregate
 from attnmosaic.runs.snapshots import KINDS, RECORD, Looked, Plane, Record
+from attnmosaic.training.attention_cache import eval_mode
 from attnmosaic.training.stagewise import StagewiseModule
 
 FOLLOWED = ("train", "held_out")
@@ -25,17 +25,15 @@ LONGEST = 64
 """Pixels of the longer side of a kept patch; larger ones are reduced."""
 
 SIDE = 160
-"""Cells along each side of the plane that 2-D networks are asked about."""
+"""Cells along each side of the plane that 2-D networks are evaluated on."""
 
 
 class MosaicRecord(pl.Callback):
     """Writes ``mosaics.npz`` when a pair's run ends, and nothing in other runs; see `attnmosaic.runs.snapshots.Record`.
 
-    Before training and after every epoch it asks the networks, in eval mode, about the same few mosaics; what they
-    answered travels in the checkpoint, so a resumed run's record is that of an uninterrupted one. Training stays as
-    it is without this callback, bit for bit.
-
-    A run that goes on from a checkpoint with other mosaics than those that were followed begins to follow anew.
+    Before training and after every epoch the networks predict the same few mosaics in eval mode. The predictions are
+    saved in checkpoints, so a resumed run's record equals an uninterrupted one's; if other mosaics are followed than in
+    the checkpoint, they are followed from there. The callback does not change training, bit for bit.
 
     Args:
         folder: where the file goes.
@@ -52,23 +50,25 @@ class MosaicRecord(pl.Callback):
         self.folder = Path(folder)
         self.followed = followed
         self.chosen = chosen
-        self.epochs = Grown()
-        self.answers: dict[str, tuple[Grown, Grown]] = {split: (Grown(), Grown()) for split in FOLLOWED}
+        self.epochs: list[int] = []
+        self.answers: dict[str, list[Tensor]] = {}
         self.asked: dict[str, Tensor] = {}
         self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     # ---- through training
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns epochs, for each split the weights ``[T, M, P]`` and probabilities ``[T, M, F]``, and of what."""
-        answers = {split: [part.tensor() for part in seen] for split, seen in self.answers.items() if len(seen[0])}
-        return {"epochs": self.epochs.tensor(), "answers": answers, "asked": self.asked}
+        """Returns epochs ``[T]``, each split's weights ``[T, M, P]`` and probabilities ``[T, M, F]``, and of what."""
+        # Tensors are copied into a checkpoint at once; lists of a thousand epochs would take longer than an epoch.
+        return {
+            "epochs": torch.tensor(self.epochs, dtype=torch.int64),
+            "answers": {**self.answers},
+            "asked": self.asked,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.epochs = Grown.of(torch.as_tensor(state_dict["epochs"]))
-        for split, (alpha, probabilities) in state_dict["answers"].items():
-            self.answers[split] = Grown.of(alpha), Grown.of(probabilities)
-        self.asked = state_dict["asked"]
+        self.epochs = state_dict["epochs"].tolist()
+        self.answers, self.asked = {**state_dict["answers"]}, state_dict["asked"]
 
     @harmless
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -76,8 +76,7 @@ class MosaicRecord(pl.Callback):
             return
         now = {split: self._question(pl_module.mosaics[split]) for split in FOLLOWED}
         if self.asked.keys() != now.keys() or not all(torch.equal(self.asked[split], now[split]) for split in now):
-            self.asked, self.epochs = now, Grown()
-            self.answers = {split: (Grown(), Grown()) for split in FOLLOWED}
+            self.asked, self.epochs, self.answers = now, [], {}
         if not self.epochs:
             self._follow(trainer, pl_module, pl_module.current_epoch)
 
@@ -87,17 +86,18 @@ class MosaicRecord(pl.Callback):
             self._follow(trainer, pl_module, pl_module.epochs_done)
 
     def _question(self, mosaics: Mosaics) -> Tensor:
-        """Returns what tells the mosaics that are followed from others: their patches, and which is the foreground."""
+        """Returns what identifies the mosaics that are followed: their patches, and which is the foreground."""
         rows = self._rows(mosaics)
         return torch.cat([mosaics.index[rows], mosaics.foreground[rows].unsqueeze(1)], dim=1).cpu()
 
     def _follow(self, trainer: pl.Trainer, module: StagewiseModule, epochs: int) -> None:
         with trainer.precision_plugin.val_step_context():
-            seen = {s: look(module, module.mosaics[s], self._rows(module.mosaics[s])) for s in FOLLOWED}
-        self.epochs.append(np.array(epochs))
+            seen = {s: predict(module, module.mosaics[s], self._rows(module.mosaics[s])) for s in FOLLOWED}
+        self.epochs.append(epochs)
         for split, parts in seen.items():
-            for answers, part in zip(self.answers[split], parts, strict=True):
-                answers.append(part.float().cpu().numpy())
+            latest = [part.float().cpu().unsqueeze(0) for part in parts]
+            earlier = self.answers.get(split)
+            self.answers[split] = [torch.cat(both) for both in zip(earlier, latest, strict=True)] if earlier else latest
 
     def _rows(self, mosaics: Mosaics) -> Tensor:
         return torch.arange(min(self.followed, len(mosaics)), device=mosaics.index.device)
@@ -141,15 +141,13 @@ class MosaicRecord(pl.Callback):
             rows, counts[split] = telling(alpha, probabilities, data.foreground.cpu(), data.label.cpu(), self.chosen)
             final[split] = looked(data, rows, alpha[rows], probabilities[rows])
         followed = {}
-        for split, (weights, classes) in self.answers.items():
-            if len(weights):
-                alpha, probabilities = weights.tensor(), classes.tensor()
-                followed[split] = looked(module.mosaics[split], self._rows(module.mosaics[split]), alpha, probabilities)
+        for split, (alpha, probabilities) in self.answers.items():
+            followed[split] = looked(module.mosaics[split], self._rows(module.mosaics[split]), alpha, probabilities)
         train = module.mosaics["train"]
         return Record(
             classes=train.foreground_classes,
             all_classes=train.pool.classes,
-            epochs=self.epochs.array.copy(),
+            epochs=np.array(self.epochs),
             followed=followed,
             final=final,
             counts=counts,
@@ -159,22 +157,16 @@ class MosaicRecord(pl.Callback):
 
 
 @torch.no_grad()
-def look(module: StagewiseModule, mosaics: Mosaics, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Asks the networks, in eval mode, about a few mosaics.
-
-    Nothing that was computed and kept for training (`FrozenWhere`) is used or touched.
+def predict(module: StagewiseModule, mosaics: Mosaics, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Predicts a few mosaics in eval mode, without what is kept for training (`FrozenWhere`).
 
     Returns:
         The attention weights ``[M, P]`` and What's probabilities ``[M, F]``.
     """
-    what = module.pair.what
-    training = what.training
-    what.eval()
     patches = mosaics.patches(rows, module.frozen_where.dtype)
     alpha = module.frozen_where.fresh_weights(mosaics, patches, rows)
-    probabilities = what(aggregate(alpha, patches)).float().softmax(dim=1)
-    what.train(training)
-    return alpha, probabilities
+    with eval_mode(module.pair.what):
+        return alpha, module.pair.what(aggregate(alpha, patches)).float().softmax(dim=1)
 
 
 def telling(
@@ -197,13 +189,11 @@ def telling(
 
 
 def looked(mosaics: Mosaics, rows: Tensor, alpha: Tensor, probabilities: Tensor) -> Looked:
-    """Puts down what was seen of some mosaics."""
-    device = mosaics.index.device
-    rows = rows.to(device)
-    index = mosaics.index[rows]
+    """Returns mosaics as files and pictures hold them, with their attention weights and probabilities."""
+    rows = rows.to(mosaics.index.device)
     return Looked(
         rows=rows.cpu().numpy(),
-        patches=shown_patches(mosaics.pool, index),
+        patches=shown_patches(mosaics.pool, mosaics.index[rows]),
         foreground=mosaics.foreground[rows].cpu().numpy(),
         label=mosaics.label[rows].cpu().numpy(),
         alpha=alpha.numpy(),
@@ -212,7 +202,7 @@ def looked(mosaics: Mosaics, rows: Tensor, alpha: Tensor, probabilities: Tensor)
 
 
 def shown_patches(pool: Pool, index: Tensor) -> np.ndarray:
-    """Returns patches of a pool as they are kept: images as uint8 of at most `LONGEST` pixels a side, else floats."""
+    """Returns patches of a pool as files hold them: images as uint8 of at most `LONGEST` pixels a side, else floats."""
     picked = pool.patches[index.to(pool.patches.device)]
     if not pool.is_image:
         return picked.float().cpu().numpy()
@@ -230,7 +220,7 @@ def shown_patches(pool: Pool, index: Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def plane_of(module: StagewiseModule, side: int = SIDE, points: int = 2000, mosaics: int = 1000) -> Plane:
-    """Asks What for the class, and Where for the score, of each of side x side cells of the plane.
+    """Evaluates What's class and Where's score in each of side x side cells of the plane.
 
     Args:
         module: of a run on 2-D points.
@@ -248,18 +238,15 @@ def plane_of(module: StagewiseModule, side: int = SIDE, points: int = 2000, mosa
     cells = torch.stack([x, y], dim=-1).view(-1, 2).to(train.pool.device, train.pool.patches.dtype)
 
     pair = module.pair
-    training = {name: getattr(pair, name).training for name in module.networks}
-    for name in module.networks:
-        getattr(pair, name).eval()
-    regions = pair.what(cells).argmax(dim=1)
-    scores = torch.zeros(len(cells)) if pair.where is None else pair.score(cells)
-    aggregates = {}
-    for split, data in (("train", train), ("held_out", held_out)):
+    with eval_mode(pair.what, pair.where):
+        regions = pair.what(cells).argmax(dim=1)
+        scores = torch.zeros(len(cells)) if pair.where is None else pair.score(cells)
+    seen: list[np.ndarray] = []
+    for data in (train, held_out):
         rows = torch.arange(min(mosaics, len(data)), device=data.index.device)
-        alpha, _ = look(module, data, rows)
-        aggregates[split] = aggregate(alpha, data.patches(rows, alpha.dtype)), data.label[rows]
-    for name, mode in training.items():
-        getattr(pair, name).train(mode)
+        alpha, _ = predict(module, data, rows)
+        seen.append(aggregate(alpha, data.patches(rows, alpha.dtype)).float().cpu().numpy())
+        seen.append(data.label[rows].cpu().numpy())
 
     every_nth = max(1, math.ceil(len(train.pool) / points))
     return Plane(
@@ -268,8 +255,8 @@ def plane_of(module: StagewiseModule, side: int = SIDE, points: int = 2000, mosa
         scores=scores.float().view(side, side).cpu().numpy(),
         points=train.pool.patches[::every_nth].float().cpu().numpy(),
         point_classes=train.pool.labels[::every_nth].cpu().numpy(),
-        aggregates=aggregates["train"][0].float().cpu().numpy(),
-        label=aggregates["train"][1].cpu().numpy(),
-        held_out_aggregates=aggregates["held_out"][0].float().cpu().numpy(),
-        held_out_label=aggregates["held_out"][1].cpu().numpy(),
+        aggregates=seen[0],
+        label=seen[1],
+        held_out_aggregates=seen[2],
+        held_out_label=seen[3],
     )

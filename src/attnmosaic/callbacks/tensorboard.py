@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run beside its scalars."""
+"""Fills TensorBoard's dashboards beside its scalars."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -17,7 +17,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 from torch import Tensor
 
 from attnmosaic.callbacks.nonfatal import check_count, harmless
-from attnmosaic.callbacks.snapshots import look, looked, plane_of
+from attnmosaic.callbacks.snapshots import looked, plane_of, predict
 from attnmosaic.config.schedule import Stage
 from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.plotting import point_tiles, tiles
@@ -26,7 +26,7 @@ from attnmosaic.training.base import RunModule
 from attnmosaic.training.stagewise import StagewiseModule
 
 IMAGES = 10
-"""How many pictures of a tag TensorBoard keeps, if not told otherwise."""
+"""Pictures of a tag that TensorBoard keeps by default."""
 
 BINS = 50
 """Of the histograms, from 0 to 1."""
@@ -41,20 +41,18 @@ ABOVE, HEIGHT = 1.05, 0.08
 
 
 class Dashboards(pl.Callback):
-    """Fills TensorBoard's dashboards.
+    """Fills TensorBoard's dashboards, if there is a `TensorBoardLogger`.
 
-    Custom Scalars: the published plots of a pair's run, the four focus/prediction shares and the largest weight above
-    and below one half, of each split, a strip above them where Where learns (of two outputs: their accuracies).
-    Histograms, at each evaluation: the attention weight of the foreground, and the largest one.
-    Images, at chosen epochs: mosaics with their weights, the same ones each time; of 2-D points also what the networks
-    make of the plane. Text: the config.
-
-    Without a `TensorBoardLogger` it does nothing. Training stays as it is without it, bit for bit.
+    Custom Scalars: the published plots of a pair's run, the four focus/prediction fractions and the largest weight
+    above and below one half, of each split, with a strip above them where Where learns (of two outputs: their
+    accuracies). Histograms, at each evaluation: the attention weight of the foreground, and the largest one. Images, at
+    chosen epochs: the same mosaics with their weights; of 2-D points also the networks' outputs on the plane. Text: the
+    config. The callback does not change training, bit for bit.
 
     Args:
         mosaics: how many of either split of `SHOWN` to show.
-        every_n_epochs: when to; None for the ends of as many cycles of stages as TensorBoard keeps pictures. Those of
-            the last epoch are always among them.
+        every_n_epochs: when to; None for the ends of as many cycles of stages as TensorBoard keeps pictures. The last
+            epoch is always shown.
 
     Raises:
         UserError: one of these is no count.
@@ -75,11 +73,11 @@ class Dashboards(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, RunModule)
         for writer in _writers(trainer):
-            # What an earlier beginning wrote here, after the checkpoint that this one goes on from, no longer counts.
+            # Has TensorBoard drop what an earlier start of this run wrote after the checkpoint that is resumed.
             after = trainer.current_epoch + 1 if trainer.current_epoch else 0
             writer.file_writer.add_event(Event(step=after, session_log=SessionLog(status=SessionLog.START)))
             writer.file_writer.add_summary(_layout_summary(layout(pl_module)))
-            config = yaml.safe_dump(pl_module.hparams["config"], sort_keys=False)
+            config = yaml.safe_dump(pl_module.config, sort_keys=False)
             writer.add_text("config", "".join(f"    {line}\n" for line in config.splitlines()), after)
         self._draw(trainer, pl_module, trainer.current_epoch)
 
@@ -106,7 +104,7 @@ class Dashboards(pl.Callback):
         foreground = pl_module.mosaics[split].foreground[batch].unsqueeze(1)
         for name, values in (("foreground", alpha.gather(1, foreground)), ("largest", alpha.amax(dim=1))):
             # Added up on the device, and fetched once an evaluation. (`histc` is not deterministic on GPUs.)
-            # Weights that are no numbers end the run elsewhere, with an answer to them.
+            # A weight that is not finite ends the run elsewhere (`RunModule.check_finite`).
             places = (values.flatten().nan_to_num() * BINS).long().clamp(0, BINS - 1)
             counts = torch.bincount(places, minlength=BINS)
             sums = torch.stack([values.sum(), values.square().sum()])
@@ -169,33 +167,26 @@ class Dashboards(pl.Callback):
 def _pictures(module: StagewiseModule, n: int) -> Iterator[tuple[str, Any]]:
     """Yields the pictures of an epoch by tag."""
     train = module.mosaics["train"]
-    classes = train.foreground_classes
-    shape = train.pool.patch_shape
+    classes, shape = train.foreground_classes, train.pool.patch_shape
     if shape != (2,) and len(shape) != 3:
         return
     plane = plane_of(module) if shape == (2,) else None
     for split in SHOWN:
         data = module.mosaics[split]
         rows = torch.arange(min(n, len(data)), device=data.index.device)
-        alpha, probabilities = look(module, data, rows)
+        alpha, probabilities = predict(module, data, rows)
         seen = looked(data, rows, alpha.float().cpu(), probabilities.float().cpu())
-        if plane is not None:
-            yield (
-                f"mosaics/{split}",
-                tiles.sheet([point_tiles.card(seen, i, plane, classes) for i in range(len(seen))], 2),
-            )
+        if plane is None:
+            sheet = tiles.sheet([tiles.card(seen, i, classes) for i in range(len(seen))], 1)
         else:
-            yield f"mosaics/{split}", tiles.sheet([tiles.card(seen, i, classes) for i in range(len(seen))], 1)
+            sheet = tiles.sheet([point_tiles.card(seen, i, plane, classes) for i in range(len(seen))], 2)
+        yield f"mosaics/{split}", sheet
     if plane is not None:
         yield "networks", point_tiles.networks(plane, classes, train.pool.classes)
 
 
 def chosen_epochs(epochs: int, cycle: int, every: int | None = None) -> set[int]:
-    """Returns the epochs, counted from 1, after which pictures are drawn, the last one among them.
-
-    Without `every` they are ends of cycles, evenly chosen, so that with those before training they are at most
-    `IMAGES`.
-    """
+    """Returns the epochs, counted from 1, after which pictures are drawn; without `every` at most `IMAGES` - 1."""
     if every is None:
         cycles = max(1, epochs // cycle)
         every = cycle * -(-cycles // (IMAGES - 2))
@@ -203,21 +194,20 @@ def chosen_epochs(epochs: int, cycle: int, every: int | None = None) -> set[int]
 
 
 def layout(module: RunModule) -> layout_pb2.Layout:
-    """Returns what stands on the Custom Scalars page; a strip marks where Where alone learns."""
-    if not isinstance(module, StagewiseModule):
-        outputs = tuple(name for name in module.metric_names if name != "loss")
-        return layout_pb2.Layout(category=[_category("accuracy of both outputs", outputs)])
+    """Returns the charts of the Custom Scalars page; a strip marks where Where alone learns."""
+    if isinstance(module, StagewiseModule):
+        charts = {
+            "focus against prediction": tuple(FOCUS_PREDICTION),
+            "largest weight above or below one half": tuple(LARGEST_WEIGHT),
+        }
+    else:
+        charts = {"accuracy of both outputs": module.metric_names[1:]}
     return layout_pb2.Layout(
         category=[
-            _category("focus against prediction", FOCUS_PREDICTION),
-            _category("largest weight above or below one half", LARGEST_WEIGHT),
+            layout_pb2.Category(title=title, chart=[_chart(split, metrics) for split in SPLITS])
+            for title, metrics in charts.items()
         ]
     )
-
-
-def _category(title: str, metrics: Iterable[str]) -> layout_pb2.Category:
-    metrics = tuple(metrics)
-    return layout_pb2.Category(title=title, chart=[_chart(split, metrics) for split in SPLITS])
 
 
 def _chart(split: str, metrics: Iterable[str]) -> layout_pb2.Chart:

@@ -1,10 +1,12 @@
-"""What need not be computed again while the where network stands still."""
+"""Scores, attention weights and aggregates that are kept while the where network rests."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnmosaic.data.mosaics import Mosaics
 from attnmosaic.data.pool import Pool
@@ -13,8 +15,8 @@ from attnmosaic.training import distributed
 from attnmosaic.training.workers import Workers
 
 PIECE = {"cpu": 2**23, "gpu": 2**27}
-"""Bytes of patches to compute on at a time: what stays in a CPU's caches; what leaves a GPU's memory to other runs, as
-the activations of a piece take several times as much."""
+"""Bytes of patches to compute on at a time: what fits a CPU's caches; what leaves a GPU's memory to other runs, as the
+activations of a piece take several times as much."""
 
 
 def rows_per_piece(row_bytes: int, device: torch.device) -> int:
@@ -22,21 +24,32 @@ def rows_per_piece(row_bytes: int, device: torch.device) -> int:
     return max(1, PIECE["cpu" if device.type == "cpu" else "gpu"] // row_bytes)
 
 
+@contextlib.contextmanager
+def eval_mode(*networks: nn.Module | None) -> Iterator[None]:
+    """Puts networks into eval mode for a block."""
+    modes = [(network, network.training) for network in networks if network is not None]
+    try:
+        for network, _ in modes:
+            network.eval()
+        yield
+    finally:
+        for network, training in modes:
+            network.train(training)
+
+
 class FrozenWhere:
-    """Scores each unique pool patch once and looks attention weights and aggregates up.
+    """Scores each unique patch of a pool once, and keeps attention weights and aggregates.
 
-    Weights decreed by the data are taken as they are. Of several processes of a run each computes its share, and all
-    get the whole.
+    Weights fixed by the data are used unchanged. Each of several processes of a run computes its shard.
 
-    Valid until the where network changes; whoever changes it calls `clear`. Nothing here carries gradients.
+    Valid until the where network changes; then call `clear`. Nothing here has gradients.
 
     Args:
         pair: the networks; Where is evaluated in eval mode.
         mosaics: by split or view, on the training device.
         dtype: floating type of patches.
-        budget: bytes that kept weights and aggregates may take; over it, aggregates are summed afresh for every
-            minibatch.
-        workers: compute pieces at once; None: one by one.
+        budget: bytes that kept weights and aggregates may take; beyond it every minibatch's aggregates are summed.
+        workers: compute pieces at once; None computes them one by one.
     """
 
     def __init__(
@@ -64,16 +77,12 @@ class FrozenWhere:
     def scores(self, pool: Pool) -> Float[Tensor, " U"]:
         """Returns the where network's score of every patch of a pool."""
         if id(pool) not in self._scores:
-            where = self.pair.where
-            assert where is not None
-            training = where.training
-            where.eval()
             size = rows_per_piece(math.prod(pool.patch_shape) * self.dtype.itemsize, pool.device)
             mine, _ = distributed.share(torch.arange(len(pool), device=pool.device))
             pieces = mine.split(size)
-            scores = self.workers.map(lambda piece: self.pair.score(pool.gather(piece, self.dtype)), pieces)
+            with eval_mode(self.pair.where):
+                scores = self.workers.map(lambda piece: self.pair.score(pool.gather(piece, self.dtype)), pieces)
             self._scores[id(pool)] = distributed.whole(torch.cat(scores), len(pool))
-            where.train(training)
         return self._scores[id(pool)]
 
     @torch.no_grad()
@@ -93,23 +102,18 @@ class FrozenWhere:
         return alpha, summed[0] if len(summed) == 1 else torch.cat(summed)
 
     def weights(self, mosaics: Mosaics, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P"]:
-        """Returns the attention weights of some mosaics, by decree or from the scores of their patches."""
+        """Returns the attention weights of some mosaics, fixed ones or from the scores of their patches."""
         if mosaics.weights is not None:
             return mosaics.weights[rows].to(self.dtype)
         return self.pair.weigh(self.scores(mosaics.pool)[mosaics.index[rows]])
 
     @torch.no_grad()
     def fresh_weights(self, mosaics: Mosaics, patches: Float[Tensor, "B P *patch"], rows: Int[Tensor, " B"]) -> Tensor:
-        """Returns the weights ``[B, P]`` of a few mosaics, scoring their own patches; keeps and uses nothing kept."""
+        """Returns the weights ``[B, P]`` of a few mosaics from their own patches, without what is kept."""
         if mosaics.weights is not None:
             return mosaics.weights[rows].to(self.dtype)
-        where = self.pair.where
-        assert where is not None
-        training = where.training
-        where.eval()
-        scores = self.pair.score(patches.flatten(0, 1)).view(patches.shape[:2])
-        where.train(training)
-        return self.pair.weigh(scores)
+        with eval_mode(self.pair.where):
+            return self.pair.weigh(self.pair.score(patches.flatten(0, 1)).view(patches.shape[:2]))
 
     def mosaics_per_piece(self, split: str) -> int:
         """Returns how many mosaics of a split, with all their patches, to compute on at a time."""
@@ -119,7 +123,7 @@ class FrozenWhere:
 
     @torch.no_grad()
     def keep(self, split: str) -> None:
-        """Sums every mosaic of a split up once, if weights and aggregates fit the budget."""
+        """Computes and keeps the weights and aggregates of a split, if they fit the budget."""
         mosaics = self.mosaics[split]
         n, patches = mosaics.index.shape
         size = n * (patches + math.prod(mosaics.pool.patch_shape)) * self.dtype.itemsize

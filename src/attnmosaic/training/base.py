@@ -1,8 +1,9 @@
-"""What the modules of all runs share: where chance comes from, how an epoch's metrics are kept and logged."""
+"""What the LightningModules of all runs share: data, chance, the state of checkpoints, metrics."""
 
 import logging
 import weakref
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,41 +25,52 @@ log = logging.getLogger(__name__)
 
 
 def step_scheduler(scheduler: LRScheduler, loss: float) -> None:
-    """Steps a learning-rate scheduler at the end of an epoch with such a mean training loss."""
+    """Steps a learning-rate scheduler at the end of an epoch with this mean training loss."""
     if isinstance(scheduler, ReduceLROnPlateau):
         scheduler.step(loss)
     else:
         scheduler.step()
 
 
-class RunModule(pl.LightningModule):
+def mean_loss(losses: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    """Returns the mean objective over all examples of some steps, of so many examples each, in float64."""
+    each = torch.stack([*losses]).double()
+    examples = each.new_tensor(sizes)
+    return (each * examples).sum() / examples.sum()
+
+
+class RunModule(pl.LightningModule, ABC):
     """The LightningModule of a run.
 
     Args:
-        seed: with the epoch it decides what the networks draw while they train (dropout, say).
+        config: the run's resolved config as plain containers.
+        **saved: what else every checkpoint holds to restore the networks, plain as well.
 
     Attributes:
-        schedule: the epochs, and after how many of them a checkpoint is kept.
-        pool: where the pool is kept (see `placed`).
         metric_names: what is measured on each split.
-        headline: the metrics that progress is told by.
+        headline: the metrics of progress bars and logs.
         table_columns: the metrics of the table at the end of a run.
         table_caption: what the splits are, below that table.
-        epoch_metrics: what this epoch measured so far, ``{"<split>/<metric>": value}``; callbacks write it down.
-        findings: what the run did not learn, a line each; the callback `Diagnosis` sets them at its end.
+        decomposes: whether the parts of a minibatch give what the minibatch gives.
+        evaluations: metrics by split or view.
+        epoch_metrics: what this epoch measured so far, ``{"<split>/<metric>": value}``; callbacks write it.
+        findings: what the run did not learn, a line each; the callback `Diagnosis` sets them at the end of a run.
         workers: compute pieces of a minibatch, or of an evaluation step, at once.
     """
 
-    schedule: Schedule
-    pool: str
     metric_names: tuple[str, ...]
     headline: tuple[str, ...]
     table_columns: tuple[str, ...]
     table_caption: str
+    decomposes: bool
+    evaluations: Mapping[str, Metric]
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, config: dict[str, Any], **saved: Any) -> None:
         super().__init__()
-        self.seed = seed
+        self.config = config
+        self.schedule = Schedule(**config["schedule"])
+        self.clip_norm: float | None = config["optimizer"]["clip_norm"]
+        self.save_hyperparameters({"config": config, **saved}, logger=False)
         self.epoch_metrics: dict[str, float] = {}
         self.findings: tuple[str, ...] = ()
         self.workers = Workers(1)
@@ -69,49 +81,58 @@ class RunModule(pl.LightningModule):
         self._data: dict[str, Any] = {}
 
     @property
+    @abstractmethod
     def learners(self) -> tuple[str, ...]:
         """Names of the networks that learn in this epoch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def true_classes(self, split: str) -> dict[str, Tensor]:
         """Returns the true classes of a split's examples, ``[N]``, by the accuracy that is measured with them."""
-        raise NotImplementedError
 
     @property
     def scale(self) -> str:
         """``full``, or ``smoke`` for a run that only shows that it works; whatever it writes says so."""
-        return str(self.hparams["config"]["scale"])
+        return str(self.config["scale"])
 
     @property
     def epochs_done(self) -> int:
         """Epochs trained, counted from 1 while the first one is still being evaluated."""
         return self.current_epoch + (self.trainer.state.fn == TrainerFn.FITTING)
 
-    def take_data(self, placed: Callable[[torch.device, torch.dtype, str], dict[str, Any]]) -> dict[str, Any]:
-        """Returns the data on the module's device. The evaluation that ends a run finds them where training left them.
+    # ---- data
+
+    @abstractmethod
+    def place_data(self) -> None:
+        """Puts the data where the networks are; only now has the trainer given these device and precision."""
+
+    def placed(self, place: Callable[[torch.device, torch.dtype, str], dict[str, Any]]) -> dict[str, Any]:
+        """Returns the data on the module's device: after training the same ones, as they are placed once.
 
         Args:
-            placed: puts the data of the trainer's data module on a device, points in a dtype, the pool where the last
-                argument says; see `attnmosaic.data.pool.place_pools`.
+            place: places the data module's data, given device, dtype of points and where to keep the pool
+                (see `attnmosaic.data.pool.place_pools`).
         """
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
         source = weakref.ref(datamodule), self.device, next(self.parameters()).dtype
         if source != self._data_source:
-            self._data_source, self._data = source, placed(*source[1:], self.pool)
+            self._data_source, self._data = source, place(*source[1:], self.config["compute"]["pool"])
         return self._data
 
-    def take_threads(self, decomposes: bool) -> None:
-        """Lets pieces of a minibatch use the threads, on a CPU and if they give what the whole would; else torch."""
-        if decomposes and self.device.type == "cpu" and self.workers.count == 1:
+    def take_threads(self) -> None:
+        """Gives torch's threads to `workers`, on a CPU, if a minibatch may be computed in pieces."""
+        if self.decomposes and self.device.type == "cpu" and self.workers.count == 1:
             self.workers = Workers.instead_of_torch()
 
     def teardown(self, stage: str) -> None:
         self.workers.close()
         self.workers = Workers(1)
 
-    def warn_of_parts(self, decomposes: bool) -> None:
-        """Says so where parts of a minibatch, one a process, do not give what the whole would."""
-        if distributed.count() > 1 and not decomposes:
+    # ---- training
+
+    def on_fit_start(self) -> None:
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self._monitored.items()})
+        self.place_data()
+        if distributed.count() > 1 and not self.decomposes:
             log.warning(
                 "the networks mix the examples of a minibatch, or draw for them (batch normalisation, dropout): "
                 "with %d processes the numbers are not those of one",
@@ -121,13 +142,18 @@ class RunModule(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         # Anew each epoch: a resumed run then draws what the uninterrupted one would have.
         # Each process draws for its own part of the minibatches.
-        stream = [self.seed, self.current_epoch, 2, *([self.global_rank] if self.global_rank else [])]
+        stream = [
+            self.config["seed"]["order"],
+            self.current_epoch,
+            2,
+            *([self.global_rank] if self.global_rank else []),
+        ]
         torch.manual_seed(int(np.random.SeedSequence(stream).generate_state(1)[0]))
         self.epoch_metrics = {}
         self._stop_asked = False
 
-    # A callback may ask for the end within an epoch (a timer, say). Metrics, tables and checkpoints are of complete
-    # epochs: the run ends with this one.
+    # A callback may stop a run within an epoch (a timer, say). Metrics, tables and checkpoints are of complete epochs:
+    # the run ends with this one.
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._stop_asked |= self.trainer.should_stop
@@ -158,18 +184,15 @@ class RunModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._monitored = checkpoint.get(COMPLETE, {}).get("monitored", {})
 
-    def on_fit_start(self) -> None:
-        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self._monitored.items()})
-
     def check_finite(self, losses: Sequence[Tensor], networks: nn.Module) -> None:
-        """Checks an epoch's losses, one a step, and what they led to.
+        """Checks an epoch's losses, one a step, and the weights after it.
 
         Raises:
             RunError: one of them, or a weight, is infinite or not a number.
         """
-        # The last step's loss is from before that step: its weights are looked at themselves.
+        # The last step's loss is from before that step, so the weights after it are checked, too.
         weights = torch.stack([value.isfinite().all() for value in networks.state_dict().values()]).all()
-        # Of several processes all come to the same answer, or one would wait for another that has ended.
+        # All processes must find the same, or one would wait for another that has ended.
         of_all = distributed.summed(torch.stack([*losses]))
         finite = torch.cat([of_all.isfinite(), weights.view(1)]).tolist()
         if not all(finite):
@@ -180,6 +203,20 @@ class RunModule(pl.LightningModule):
                 f"{' and '.join(self.learners)} learned; the last checkpoint is from before this epoch. "
                 f"Try a smaller lr.{self.learners[0]}"
             )
+
+    # ---- evaluation
+
+    def on_validation_start(self) -> None:
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            self.place_data()
+
+    def on_validation_epoch_start(self) -> None:
+        for metrics in self.evaluations.values():
+            metrics.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        for split, metrics in self.evaluations.items():
+            self.record(split, metrics)
 
     def record(self, prefix: str, metrics: Metric, **beside: float) -> None:
         """Keeps and logs what was measured.

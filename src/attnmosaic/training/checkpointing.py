@@ -11,10 +11,8 @@ from typing import IO, Any
 import torch
 from lightning_fabric.plugins.io import TorchCheckpointIO
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from attnmosaic.config.identity import decisive
 from attnmosaic.config.operations import OPERATIONS
 from attnmosaic.config.paths import absolute, located, shortest
 from attnmosaic.config.schema import PAIR, TrainConfig, networks_of
@@ -22,6 +20,7 @@ from attnmosaic.config.trusted import NotPlainError, check_plain
 from attnmosaic.config.validation import check_ckpt_path, check_settings
 from attnmosaic.core.errors import UserError
 from attnmosaic.core.files import write_atomically
+from attnmosaic.core.text import cut
 
 COMPLETE = "complete"
 """In a checkpoint that was written between two epochs, and so holds the last one's rows, too: how many ``epochs`` were
@@ -32,10 +31,10 @@ THREADS = "threads"
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes each checkpoint whole or not at all, and reads none that is not as it was written.
+    """Writes checkpoints atomically, and reads none that is damaged. Lightning handles addresses of other machines.
 
-    (Lightning's own writes to a temporary folder and syncs nothing, and torch does not look at the checksums that it
-    writes: a flipped bit would be loaded as another weight.) Addresses of other machines it leaves to Lightning.
+    (Lightning's own syncs nothing, and torch does not compare the checksums that it writes: it would load a flipped bit
+    as another weight.)
 
     Attributes:
         read: a checkpoint that was read already, and its path. Lightning gets it instead of reading the file again, and
@@ -45,10 +44,10 @@ class WholeCheckpoints(TorchCheckpointIO):
     read: tuple[str | Path, dict[str, Any]] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        if _is_address(path) or storage_options is not None:
+        if _is_address(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        content = io.BytesIO()  # torch makes another error of one that writing raises
+        content = io.BytesIO()  # torch hides errors of the disk behind one of its own
         torch.save(checkpoint, content)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(Path(path), content.getvalue())
@@ -63,72 +62,48 @@ class WholeCheckpoints(TorchCheckpointIO):
             return handed_on
         if _is_address(path):
             return super().load_checkpoint(path, map_location, weights_only)
-        return _load(path, map_location or "cpu", weights_only)
+        return read_checkpoint(path, map_location or "cpu")
 
 
 def _is_address(path: str | Path) -> bool:
     return "://" in str(path)
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Loads a checkpoint with ``weights_only=True``.
+def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Loads a checkpoint with ``weights_only=True`` after comparing its checksums.
 
     Raises:
-        UserError: it is missing, is not as it was written, or is no checkpoint of this program.
+        UserError: it is missing, damaged, or holds more than weights.
     """
     check_ckpt_path(path)
-    checkpoint = _load(Path(path).expanduser(), "cpu", weights_only=True)
     try:
-        checkpoint["hyper_parameters"]["config"]["model"]
-        checkpoint["epoch"] + 1
-        ours = all(isinstance(state, dict) for state in checkpoint.get("callbacks", {}).values())
-        ours &= all(isinstance(value, torch.Tensor) for value in checkpoint["state_dict"].values())
-    except Exception as error:
-        raise _unreadable(path, f"{type(error).__name__}: it is another program's") from error
-    if not ours:
-        raise _unreadable(path, "it is another program's")
-    return checkpoint
-
-
-def _load(path: str | Path, map_location: Any, weights_only: bool | None) -> dict[str, Any]:
-    """Loads a file of `torch.save` after a look at its checksums.
-
-    Raises:
-        UserError: it is not as it was written, or holds more than weights.
-    """
-    try:
-        with Path(path).open("rb") as file:
+        with Path(path).expanduser().open("rb") as file:
             _check_sums(file)
             file.seek(0)
-            loaded: dict[str, Any] = torch.load(file, map_location=map_location, weights_only=weights_only)
-    except zipfile.BadZipFile as error:
-        raise _unreadable(path, f"it is damaged: {error}") from error
-    except Exception as error:  # whatever a file makes zipfile, pickle and torch raise
-        raise _unreadable(path, type(error).__name__) from error
+            loaded: dict[str, Any] = torch.load(file, map_location=map_location, weights_only=True)
+    except Exception as error:  # zipfile, pickle and torch raise whatever the file makes them raise
+        why = f"it is damaged: {error}" if isinstance(error, zipfile.BadZipFile) else type(error).__name__
+        raise UserError(f"ckpt_path: '{shortest(path)}' is no readable attnmosaic checkpoint ({why})") from error
     return loaded
 
 
 _FOLDER = 0x10
-"""The bit by which a zip file's part is a folder (MS-DOS's attribute)."""
+"""The bit that marks a zip file's part as a folder (MS-DOS's attribute)."""
 
 
 def _check_sums(file: IO[bytes]) -> None:
-    """Compares each part of a checkpoint with its CRC-32, which tells any flipped bit.
+    """Compares each part of a checkpoint with its CRC-32, which finds any flipped bit.
 
     Raises:
         BadZipFile: one differs, or is a folder.
     """
     with zipfile.ZipFile(file) as parts:
         for info in parts.infolist():
-            if info.is_dir() or info.external_attr & _FOLDER:  # torch would give whatever is in the memory for it
+            if info.is_dir() or info.external_attr & _FOLDER:  # torch would read it from uninitialized memory
                 raise zipfile.BadZipFile(f"{info.filename} is a folder")
             with parts.open(info) as part:
                 while part.read(1 << 20):
                     pass
-
-
-def _unreadable(path: str | Path, why: str) -> UserError:
-    return UserError(f"ckpt_path: '{shortest(path)}' is no readable attnmosaic checkpoint ({why})")
 
 
 def check_weights_fit(checkpoint: Mapping[str, Any], module: nn.Module, path: str | Path) -> None:
@@ -149,7 +124,7 @@ def check_weights_fit(checkpoint: Mapping[str, Any], module: nn.Module, path: st
 
 
 MOST_PIXELS = 2**24
-"""Of a patch; the saved shape is what networks are tried on."""
+"""Of a patch; networks are tried on the saved shape."""
 
 
 def read_saved(path: str | Path) -> dict[str, Any]:
@@ -162,40 +137,34 @@ def read_saved(path: str | Path) -> dict[str, Any]:
         UserError: it is missing, or no checkpoint of this program.
     """
     checkpoint = read_checkpoint(path)
-    saved = checkpoint["hyper_parameters"]
     try:
+        saved = checkpoint["hyper_parameters"]
         config = saved["config"]
         check_plain(config)
-        _check_sections(config)
+        _check_config(config)
         _check_shapes(saved, config["data"], networks_of(config) == PAIR)
-        _check_states(checkpoint)
-    except (NotPlainError, OmegaConfBaseException, UserError) as error:
-        raise _unlike(path, str(error).splitlines()[0]) from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _unlike(path, f"{type(error).__name__}: {str(error)[:80]}") from error
+        if not isinstance(checkpoint["epoch"], int):
+            raise TypeError("epoch is no number")
+        if not all(isinstance(value, Tensor) for value in checkpoint["state_dict"].values()):
+            raise TypeError("weights are no tensors")
+    except Exception as error:  # whatever such a tree makes the checks raise
+        why = cut(str(error) if isinstance(error, (NotPlainError, UserError)) else repr(error), 200)
+        raise UserError(
+            f"ckpt_path: '{shortest(path)}' is not what a run of attnmosaic saves ({why}); give another checkpoint"
+        ) from error
     saved["config"] = located(config, Path(absolute(path)).parents[1])
     return checkpoint
 
 
-def _unlike(path: str | Path, what: str) -> UserError:
-    said = what if len(what) < 200 else f"{what[:200]} ..."
-    return UserError(
-        f"ckpt_path: '{shortest(path)}' is not what a run of attnmosaic saves ({said}); give another checkpoint"
-    )
-
-
-def _check_sections(config: dict[str, Any]) -> None:
+def _check_config(config: dict[str, Any]) -> None:
     """Checks that every section has the type and the keys that a run's has."""
     _check_keys(config, TrainConfig)
-    known = {field.name: config[field.name] for field in fields(TrainConfig)}
-    OmegaConf.merge(OmegaConf.structured(TrainConfig), known)
-    for name in networks_of(config):
-        if not isinstance(config["model"].get(name), dict) or "_target_" not in config["model"][name]:
-            raise ValueError(f"model.{name} has no _target_")
-    if networks_of(config) == ("network",) and config["data"]["operation"] not in OPERATIONS:
+    OmegaConf.merge(
+        OmegaConf.structured(TrainConfig), {field.name: config[field.name] for field in fields(TrainConfig)}
+    )
+    if networks_of(config) != PAIR and config["data"]["operation"] not in OPERATIONS:
         raise ValueError("data.operation is none")
     check_settings(config)
-    decisive(config)
 
 
 def _check_keys(config: Mapping[str, Any], schema: Any, section: str = "") -> None:
@@ -208,31 +177,12 @@ def _check_keys(config: Mapping[str, Any], schema: Any, section: str = "") -> No
 
 
 def _check_shapes(saved: Mapping[str, Any], data: Mapping[str, Any], of_pair: bool) -> None:
-    key = "patch_shape" if of_pair else "image_shape"
-    shape = saved[key]
-    sides = [side for side in shape if isinstance(side, int) and not isinstance(side, bool) and side > 0]
-    if len(sides) != len(shape) or not 1 <= len(shape) <= 4 or math.prod(sides) > MOST_PIXELS:
-        raise ValueError(f"{key} {str(shape)[:60]}")
+    """Checks what networks are restored from without their data."""
+    shape = saved["patch_shape" if of_pair else "image_shape"]
+    if not all(isinstance(side, int) and side > 0 for side in shape) or math.prod(shape) > MOST_PIXELS:
+        raise ValueError(f"shape of a patch: {shape}")
     for channels in (data[name] for name in ("mean", "std") if isinstance(data.get(name), list)):
         if len(channels) not in (1, shape[0]):
             raise ValueError(f"{len(channels)} means or deviations for {shape[0]} channels")
-    classes = saved["foreground_classes"] if of_pair else []
-    if not isinstance(classes, (list, tuple)) or not all(isinstance(name, str) for name in classes):
+    if of_pair and not all(isinstance(name, str) for name in saved["foreground_classes"]):
         raise ValueError("foreground_classes are no names")
-
-
-def _check_states(checkpoint: Mapping[str, Any]) -> None:
-    """Checks what a run that resumes takes over."""
-    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in checkpoint["state_dict"].items()):
-        raise ValueError("weights that are no tensors")
-    complete = checkpoint.get(COMPLETE, {"epochs": 0, "ended": False, "monitored": {}})
-    for what, count in (("epoch", checkpoint["epoch"]), ("epoch", complete["epochs"]), (THREADS, checkpoint[THREADS])):
-        if not isinstance(count, int) or not 0 <= count < 2**31:
-            raise ValueError(f"{what} {str(count)[:40]}")
-    if not isinstance(complete["ended"], bool) or not all(
-        isinstance(name, str) and isinstance(value, float) for name, value in complete["monitored"].items()
-    ):
-        raise ValueError("what callbacks monitor is no numbers")
-    for name, state in checkpoint.get("callbacks", {}).items():
-        if not isinstance(name, str) or not isinstance(state, dict):
-            raise ValueError("states of callbacks that are none")

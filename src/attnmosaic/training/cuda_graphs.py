@@ -1,4 +1,4 @@
-"""Whole optimizer steps as CUDA graphs."""
+"""Takes optimizer steps as CUDA graphs."""
 
 import contextlib
 import logging
@@ -13,12 +13,13 @@ from torch.optim import Optimizer
 from attnmosaic.config.schedule import Stage
 from attnmosaic.core.errors import RunError
 from attnmosaic.data.pool import HostPool, Pool
+from attnmosaic.training.instantiation import first_line
 from attnmosaic.training.steps import Seen, Steps
 
 log = logging.getLogger(__name__)
 
 WARM_UP = 3
-"""Steps taken one by one before one is captured: they choose algorithms, and create the optimizers' state."""
+"""Steps before one is captured: they choose algorithms, and create the optimizers' state."""
 
 Capture = Callable[[Callable[[], Seen], torch.cuda.Stream | None], tuple[Seen, Callable[[], None]]]
 
@@ -27,7 +28,7 @@ def cuda_graph(work: Callable[[], Seen], stream: torch.cuda.Stream | None) -> tu
     """Captures work on a stream without doing it.
 
     Returns:
-        where its results will be, and what does it.
+        The tensors that its results will be in, and what replays it.
 
     Raises:
         RunError: CUDA refused something during the capture.
@@ -41,9 +42,8 @@ def cuda_graph(work: Callable[[], Seen], stream: torch.cuda.Stream | None) -> tu
         if "CUDA error" not in str(error):
             raise
         # In these versions the allocator also believes that the capture is still under way, so no step may follow.
-        reason = str(error).splitlines()[0]
         raise RunError(
-            f"compute.engine: got auto, but CUDA cannot capture this run's steps as a graph ({reason}); "
+            f"compute.engine: got auto, but CUDA cannot capture this run's steps as a graph ({first_line(error)}); "
             "type compute.engine=eager"
         ) from error
     return seen, graph.replay
@@ -52,10 +52,10 @@ def cuda_graph(work: Callable[[], Seen], stream: torch.cuda.Stream | None) -> tu
 class GraphedSteps:
     """Takes steps by replaying one that was captured: one launch instead of some hundred.
 
-    A captured step reads and writes fixed places in memory, and every number in it that is no tensor stays as it
-    was. So a step is captured anew when the stage (and with it the kept aggregates), the size of the minibatch or
-    what the optimizers are set to (by a learning-rate scheduler) changes. Steps that wait for the device, or whose
-    optimizers count steps outside it, cannot be captured: all are taken one by one from then on, and the log says so.
+    A captured step reads and writes fixed places in memory, and its numbers that are no tensors are constant. So a step
+    is captured anew when the stage (and with it the kept aggregates), the size of the minibatch or the settings of the
+    optimizers (by a learning-rate scheduler) change. Steps that wait for the device, or whose optimizers count steps
+    outside it, cannot be captured: all are taken one by one from then on, and the log reports it.
 
     Args:
         steps: takes the steps that are captured.
@@ -117,7 +117,7 @@ class GraphedSteps:
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[None]:
-        """Gives the device the work of a block on the side stream, as torch asks of what precedes a capture."""
+        """Runs a block on the side stream, as torch requires before a capture."""
         if self.stream is None:
             yield
             return
@@ -130,10 +130,10 @@ class GraphedSteps:
 
 @contextlib.contextmanager
 def noted_waits(stream: torch.cuda.Stream | None) -> Iterator[list[str]]:
-    """Yields a list that holds, once a block is done, which lines of code waited for the GPU.
+    """Yields a list that holds, once a block is done, the lines of code that waited for the GPU.
 
     Args:
-        stream: where the block works; None where no waits are to be noted.
+        stream: that the block runs on; None notes nothing.
     """
     lines: list[str] = []
     if stream is None:
@@ -153,14 +153,14 @@ def noted_waits(stream: torch.cuda.Stream | None) -> Iterator[list[str]]:
 
 
 def can_capture(device: torch.device, pool: Pool) -> bool:
-    """Tells whether steps on patches of a pool can be captured; patches from main memory lie elsewhere each time."""
+    """Returns whether steps on a pool can be captured: patches sent from main memory have no fixed address."""
     return device.type == "cuda" and not isinstance(pool, HostPool)
 
 
 def set_capturable(optimizer: Optimizer, graphs: bool) -> None:
     """Has an optimizer count its steps on the device if they are captured, and as its config says if they are not.
 
-    Restoring a checkpoint also restores what its run had set here, on another device perhaps; so this comes after it.
+    Called after a checkpoint is restored, which also restores its run's setting, perhaps of another device.
     """
     if "capturable" not in optimizer.defaults:
         return
@@ -174,7 +174,7 @@ def set_capturable(optimizer: Optimizer, graphs: bool) -> None:
 
 
 def _counts_outside(optimizer: Optimizer, device: torch.device) -> bool:
-    """Whether an optimizer keeps numbers, of steps say, where a graph would not see them change."""
+    """Returns whether an optimizer keeps numbers, of steps say, where a graph would not see them change."""
     values = [value for state in optimizer.state.values() for value in state.values()]
     numbers = any(isinstance(value, int | float) for value in values)
     return numbers or any(isinstance(value, Tensor) and value.device != device for value in values)
@@ -185,7 +185,7 @@ def _settings(optimizer: Optimizer) -> tuple[Any, ...]:
 
 
 def _held(value: Any) -> Any:
-    """Returns what a graph holds of a setting: of a tensor on the device its place, of anything else its value."""
+    """Returns what a graph holds of a setting: of a tensor on the device its address, of anything else its value."""
     if isinstance(value, tuple | list):
         return tuple(map(_held, value))
     if isinstance(value, Tensor):

@@ -1,7 +1,8 @@
-"""Makes the objects a config names."""
+"""Instantiates the nodes of a config, and reports what they do not take."""
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -29,7 +30,7 @@ def make(key: str, node: Any, **arguments: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, (UserError, RunError)):
             raise
-        if cause is None:  # Hydra itself will not make it
+        if cause is None:  # it is Hydra's own
             raise UserError(f"{key}: {first_line(error)}") from error
         raise UserError(f"{key}: {node['_target_']} answers: {first_line(cause)}{remedy(key, node, cause)}") from error
 
@@ -44,8 +45,17 @@ def remedy(key: str, node: Any, error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of what an error says, or its kind if it says nothing."""
+    """Returns the first line of an error's message, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def refused(what: str, instead: str = "") -> Iterator[None]:
+    """Turns any error of a block into a user error: what was refused, why, what to do instead."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{what} ({first_line(error)}){instead}") from error
 
 
 def check_targets(node: Any, key: str = "") -> None:

@@ -1,8 +1,9 @@
-"""What a run leaves when it ends: its result on disk, its line in TensorBoard, its table on the screen."""
+"""Writes the result of a run when it ends: on disk, in TensorBoard, as a table on the screen."""
 
 import json
 import math
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,14 @@ from attnmosaic.core.errors import RunError
 from attnmosaic.core.files import sync_files, write_atomically
 from attnmosaic.runs.discovery import run_of
 from attnmosaic.training.base import RunModule
-from attnmosaic.training.hparams import hparams_summaries, hyperparameters
+from attnmosaic.training.tensorboard import hparams_summaries, hyperparameters
 from attnmosaic.training.trainer import reason_of_end
 
 
 def finish_run(config: dict[str, Any], trainer: pl.Trainer, module: RunModule) -> dict[str, float]:
-    """Takes the final metrics from the trainer's last validation and writes them down.
+    """Writes the final metrics, which are those of the trainer's last validation, and returns them.
 
-    ``result.json`` is written last: a run folder that has one is of a finished run.
+    ``result.json`` is written last: it marks the folder of a finished run.
 
     Raises:
         RunError: a final metric is not finite.
@@ -48,7 +49,7 @@ def finish_run(config: dict[str, Any], trainer: pl.Trainer, module: RunModule) -
                 logger.experiment.file_writer.add_summary(summary)
             logger.finalize("success")
     if trainer.is_global_zero:
-        sync_files(folder)  # the mark must not outlive what it is the mark of
+        sync_files(folder)  # else a power failure might leave a result without its tables
         write_atomically(folder / "result.json", json.dumps(_result(config, metrics, trainer, module), indent=2))
     return metrics
 
@@ -92,20 +93,16 @@ def versions() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """Returns the model of this machine's processor, as far as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    """Returns the model of this machine's processor, or its architecture where the system does not report it."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*: (.*)$", info.read_text(encoding="utf-8"), re.M) if info.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def final_table(metrics: Mapping[str, float], module: RunModule) -> str:
-    """Draws the final metrics as a table, one row a split or view; a smoke run's says that it is no result."""
+    """Returns the final metrics as a table of at most 80 columns, one row a split or view."""
     title = "SMOKE: few examples, few epochs, no result" if module.scale == "smoke" else None
-    table = Table(
-        title=title, caption=module.table_caption, caption_justify="left", box=SIMPLE, padding=0
-    )  # 80 columns
+    table = Table(title=title, caption=module.table_caption, caption_justify="left", box=SIMPLE, padding=0)
     table.add_column("split")
     for name in module.table_columns:
         table.add_column(name.upper() if name[0] == "f" and len(name) == 4 else name, justify="right")

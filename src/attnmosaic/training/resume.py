@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +11,27 @@ from attnmosaic.config.paths import shortest
 from attnmosaic.config.resolution import flat
 from attnmosaic.core.errors import UserError
 from attnmosaic.core.quoting import in_shell, to_type
+from attnmosaic.core.text import cut
 from attnmosaic.runs.run import CHECKPOINTS, LAST
 from attnmosaic.training.base import RunModule
 from attnmosaic.training.checkpointing import COMPLETE, check_weights_fit, read_saved
 
 log = logging.getLogger(__name__)
 
-_NAMED = 3
-"""Skipped checkpoints that the log names, at most."""
+_LENGTH = ("schedule.epochs", "trainer.max_epochs")
 
 
 def find_checkpoint(config: dict[str, Any]) -> dict[str, Any] | None:
     """Reads the checkpoint that a run resumes from; returns None if the run begins anew.
 
     Without a ``ckpt_path`` it is the newest in the run's own folder that has the run's settings and leaves an epoch to
-    train. (A run stopped after its last epoch and before its result resumes from the one before, and so ends as any
-    other.) The log names checkpoints that were read and skipped, as damaged or as no run resumes from them exactly.
+    train: a run stopped between its last epoch and its result repeats that epoch. The log names checkpoints that were
+    read and skipped, as damaged or as none that can be resumed exactly.
 
     Args:
-        config: resolved. Its ``ckpt_path`` becomes the path of the checkpoint. If that was given, the settings of the
-            checkpoint's run that differ and decide numbers become ``began_otherwise``: the run is not what its other
-            settings say. How long a run trains does not count.
+        config: resolved. Its ``ckpt_path`` becomes the path of the checkpoint. If that was given, settings of the
+            checkpoint's run that differ and decide numbers are written to ``began_otherwise``, but for the number of
+            epochs.
 
     Raises:
         UserError: ``ckpt_path`` is no checkpoint.
@@ -45,11 +45,10 @@ def find_checkpoint(config: dict[str, Any]) -> dict[str, Any] | None:
     return checkpoint
 
 
-_LENGTH = ("schedule.epochs", "trainer.max_epochs")
-
-
 def _newest(config: dict[str, Any]) -> dict[str, Any] | None:
-    found, damaged, partial = None, [], []
+    found = None
+    damaged: list[str] = []
+    partial: list[str] = []
     for path in _newest_first(Path(config["run_dir"], CHECKPOINTS)):
         try:
             checkpoint = read_saved(path)
@@ -63,7 +62,11 @@ def _newest(config: dict[str, Any]) -> dict[str, Any] | None:
         elif (done := checkpoint[COMPLETE])["epochs"] < config["schedule"]["epochs"] and not done["ended"]:
             config["ckpt_path"], found = str(path), checkpoint
             break
-    _log_skipped(damaged, partial, "beginning anew" if found is None else f"resuming from '{config['ckpt_path']}'")
+    instead = "beginning anew" if found is None else f"resuming from '{config['ckpt_path']}'"
+    for reason in damaged:
+        log.warning("%s; %s", reason, instead)
+    if partial:
+        log.info("skipped checkpoints that cannot be resumed exactly: %s; %s", cut(", ".join(partial), 200), instead)
     return found
 
 
@@ -72,20 +75,10 @@ def _newest_first(folder: Path) -> list[Path]:
 
     def age(path: Path) -> tuple[float, ...]:
         cycle = re.fullmatch(r"epoch-(\d+)", path.stem)
-        written = path.stat().st_mtime if path.exists() else 0.0
         own = path.name != LAST, path.name != f"before_{LAST}", cycle is None
-        return (*own, -int(cycle[1]) if cycle else -written)
+        return (*own, -int(cycle[1]) if cycle else -path.stat().st_mtime)
 
     return sorted(folder.glob("*.ckpt"), key=age)
-
-
-def _log_skipped(damaged: Sequence[str], partial: Sequence[str], instead: str) -> None:
-    for error in damaged:
-        log.warning("%s; %s", error, instead)
-    if partial:
-        more = f" and {len(partial) - _NAMED} more" if len(partial) > _NAMED else ""
-        names = ", ".join(partial[:_NAMED])
-        log.info("skipped checkpoints that cannot be resumed exactly: %s%s; %s", names, more, instead)
 
 
 def _obstacle(checkpoint: Mapping[str, Any]) -> str | None:
@@ -142,7 +135,7 @@ def check_resume(config: Mapping[str, Any], checkpoint: Mapping[str, Any], modul
     for key, before, now in _differences(checkpoint, config):
         if kind_of(key) is Kind.OPTIMIZER:
             raise UserError(
-                f"{key}: got {now}, but the optimizers in '{path}' go on as they were saved, with {before}; type "
+                f"{key}: got {now}, but the optimizers in '{path}' resume as they were saved, with {before}; type "
                 f"{_as_before(key, flat(saved), flat(config))}, or start a new run"
             )
         if not key.startswith("began_otherwise"):

@@ -1,9 +1,9 @@
-"""Optimizer steps in plain torch. Nothing here knows of Lightning, whose wrappers cost as much as a 2-D step."""
+"""Optimizer steps in plain torch, without Lightning, whose wrappers cost as much as a 2-D step."""
 
-import copy
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +12,23 @@ from attnmosaic.config.schedule import Stage
 from attnmosaic.nn.attention import WhereWhat
 from attnmosaic.training import distributed
 from attnmosaic.training.attention_cache import FrozenWhere, rows_per_piece
-from attnmosaic.training.workers import add_up, flop_of, gradients, with_gradients
+from attnmosaic.training.probes import forward_flop
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+Backward = Callable[[Tensor], object]
+Computed = tuple[Tensor, Tensor, Tensor]
+"""The loss, as its part of the mean over the minibatch, logits ``[B, F]`` and weights ``[B, P]`` of some mosaics."""
 
 
 class Stepper(Protocol):
-    """What a step needs of an optimizer: torch's own has it, and Lightning's."""
+    """What a step needs of an optimizer: torch's and Lightning's have it."""
 
     def zero_grad(self) -> None: ...
     def step(self) -> object: ...
 
 
 class Seen(NamedTuple):
-    """What a step saw before it changed the weights; no gradients. Of several processes each sees its own mosaics.
+    """What a step computed before it changed the weights; no gradients. Of several processes each has its own mosaics.
 
     Attributes:
         rows: the mosaics, ``[B]``.
@@ -54,7 +57,7 @@ class Steps:
         frozen: weights and aggregates for the stage in which Where rests; it also holds the mosaics.
         microbatches: pieces of a minibatch; None for as many as are fast.
         clip_norm: largest norm of a network's gradient, None for no clipping.
-        decomposes: whether the networks treat every mosaic on its own; see the function of that name.
+        decomposes: whether the networks treat every mosaic on its own, see `attnmosaic.training.probes.decomposes`.
     """
 
     def __init__(
@@ -72,12 +75,10 @@ class Steps:
         self.frozen = frozen
         self.microbatches = microbatches
         self.clip_norm = clip_norm
-        self.decomposes = decomposes
         self.mosaics = frozen.mosaics["train"]
-        self.own = microbatches is None and decomposes
-        several = self.own and frozen.workers.count > 1
+        self._free = microbatches is None and decomposes
+        several = self._free and frozen.workers.count > 1
         self._flop = forward_flop(pair, self.mosaics.pool.patch_shape) if several else (0, 0)
-        self._pool_patches: Tensor | None = None
 
     def __call__(
         self,
@@ -85,7 +86,7 @@ class Steps:
         stage: Stage,
         optimizers: Sequence[Stepper],
         learning: Sequence[Iterable[nn.Parameter]],
-        backward: Callable[[Tensor], object] = torch.Tensor.backward,
+        backward: Backward = torch.Tensor.backward,
     ) -> Seen:
         """Takes a step.
 
@@ -99,13 +100,24 @@ class Steps:
         for optimizer in optimizers:
             optimizer.zero_grad()
         mine, own = distributed.share(rows)
-        n, of_pool = self._pieces(mine, stage)
-        if n == 1 and of_pool < 2:
-            seen = [self._whole(mine, stage, len(rows), own, backward)]
+
+        def compute(piece: Tensor, scores: Tensor | None = None) -> Computed:
+            logits, alpha = self._forward(piece, stage, scores)
+            loss = self.objective(logits, alpha, self.mosaics.label[piece])
+            if len(piece) < len(rows) or own == 0:
+                loss = loss * (min(len(piece), own) / len(rows))
+            return loss, logits, alpha
+
+        pieces, of_pool = self._pieces(mine, stage)
+        if pieces == 1 and of_pool < 2:
+            loss, logits, alpha = compute(mine)
+            backward(loss)
+            seen = [(loss.detach(), logits.detach(), alpha.detach())]
         else:
-            seen = self._in_pieces(mine.chunk(n), of_pool, stage, len(rows), own, learning, backward)
-        for optimizer, parameters in zip(optimizers, learning, strict=True):
-            parameters = list(parameters)
+            if stage is Stage.WHAT:
+                self.frozen.weights(self.mosaics, mine[:1])  # scores the pool once, not in each piece
+            seen = self._in_pieces(compute, mine.chunk(pieces), of_pool, learning, backward)
+        for optimizer, parameters in zip(optimizers, map(list, learning), strict=True):
             distributed.sum_gradients(parameters)
             if self.clip_norm is not None:
                 nn.utils.clip_grad_norm_(parameters, self.clip_norm)
@@ -118,56 +130,45 @@ class Steps:
             loss = loss * (len(rows) / max(own, 1))
         return Seen(mine[:own], loss, torch.cat(all_logits)[:own], torch.cat(alphas)[:own])
 
-    def _whole(
-        self, rows: Tensor, stage: Stage, size: int, own: int, backward: Callable[[Tensor], object]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Computes the gradients of a minibatch, or of this process's part of one of so many mosaics, at once."""
-        logits, alpha = self._forward(rows, stage)
-        loss = self._loss(logits, alpha, rows, size, own)
-        backward(loss)
-        return loss.detach(), logits.detach(), alpha.detach()
-
-    def _loss(self, logits: Tensor, alpha: Tensor, rows: Tensor, size: int, own: int) -> Tensor:
-        loss = self.objective(logits, alpha, self.mosaics.label[rows])
-        return loss * (min(len(rows), own) / size) if len(rows) < size or own == 0 else loss
-
     def _in_pieces(
         self,
+        compute: Callable[[Tensor, Tensor | None], Computed],
         pieces: Sequence[Tensor],
         of_pool: int,
-        stage: Stage,
-        size: int,
-        own: int,
         learning: Sequence[Iterable[nn.Parameter]],
-        backward: Callable[[Tensor], object],
-    ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Computes the same piece by piece, several at once where there are threads for it."""
+        backward: Backward,
+    ) -> list[Computed]:
+        """Computes pieces of a minibatch and their gradients, several at once where there are threads for it.
+
+        Args:
+            compute: computes some mosaics; with the scores ``[U]`` of the pool, if they are known already.
+            pieces: rows of the mosaics.
+            of_pool: pieces of the pool that Where scores; 0 if it scores the minibatch's patches.
+            learning: parameters that get gradients.
+            backward: computes gradients of a loss.
+        """
         workers = self.frozen.workers
         parameters = [p for network in learning for p in network if p.requires_grad]
         scored: list[Tensor] = []
         scores: Tensor | None = None
-        if stage is Stage.WHAT:
-            self.frozen.weights(self.mosaics, pieces[0][:1])  # scores the pool, if nobody has: once, not in each piece
         if of_pool:
             # The graph ends at the scores; their gradient is passed on to the pool's parts after all pieces.
-            scored = workers.map(self.pair.score, self._pool().chunk(of_pool))
+            scored = workers.map(self.pair.score, self._pool_patches.chunk(of_pool))
             scores = torch.cat([part.detach() for part in scored]).requires_grad_()
 
-        def compute(piece: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor | None, ...]]:
-            logits, alpha = self._forward(piece, stage, scores)
-            loss = self._loss(logits, alpha, piece, size, own)
+        def differentiate(piece: Tensor) -> tuple[Computed, tuple[Tensor | None, ...]]:
+            loss, logits, alpha = compute(piece, scores)
             wanted = parameters if scores is None else [*parameters, scores]
             return (loss.detach(), logits.detach(), alpha.detach()), gradients(loss, wanted)
 
-        seen, parts = zip(*workers.map(compute, pieces), strict=True)
+        seen, parts = zip(*workers.map(differentiate, pieces), strict=True)
         known = add_up(parts)
         if scores is not None:
             through = known.pop()
             assert through is not None
             of_scores = zip(scored, through.split([len(part) for part in scored]), strict=True)
-            known = add_up(
-                [known, add_up(workers.map(lambda part: gradients(part[0], parameters, part[1]), of_scores))]
-            )
+            of_where = workers.map(lambda part: gradients(part[0], parameters, part[1]), of_scores)
+            known = add_up([known, add_up(of_where)])
         backward(with_gradients(torch.stack([loss for loss, _, _ in seen]).sum(), parameters, known))
         return list(seen)
 
@@ -175,7 +176,7 @@ class Steps:
         """Returns into how many pieces to split a minibatch, and the pool where Where scores it (else 0)."""
         if self.microbatches is not None:
             return self.microbatches, 0
-        if not self.own:
+        if not self._free:
             return 1, 0
         where, what = self._flop
         workers, patches = self.frozen.workers, self.mosaics.index.shape[1]
@@ -190,9 +191,9 @@ class Steps:
     def _scores_pool(self, rows: Tensor, stage: Stage) -> bool:
         # On a GPU steps on so few patches are bound by launches, not by arithmetic.
         few = 3 * len(self.mosaics.pool) <= 2 * len(rows) * self.mosaics.index.shape[1]
-        return few and self.own and stage is not Stage.WHAT and rows.device.type == "cpu"
+        return few and self._free and stage is not Stage.WHAT and rows.device.type == "cpu"
 
-    def _forward(self, rows: Tensor, stage: Stage, scores: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _forward(self, rows: Tensor, stage: Stage, scores: Tensor | None) -> tuple[Tensor, Tensor]:
         """Returns logits and weights of some mosaics; ``scores`` are the pool's, ``[U]``, if they are known already."""
         if stage is Stage.WHAT:
             alpha, aggregates = self.frozen.attend("train", rows)
@@ -200,15 +201,13 @@ class Steps:
         if scores is None and not self._scores_pool(rows, stage):
             return self.pair(self.mosaics.patches(rows, self.frozen.dtype))
         index = self.mosaics.index[rows]
-        pool = self._pool()
         if scores is None:
-            scores = self.pair.score(pool)
-        return self.pair(_rows_of(pool, index), scores[index])
+            scores = self.pair.score(self._pool_patches)
+        return self.pair(_rows_of(self._pool_patches, index), scores[index])
 
-    def _pool(self) -> Tensor:
-        if self._pool_patches is None:
-            self._pool_patches = self.mosaics.pool.gather(torch.arange(len(self.mosaics.pool)), self.frozen.dtype)
-        return self._pool_patches
+    @functools.cached_property
+    def _pool_patches(self) -> Tensor:
+        return self.mosaics.pool.gather(torch.arange(len(self.mosaics.pool)), self.frozen.dtype)
 
 
 def _rows_of(patches: Tensor, index: Tensor) -> Tensor:
@@ -219,60 +218,37 @@ def _rows_of(patches: Tensor, index: Tensor) -> Tensor:
     return last.index_select(0, index.flatten()).view(*index.shape, *last.shape[1:]).movedim(-1, -3)
 
 
-@torch.no_grad()
-def forward_flop(pair: WhereWhat, patch_shape: Sequence[int]) -> tuple[int, int]:
-    """Counts the operations of a forward pass: of Where for a patch, 0 without one, and of What for an aggregate."""
-    tried = _copy(pair)
-    two = torch.zeros(2, *patch_shape, dtype=next(pair.parameters()).dtype)
-    where, what = tried.where, tried.what
-    return flop_of(lambda: where(two)) // 2 if where is not None else 0, flop_of(lambda: what(two)) // 2
+# ---- gradients of pieces
 
 
-def _copy(pair: WhereWhat) -> WhereWhat:
-    """Copies a pair to the CPU, without its hooks: these are for what is trained."""
-    copied = copy.deepcopy(pair).cpu()
-    for module in copied.modules():
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
-    return copied
+def gradients(
+    loss: Tensor, parameters: Sequence[Tensor], grad_output: Tensor | None = None
+) -> tuple[Tensor | None, ...]:
+    """Returns the gradients of a loss, None for what it does not depend on; leaves their own ``grad`` unchanged."""
+    return torch.autograd.grad(loss, parameters, grad_output, allow_unused=True)
 
 
-@torch.no_grad()
-def decomposes(pair: WhereWhat, objective: Objective, patch_shape: Sequence[int], patches: int) -> bool:
-    """Tells whether what a minibatch gives is what its halves give, while both networks train.
-
-    It is not with batch normalisation, which mixes the mosaics of a minibatch, nor with dropout, which draws
-    anew for each patch. Tried on a copy of the networks, in float64.
-
-    Args:
-        pair: the networks.
-        objective: ``(logits, alpha, label) -> mean loss``.
-        patch_shape: ``(C, H, W)`` or ``(D,)``.
-        patches: patches a mosaic, P.
-    """
-    drawn = torch.randn(4, patches, *patch_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    decreed = drawn.flatten(2).mean(dim=2)  # any scores will do
-    label = torch.tensor([0, 1, 1, 0])
-
-    def outcome(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-        logits, alpha = tried(drawn[rows], decreed[rows] if pair.where is None else None)
-        return logits, alpha, measure(logits, alpha, label[rows])
-
-    with torch.random.fork_rng(devices=[]):
-        try:
-            tried, measure = _copy(pair).double().train(), copy.deepcopy(objective)
-            if isinstance(measure, nn.Module):
-                measure.cpu().double()
-            whole, first, second = outcome(slice(4)), outcome(slice(2)), outcome(slice(2, 4))
-        except Exception:  # networks that cannot be copied, or take float32 alone: then nothing is known of them
-            return False
-    joined = (torch.cat([first[0], second[0]]), torch.cat([first[1], second[1]]), (first[2] + second[2]) / 2)
-    return all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(whole, joined, strict=True))
+def add_up(parts: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
+    """Adds gradients of pieces up, in their order: the sum is the same whichever was computed first."""
+    totals: list[Tensor | None] = []
+    for of_one in zip(*parts, strict=True):
+        known = [part for part in of_one if part is not None]
+        totals.append(functools.reduce(torch.add, known) if known else None)
+    return totals
 
 
-def mean_loss(seen: Iterable[Seen]) -> Tensor:
-    """Returns the mean objective over all mosaics of some steps, in float64."""
-    seen = list(seen)
-    losses = torch.stack([one.loss for one in seen]).double()
-    sizes = losses.new_tensor([len(one.rows) for one in seen])
-    return (losses * sizes).sum() / sizes.sum()
+def with_gradients(loss: Any, parameters: Sequence[nn.Parameter], known: Sequence[Tensor | None]) -> Tensor:
+    """Returns a loss whose backward pass gives parameters the gradients that are known already."""
+    differentiable: Tensor = _Known.apply(loss, known, *parameters)
+    return differentiable
+
+
+class _Known(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, known: Sequence[Tensor | None], *parameters: nn.Parameter) -> Tensor:
+        ctx.known = known
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> Any:
+        return None, None, *(None if gradient is None else gradient * scale for gradient in ctx.known)

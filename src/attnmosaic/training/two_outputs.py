@@ -2,55 +2,44 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from attnmosaic.config.operations import Operation
-from attnmosaic.config.schedule import Schedule
 from attnmosaic.config.schema import two_output_metrics
 from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.data.numbers import Batch, Examples, NumbersDataModule
 from attnmosaic.metrics.two_outputs import TwoOutputMetrics
 from attnmosaic.training import distributed
-from attnmosaic.training.base import RunModule, step_scheduler
-from attnmosaic.training.workers import add_up, flop_of, gradients, with_gradients
+from attnmosaic.training.base import RunModule, mean_loss, step_scheduler
+from attnmosaic.training.probes import flop_of
+from attnmosaic.training.steps import add_up, gradients, with_gradients
 
-
-class _Seen(NamedTuple):
-    """What a step saw before it changed the weights; no gradients. Of several processes each sees its own examples.
-
-    Attributes:
-        loss: mean objective over its examples.
-        classes: predicted digits and results, then the true ones, ``[4, B]``.
-    """
-
-    loss: Tensor
-    classes: Tensor
+MIXING = (
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.Dropout, nn.Dropout1d, nn.Dropout2d,
+    nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+)  # fmt: skip
+"""Layers that mix the examples of a minibatch or draw for them."""
 
 
 class TwoOutputModule(RunModule):
-    """Trains one network to tell a digit, and what it gives with a number, by Lightning's automatic optimization.
+    """Trains one network to predict a digit, and its result with a number, by Lightning's automatic optimization.
 
-    A batch is a minibatch of row numbers of the training examples. `NumbersDataModule` makes it and holds the data.
+    A batch is a minibatch of row numbers of the training examples, made by `NumbersDataModule`.
 
     Args:
+        config: the run's resolved config as plain containers.
         network: ``(image, number) -> (digit logits, result logits)``.
-        schedule: the epochs, and after how many of them a checkpoint is kept.
         objective: ``(digit logits, result logits, digit, result) -> mean loss``.
-        optimizer: makes the optimizer from the network's parameters.
-        scheduler: makes a learning-rate scheduler from the optimizer; it steps after every epoch.
-        operation: what the second output tells.
+        optimizer: builds the optimizer from the network's parameters.
+        scheduler: builds a learning-rate scheduler from the optimizer; it steps after every epoch.
+        operation: whose result the second output predicts.
         image_shape: ``(C, H, W)`` of the images; saved in every checkpoint.
-        seed: with the epoch it decides what the network draws while it trains (dropout).
-        clip_norm: largest norm of the gradient, None for no clipping.
-        pool: where the pool is kept (see `placed`).
-        config: the run's resolved config as plain containers; saved in every checkpoint.
 
     Raises:
         RunError: at the end of an epoch in which the loss or a weight became infinite or not a number.
@@ -60,35 +49,29 @@ class TwoOutputModule(RunModule):
 
     def __init__(
         self,
+        config: dict[str, Any],
         network: nn.Module,
-        schedule: Schedule,
         objective: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
         optimizer: Callable[[Any], Optimizer],
-        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        scheduler: Callable[[Optimizer], LRScheduler] | None,
         *,
         operation: Operation,
-        image_shape: tuple[int, ...],
-        seed: int,
-        clip_norm: float | None = None,
-        pool: str = "auto",
-        config: dict[str, Any],
+        image_shape: Sequence[int],
     ) -> None:
-        super().__init__(seed)
+        super().__init__(config, image_shape=[*image_shape])
         self.network = network.to(memory_format=torch.channels_last)
-        self.schedule = schedule
         self.objective = objective
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.operation = operation
-        self.clip_norm = clip_norm
-        self.pool = pool
         self.metric_names = two_output_metrics(operation.name)
         self.headline = self.metric_names[1:]
         self.table_columns = (*self.headline, "loss")
         self.running = TwoOutputMetrics(operation)
-        self.evaluations = nn.ModuleList(TwoOutputMetrics(operation) for _ in SPLITS)
-        self._seen: list[_Seen] = []
-        self.save_hyperparameters({"config": config, "image_shape": list(image_shape)}, logger=False)
+        self.evaluations: dict[str, TwoOutputMetrics] = {}
+        # Of the steps of an epoch, before each changed the weights; of several processes each has its own examples.
+        self._losses: list[Tensor] = []
+        self._classes: list[Tensor] = []
 
     @property
     def learners(self) -> tuple[str, ...]:
@@ -98,20 +81,19 @@ class TwoOutputModule(RunModule):
     def datamodule(self) -> NumbersDataModule:
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
-    def _take_data(self) -> None:
-        """Puts the data where the network is; only now has the trainer given it device and precision."""
+    def place_data(self) -> None:
         self.dtype_of_images = next(self.parameters()).dtype
-        self.examples: dict[str, Examples] = self.take_data(self.datamodule.examples_on)
-        mixing = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-        self.decomposes = not any(isinstance(module, mixing) for module in self.network.modules())
-        self.take_threads(self.decomposes)
+        self.examples: dict[str, Examples] = self.placed(self.datamodule.examples_on)
+        self.evaluations = {split: TwoOutputMetrics(self.operation).to(self.device) for split in SPLITS}
+        self.decomposes = not any(isinstance(module, MIXING) for module in self.network.modules())
+        self.take_threads()
         self._flop = self._forward_flop() if self.workers.count > 1 else 0
 
     @torch.no_grad()
     def _forward_flop(self) -> int:
         """Counts the operations of a forward pass for one example."""
         two = self.examples["train"].take(torch.arange(2) % len(self.examples["train"]), self.dtype_of_images)
-        network = copy.deepcopy(self.network)  # whatever it keeps of what it sees
+        network = copy.deepcopy(self.network)  # running statistics stay
         return flop_of(lambda: network(two.image, two.number)) // 2
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -131,32 +113,28 @@ class TwoOutputModule(RunModule):
 
     # ---- training
 
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        self._take_data()
-        self.warn_of_parts(self.decomposes)
-
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
         self.learnt: Examples = self.datamodule.trained_on(self.examples["train"], self.current_epoch)
         self.running.reset()
-        self._seen.clear()
+        self._losses, self._classes = [], []
 
     def training_step(self, rows: Tensor, batch_idx: int) -> Tensor:
         mine, own = distributed.share(rows)
         loss, classes = self._in_pieces(mine)
-        self._seen.append(_Seen(loss.detach(), classes[:, :own]))
+        self._losses.append(loss.detach())
+        self._classes.append(classes[:, :own])
         return loss if own == len(rows) else loss * (own / len(rows))
 
     def _in_pieces(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Does what `_look` does, piece by piece, several at once where there are threads for it."""
+        """Returns what `_predict` does, computed piece by piece, several at once where there are threads for it."""
         pieces = rows.chunk(self.workers.pieces(3 * len(rows) * self._flop))
         if len(pieces) == 1:
-            return self._look(self.learnt.take(rows, self.dtype_of_images))
+            return self._predict(self.learnt.take(rows, self.dtype_of_images))
         parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
 
         def compute(piece: Tensor) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
-            loss, classes = self._look(self.learnt.take(piece, self.dtype_of_images))
+            loss, classes = self._predict(self.learnt.take(piece, self.dtype_of_images))
             loss = loss * (len(piece) / len(rows))
             return loss.detach(), classes, gradients(loss, parameters)
 
@@ -166,8 +144,8 @@ class TwoOutputModule(RunModule):
     def on_after_backward(self) -> None:
         distributed.sum_gradients(self.network.parameters())
 
-    def _look(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Returns the mean loss of some examples, and the classes as `_Seen` has them."""
+    def _predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns the mean loss of some examples; and predicted digits and results, then the true ones, ``[4, B]``."""
         digit_logits, result_logits = self.network(batch.image, batch.number)
         loss = self.objective(digit_logits, result_logits, batch.digit, batch.result)
         predicted = digit_logits.detach().argmax(dim=1), result_logits.detach().argmax(dim=1)
@@ -180,12 +158,10 @@ class TwoOutputModule(RunModule):
 
     def _finish_epoch(self) -> None:
         """Runs after the epoch's last step, so that validation and checkpoints only see finite weights."""
-        self.check_finite([seen.loss for seen in self._seen], self.network)
+        self.check_finite(self._losses, self.network)
         distributed.average_buffers(self.network)
-        classes = torch.cat([seen.classes for seen in self._seen], dim=1)
-        losses = torch.stack([seen.loss for seen in self._seen]).double()
-        sizes = losses.new_tensor([seen.classes.shape[1] for seen in self._seen])
-        self.running.update((losses * sizes).sum() / sizes.sum(), *classes)
+        loss = mean_loss(self._losses, [classes.shape[1] for classes in self._classes])
+        self.running.update(loss, *torch.cat(self._classes, dim=1))
         self.record("running", self.running)
         scheduler: Any = self.lr_schedulers()
         if scheduler is not None:
@@ -199,30 +175,12 @@ class TwoOutputModule(RunModule):
         of_result = examples.result[digit, examples.number]
         return {"digit_accuracy": digit, f"{self.operation.name}_accuracy": of_result}
 
-    def evaluation(self, split: str) -> TwoOutputMetrics:
-        """Returns what the last evaluation measured on a split."""
-        metrics = self.evaluations[SPLITS.index(split)]
-        assert isinstance(metrics, TwoOutputMetrics)
-        return metrics
-
-    def on_validation_start(self) -> None:
-        if self.trainer.state.fn != TrainerFn.FITTING:
-            self._take_data()
-
-    def on_validation_epoch_start(self) -> None:
-        for split in SPLITS:
-            self.evaluation(split).reset()
-
     def validation_step(self, rows: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
         split = SPLITS[dataloader_idx]
         mine, own = distributed.share(rows)
         pieces = mine.chunk(self.workers.pieces(len(mine) * self._flop))
         seen = self.workers.map(
-            lambda piece: self._look(self.examples[split].take(piece, self.dtype_of_images)), pieces
+            lambda piece: self._predict(self.examples[split].take(piece, self.dtype_of_images)), pieces
         )
         for loss, classes in seen if own else ():
-            self.evaluation(split).update(loss, *classes)
-
-    def on_validation_epoch_end(self) -> None:
-        for split in SPLITS:
-            self.record(split, self.evaluation(split))
+            self.evaluations[split].update(loss, *classes)

@@ -1,20 +1,18 @@
-"""Threads that compute pieces of a minibatch at once.
+"""Computes pieces of a minibatch on several threads.
 
-Torch's own threads share out every single operation and wait for each other after it, spinning. As soon as another
-process keeps a core busy, each of these waits lasts a time slice: training becomes ten to thirty times slower. Threads
-that each compute a piece of a minibatch meet a few times a step instead, and sleep until then.
+Torch's own threads divide every single operation and wait for each other after it, spinning. If another process keeps a
+core busy, each wait lasts a time slice, and training becomes ten to thirty times slower. Threads that each compute a
+piece of a minibatch meet a few times a step instead, and sleep until then.
 """
 
 import contextlib
 import math
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
@@ -25,10 +23,10 @@ than its share of the arithmetic."""
 
 
 class Workers:
-    """Maps a function over pieces of work on several threads, in each of which an operation uses one.
+    """Maps a function over pieces of work on several threads, in each of which torch uses one.
 
-    (An executor of the standard library keeps the calling thread waiting; waking one thread more for each call costs
-    a tenth of a step on small images.)
+    (The calling thread computes, too. With an executor of the standard library it would wait, and waking one thread
+    more for each call costs a tenth of a step on small images.)
 
     Args:
         count: how many threads, that of the caller included.
@@ -47,7 +45,7 @@ class Workers:
 
     @classmethod
     def instead_of_torch(cls) -> "Workers":
-        """Returns as many workers as torch has threads, and leaves torch one; `close` gives them back."""
+        """Returns as many workers as torch has threads, and leaves torch one; `close` restores torch's."""
         count = torch.get_num_threads()
         torch.set_num_threads(1)
         return cls(count)
@@ -83,7 +81,7 @@ class Workers:
                 with modes():
                     work()
                 ended.put(None)
-            except BaseException as error:  # raised again where it was asked for
+            except BaseException as error:  # raised again in the calling thread
                 ended.put(error)
 
         self._busy = True
@@ -113,7 +111,7 @@ class Workers:
 
 
 def _modes() -> Callable[[], contextlib.AbstractContextManager[None]]:
-    """Returns what gives another thread the modes of this one, which torch keeps for each thread."""
+    """Returns a context for another thread with the modes of this one, which torch keeps for each thread."""
     grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
     autocast, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
 
@@ -125,47 +123,3 @@ def _modes() -> Callable[[], contextlib.AbstractContextManager[None]]:
             yield
 
     return entered
-
-
-def flop_of(work: Callable[[], object]) -> int:
-    """Counts the multiplications and additions of matrix products, convolutions and attention in some work."""
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops()
-
-
-def gradients(
-    loss: Tensor, parameters: Sequence[Tensor], grad_output: Tensor | None = None
-) -> tuple[Tensor | None, ...]:
-    """Returns the gradients of a loss, None for what it does not depend on; leaves their own ``grad`` unchanged."""
-    return torch.autograd.grad(loss, parameters, grad_output, allow_unused=True)
-
-
-def add_up(parts: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
-    """Adds gradients of pieces up, in their order: the sum is the same whichever was computed first."""
-    return [_sum(list(of_one)) for of_one in zip(*parts, strict=True)]
-
-
-def _sum(parts: list[Tensor | None]) -> Tensor | None:
-    total: Tensor | None = None
-    for part in parts:
-        if part is not None:
-            total = part if total is None else total + part
-    return total
-
-
-def with_gradients(loss: Any, parameters: Sequence[nn.Parameter], known: Sequence[Tensor | None]) -> Tensor:
-    """Returns a loss whose backward pass gives parameters the gradients that are known already."""
-    differentiable: Tensor = _Known.apply(loss, known, *parameters)
-    return differentiable
-
-
-class _Known(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, known: Sequence[Tensor | None], *parameters: nn.Parameter) -> Tensor:
-        ctx.known = known
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> Any:
-        return None, None, *(None if gradient is None else gradient * scale for gradient in ctx.known)

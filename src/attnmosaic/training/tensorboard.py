@@ -1,8 +1,9 @@
-"""A run's line on TensorBoard's HParams page."""
+"""A run's event files, and its line on TensorBoard's HParams page."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import hparams
 
@@ -11,11 +12,26 @@ from attnmosaic.config.resolution import flat
 from attnmosaic.runs.run import Run
 from attnmosaic.tables.varied import Given, comparable, key_of, path_of
 
+
+class EventLogger(TensorBoardLogger):
+    """Writes event files straight into a run's folder, so that TensorBoard calls the run by its name.
+
+    Args:
+        folder: the run's folder.
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder, name="", version="", default_hp_metric=False)
+
+    def save(self, *_: Any) -> None:
+        """Writes no ``hparams.yaml``: ``config.yaml`` has the settings."""
+
+
 FIRST = (
     "test/accuracy", "held_out/accuracy", "train/accuracy", "held_out/focus", "test/ftpt",
     *(f"{split}/{output}_accuracy" for split in ("held_out", "train") for output in ("digit", "sum", "product")),
 )  # fmt: skip
-"""The page shows the first five metrics, if not told otherwise."""
+"""The page shows the first five metrics at first."""
 
 
 def hyperparameters(config: dict[str, Any], run: Run) -> tuple[dict[str, Any], set[str], set[str]]:
@@ -50,17 +66,18 @@ def _value(config: dict[str, Any], one: Given, key: str) -> Any:
 def _usual(config: dict[str, Any]) -> dict[str, Any]:
     """Returns what is often varied."""
     settings = flat(decisive(config))
-    streams = {f"seed.{key}": config["seed"][key] for key in ("data", "init", "order")}
     usual = {"experiment": config["name"], **{key: settings[key] for key in often_varied(settings)}}
     usual["data._target_"] = usual["data._target_"].rpartition(".")[2]
-    seeds = streams if len({*streams.values()}) > 1 else {"seed.all": config["seed"]["data"]}
+    seeds = {f"seed.{key}": config["seed"][key] for key in ("data", "init", "order")}
+    if len({*seeds.values()}) == 1:
+        seeds = {"seed.all": config["seed"]["data"]}
     return {key.removesuffix("._target_"): value for key, value in usual.items()} | seeds
 
 
 def hparams_summaries(
     params: Mapping[str, Any], metrics: Mapping[str, float], differ: set[str], shown: set[str]
 ) -> tuple[Any, ...]:
-    """Returns what a writer is to be given for a run to have its line.
+    """Returns the summaries that give a run its line on the page.
 
     Args:
         params: hyperparameters by name, in the order in which to show them.
