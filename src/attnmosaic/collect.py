@@ -1,4 +1,4 @@
-"""Gathers runs into tables, published numbers beside: ``python -m attnmosaic.collect outputs/table1``."""
+"""Prints the tables of runs beside published numbers: ``python -m attnmosaic.collect outputs/table1``."""
 
 import argparse
 import os
@@ -11,10 +11,11 @@ from attnmosaic.core.errors import UserError, one_line
 from attnmosaic.core.text import use_substitutes
 from attnmosaic.runs.discovery import some_runs
 from attnmosaic.tables.render import FORMATS
-from attnmosaic.tables.reproduced import Reproduced, reproduce
+from attnmosaic.tables.reproduced import reproduce
+from attnmosaic.tables.table import Table
 
 
-def collect(folder: Path) -> list[Reproduced]:
+def collect(folder: Path) -> list[Table]:
     """Reads every run in a folder or below it, finished or not; sweeps may be at work there.
 
     Returns:
@@ -44,9 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     try:
         print(FORMATS[given.format](tables), flush=True)
-    except BrokenPipeError:  # whoever reads has seen enough
+    except BrokenPipeError:  # head, for example, stops reading
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if given.format == "csv":  # which has no place for them
+    if given.format == "csv":  # whose lines are numbers alone
         for line in (line for table in tables for line in table.warnings):
             print(f"warning: {line}", file=sys.stderr)
     if given.plots:

@@ -1,4 +1,4 @@
-"""Draws the figures of runs again, from what lies in their folders: ``python -m attnmosaic.draw outputs``."""
+"""Draws the figures of runs again, from the files in their folders: ``python -m attnmosaic.draw outputs``."""
 
 import argparse
 import sys
@@ -13,18 +13,6 @@ from attnmosaic.plotting.style import DEFAULT_FORMATS, FORMATS
 from attnmosaic.runs.discovery import some_runs
 
 
-def run_folders(folder: Path) -> list[Path]:
-    """Returns the folders of all runs in a folder or below it that have begun.
-
-    Raises:
-        UserError: there is no such folder, or no run in it.
-    """
-    begun = [run.folder for run in some_runs(folder) if run.config is not None]
-    if not begun:
-        raise UserError(f"'{folder}' holds no runs; name a folder that python -m attnmosaic.train has written to")
-    return begun
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     use_substitutes()
@@ -37,12 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     given = parser.parse_args(arguments)
     try:
-        folders = run_folders(given.folder)
+        runs = some_runs(given.folder)
     except UserError as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
     failed = False
-    for folder in folders:
+    for folder in (run.folder for run in runs if run.config is not None):
         drawn = draw_run(folder, given.formats)
         names = ", ".join(path.name for path in drawn.paths) or "nothing to draw yet"
         print(f"{folder}: {names}", flush=True)

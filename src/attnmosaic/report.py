@@ -1,4 +1,4 @@
-"""Makes one HTML file of a run or a sweep: ``python -m attnmosaic.report outputs/table1``."""
+"""Writes one HTML file about a run or a sweep: ``python -m attnmosaic.report outputs/table1``."""
 
 import argparse
 import sys
@@ -18,11 +18,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m attnmosaic.report", description=__doc__.replace("``", ""))
     parser.add_argument("--version", action="version", version=f"attnmosaic {__version__}")
     parser.add_argument(
-        "folder",
-        type=Path,
-        nargs="?",
+        "folder", type=Path, nargs="?",
         help="of a run, a sweep, or several; they may be at work (the newest sweep or run under outputs)",
-    )
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="FILE", help="the file to write (report.html in the folder)")
     given = parser.parse_args(arguments)
     try:

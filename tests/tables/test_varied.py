@@ -16,7 +16,7 @@ from attnmosaic.collect import collect, main
 from attnmosaic.reporting.page import render
 from attnmosaic.runs.discovery import run_of
 from attnmosaic.tables.render import as_csv, latex, markdown, terminal
-from attnmosaic.tables.reproduced import Reproduced
+from attnmosaic.tables.table import Table
 from attnmosaic.tables.varied import comparable, label, order
 from attnmosaic.training.tensorboard import hparams_summaries, hyperparameters
 
@@ -80,7 +80,7 @@ def plan(folder: Path, jobs: dict[str, Sequence[str]], swept: Sequence[str], nam
     (folder / "sweep.json").write_text(json.dumps({"commands": ["python -m ..."], "jobs": planned}))
 
 
-def table(folder: Path) -> Reproduced:
+def table(folder: Path) -> Table:
     (found,) = collect(folder)
     return found
 
@@ -112,9 +112,7 @@ def test_two_swept_keys_and_seeds(two_keys: Path) -> None:
 
 
 @pytest.mark.parametrize("form", [terminal, markdown, as_csv, latex])
-def test_every_format_has_a_column_for_each_key_and_none_is_empty(
-    two_keys: Path, form: Callable[[Reproduced], str]
-) -> None:
+def test_every_format_has_a_column_for_each_key_and_none_is_empty(two_keys: Path, form: Callable[[Table], str]) -> None:
     text = form(table(two_keys))
     assert "lr.what" in text
     assert "schedule.k" in text

@@ -1,4 +1,4 @@
-"""``animation.gif``: attention weights moving through training, by Pillow alone."""
+"""Draws ``animation.gif``: attention weights through training, by Pillow alone."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,16 +33,17 @@ MOST, SECONDS, PAUSE = 40, 7.0, 2.0
 """Frames at most; how long they last together, and the last one besides."""
 
 FINE = 2
-"""How many times finer points are drawn than shown: Pillow's circles have jagged edges."""
+"""Points are drawn so many times larger than shown: Pillow's circles have jagged edges."""
 
 INKS = (INK, BLUE, ORANGE, GREEN, RED)
 
 
 def moves(record: Record, split: str = "held_out") -> bool:
-    """Whether there is anything to animate: weights that are decreed, or were looked at once, stand still."""
-    if split not in record.followed or not (record.followed[split].is_image or record.plane is not None):
+    """Whether there is a weight to see that changes through training; fixed weights do not."""
+    followed = record.followed.get(split)
+    if followed is None or not (followed.is_image or record.plane is not None):
         return False
-    return bool(np.ptp(record.followed[split].alpha, axis=0).max(initial=0) > 0)
+    return bool(np.ptp(followed.alpha, axis=0).max(initial=0) > 0)
 
 
 def times_of(record: Record, most: int = MOST) -> list[int]:
@@ -54,7 +55,7 @@ def times_of(record: Record, most: int = MOST) -> list[int]:
 def frames(
     record: Record, stages: Sequence[Span], split: str = "held_out", mosaics: int = 4, smoke: bool = False
 ) -> list[Image.Image]:
-    """Draws the same few mosaics as they were looked at after each of some epochs.
+    """Draws the same few mosaics with their weights after each of some epochs.
 
     Images stand as their patches, lit by their weights, the aggregate below; points as circles over the plane, their
     area the weight, the aggregate a star. The true foreground is framed. Below runs the schedule.
@@ -74,7 +75,8 @@ def frames(
         looked = followed.at(t)
         parts = [_points(below, looked, i) if below else _image(looked, i) for i in shown]
         captions = [_caption(looked, i, record.classes) for i in shown]
-        drawn.append(_frame(parts, captions, int(record.epochs[t]), int(record.epochs[-1]), stages, smoke))
+        frame = _frame(parts, captions, int(record.epochs[t]), int(record.epochs[-1]), stages)
+        drawn.append(stamp(frame, 24, 15) if smoke else frame)
     return drawn
 
 
@@ -152,38 +154,37 @@ def _frame(
     epoch: int,
     epochs: int,
     stages: Sequence[Span],
-    smoke: bool,
 ) -> Image.Image:
-    """Puts mosaics beside each other, epoch and stage above, each one's answer and the schedule below."""
-    banner, head, below, strip = 24 if smoke else 0, 28, 22, 14
+    """Puts mosaics beside each other, epoch and stage above, predictions and schedule below."""
+    head, below, strip = 28, 22, 14
     width = sum(part.width for part in parts) + (len(parts) + 1) * 2 * MARGIN
     tall = max(part.height for part in parts)
-    frame = Image.new("RGB", (width, banner + head + tall + below + strip + MARGIN), PAPER)
+    frame = Image.new("RGB", (width, head + tall + below + strip + MARGIN), PAPER)
     draw = ImageDraw.Draw(frame)
-    if smoke:
-        stamp(draw, width, banner, 15)
 
-    middle = banner + head / 2
     stage = next((span.stage for span in stages if span.start < epoch <= span.end), None)
-    write(draw, (2 * MARGIN, middle), f"epoch {epoch} of {epochs}", 15, anchor="lm")
+    write(draw, (2 * MARGIN, head / 2), f"epoch {epoch} of {epochs}", 15, anchor="lm")
     if epoch == 0 or stage is not None:
         text, color = ("before training", INK) if stage is None else STAGES[stage]
-        write(draw, (width - 2 * MARGIN, middle), text, 15, color, "rm")
+        write(draw, (width - 2 * MARGIN, head / 2), text, 15, color, "rm")
 
     left = 2 * MARGIN
     for part, (text, color) in zip(parts, captions, strict=True):
-        frame.paste(part, (left, banner + head))
-        write(draw, (left + part.width / 2, banner + head + tall + below / 2), text, 12, color, "mm")
+        frame.paste(part, (left, head))
+        write(draw, (left + part.width / 2, head + tall + below / 2), text, 12, color, "mm")
         left += part.width + 2 * MARGIN
+    _draw_schedule(draw, stages, epoch, (width - 4 * MARGIN) / max(1, epochs), frame.height - strip - MARGIN + GAP)
+    return frame
 
-    top = frame.height - strip - MARGIN + GAP
-    first, scale = 2 * MARGIN, (width - 4 * MARGIN) / max(1, epochs)
+
+def _draw_schedule(draw: ImageDraw.ImageDraw, stages: Sequence[Span], epoch: int, scale: float, top: int) -> None:
+    """Draws a strip of the stages, `scale` pixels an epoch, those to come pale."""
+    first, bottom = 2 * MARGIN, top + 9
     for stage, start, end in stages:
         for done, begin, stop in ((True, start, min(end, epoch)), (False, max(start, epoch), end)):
             if begin < stop:
                 fill = ImageColor.getrgb(STAGES[stage][1]) if done else _pale(STAGES[stage][1])
-                draw.rectangle((first + scale * begin, top, first + scale * stop - 1, top + strip - 5), fill=fill)
-    return frame
+                draw.rectangle((first + scale * begin, top, first + scale * stop - 1, bottom), fill=fill)
 
 
 def _pale(color: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Where a pair looks in a picture, and what it takes it for; by Pillow alone."""
+"""Draws a pair's attention weights and predictions on a user's images, by Pillow alone."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,20 @@ from attnmosaic.core.errors import one_line
 from attnmosaic.inference.explanation import Explained
 from attnmosaic.inference.user_images import LONGEST, OwnMosaic, cut
 from attnmosaic.plotting.palette import BLUE, GREY, SKY
-from attnmosaic.plotting.tiles import PAPER, Box, columns, fitted, font, frame, grid, lit, number, picture, stamp, write
+from attnmosaic.plotting.tiles import (
+    PAPER,
+    Box,
+    columns,
+    fitted,
+    font,
+    frame,
+    grid,
+    lit,
+    number,
+    picture,
+    stamp,
+    write,
+)
 
 LOOKED_AT = SKY
 """Frames the patch with the largest weight. (Which one is the true foreground is not known here.)"""
@@ -33,39 +46,35 @@ def draw_explained(mosaic: OwnMosaic, seen: Explained, smoke: bool = False) -> I
     """Draws a mosaic lit by weight, its weighted sum beside it, and the probabilities of the classes below.
 
     Args:
-        mosaic: what was looked at.
-        seen: what the pair made of it.
-        smoke: the pair is of a run that is no result; a banner says so.
+        mosaic: the user's images.
+        seen: the pair's weights and predictions.
+        smoke: whether the pair is of a smoke run; a banner says so.
     """
     weights = seen.weights
     shown = draw_lit(mosaic, weights)
     summed = picture(np.tensordot(weights, mosaic.patches.astype(np.float64), axes=1), SIDE)
     bars = _bars(seen.probabilities, seen.classes, shown.width + SIDE + 2 * MARGIN)
-    banner = BANNER if smoke else 0
     right = shown.width + 3 * MARGIN
     height = max(shown.height, summed.height + 5 * LINE)
-    image = Image.new("RGB", (right + SIDE + MARGIN, banner + height + bars.height + 3 * MARGIN), PAPER)
+    image = Image.new("RGB", (right + SIDE + MARGIN, height + bars.height + 3 * MARGIN), PAPER)
     draw = ImageDraw.Draw(image)
-    if smoke:
-        stamp(draw, image.width, BANNER, 18)
-    top = banner + MARGIN
-    image.paste(shown, (MARGIN, top))
-    write(draw, (right, top), "aggregate, as What sees it", 15)
-    image.paste(summed, (right, top + LINE))
-    below = top + LINE + summed.height + MARGIN
+    image.paste(shown, (MARGIN, MARGIN))
+    write(draw, (right, MARGIN), "aggregate, as What sees it", 15)
+    image.paste(summed, (right, MARGIN + LINE))
+    below = MARGIN + LINE + summed.height + MARGIN
     even = math.log(len(weights))
     write(draw, (right, below), f"looks at patch {seen.looks_at} of {len(weights)}", 15)
     write(draw, (right, below + LINE), f"its weight {weights.max():.2f}", 15)
     write(draw, (right, below + 2 * LINE), f"entropy {seen.entropy:.2f} of {even:.2f} nats", 15)
-    image.paste(bars, (MARGIN, top + height + MARGIN))
-    return image
+    image.paste(bars, (MARGIN, height + 2 * MARGIN))
+    return stamp(image, BANNER, 18) if smoke else image
 
 
 def draw_lit(mosaic: OwnMosaic, weights: np.ndarray, numbers: bool = True) -> Image.Image:
-    """Draws a mosaic with light falling on its patches by weight, the most looked at framed.
+    """Draws a mosaic with its patches lit by weight, the one with the largest weight framed.
 
     Args:
-        mosaic: what was looked at.
+        mosaic: the user's images.
         weights: of each patch, ``[P]``.
         numbers: write each weight into its patch, where there is room; the picture is not to be reduced then.
     """
@@ -144,7 +153,7 @@ def _bars(probabilities: np.ndarray, classes: Sequence[str], width: int) -> Imag
 
 
 class Index:
-    """A sheet of the first mosaics, small: what was looked at, and what it was taken for.
+    """A sheet of the first mosaics, small, with their predictions.
 
     Args:
         most: how many mosaics to show.
@@ -163,17 +172,14 @@ class Index:
             self.shown.append((shown, said, one_line(seen.name)))
 
     def draw(self, smoke: bool = False) -> Image.Image:
-        """Returns the sheet of at least one mosaic, with a banner if the pair is of a run that is no result."""
+        """Returns the sheet of at least one mosaic, with a banner if the pair is of a smoke run."""
         across = min(ACROSS, len(self.shown))
         width, text = THUMBNAIL + MARGIN, 2 * LINE + 4
         rows = [self.shown[i : i + across] for i in range(0, len(self.shown), across)]
         heights = [max(shown.height for shown, _, _ in row) + text + MARGIN for row in rows]
-        banner = BANNER if smoke else 0
-        image = Image.new("RGB", (across * width + MARGIN, banner + sum(heights) + MARGIN), PAPER)
+        image = Image.new("RGB", (across * width + MARGIN, sum(heights) + MARGIN), PAPER)
         draw = ImageDraw.Draw(image)
-        if smoke:
-            stamp(draw, image.width, BANNER, 18)
-        y = banner + MARGIN
+        y = MARGIN
         for row, height in zip(rows, heights, strict=True):
             for i, (shown, said, name) in enumerate(row):
                 x, below = MARGIN + i * width, y + shown.height + 4
@@ -181,4 +187,4 @@ class Index:
                 write(draw, (x, below), fitted(said, THUMBNAIL, 16), 16)
                 write(draw, (x, below + LINE), fitted(name, THUMBNAIL, 13), 13, "#666666")
             y += height
-        return image
+        return stamp(image, BANNER, 18) if smoke else image

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from attnmosaic.tables.reproduced import Reproduced
+    from attnmosaic.tables.table import Table
 
 
 def confusions(run: Run, split: str = "held_out") -> list[Confusion]:
@@ -62,11 +62,11 @@ def number_cells(
             axes.text(column, row, form.format(value), ha="center", va="center", color=color, fontsize=fontsize)
 
 
-def draw_tables(tables: Iterable["Reproduced"], folder: Path, formats: Iterable[str] = DEFAULT_FORMATS) -> Drawn:
+def draw_tables(tables: Iterable["Table"], folder: Path, formats: Iterable[str] = DEFAULT_FORMATS) -> Drawn:
     """Draws ``<table>_heat_map`` and ``<table>_training_loss`` of each matrix that has any runs."""
     drawn = Drawn([], [])
     for table in tables:
-        if not table.published.matrix or not any(cell.values for row in table.rows for cell in row.cells):
+        if not table.matrices or not table.measured:
             continue
         key = table.published.key
         figures = {
@@ -79,26 +79,18 @@ def draw_tables(tables: Iterable["Reproduced"], folder: Path, formats: Iterable[
     return drawn
 
 
-def draw_matrix(table: "Reproduced") -> "Figure":
+def draw_matrix(table: "Table") -> "Figure":
     """Draws published values, reproduced means and their difference as three heat maps; in cells percent."""
-    import numpy as np
     from matplotlib.figure import Figure
 
-    shown, rows = table.published.shown, table.rows
-    published, means, differences = np.full((3, len(rows), len(shown)), np.nan)
-    for i, row in enumerate(rows):
-        for cell in row.cells:
-            for values, value in ((means, cell.mean), (differences, row.difference(cell))):
-                values[i, shown.index(cell.metric)] = np.nan if value is None else value
-        for metric, value in table.published.rows.get(row.name, {}).items():
-            published[i, shown.index(metric)] = value
+    views = {view.title: np.array([values for _, values in view.rows], dtype=float) for view in table.matrices}
     figure = Figure(figsize=(PAGE, 3.1), layout="constrained")
     panels: Any = figure.subplots(1, 3, sharey=True)
     # cividis is read alike by colour-blind readers and in grey; so is brown against blue-green.
     kinds = (
-        ("published", published, "cividis", (0.3, 1.0), "{:.0f}"),
-        ("reproduced, mean over seeds", means, "cividis", (0.3, 1.0), "{:.0f}"),
-        ("reproduced minus published", differences, "BrBG", (-0.2, 0.2), "{:+.0f}"),
+        ("published", views["published"], "cividis", (0.3, 1.0), "{:.0f}"),
+        ("reproduced, mean over seeds", views["reproduced"], "cividis", (0.3, 1.0), "{:.0f}"),
+        ("reproduced minus published", views["difference"], "BrBG", (-0.2, 0.2), "{:+.0f}"),
     )
     for axes, (title, values, colors, (low, high), form) in zip(panels, kinds, strict=True):
         image = axes.imshow(values, cmap=colors, vmin=low, vmax=high, aspect="auto")
@@ -106,10 +98,11 @@ def draw_matrix(table: "Reproduced") -> "Figure":
         bar = figure.colorbar(image, ax=axes, location="bottom", aspect=30, shrink=0.9)
         bar.outline.set_visible(False)
         axes.set(title=title, xlabel="measured on")
-        axes.set_xticks(range(len(shown)), [name.replace(" ", "\n") for name in table.published.columns], fontsize=6)
+        names = [name.replace(" ", "\n") for name in table.published.columns]
+        axes.set_xticks(range(len(names)), names, fontsize=6)
         if not np.isfinite(values).any():
             axes.text(0.5, 0.5, "nothing to compare", transform=axes.transAxes, ha="center", color="0.45")
-        axes.set_yticks(range(len(rows)), [table.label(row) for row in rows])
+        axes.set_yticks(range(len(table.rows)), [table.label(row) for row in table.rows])
         axes.grid(False)
         axes.spines[:].set_visible(False)
     panels[0].set_ylabel("trained on")
@@ -117,7 +110,7 @@ def draw_matrix(table: "Reproduced") -> "Figure":
     return figure
 
 
-def draw_losses(table: "Reproduced") -> "Figure":
+def draw_losses(table: "Table") -> "Figure":
     """Draws the training loss of each row against epochs, on a logarithmic scale, a line a run."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -131,14 +124,9 @@ def draw_losses(table: "Reproduced") -> "Figure":
             epochs, losses = curve(run.metrics, "running/loss")
             if not epochs:
                 continue
-            axes.plot(
-                epochs,
-                losses,
-                color=colormaps["viridis"](0.95 * place / max(1, len(table.rows) - 1)),
-                linestyle=("-", "--", "-.", ":")[place % 4],
-                linewidth=1,
-                label=label,
-            )
+            color = colormaps["viridis"](0.95 * place / max(1, len(table.rows) - 1))
+            style = ("-", "--", "-.", ":")[place % 4]
+            axes.plot(epochs, losses, color=color, linestyle=style, linewidth=1, label=label)
             label = None  # one entry of the legend a row
     axes.set(xlabel="epoch", ylabel="training loss", yscale="log")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 5, 10]))

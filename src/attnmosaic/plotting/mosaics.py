@@ -1,4 +1,4 @@
-"""Mosaics of images as a pair sees them, and what their classes look like."""
+"""Draws mosaics of images with their weights and predictions, and patches of each class."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -20,8 +20,11 @@ SHOWN = 6
 WIDEST = 12
 """Patches shown in a row; of larger mosaics the foreground and those with the most weight."""
 
-# Inches: the mosaic, the strip of its patches, and either of the pictures beside it.
-_GRID, _STRIP, _ONE, _ROW = 0.88, 3.3, 0.6, 1.0
+_PLACES = {"grid": (0.06, 0.88), "strip": (1.05, 3.3), "sum": (4.46, 0.6), "true": (5.17, 0.6), "text": (5.88, 1.1)}
+"""The parts of a row: where they begin and how wide they are, in inches."""
+
+_ROW, _HEADING = 1.0, 0.24
+"""Inches: the height of a row, and of the line above all rows."""
 
 Pick = tuple[Looked, int]
 
@@ -35,24 +38,20 @@ def pick(record: Record, split: str = "held_out", n: int = SHOWN) -> list[Pick]:
     groups = [record.followed[split].at(-1)] if split in record.followed else []
     if split in record.final:
         groups.append(record.final[split])
-    of_kind: dict[str, list[Pick]] = {kind: [] for kind in FOCUS_PREDICTION}
+    of_kind: dict[str, dict[int, Pick]] = {kind: {} for kind in FOCUS_PREDICTION}
     known = set()
     for group in groups:
         places = range(len(group)) if group is groups[0] else reversed(range(len(group)))
         for i in places:
             if (row := int(group.rows[i])) not in known:
                 known.add(row)
-                of_kind[group.kinds[i]].append((group, i))
-    taken: dict[str, int] = dict.fromkeys(FOCUS_PREDICTION, 0)
-    for turn in range(n):
-        for kind in FOCUS_PREDICTION:
-            if turn < len(of_kind[kind]) and sum(taken.values()) < n:
-                taken[kind] += 1
-    return [one for kind in FOCUS_PREDICTION for one in of_kind[kind][: taken[kind]]]
+                of_kind[group.kinds[i]][row] = group, i
+    turns = sorted((turn, k) for k, picks in enumerate(of_kind.values()) for turn in range(len(picks)))[:n]
+    return [[*of_kind[kind].values()][turn] for k, kind in enumerate(of_kind) for turn, of in turns if of == k]
 
 
 def captions(record: Record, looked: Looked, i: int, split: str = "held_out") -> tuple[str, str, str, str]:
-    """Returns the texts beside a mosaic: its kind, how many there are of it, What's answer, and the true class."""
+    """Returns the texts beside a mosaic: its kind, how many there are of it, prediction and true class."""
     kind, truth = looked.kinds[i], record.classes[looked.label[i]]
     counts = record.counts.get(split)
     share = f"{counts[kind]:,} of {sum(counts.values()):,} {split.replace('_', ' ')}" if counts else ""
@@ -75,56 +74,24 @@ def draw_mosaics(record: Record, split: str = "held_out", n: int = SHOWN) -> "Fi
 
     picks = pick(record, split, n)
     patches = picks[0][0].patches.shape[1]
-    height = 0.24 + _ROW * len(picks)
+    height = _HEADING + _ROW * len(picks)
     figure = Figure(figsize=(PAGE, height))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    places = _places()
-    for name, heading in (
-        ("grid", "mosaic"),
-        (
-            "strip",
-            f"{'its' if patches <= WIDEST else f'{WIDEST} of its {patches}'} patches with their attention weights",
-        ),
-        ("sum", "aggregate"),
-        ("true", "foreground"),
-        ("text", "What's answer"),
-    ):
-        left, width = places[name]
-        centred = name != "text"
-        x = left + width / 2 if centred else left
-        axes.text(x, height - 0.15, heading, ha="center" if centred else "left", fontsize=7, color="0.35")
+    which = "its" if patches <= WIDEST else f"{WIDEST} of its {patches}"
+    headings = ("mosaic", f"{which} patches with their attention weights", "aggregate", "foreground")
+    for heading, (left, width) in zip(headings, _PLACES.values(), strict=False):
+        axes.text(left + width / 2, height - 0.15, heading, ha="center", fontsize=7, color="0.35")
+    axes.text(_PLACES["text"][0], height - 0.15, "What's answer", fontsize=7, color="0.35")
     for row, (looked, i) in enumerate(picks):
-        _draw_row(axes, record, looked, i, split, height - 0.24 - _ROW * (row + 0.5), places)
+        _draw_row(axes, record, looked, i, split, height - _HEADING - _ROW * (row + 0.5))
     axes.set(xlim=(0, PAGE), ylim=(0, height), aspect="auto")  # inches; images would have set their own
     return figure
 
 
-def _places() -> dict[str, tuple[float, float]]:
-    """Returns where each part of a row begins, and how wide it is, in inches."""
-    widths = {"grid": _GRID, "strip": _STRIP, "sum": _ONE, "true": _ONE, "text": 1.1}
-    gap, left = 0.11, 0.06
-    places = {}
-    for name, width in widths.items():
-        places[name] = left, width
-        left += width + gap
-    return places
-
-
-def _draw_row(
-    axes: "Axes",
-    record: Record,
-    looked: Looked,
-    i: int,
-    split: str,
-    middle: float,
-    places: dict[str, tuple[float, float]],
-) -> None:
-    from matplotlib.patches import Rectangle
-
-    patches, alpha, true = looked.patches[i], looked.alpha[i], int(looked.foreground[i])
-
-    left, width = places["grid"]
+def _draw_row(axes: "Axes", record: Record, looked: Looked, i: int, split: str, middle: float) -> None:
+    patches, true = looked.patches[i], int(looked.foreground[i])
+    left, width = _PLACES["grid"]
     across = columns(len(patches))
     pitch = width / across
     top = middle + pitch * -(-len(patches) // across) / 2
@@ -132,28 +99,12 @@ def _draw_row(
         x, y = left + p % across * pitch, top - (p // across + 1) * pitch
         _patch(axes, pixels, x, y, 0.94 * pitch, framed=p == true)
 
-    left, width = places["strip"]
-    by_weight = [p for p in np.argsort(-alpha, kind="stable") if p != true]
-    shown = sorted([true, *by_weight[: WIDEST - 1]])
-    pitch = min(width / max(len(shown), 9), 0.45)
-    left += (width - pitch * len(shown)) / 2
-    floor, tall = middle - _GRID / 2 + 0.12, 0.36
-    for place, p in enumerate(shown):
-        x = left + place * pitch
-        _patch(axes, patches[p], x, middle + _GRID / 2 - 0.94 * pitch, 0.94 * pitch, framed=p == true)
-        for share, color in ((1, "0.94"), (alpha[p], FRAME if p == true else "0.55")):
-            axes.add_patch(Rectangle((x + 0.2 * pitch, floor), 0.54 * pitch, share * tall, color=color, linewidth=0))
-        axes.text(
-            x + 0.47 * pitch, floor - 0.03, f"{alpha[p]:.2f}", ha="center", va="top", fontsize=6,
-            weight="bold" if p == alpha.argmax() else "normal",
-        )  # fmt: skip
-
+    _draw_strip(axes, patches, looked.alpha[i], true, middle)
     for name, pixels in (("sum", looked.aggregates[i]), ("true", patches[true])):
-        left, width = places[name]
+        left, width = _PLACES[name]
         _patch(axes, pixels, left, middle - width / 2, width, framed=name == "true")
 
     kind, share, answer, truth = captions(record, looked, i, split)
-    left, _ = places["text"]
     right = looked.predicted[i] == looked.label[i]
     lines = (
         (0.27, kind, {"color": FOCUS_PREDICTION[looked.kinds[i]].color, "weight": "bold"}),
@@ -162,7 +113,28 @@ def _draw_row(
         (-0.21, f"true: {truth}", {"color": "black"}),
     )
     for up, text, style in lines:
-        axes.text(left, middle + up, text, va="center", fontsize=6.5, **style)  # type: ignore[arg-type]
+        axes.text(_PLACES["text"][0], middle + up, text, va="center", fontsize=6.5, **style)  # type: ignore[arg-type]
+
+
+def _draw_strip(axes: "Axes", patches: np.ndarray, alpha: np.ndarray, true: int, middle: float) -> None:
+    """Draws patches beside each other, their weights below as bars and numbers."""
+    from matplotlib.patches import Rectangle
+
+    left, width = _PLACES["strip"]
+    by_weight = [p for p in np.argsort(-alpha, kind="stable") if p != true]
+    shown = sorted([true, *by_weight[: WIDEST - 1]])
+    pitch = min(width / max(len(shown), 9), 0.45)
+    left += (width - pitch * len(shown)) / 2
+    floor, tall, ceiling = middle - 0.32, 0.36, middle + 0.44
+    for place, p in enumerate(shown):
+        x = left + place * pitch
+        _patch(axes, patches[p], x, ceiling - 0.94 * pitch, 0.94 * pitch, framed=p == true)
+        for share, color in ((1, "0.94"), (alpha[p], FRAME if p == true else "0.55")):
+            axes.add_patch(Rectangle((x + 0.2 * pitch, floor), 0.54 * pitch, share * tall, color=color, linewidth=0))
+        axes.text(
+            x + 0.47 * pitch, floor - 0.03, f"{alpha[p]:.2f}", ha="center", va="top", fontsize=6,
+            weight="bold" if p == alpha.argmax() else "normal",
+        )  # fmt: skip
 
 
 def _patch(axes: "Axes", pixels: np.ndarray, x: float, y: float, side: float, framed: bool = False) -> None:

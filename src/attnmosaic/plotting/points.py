@@ -1,4 +1,4 @@
-"""Mosaics of 2-D points, and what the networks make of the plane."""
+"""Draws mosaics of 2-D points, and the predictions of the networks over the plane."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ def draw_points(record: Record, split: str = "held_out", n: int = SHOWN) -> "Fig
     """Draws some mosaics of points, a panel each, of every kind there is.
 
     Circles are patches, their area is the weight; a square frames the true foreground; the star is the aggregate.
-    The plane is tinted by What's answer, so the star lies on the tint of the class it is taken for.
+    The plane is tinted by What's prediction, so the star lies on the tint of the predicted class.
     """
     plane = plane_of(record)
     picks = pick(record, split, n)
@@ -43,9 +43,8 @@ def draw_points(record: Record, split: str = "held_out", n: int = SHOWN) -> "Fig
         axes.plot(*points[true], markersize=18, zorder=3, **framed)
         axes.plot(*looked.aggregates[i], markersize=9, zorder=4, **star)
         kind, share, answer, truth = captions(record, looked, i, split)
-        axes.set_title(
-            f"{kind} ({share})" if share else kind, color=FOCUS_PREDICTION[looked.kinds[i]].color, fontsize=7
-        )
+        title = f"{kind} ({share})" if share else kind
+        axes.set_title(title, color=FOCUS_PREDICTION[looked.kinds[i]].color, fontsize=7)
         axes.text(
             0.02, 0.02, f"says {answer}, true: {truth}", transform=axes.transAxes, fontsize=6.5, zorder=5,
             bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.5},
@@ -66,7 +65,7 @@ def draw_regions(record: Record) -> "Figure":
     """Draws What's decision regions with the aggregates of mosaics in them, and Where's score of each place.
 
     Aggregates have the colour and marker of their true class, so one on another's tint is predicted wrongly. The
-    last panel is left out where weights are decreed.
+    last panel is left out where weights are fixed.
     """
     from matplotlib.figure import Figure
 
@@ -110,13 +109,13 @@ def draw_regions(record: Record) -> "Figure":
 
 
 def plane_of(record: Record) -> Plane:
-    """Returns what 2-D networks make of the plane."""
+    """Returns the predictions of 2-D networks over the plane."""
     assert record.plane is not None, "only runs on points have a plane"
     return record.plane
 
 
 def regions(axes: "Axes", plane: Plane) -> None:
-    """Tints a panel by What's answer."""
+    """Tints a panel by What's prediction."""
     left, right, bottom, top = plane.extent
     axes.imshow(region_colors(plane.regions), extent=(left, right, bottom, top), origin="lower", aspect="auto")
     axes.set(xlim=(left, right), ylim=(bottom, top))
@@ -143,8 +142,7 @@ def base_points(axes: "Axes", record: Record, plane: Plane, edge: float = 0) -> 
 
 def base_entry(record: Record, label: int | None) -> "Line2D":
     """Returns the legend's entry for the base points of a class, None for those of the background."""
-    name, color = (
-        ("background", "0.5") if label is None else (f"class {literal(record.classes[label])}", class_style(label)[0])
-    )
-    style: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 3, "markeredgewidth": 0}
-    return entry(f"base points, {name}", color=color, **style)
+    name, color = "background", "0.5"
+    if label is not None:
+        name, color = f"class {literal(record.classes[label])}", class_style(label)[0]
+    return entry(f"base points, {name}", color=color, linestyle="none", marker="o", markersize=3, markeredgewidth=0)

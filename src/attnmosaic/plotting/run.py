@@ -1,4 +1,4 @@
-"""Every figure of a run, from what lies in its folder."""
+"""Draws every figure of a run from the files in its folder."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -25,28 +25,27 @@ def draw_run(folder: Path, formats: Iterable[str] = DEFAULT_FORMATS) -> Drawn:
     and left out.
 
     Args:
-        folder: the run's folder, of a run that has finished or not.
+        folder: the run's folder; the run may be at work.
         formats: of the figures, some of `attnmosaic.plotting.style.FORMATS`.
     """
     run = Run(folder)
     record = run.snapshots
-    smoke = run.smoke or (record is not None and record.scale == "smoke")
-    drawn = draw_all(figures_of(run), folder, formats, smoke)
+    drawn = draw_all(figures_of(run), folder, formats, run.smoke)
     for name, reason in run.problems.items():
         log.warning("%s: %s", folder / name, reason)
     if RECORD in run.problems:
         drawn.failed.append("mosaics")
     if record is not None and animation.moves(record):
         try:
-            drawn.paths.append(animation.draw_animation(folder / animation.NAME, record, run.stages, smoke))
-        except Exception:  # no picture is worth a run
+            drawn.paths.append(animation.draw_animation(folder / animation.NAME, record, run.stages, run.smoke))
+        except Exception:  # a picture that fails ends no run
             log.warning("%s: %s could not be drawn", folder, animation.NAME, exc_info=True)
             drawn.failed.append("animation")
     return drawn
 
 
 def figures_of(run: Run) -> dict[str, Callable[[], "Figure"]]:
-    """Returns by name a function that draws each figure that a run's files suffice for."""
+    """Returns by name a function for each figure that a run's files suffice for."""
     figures: dict[str, Callable[[], Figure]] = {}
     if run.outputs and run.metrics:
         figures["accuracy"] = partial(curves.draw_outputs, run)

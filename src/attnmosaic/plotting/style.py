@@ -1,4 +1,4 @@
-"""What all figures share: one style, how they are saved, and the stages behind curves."""
+"""Styles and saves figures, and draws the stages behind curves."""
 
 import contextlib
 import logging
@@ -33,7 +33,7 @@ _METADATA: dict[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": None}
 
 
 class Drawn(NamedTuple):
-    """What came of drawing: the files there are now, and the names of the figures that failed."""
+    """The files that were written, and the names of the figures that failed."""
 
     paths: list[Path]
     failed: list[str]
@@ -41,10 +41,10 @@ class Drawn(NamedTuple):
 
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
-    """Draws what is drawn within in our style, whatever the user's own settings are."""
+    """Applies the package's style to all figures drawn within, whatever the user's own settings are."""
     import matplotlib.style
 
-    logging.getLogger("fontTools").setLevel(logging.WARNING)  # tells of every letter that it puts into a PDF
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it logs every letter of a PDF
     with (
         as_file(files("attnmosaic.plotting") / "attnmosaic.mplstyle") as style,
         matplotlib.style.context(style, after_reset=True),
@@ -55,13 +55,13 @@ def styled() -> Iterator[None]:
 def draw_all(
     figures: Mapping[str, Callable[[], "Figure"]], folder: Path, formats: Iterable[str], smoke: bool = False
 ) -> Drawn:
-    """Draws and saves figures by their names; one that fails is logged, and costs the others nothing."""
+    """Draws and saves figures by their names; one that fails is logged, and the others are drawn."""
     drawn = Drawn([], [])
     with styled():
         for name, draw in figures.items():
             try:
                 drawn.paths.extend(save(draw(), folder, name, formats, smoke))
-            except Exception:  # no picture is worth a run
+            except Exception:  # a picture that fails ends no run
                 log.warning("%s: %s could not be drawn", folder, name, exc_info=True)
                 drawn.failed.append(name)
     return drawn
@@ -130,16 +130,15 @@ def stage_key(stages: Sequence[Span]) -> list["Artist"]:
     there = {span.stage for span in stages}
     if len(there) < 2:
         return []
-    colors = {"where": SHADE}
     return [
-        Patch(facecolor=colors.get(stage, "white"), edgecolor="0.6", label=STAGES[stage][0])
-        for stage in STAGES
+        Patch(facecolor=SHADE if stage == "where" else "white", edgecolor="0.6", label=label)
+        for stage, (label, _) in STAGES.items()
         if stage in there
     ]
 
 
 def points_for(values: Sequence[Any]) -> str:
-    """Returns whether few enough values were measured to mark each: what is measured once has no line."""
+    """Returns a marker for each of few values, as one value has no line; none for many."""
     return "o" if len(values) <= 2 else ""
 
 
@@ -156,7 +155,7 @@ def key(figure: "Figure", handles: Sequence["Artist"], columns: int | None = Non
 
 
 def entry(label: str, **style: Any) -> "Line2D":
-    """Returns a legend's entry that looks as told, whatever is drawn."""
+    """Returns a legend's entry in this style."""
     from matplotlib.lines import Line2D
 
     return Line2D([], [], label=label, **style)
@@ -165,7 +164,7 @@ def entry(label: str, **style: Any) -> "Line2D":
 def panels_in_inches(
     rows: int, columns: int, height: float, margins: tuple[float, float, float, float], gaps: tuple[float, float]
 ) -> tuple["Figure", Any]:
-    """Returns a figure of panels that lie where they are told to, which is faster than having them laid out.
+    """Returns a figure of panels at given places, which is faster than having them laid out.
 
     Args:
         rows: of panels.

@@ -1,7 +1,4 @@
-"""Primitives of pictures of mosaics: patches, light by weight, grids, frames and captions, by Pillow alone.
-
-They are fast enough to be drawn while a run trains.
-"""
+"""Draws mosaics by Pillow alone, fast enough while a run trains: patches lit by weight, grids, frames, captions."""
 
 import math
 from collections.abc import Sequence
@@ -62,7 +59,7 @@ def picture(pixels: np.ndarray, side: int) -> Image.Image:
 def darkness(weight: float, shade: float = SHADE) -> float:
     """Returns how dark a patch is drawn, 0 to `shade`, by its weight as a fraction of a weight in full light.
 
-    By the root: what matters is which patches are lit at all, half the weight is nearly as light.
+    The square root makes patches of half the weight nearly as light: what matters is which are lit at all.
     """
     return shade * (1 - math.sqrt(min(1.0, max(0.0, weight))))
 
@@ -152,10 +149,12 @@ def number(draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, size: 
     write(draw, corner, text, size, "#FFFFFF", "rb")
 
 
-def stamp(draw: ImageDraw.ImageDraw, width: int, height: int, size: int) -> None:
-    """Draws the banner of smoke runs along the top."""
-    draw.rectangle((0, 0, width, height - 1), fill=SMOKE_COLOR)
-    write(draw, (width / 2, height / 2), SMOKE, size, PAPER, "mm")
+def stamp(image: Image.Image, height: int, size: int) -> Image.Image:
+    """Returns a picture of a smoke run: below a banner of this height with letters of this size."""
+    whole = Image.new("RGB", (image.width, height + image.height), SMOKE_COLOR)
+    whole.paste(image, (0, height))
+    write(ImageDraw.Draw(whole), (image.width / 2, height / 2), SMOKE, size, PAPER, "mm")
+    return whole
 
 
 def fitted(text: str, width: int, size: int) -> str:
@@ -218,7 +217,7 @@ def answer_of(looked: Looked, i: int, classes: Sequence[str], most: int = NAME) 
 
 
 def verdict(looked: Looked, i: int, classes: Sequence[str]) -> tuple[str, str]:
-    """Returns what is said of a mosaic, and its colour: "ship (0.93), right; focus"."""
+    """Returns the caption of a mosaic, and its colour: "ship (0.93), right; focus"."""
     right = looked.predicted[i] == looked.label[i]
     truth = "right" if right else f"true: {cut(classes[looked.label[i]], NAME)}"
     focus = "focus" if looked.focus[i] else "no focus"

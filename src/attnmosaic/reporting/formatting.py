@@ -1,4 +1,4 @@
-"""How the page writes numbers, times and long names."""
+"""Formats numbers, times and long names for the report."""
 
 import math
 import time
@@ -12,26 +12,24 @@ _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def fixed(value: float | None, digits: int = 3) -> str:
-    """Writes a number with so many digits behind the point."""
+    """Returns a number with so many digits behind the point."""
     return NOTHING if value is None else f"{value:.{digits}f}".replace("-", MINUS)
 
 
-def signed(value: float | None, digits: int = 3) -> str:
-    """Writes a difference with its sign, which 0 has none of."""
-    if value is None:
-        return NOTHING
+def signed(value: float, digits: int = 3) -> str:
+    """Returns a difference with its sign, which 0 has none of."""
     text = f"{value:+.{digits}f}"
     return text.replace("-", MINUS) if float(text) else text[1:]
 
 
 def measured(value: float, share: bool) -> str:
-    """Writes a curve's value; the page's script does as much under the pointer."""
+    """Returns a curve's value; the page's script formats values under the pointer in the same way."""
     digits = ".3f" if share else ".0f" if abs(value) >= 1000 else "#.4g" if value else ".0f"
     return format(value, digits).replace("-", MINUS)
 
 
 def tick(value: float) -> str:
-    """Writes a number as an axis has it: with no more digits than it needs."""
+    """Returns a number as an axis has it, with no more digits than it needs."""
     if value and not 1e-4 <= abs(value) < 1e6:
         exponent = math.floor(math.log10(abs(value)) + 1e-9)
         digits = f"{value / 10.0**exponent:g}"
@@ -42,24 +40,19 @@ def tick(value: float) -> str:
 
 
 def short(text: Any, most: int = 80) -> str:
-    """Cuts a long name in its middle."""
+    """Returns a name of at most `most` characters, cut in its middle."""
     return cut_middle(str(text), most)
 
 
 def when(seconds: float) -> str:
-    """Writes a time since 1970 as this machine's clock has it."""
+    """Returns a time since 1970 as this machine's clock has it."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def duration(seconds: float | None) -> str:
-    """Writes a measured time."""
+    """Returns a measured time."""
     return NOTHING if seconds is None else format_measured_duration(seconds)
 
 
-def clamped(per_cent: float) -> float:
-    """Returns a percentage of a bar, from 0 to 100."""
-    return min(100.0, max(0.0, per_cent))
-
-
-FILTERS = {word.__name__: word for word in (fixed, signed, short, short_number, when, duration, clamped)}
-"""What the templates write with."""
+FILTERS = {word.__name__: word for word in (fixed, signed, short, short_number, when, duration)}
+"""The filters of the templates."""

@@ -1,8 +1,8 @@
-"""One run, laid out: its line among the others, its curves, its mosaics or confusions, its files."""
+"""Lays out one run: its line among the others, its curves, its mosaics or confusions, its files."""
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,73 +14,72 @@ from attnmosaic.reporting.gallery import Gallery
 from attnmosaic.runs.rows import Confusion, Rows, curve, dig, number
 from attnmosaic.runs.run import CONFIG, Run, seed_name
 
-LONGEST = 60_000
-"""Characters of a file that the report shows, at most."""
+Links = list[tuple[str, str]]
+"""Names and addresses of files."""
 
 
-@dataclass
-class Details:
-    """A run as the page shows it; ``anchor`` is its place there.
+@dataclass(frozen=True)
+class RunSection:
+    """A run as the page shows it.
 
     Attributes:
         run: the run itself.
         anchor: the name of its section.
-        label: its folder, relative to the report's subject.
-        link: the address of its folder, relative to the page; empty if it is not there.
-        texts: (name, address) of its settings, log and numbers.
-        plots: the same of its pictures.
-        charts: groups of curves, by their heading.
-        gallery: its mosaics, if it kept any.
-        confusions: of two outputs.
         varied: its value of each key that the runs of its table vary.
-        called: what tells it from the others: what was varied, its seed; its name where that says nothing.
+        called: what tells it from the others: the varied values, its seed; its name where these say nothing.
+        gallery: its mosaics, if it kept any.
+        charts: groups of curves, by their heading.
+        confusions: of two outputs.
+        root: the report's subject.
+        page_folder: the folder that the page will lie in.
     """
 
     run: Run
     anchor: str
-    label: str
-    link: str
-    texts: list[tuple[str, str]]
-    plots: list[tuple[str, str]]
-    charts: dict[str, list[Chart]] = field(default_factory=dict)
-    gallery: Gallery | None = None
-    confusions: list[Confusion] = field(default_factory=list)
-    varied: Mapping[str, str] = field(default_factory=dict)
-    called: str = ""
+    varied: Mapping[str, str]
+    called: str
+    gallery: Gallery | None
+    charts: dict[str, list[Chart]]
+    confusions: list[Confusion]
+    root: Path
+    page_folder: Path
 
     @property
-    def name(self) -> str:
-        return str(dig(self.run.config, "name") or dig(self.run.planned, "name") or self.run.folder.name)
+    def label(self) -> str:
+        """The run's folder, relative to the report's subject."""
+        return "" if self.run.folder == self.root else os.path.relpath(self.run.folder, self.root)
 
     @property
-    def state(self) -> str:
-        return self.run.state
+    def link(self) -> str:
+        """The address of the run's folder, relative to the page; empty if it is not there."""
+        return relative_link(self.run.folder, self.page_folder) + "/" if self.run.folder.is_dir() else ""
+
+    @property
+    def texts(self) -> Links:
+        """The run's settings, log and numbers."""
+        return self._links(self.run.own_files)
+
+    @property
+    def plots(self) -> Links:
+        return self._links(sorted(self.run.folder.glob("*.png")))
+
+    def _links(self, files: Iterable[Path]) -> Links:
+        return [(file.name, relative_link(file, self.page_folder)) for file in files if file.exists()]
 
     @property
     def seed(self) -> str:
-        seed = dig(self.run.config, "seed") or dig(self.run.result, "seed") or self.run.from_plan("seed")
-        return seed_name(seed) if isinstance(seed, dict) else ""
+        return seed_of(self.run)
 
     @property
     def words(self) -> str:
-        """What the page's filter finds it by."""
+        """The words that the page's filter finds the run by."""
         values = [f"{key}={value}" for key, value in self.varied.items()]
-        return " ".join([self.name, self.label, *values, f"seed={self.seed}", self.state])
+        return " ".join([self.run.name, self.label, *values, f"seed={self.seed}", self.run.state])
 
     @property
     def epochs(self) -> tuple[int, int]:
         """Epochs done, and how many there are to be."""
-        planned = number(dig(self.run.config or self.run.planned, "schedule", "epochs")) or 0
-        done = number(dig(self.run.result, "epochs"))
-        return int(self.run.epochs_done if done is None else done), int(planned)
-
-    @property
-    def seconds(self) -> float | None:
-        return number(dig(self.run.result, "seconds"))
-
-    @property
-    def device(self) -> str:
-        return str(dig(self.run.result, "device") or "")
+        return (self.run.result or {}).get("epochs", self.run.epochs_done), planned_epochs(self.run)
 
     def metric(self, name: str) -> float | None:
         """Returns a final metric, None if it was not measured."""
@@ -94,18 +93,22 @@ class Details:
 
     @property
     def error(self) -> str:
-        return excerpt(self.run.error or "", 8000).strip()
+        return (self.run.error or "").strip()
 
     @property
     def config_text(self) -> str:
-        return excerpt(self.run.text(CONFIG))
+        return self.run.text(CONFIG)
 
 
-def excerpt(text: str, most: int = LONGEST) -> str:
-    """Returns a text, its middle left out if it is long."""
-    if len(text) <= most:
-        return text
-    return f"{text[: most // 2]}\n[... {len(text) - most} characters left out ...]\n{text[-most // 2 :]}"
+def seed_of(run: Run) -> str:
+    """Returns the seed of a run or of a planned job, empty if it is not known."""
+    seed = dig(run.config or run.planned, "seed")
+    return seed_name(seed) if seed else ""
+
+
+def planned_epochs(run: Run) -> int:
+    """Returns how many epochs a run or a planned job is to have, 0 if that is not known."""
+    return dig(run.config or run.planned, "schedule", "epochs") or 0
 
 
 def relative_link(target: Path, start: Path) -> str:
@@ -114,43 +117,17 @@ def relative_link(target: Path, start: Path) -> str:
     return quote(path.replace(os.sep.encode(), b"/"), safe="/")
 
 
-def details(run: Run, place: int, root: Path, page_folder: Path, all_confusions: bool) -> Details:
-    """Lays a run out, all but its gallery.
-
-    Args:
-        run: the run.
-        place: its number in the report.
-        root: what the report is about.
-        page_folder: where the page will lie.
-        all_confusions: whether to show what is taken for what of each split; else of held-out images alone.
-    """
-    label = "" if run.folder == root else os.path.relpath(run.folder, root)
-
-    def links(files: Iterable[Path]) -> list[tuple[str, str]]:
-        return [(file.name, relative_link(file, page_folder)) for file in files if file.exists()]
-
-    shown = Details(
-        run=run,
-        anchor=f"run-{place}",
-        label=label,
-        link=relative_link(run.folder, page_folder) + "/" if run.folder.is_dir() else "",
-        texts=links(run.own_files),
-        plots=links(sorted(run.folder.glob("*.png"))),
-    )
-    shown.charts = {heading: charts for heading, charts in _charts(run, shown.epochs[1]).items() if charts}
-    splits = [*reversed(SPLITS)] if all_confusions else ["held_out"]
-    found = [run.confusion(output, split) for output in run.outputs for split in splits]
-    shown.confusions = [confusion for confusion in found if confusion is not None]
-    return shown
+# ---- curves
 
 
-def _charts(run: Run, epochs: int) -> dict[str, list[Chart]]:
+def charts_of(run: Run) -> dict[str, list[Chart]]:
+    """Returns groups of a run's curves, by their heading."""
     rows = run.metrics
     stages = [span._replace(stage=cut(span.stage.capitalize(), 20)) for span in run.stages]
-    every: dict[str, Any] = {"stages": stages, "epochs": epochs}
+    every: dict[str, Any] = {"stages": stages, "epochs": planned_epochs(run)}
 
     def by_split(metric: str) -> list[Line]:
-        return [_line(split, drawn, _points(rows, f"{split}/{metric}")) for split, drawn in SPLITS.items()]
+        return [_line(split, spec, _points(rows, f"{split}/{metric}")) for split, spec in SPLITS.items()]
 
     def with_running(metric: str) -> list[Line]:
         return [Line("running", "grey", ":", _points(rows, f"running/{metric}")), *by_split(metric)]
@@ -161,13 +138,11 @@ def _charts(run: Run, epochs: int) -> dict[str, list[Chart]]:
             chart(f"Accuracy of the {output}", with_running(f"{output}_accuracy"), share=True, **every)
             for output in run.outputs
         ]
-        return {"Curves": _there(*accuracies, loss)}
+        return {"Curves": curves} if (curves := _there(*accuracies, loss)) else {}
     tables = {split: run.rows(f"focus_vs_pred_{split}") for split in SPLITS}
-    above = [
-        _line(split, drawn, _fractions(tables[split], LARGEST_WEIGHT)["confident"]) for split, drawn in SPLITS.items()
-    ]
+    above = [_line(split, SPLITS[split], _fractions(tables[split], LARGEST_WEIGHT)["confident"]) for split in SPLITS]
     kinds: dict[str, Any] = {"share": True, "note": "share of mosaics", **every}
-    return {
+    groups = {
         "Focus against prediction": _there(
             *(chart(f"Focus and prediction, {split}", _kinds(tables[split]), **kinds) for split in SPLITS)
         ),
@@ -181,24 +156,25 @@ def _charts(run: Run, epochs: int) -> dict[str, list[Chart]]:
             *_gradients(run.rows("gradients"), every),
         ),
     }
+    return {heading: charts for heading, charts in groups.items() if charts}
 
 
 def _there(*charts: Chart | None) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
-def _line(name: str, drawn: Curve, points: Points) -> Line:
-    return Line(name, COLOR_NAMES[drawn.color], drawn.line, points)
+def _line(name: str, spec: Curve, points: Points) -> Line:
+    return Line(name, COLOR_NAMES[spec.color], spec.line, points)
 
 
 def _kinds(rows: Rows) -> list[Line]:
     fractions = _fractions(rows, FOCUS_PREDICTION)
-    return [_line(drawn.label, drawn, fractions[kind]) for kind, drawn in FOCUS_PREDICTION.items()]
+    return [_line(spec.label, spec, fractions[kind]) for kind, spec in FOCUS_PREDICTION.items()]
 
 
 def _fractions(rows: Rows, plot: Mapping[str, Curve]) -> dict[str, Points]:
     """Returns the curves of a published plot as fractions of all mosaics."""
-    counts = {name: dict(_points(rows, drawn.column, "epochs")) for name, drawn in plot.items()}
+    counts = {name: dict(_points(rows, spec.column, "epochs")) for name, spec in plot.items()}
     totals = {epoch: sum(of.get(epoch, 0) for of in counts.values()) for of in counts.values() for epoch in of}
     return {
         name: [(epoch, count / totals[epoch]) for epoch, count in of.items() if totals[epoch] > 0]
@@ -207,11 +183,9 @@ def _fractions(rows: Rows, plot: Mapping[str, Curve]) -> dict[str, Points]:
 
 
 def _gradients(rows: Rows, every: dict[str, Any]) -> list[Chart]:
-    lines = [
-        _line(f"{side}{' (sum)' * (side == 'background')}", drawn, _points(rows, drawn.column))
-        for side, drawn in GRADIENTS.items()
-    ]
-    sizes = [replace(line, points=[(x, abs(y)) for x, y in line.points if y]) for line in lines]
+    names = {"foreground": "foreground", "background": "background (sum)"}
+    lines = [_line(names[side], spec, _points(rows, spec.column)) for side, spec in GRADIENTS.items()]
+    sizes = [line._replace(points=[(x, abs(y)) for x, y in line.points if y]) for line in lines]
     mosaics = number(rows[-1].get("mosaics")) if rows else None
     over = "mean of train" if mosaics is None else f"mean of {mosaics:,.0f} training mosaics"
     return _there(

@@ -1,4 +1,4 @@
-"""Finds out from a run's metrics whether its networks learned, and names what to try. Light: imports no torch.
+"""Finds out from a run's metrics whether its networks learned, and names what to try.
 
 Each finding is one line: what the metrics show, with its numbers and epochs, then what to try. High accuracy with low
 focus is a result and no finding.
@@ -15,6 +15,7 @@ from attnmosaic.config.schedule import ORDERS
 Config = Mapping[str, Any]
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
+Metrics = Mapping[str, float]
 
 UNCHANGED = 1e-7
 """Change of a running metric that rounding alone explains: each epoch takes the mosaics in other minibatches. A loss,
@@ -31,7 +32,7 @@ UNIFORM = 0.01
 
 @dataclass(frozen=True)
 class Chance:
-    """What answering without having learned anything reaches.
+    """The accuracy of predictions without having learned anything.
 
     Attributes:
         share: fraction of the most frequent class.
@@ -53,7 +54,7 @@ class Chance:
         return f"{how} than chance ({self.share:.3f}, the most frequent class)"
 
 
-def findings(config: Config, rows: Rows, final: Mapping[str, float], chances: Mapping[str, Chance]) -> tuple[str, ...]:
+def findings(config: Config, rows: Rows, final: Metrics, chances: Mapping[str, Chance]) -> tuple[str, ...]:
     """Returns a line for each sign that a finished run did not learn; none of a smoke run.
 
     Args:
@@ -158,9 +159,7 @@ def _stalled_at_end(config: Config, rows: Rows) -> Iterator[str]:
         done += len(stage)
         if len(stage) > 1 or config["schedule"]["k"] == 1:
             last[_learners(stage[0])] = done
-    for end in last.values():
-        if line := stalled(config, rows[:end]):
-            yield line
+    yield from filter(None, (stalled(config, rows[:end]) for end in last.values()))
 
 
 def _died(config: Config, rows: Rows) -> str | None:
@@ -218,15 +217,13 @@ def _untrained(config: Config, rows: Rows) -> Iterator[str]:
 
 
 def _at_chance(
-    config: Config, rows: Rows, final: Mapping[str, float], chances: Mapping[str, Chance], *, explained: bool
+    config: Config, rows: Rows, final: Metrics, chances: Mapping[str, Chance], *, explained: bool
 ) -> Iterator[str]:
     for name, chance in chances.items():
         if not name.startswith("train/") or final[name] > chance.hardly_better:
             continue
         epochs = f" after epoch {rows[-1]['epoch']}" if rows else ""
-        line = f"{name} is {final[name]:.3f}{epochs}, {chance.compared(final[name])}"
-        if where := _where_at_chance(config, final):
-            line += f", and {where}"
+        line = f"{name} is {final[name]:.3f}{epochs}, {chance.compared(final[name])}{_where_at_chance(config, final)}"
         running = f"running/{name.partition('/')[2]}"
         best = max(rows[:-1], key=lambda row: row[running], default={running: 0.0})
         lost = best[running] > chance.hardly_better + 0.1  # and no chance of one epoch
@@ -235,24 +232,23 @@ def _at_chance(
         yield line if explained else f"{line}; {_advice(config, rows, final, lost=lost)}"
 
 
-def _where_at_chance(config: Config, final: Mapping[str, float]) -> str:
+def _where_at_chance(config: Config, final: Metrics) -> str:
     """Returns what the weights are like, in words; nothing if the data give them or there are none."""
     if "train/entropy" not in final or config["data"].get("weights") is not None:
         return ""
-    entropy, most = final["train/entropy"], _most(config)
-    if _is_uniform(final, most):
-        return f"the attention weights are uniform (entropy {entropy:.3f} of at most {most:.3f})"
-    return (
-        f"the largest weight is on the foreground in {final['train/focus']:.3f} of the mosaics "
-        f"({1 / config['data']['patches']:.3f} by chance; entropy {entropy:.3f} of at most {most:.3f})"
-    )
+    entropy = f"entropy {final['train/entropy']:.3f} of at most {_most(config):.3f}"
+    if _is_uniform(config, final["train/entropy"]):
+        return f", and the attention weights are uniform ({entropy})"
+    by_chance = 1 / config["data"]["patches"]
+    focus = f"{final['train/focus']:.3f} of the mosaics ({by_chance:.3f} by chance; {entropy})"
+    return f", and the largest weight is on the foreground in {focus}"
 
 
-def _is_uniform(final: Mapping[str, float], most: float) -> bool:
-    return final["train/entropy"] >= (1 - UNIFORM) * most > 0
+def _is_uniform(config: Config, entropy: float) -> bool:
+    return entropy >= (1 - UNIFORM) * _most(config) > 0
 
 
-def _advice(config: Config, rows: Rows, final: Mapping[str, float], *, lost: bool) -> str:
+def _advice(config: Config, rows: Rows, final: Metrics, *, lost: bool) -> str:
     found = {name for row in rows for name in _learners(row)}
     names = [name for name in ("what", "where", "network") if name in found]
     losses = [row["running/loss"] for row in rows]
@@ -261,26 +257,25 @@ def _advice(config: Config, rows: Rows, final: Mapping[str, float], *, lost: boo
     words = [f"{size} {_rates(config, names)}"] if names else []
     if any(str((config["optimizer"][name] or {}).get("_target_")).endswith(".SGD") for name in names):
         words.append("optimizer=adam")
-    if "where" in names and _is_uniform(final, _most(config)) and config["objective"].get("entropy") == 0:
+    if "where" in names and _is_uniform(config, final["train/entropy"]) and config["objective"].get("entropy") == 0:
         words.append("objective.entropy=0.1 for sharper weights")
     return f"try {', '.join([*words, 'more epochs'])} or another seed.all"
 
 
-def _unfocused(config: Config, rows: Rows, final: Mapping[str, float]) -> Iterator[str]:
+def _unfocused(config: Config, rows: Rows, final: Metrics) -> Iterator[str]:
     """Yields a line if Where learned, and its weights were uniform throughout."""
     learned = [row for row in rows if "where" in _learners(row)]
-    if not learned or not _is_uniform(final, most := _most(config)):
-        return
-    if min(row["running/entropy"] for row in learned) >= (1 - UNIFORM) * most:
+    entropies = [final["train/entropy"], *(row["running/entropy"] for row in learned)] if learned else []
+    if learned and all(_is_uniform(config, entropy) for entropy in entropies):
         sharper = " or objective.entropy=0.1" if config["objective"].get("entropy") == 0 else ""
         yield (
             f"Where learned for {len(learned)} epochs and its weights stayed uniform (entropy "
-            f"{final['train/entropy']:.3f} of at most {most:.3f}, focus {final['train/focus']:.3f}): What sees plain "
+            f"{entropies[0]:.3f} of at most {_most(config):.3f}, focus {final['train/focus']:.3f}): What sees plain "
             f"averages; try a larger {_rates(config, ['where'])}, more epochs{sharper}"
         )
 
 
-def _not_carried_over(final: Mapping[str, float], chances: Mapping[str, Chance]) -> Iterator[str]:
+def _not_carried_over(final: Metrics, chances: Mapping[str, Chance]) -> Iterator[str]:
     """Yields a line for each accuracy that is much better in training and no better than chance on unseen examples."""
     for name, chance in chances.items():
         metric = name.partition("/")[2]
@@ -295,7 +290,7 @@ def _not_carried_over(final: Mapping[str, float], chances: Mapping[str, Chance])
 # ---- networks that do otherwise in evaluation
 
 
-def _differs_in_evaluation(config: Config, rows: Rows, final: Mapping[str, float]) -> Iterator[str]:
+def _differs_in_evaluation(config: Config, rows: Rows, final: Metrics) -> Iterator[str]:
     """Yields a line if final metrics are far from those of the last epochs of training.
 
     An epoch's mean is from before its last steps, so that it differs from the final value while a run still learns,
@@ -317,7 +312,7 @@ def _differs_in_evaluation(config: Config, rows: Rows, final: Mapping[str, float
         )
 
 
-def _apart(rows: Rows, metric: str, final: Mapping[str, float]) -> float:
+def _apart(rows: Rows, metric: str, final: Metrics) -> float:
     """Returns how far a final value is from the last running one; 0 if no further than twice what two epochs differ."""
     running = [row[f"running/{metric}"] for row in rows]
     if len(running) < 2:
@@ -326,6 +321,6 @@ def _apart(rows: Rows, metric: str, final: Mapping[str, float]) -> float:
     return apart if apart > 2 * max(abs(after - before) for before, after in pairwise(running)) else 0
 
 
-def _apart_in_words(row: Row, metric: str, final: Mapping[str, float]) -> str:
+def _apart_in_words(row: Row, metric: str, final: Metrics) -> str:
     now = final[f"train/{metric}"]
     return f"train/{metric} was {row[f'running/{metric}']:.3f} while training in epoch {row['epoch']} and is {now:.3f}"

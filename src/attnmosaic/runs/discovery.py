@@ -33,13 +33,13 @@ def _natural(path: Path) -> list[list[tuple[int, str]]]:
 
 
 def some_runs(root: Path) -> list[Run]:
-    """Returns the same, for a user who asked for them.
+    """Returns every run in a folder that a user named, as `find_runs` does.
 
     Raises:
         UserError: there is no such folder, or no run in it.
     """
     if not root.is_dir():
-        raise UserError(f"'{root}' is no folder; name one with runs in it, outputs say")
+        raise UserError(f"'{root}' is no folder; name one with runs in it, for example outputs")
     runs = find_runs(root)
     if not runs:
         raise UserError(f"'{root}' holds no runs; name a folder that python -m attnmosaic.train has written to")
@@ -47,12 +47,9 @@ def some_runs(root: Path) -> list[Run]:
 
 
 def read_plan(sweep: Path) -> dict[str, Any]:
-    """Returns what a sweep's folder tells of its jobs: ``{"commands": [...], "jobs": {folder: {...}}}``."""
-    try:
-        plan = json.loads((sweep / SWEEP).read_text(encoding="utf-8"))
-        return {"commands": list(plan["commands"]), "jobs": dict(plan["jobs"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {"commands": [], "jobs": {}}
+    """Returns a sweep's plan, ``{"commands": [...], "jobs": {folder: {...}}}``; an empty one of another folder."""
+    file = sweep / SWEEP
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"commands": [], "jobs": {}}
 
 
 def newest(root: Path) -> Path:
@@ -69,10 +66,10 @@ def newest(root: Path) -> Path:
 
 
 def last_written(file: Path) -> float:
-    """Returns when a file was last written, in seconds; 0 of one that is missing."""
+    """Returns when a file was last written, in seconds since 1970; 0 of one that is missing."""
     try:
         return file.stat().st_mtime
-    except (OSError, ValueError):
+    except FileNotFoundError:
         return 0
 
 
@@ -85,16 +82,15 @@ def sweep_of(folder: Path) -> Path | None:
 
 
 def run_of(folder: Path) -> Run:
-    """Returns the run of a folder, with what its sweep's plan has of it if it is a job of one."""
+    """Returns the run of a folder, with its entry in the sweep's plan if it is a job of a sweep."""
     sweep = sweep_of(folder.absolute())
-    if sweep is None:
-        return Run(folder)
-    return Run(folder, read_plan(sweep)["jobs"][str(folder.absolute().relative_to(sweep))])
+    job = None if sweep is None else read_plan(sweep)["jobs"][str(folder.absolute().relative_to(sweep))]
+    return Run(folder, job)
 
 
 if __name__ == "__main__":  # python -m attnmosaic.runs.discovery: the newest sweep or run, for make tensorboard
     use_substitutes()
     try:
         print(newest(Path("outputs")))
-    except UserError as slip:
-        sys.exit(f"error: {slip}")
+    except UserError as error:
+        sys.exit(f"error: {error}")

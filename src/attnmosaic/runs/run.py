@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
-from filelock import FileLock, Timeout
 
 from attnmosaic.config.identity import decisive
 from attnmosaic.config.paths import located
 from attnmosaic.config.resolution import flat
 from attnmosaic.core.errors import BusyError, UserError, one_line
-from attnmosaic.core.files import remove_unfinished
+from attnmosaic.core.files import locked, remove_unfinished
 from attnmosaic.core.quoting import command
-from attnmosaic.core.text import cut
 from attnmosaic.runs.rows import Confusion, Rows, Span, dig, number, parse_confusion, parse_rows, spans
 
 if TYPE_CHECKING:
@@ -29,20 +27,23 @@ T = TypeVar("T")
 RESULT, CONFIG, ERROR, LOCK, SWEEP = "result.json", "config.yaml", "error.txt", ".lock", "sweep.json"
 METRICS_CSV, CHECKPOINTS, LAST, PRUNED = "metrics.csv", "checkpoints", "last.ckpt", "pruned.txt"
 
+STATES = ("finished", "running", "stopped", "pruned", "failed", "missing")
+"""What a run may have come to: a search ended a pruned one early; a stopped one has begun and is not at work."""
+
 HYDRA = Path(".hydra")
-"""Where Hydra writes, in a run's folder, what it composed the run from."""
+"""The folder in a run's folder where Hydra writes what it composed the run from."""
 
 AT_ONCE = "ATTNMOSAIC_JOBS_AT_ONCE"
-"""The environment variable that tells a job how many of its sweep run at once."""
+"""The environment variable with the number of jobs of a sweep that run at once."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder, read when asked; a file that is torn or odd counts as missing, and is listed in `problems`.
+    """A run's folder; its files are read when asked for, and one that cannot be read counts as missing.
 
     Attributes:
         folder: the folder.
-        planned: what a sweep's plan says of it, if it is a job of one.
+        planned: the run's entry in a sweep's plan, if it is a job of a sweep.
         problems: by file name why a file that was asked for could not be read, or not completely.
     """
 
@@ -63,55 +64,54 @@ class Run:
         return self._read(RESULT, _parse_result, "result")
 
     @property
+    def name(self) -> str:
+        """The experiment; the folder's name where neither config nor plan is known."""
+        return str(dig(self.config or self.planned, "name") or self.folder.name)
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What a finished run did not learn, a line each; see `attnmosaic.runs.diagnosis`."""
-        found = (self.result or {}).get("warnings")
-        return tuple(one_line(str(line)) for line in found) if isinstance(found, list) else ()
+        return tuple((self.result or {}).get("warnings", ()))
 
     @cached_property
     def error(self) -> str | None:
-        """What the run failed with; None unless it failed."""
-        return self._read(ERROR, _lossy_text)
+        """The error that a failed run ended with; None unless it failed."""
+        return self._read(ERROR, _text)
 
     @cached_property
     def overrides(self) -> list[str] | None:
-        """The overrides of the command that started it, or is to start it; None if no command is known."""
+        """The overrides of the command that started the run, or is to start it; None if no command is known."""
         typed = self._read(HYDRA / "overrides.yaml", _yaml)
-        found = typed if isinstance(typed, list) else self.from_plan("overrides")
-        return [str(text) for text in found] if isinstance(found, list) else None
+        return self.from_plan("overrides") if typed is None else typed
 
     @property
     def command(self) -> str | None:
-        """The command that started it, rebuilt from its overrides; None if they are not known."""
+        """The command that started the run, rebuilt from its overrides; None if they are not known."""
         return None if self.overrides is None else command("train", *self.overrides)
 
     @cached_property
     def choices(self) -> dict[str, Any]:
-        """The option that Hydra composed it from, by config group; empty if no command is known."""
-        choices = dig(self._read(HYDRA / "hydra.yaml", _yaml), "hydra", "runtime", "choices")
-        found = choices if isinstance(choices, dict) else self.from_plan("choices") or {}
-        return {str(group): option for group, option in found.items() if not str(group).startswith("hydra")}
+        """The option that Hydra composed the run from, by config group; empty if no command is known."""
+        composed = dig(self._read(HYDRA / "hydra.yaml", _yaml), "hydra", "runtime", "choices")
+        choices = composed or self.from_plan("choices") or {}
+        return {group: option for group, option in choices.items() if not group.startswith("hydra")}
 
     def from_plan(self, key: str) -> Any:
-        """Returns what its sweep's plan has of it under a key; None if it has nothing."""
+        """Returns what the sweep's plan has of the run under a key; None if it has nothing."""
         return dig(self.planned, key)
 
     @property
     def smoke(self) -> bool:
-        """Whether its config, plan, result or metrics call it a smoke run."""
-        return "smoke" in [dig(part, "scale") for part in (self.config, self.planned, self.result, *self.metrics[:1])]
+        return dig(self.config or self.planned or self.result, "scale") == "smoke"
 
     @property
     def own_files(self) -> list[Path]:
-        """What it writes from its beginning to its end; not what others may add to its folder later."""
+        """The files that the run writes from its beginning to its end; others may add to its folder later."""
         return [self.folder / name for name in (CONFIG, "train.log", METRICS_CSV, RESULT, ERROR)]
 
     @cached_property
     def state(self) -> str:
-        """``finished``, ``running``, ``pruned`` (a search ended it early), ``failed``, ``stopped`` or ``missing``.
-
-        A stopped run has begun and is not at work.
-        """
+        """One of `STATES`."""
         if self.result is not None:
             return "finished"
         if not (self.folder / CONFIG).exists() and self.error is None:
@@ -126,19 +126,18 @@ class Run:
         if not (self.folder / LOCK).exists():
             return False
         try:
-            with FileLock(self.folder / LOCK, timeout=0):
+            with locked(self.folder / LOCK, "hydra.run.dir", timeout=0):
                 return False
-        except Timeout:
+        except BusyError:
             return True
-        except OSError:  # a folder that may only be read
+        except UserError:  # a folder that may only be read
             return False
 
-    # ---- what it measured
+    # ---- measurements
 
     def rows(self, table: str) -> Rows:
         """Returns the complete rows of ``<table>.csv``: ``gradients``, ``focus_vs_pred_<split>``; none without it."""
-        text = self._read(f"{table}.csv", _text)
-        rows, count = parse_rows(text or "")
+        rows, count = parse_rows(self.text(f"{table}.csv"))
         if len(rows) < count:
             self.problems[f"{table}.csv"] = f"{count - len(rows)} of {count} rows are cut short or too long, left out"
         return rows
@@ -171,7 +170,7 @@ class Run:
 
     @cached_property
     def _lines(self) -> list[str]:
-        return (self._read(METRICS_CSV, _text) or "").splitlines()
+        return self.text(METRICS_CSV).splitlines()
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -194,8 +193,8 @@ class Run:
     # ---- files
 
     def text(self, name: str) -> str:
-        """Returns a text file of its folder, bytes that are no text replaced; empty if it is missing."""
-        return self._read(name, _lossy_text) or ""
+        """Returns a text file of its folder; empty if it is missing or cannot be read."""
+        return self._read(name, _text) or ""
 
     def _read(self, name: str | Path, parse: Callable[[Path], T], what: str = "") -> T | None:
         """Returns a parsed file of its folder; None if it is missing or, with a line in `problems`, unreadable.
@@ -208,20 +207,14 @@ class Run:
         file = self.folder / name
         try:
             return parse(file) if file.exists() else None
-        except Exception as error:
-            said = error.strerror if isinstance(error, OSError) else error
-            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {said}"
-            reason = cut(one_line(reason), 300)
+        except Exception as error:  # a torn file fails in whatever reads it
+            reason = one_line(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
             self.problems[str(name)] = f"not a complete {what} ({reason})" if what else reason
             return None
 
 
 def _text(file: Path) -> str:
     return file.read_text(encoding="utf-8")
-
-
-def _lossy_text(file: Path) -> str:
-    return file.read_text(encoding="utf-8", errors="replace")
 
 
 def _yaml(file: Path) -> Any:
@@ -247,28 +240,19 @@ def _parse_result(file: Path) -> dict[str, Any]:
 def claimed(folder: Path) -> Iterator[None]:
     """Makes a run's folder and keeps other processes from running there; the lock ends with the process.
 
-    What an earlier process left half written is removed.
+    Unfinished files of an earlier process are removed.
 
     Raises:
         BusyError: another process is at work there.
         UserError: the folder cannot be written to.
     """
-    lock = FileLock(folder / LOCK)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=2)  # whoever only looks whether a run is at work holds it for an instant
-    except Timeout as error:
-        raise BusyError(f"run_dir: another process is running in '{folder}'; wait for it, or choose another") from error
-    except OSError as error:
-        raise UserError(f"run_dir: cannot write to '{folder}' ({error.strerror}); choose another") from error
-    try:
+    # Two seconds: a process that only asks whether a run is at work holds the lock for an instant.
+    with locked(folder / LOCK, "hydra.run.dir", timeout=2):
         (folder / ERROR).unlink(missing_ok=True)
         (folder / PRUNED).unlink(missing_ok=True)
         for written in (folder, folder / CHECKPOINTS):
             remove_unfinished(written)
         yield
-    finally:
-        lock.release()
 
 
 def earlier_result(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
@@ -293,9 +277,9 @@ def earlier_result(folder: Path, config: dict[str, Any]) -> dict[str, Any] | Non
     )
 
 
-def seed_name(seed: Any) -> str:
+def seed_name(seed: dict[str, Any]) -> str:
     """Returns a run's seed in short: one number if all its streams have the same one."""
-    streams = {name: str(seed.get(name))[:20] for name in ("data", "init", "order")}
+    streams = {name: str(seed.get(name)) for name in ("data", "init", "order")}
     if len(set(streams.values())) == 1:
         return streams["data"]
     return ", ".join(f"{name} {value}" for name, value in streams.items())

@@ -1,7 +1,6 @@
-"""``mosaics.npz``: what a run keeps of where its pair looked, to be drawn and browsed. Light: imports no torch."""
+"""Reads and writes ``mosaics.npz``: attention weights and predictions that a run keeps, to be plotted and browsed."""
 
 import io
-import zipfile
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -76,10 +75,10 @@ class Plane:
     """What 2-D networks make of the plane, when a run ends.
 
     Attributes:
-        extent: left, right, bottom and top of the part that was looked at.
+        extent: left, right, bottom and top of the part that the networks were evaluated on.
         regions: the foreground class What sees in each of S x S cells, ``[y, x]``, from the bottom.
         scores: Where's score of each cell (a mosaic's weights are the softmax of its patches' scores), ``[y, x]``;
-            all 0 if weights are decreed.
+            all 0 if the data give the weights.
         points: base points of the training pool, ``[U, 2]``.
         point_classes: index in `Record.all_classes` of each, ``[U]``.
         aggregates: weighted sums of the first mosaics, ``[N, 2]``.
@@ -125,7 +124,7 @@ class Record:
     scale: str = "full"
 
     def save(self, path: Path) -> None:
-        """Writes it, whole or not at all."""
+        """Writes the record as ``mosaics.npz``, atomically."""
         arrays: dict[str, Any] = {
             "classes": np.array(self.classes),
             "all_classes": np.array(self.all_classes),
@@ -153,26 +152,26 @@ def read_record(path: Path) -> Record:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        groups: dict[str, dict[str, Looked]] = {"followed": {}, "final": {}}
-        for part, found in groups.items():
-            for split in sorted({name.split(".")[1] for name in arrays if name.startswith(f"{part}.")}):
-                found[split] = Looked(**{f.name: arrays[f"{part}.{split}.{f.name}"] for f in fields(Looked)})
-        plane = (
-            Plane(**{f.name: arrays[f"plane.{f.name}"] for f in fields(Plane)}) if "plane.extent" in arrays else None
-        )
+        plane = _below("plane", arrays)
         return Record(
             classes=tuple(map(str, arrays["classes"])),
             all_classes=tuple(map(str, arrays["all_classes"])),
             epochs=arrays["epochs"],
-            followed=groups["followed"],
-            final=groups["final"],
-            counts={
-                name.removeprefix("counts."): dict(zip(KINDS, map(int, values), strict=True))
-                for name, values in arrays.items()
-                if name.startswith("counts.")
-            },
-            plane=plane,
+            followed=_by_split("followed", arrays),
+            final=_by_split("final", arrays),
+            counts={split: dict(zip(KINDS, n.tolist(), strict=True)) for split, n in _below("counts", arrays).items()},
+            plane=Plane(**plane) if plane else None,
             scale=str(arrays["scale"]),
         )
-    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a torn file fails in numpy, in zipfile or in zlib
         raise UserError(f"'{path}' is no record of mosaics that can be read ({type(error).__name__})") from error
+
+
+def _below(part: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the arrays of a part of the record, by the rest of their names."""
+    return {name.removeprefix(f"{part}."): array for name, array in arrays.items() if name.startswith(f"{part}.")}
+
+
+def _by_split(part: str, arrays: dict[str, np.ndarray]) -> dict[str, Looked]:
+    found = _below(part, arrays)
+    return {split: Looked(**_below(split, found)) for split in sorted({name.partition(".")[0] for name in found})}

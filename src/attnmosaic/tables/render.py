@@ -1,32 +1,36 @@
-"""A reproduced table as text: for a terminal, as Markdown, as CSV and as LaTeX."""
+"""Prints a table: for a terminal, as Markdown, as CSV and as LaTeX."""
 
 import csv
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
 
 from rich.box import SIMPLE
-from rich.console import Console, RenderableType
-from rich.table import Table
+from rich.console import Console
+from rich.table import Table as Grid
 
 from attnmosaic.core.console import drawn
 from attnmosaic.core.text import short_number
-from attnmosaic.tables.reproduced import Cell, Reproduced, Row
+from attnmosaic.tables.table import Cell, Row, Table
 
 Lines = list[list[str]]
+"""A heading, then a line for each row or number."""
+
 HEADINGS = ["row", "runs", "metric", "published", "mean", "std", "n", "difference", "verdict"]
 COMPARED = ("published", "difference", "verdict")
 """Those that only a table with published numbers has."""
 
 NOTHING = "\N{EN DASH}"
-"""What stands where a row has no value of a metric."""
+"""Stands where a row has no value of a metric."""
 
 
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def headings(*tables: Reproduced) -> list[str]:
+# ---- lines of text
+
+
+def headings(*tables: Table) -> list[str]:
     """Returns the headings of long lines: those of `HEADINGS` that any table has, and the varied keys."""
     varied = dict.fromkeys(key for table in tables for key in table.varied)
     published = any(table.has_published for table in tables)
@@ -34,41 +38,59 @@ def headings(*tables: Reproduced) -> list[str]:
     return [row, *varied, *others]
 
 
-def long_lines(table: Reproduced, form: str = ".3f", columns: Sequence[str] = ()) -> Lines:
-    """Returns a line for each number; a row without any has one line of its own.
+def _values(row: Row, cell: Cell, form: str) -> dict[str, str]:
+    """Returns what there is to write of a number, by heading."""
+    sign = form and f"+{form}"
+    return {
+        "row": row.name, "scale": "smoke" if row.smoke else "full", **row.varied,
+        "runs": row.state, "metric": cell.metric,
+        "published": _number(cell.published, ".4g"), "mean": _number(cell.mean, form),
+        "std": _number(cell.std, form), "n": str(len(cell.values)),
+        "difference": _number(row.difference(cell), sign), "verdict": row.verdict(cell),
+    }  # fmt: skip
+
+
+def long_lines(table: Table, brief: bool = False, folded: bool = False) -> Lines:
+    """Returns a line for each number, without what repeats the line above; a row without any has one line.
 
     Args:
         table: the table.
-        form: how to write numbers.
-        columns: the headings; those of `headings` if there are none.
+        brief: leaves out what became of the runs, and rows without numbers; uses shorter words.
+        folded: puts the varied keys below the row's name.
     """
-    sign = form if form == "" else f"+{form}"
-    lines = []
-    for row in table.rows:
-        told = [cell for cell in row.cells if cell.values or cell.published is not None] or [Cell("", ())]
-        for cell in told:
-            line = {
-                "row": row.name, "scale": "smoke" if row.smoke else "full", **row.varied,
-                "runs": row.state, "metric": cell.metric,
-                "published": _number(cell.published, ".4g"), "mean": _number(cell.mean, form),
-                "std": _number(cell.std, form), "n": str(len(cell.values)),
-                "difference": _number(row.difference(cell), sign), "verdict": row.verdict(cell),
-            }  # fmt: skip
-            lines.append([line.get(name, "") for name in columns or headings(table)])
+    left_out = {"runs"} if brief else set()
+    left_out |= {*table.varied} if folded else set() if table.is_named else {"row"}
+    names = [name for name in headings(table) if name not in left_out]
+    lines = [[name.replace("difference", "diff") if brief else name for name in names]]
+    before = None
+    for row, cell in table.lines:
+        texts = _values(row, cell, ".3f") | {key: short_number(value) for key, value in row.varied.items()}
+        texts["row"] = "\n".join(_folded(table, row)) if folded else table.short_label(row)
+        if brief:
+            texts["verdict"] = texts["verdict"].replace("the seeds' range", "range").replace("other settings", "other")
+        if row is before:
+            texts |= dict.fromkeys(("row", "runs", *table.varied), "")
+        if cell.metric or not brief:
+            lines.append([texts[name] for name in names])
+        before = row
     return lines
 
 
-def wide_lines(table: Reproduced, between: str = " ± ") -> Lines:
-    """Returns a heading and a line for each row: its varied keys, and mean and deviation of each metric."""
+def _folded(table: Table, row: Row) -> list[str]:
+    name = [table.short_label(row)] if table.is_named else []
+    return [*name, *(f"{key}={short_number(value)}" for key, value in row.varied.items())]
+
+
+def wide_lines(table: Table, between: str = " ± ") -> Lines:
+    """Returns a line for each row: its varied keys, and mean and deviation of each metric."""
     names = ["row"] if table.is_named else []
     lines = [[*names, *table.varied, *table.measured, "n", "runs"]]
     for row in table.rows:
-        own = {cell.metric: cell for cell in row.cells}
-        cells = [own.get(metric, Cell(metric, ())) for metric in table.measured]
+        cells = [row.cell(metric) for metric in table.measured]
         seeds = str(max((len(cell.values) for cell in cells), default=0))
-        called = [table.published.label(row.name)] if table.is_named else []
+        name = [table.short_label(row)] if table.is_named else []
         values = [*map(short_number, row.varied.values()), *(_spread(cell, between) for cell in cells)]
-        lines.append([*called, *values, seeds, row.state])
+        lines.append([*name, *values, seeds, row.state])
     return lines
 
 
@@ -77,223 +99,120 @@ def _spread(cell: Cell, between: str) -> str:
     return NOTHING if cell.mean is None else f"{cell.mean:.3f}{deviation}"
 
 
-def matrices(table: Reproduced) -> list[tuple[str, Lines]]:
-    """Returns three blocks for a table whose rows and columns are of one kind: reproduced, published, difference."""
-    shown = table.published.shown
-    heading = ["", *table.published.columns]
-
-    def block(value: Callable[[Row, Cell], float | None], form: str) -> Lines:
-        lines = [heading]
-        for row in table.rows:
-            cells = {cell.metric: cell for cell in row.cells}
-            lines.append(
-                [table.label(row), *(_number(value(row, cells[m]), form) if m in cells else "" for m in shown)]
-            )
-        return lines
-
-    rows = table.published.rows
-    known = [[table.published.label(row), *(_number(rows[row].get(m), ".2f") for m in shown)] for row in rows]
-    blocks = [
-        ("reproduced", block(lambda _, cell: cell.mean, ".2f")),
-        ("published", [heading, *known]),
-        ("difference", block(Row.difference, "+.2f")),
-    ]
-    if any(cell.std is not None for row in table.rows for cell in row.cells):
-        blocks.append(("standard deviation over seeds", block(lambda _, cell: cell.std, ".3f")))
-    return blocks
+def _blocks(table: Table) -> list[tuple[str, Lines]]:
+    """Returns the parts of a table, with their titles: one a view of a matrix, else one in all."""
+    if table.published.matrix:
+        return [
+            (view.title, [["", *table.published.columns],
+                          *([label, *(_number(value, view.form) for value in values)] for label, values in view.rows)])
+            for view in table.matrices
+        ]  # fmt: skip
+    return [("", long_lines(table) if table.has_published else wide_lines(table))]
 
 
-def _facts(table: Reproduced) -> list[str]:
+def _facts(table: Table) -> list[str]:
     """Returns what holds for a table as a whole: how near it came to what was published, or what its runs share."""
     kinds = sorted({row.data for row in table.rows if row.data})
-    data = [f"Data: {', '.join(kinds)}"] if kinds and "data" not in {*table.varied, *table.shared} else []
     shared = ", ".join(f"{key}={value}" for key, value in table.shared.items())
-    spread = not table.has_published and any(cell.std is not None for row in table.rows for cell in row.cells)
-    told = [spread and "Mean ± standard deviation over n seeds", shared and f"In all runs: {shared}"]
-    return [*(fact for fact in told if fact), *data, *([table.summary] if table.published.rows else [])]
+    facts = {
+        "Mean ± standard deviation over n seeds": table.has_deviations and not table.has_published,
+        f"In all runs: {shared}": shared,
+        f"Data: {', '.join(kinds)}": kinds and "data" not in {*table.varied, *table.shared},
+        table.summary: table.published.rows,
+    }
+    return [fact for fact, holds in facts.items() if holds]
 
 
-def _below(table: Reproduced) -> str:
+def _below(table: Table) -> str:
     source = [f"Source: {table.published.source}"] if table.published.rows else []
     return ". ".join([*_facts(table), *source])
 
 
-def _short(table: Reproduced) -> Lines:
-    """Returns the long lines with what repeats left out."""
-    before: list[str] = []
-    lines = []
-    same = 1 + len(table.varied) + 1
-    for line in long_lines(table):
-        repeated = before[:same] == line[:same]
-        values = map(short_number, line[1 : same - 1])
-        first = [""] * same if repeated else [table.published.label(line[0]), *values, line[same - 1]]
-        lines.append([*first, *line[same:]])
-        before = line
-    return lines
+def _remarks(table: Table, states: bool) -> list[str]:
+    """Returns the lines on rows: what became of their runs if `states`, other settings, what was not learned."""
+    lines = [f"{state}: {', '.join(labels)}" for state, labels in table.states.items() if states]
+    lines += [f"{table.label(row)}: {'; '.join(row.other_settings)}" for row in table.rows if row.other_settings]
+    return [*lines, *(f"warning: {line}" for line in table.warnings)]
 
 
-def _notes(table: Reproduced) -> list[str]:
-    """Returns the lines below the numbers: other settings, and in a matrix what became of the runs."""
-    lines = []
-    for row in table.rows:
-        notes = [note for note in row.notes if not row.smoke]
-        if table.published.matrix or notes:
-            state = [row.state] if table.published.matrix else []
-            lines.append(f"{table.label(row)}: {'; '.join([*state, *notes])}")
-    return lines
+# ---- for a terminal
 
 
-def _warnings(table: Reproduced) -> list[str]:
-    return [f"warning: {line}" for line in table.warnings]
-
-
-def terminal(table: Reproduced, width: int | None = None) -> str:
-    """Draws a table for a terminal; for a narrow one in fewer columns."""
-    wide = WIDE + sum(len(key) + 2 for key in table.varied)
+def terminal(table: Table, width: int | None = None) -> str:
+    """Returns a table for a terminal; for a narrow one in fewer columns."""
     if width is None:
         screen = Console()
-        width = screen.width if screen.is_terminal else max(wide, screen.width)
-    parts: list[RenderableType] = [table.title]
-    notes = _notes(table)
+        width = (
+            screen.width if screen.is_terminal else max(WIDE + sum(len(key) + 2 for key in table.varied), screen.width)
+        )
     if table.published.matrix:
-        for title, (heading, *lines) in matrices(table):
-            parts.append(_grid(title, heading, lines))
-    elif not table.has_published:
-        lines, padding = _fitting(table, width)
-        notes += [] if "runs" in lines[0] else _states(table)
-        parts.append(_grid("", *_split(lines), padding))
-    elif width >= wide:
-        parts.append(_grid("", headings(table), _short(table)))
+        grids, states = [_grid(title, lines, 1) for title, lines in _blocks(table)], True
     else:
-        parts.append(_grid("", *_narrowest(table, width)))
-        notes = [*_states(table), *notes]
-    if lines_below := [line for line in (*notes, _below(table), *_warnings(table)) if line]:
-        parts.append("\n".join(lines_below))
-    return drawn(*parts, width=width)
+        lines, padding = _fitting(table, width)
+        grids, states = [_grid("", lines, padding)], "runs" not in lines[0]
+    below = [line for line in (*_remarks(table, states), _below(table)) if line]
+    return drawn(table.title, *grids, *(["\n".join(below)] if below else []), width=width)
 
 
 WIDE = 110
-"""Columns that a table takes with all there is to tell of it."""
+"""Columns of a table where nobody knows how many there are."""
 
 
-def _fitting(table: Reproduced, width: int) -> tuple[Lines, int]:
-    """Returns the lines that fit into so many columns, and the padding of their cells."""
-    wide, long = wide_lines(table, "±"), [headings(table), *_short(table)]
-    if not table.is_named:
-        long = [line[1:] for line in long]
-    layouts = [(wide, 1), (wide, 0), (long, 1), (long, 0)]
-    return next(((lines, space) for lines, space in layouts if _width(lines, space) <= width), (_folded(table), 1))
+def _fitting(table: Table, width: int) -> tuple[Lines, int]:
+    """Returns the first layout that fits into so many columns, and the padding of its cells."""
+    layouts = [long_lines(table), long_lines(table, brief=True), long_lines(table, brief=True, folded=True)]
+    if not table.has_published:
+        heading, *rest = wide_lines(table, "±")
+        layouts.insert(0, [[*map(_broken, heading)], *rest])
+    fitting = ((lines, padding) for lines in layouts for padding in (1, 0) if _width(lines, padding) <= width)
+    return next(fitting, (layouts[-1], 0))
 
 
-def _split(lines: Lines) -> tuple[list[str], Lines]:
-    """Returns heading and lines; where each row is one, long names have two, as numbers are shorter than names."""
-    wide = "metric" not in lines[0]
-    return [_broken(name) if wide else name for name in lines[0]], lines[1:]
-
-
-def _broken(name: str) -> str:
-    name = name.replace("/", "\n")
-    return ".\n".join(name.rsplit(".", 1)) if len(name) > 10 else name
+def _broken(text: str) -> str:
+    """Returns a long heading in two lines, as numbers are shorter than names."""
+    text = text.replace("/", "\n")
+    return ".\n".join(text.rsplit(".", 1)) if len(text) > 10 else text
 
 
 def _width(lines: Lines, padding: int) -> int:
-    """Returns the columns of a terminal that lines take; what became of the runs is a sentence, and may be broken."""
-    heading, rest = _split(lines)
-    columns = zip(heading, *rest, strict=True)
-    longest = [max(len(part) for cell in column for part in cell.split("\n")) for column in columns]
-    if "runs" in heading:
-        longest[heading.index("runs")] = min(10, longest[heading.index("runs")])
+    """Returns the columns of a terminal that lines take; the states of runs are sentences, and may be broken."""
+    longest = [max(len(part) for cell in column for part in cell.split("\n")) for column in zip(*lines, strict=True)]
+    if "runs" in lines[0]:
+        longest[lines[0].index("runs")] = 10
     return sum(longest) + (1 + padding) * len(longest) + 1
 
 
-def _narrowest(table: Reproduced, width: int) -> tuple[list[str], Lines, int]:
-    """Returns heading, lines and the padding of cells of a table with published numbers, for a narrow terminal."""
-    heading, lines = _narrow(table)
-    for padding in (1, 0):
-        if not table.varied or _width([heading, *lines], padding) <= width:
-            return heading, lines, padding
-    return *_narrow(_labelled(table)), 0
-
-
-def _labelled(table: Reproduced) -> Reproduced:
-    """Returns a table whose rows' names say what varied keys did, a line each."""
-    rows = [replace(row, name=table.label(row).replace(", ", "\n"), varied={}) for row in table.rows]
-    return replace(table, rows=tuple(rows), varied=())
-
-
-def _folded(table: Reproduced) -> Lines:
-    """Returns long lines whose varied keys share a column, without what became of the runs."""
-    lines = [["varied", *[name for name in headings(table) if name not in ("row", "runs", *table.varied)]]]
-    for row in table.rows:
-        part = replace(table, rows=(replace(row, varied={}),), varied=())
-        values = [f"{key}={short_number(value)}" for key, value in row.varied.items()]
-        called = "\n".join([*([table.published.label(row.name)] if table.is_named else []), *values])
-        lines += [[called if i == 0 else "", *line[2:]] for i, line in enumerate(_short(part))]
-    return lines
-
-
-def _narrow(table: Reproduced) -> tuple[list[str], Lines]:
-    """Returns heading and lines of 80 columns: without what became of the runs, and in shorter words."""
-    heading = headings(table)
-    runs, metric = heading.index("runs"), heading.index("metric")
-    lines = [line for line in _short(table) if line[metric]]
-    for line in lines:
-        line[-1] = line[-1].replace("the seeds' range", "range").replace("other settings", "other")
-        del line[runs]
-    return [name.replace("difference", "diff") for name in heading if name != "runs"], lines
-
-
-def _states(table: Reproduced) -> list[str]:
-    """Returns a line for each kind of thing that became of rows' runs."""
-    rows: dict[str, list[str]] = {}
-    for row in table.rows:
-        rows.setdefault(row.state, []).append(table.label(row))
-    return [f"{state}: {', '.join(labels)}" for state, labels in rows.items()]
-
-
-def _grid(title: str, heading: Sequence[str], lines: Lines, padding: int = 1) -> Table:
-    grid = Table(title=title or None, title_justify="left", box=SIMPLE, padding=(0, padding, 0, 0))
-    for i, name in enumerate(heading):
-        words = name in ("", "row", "runs", "metric", "verdict", "varied")
-        numbers = not words and all(line[i][:1] in f"+-.0123456789{NOTHING}" for line in lines)
-        wraps = name in ("runs", "varied")  # may be a sentence
-        grid.add_column(name, justify="right" if numbers else "left", no_wrap=not wraps, min_width=10 if wraps else 1)
-    for line in lines:
+def _grid(title: str, lines: Lines, padding: int) -> Grid:
+    heading, *rest = lines
+    grid = Grid(title=title or None, title_justify="left", box=SIMPLE, padding=(0, padding, 0, 0))
+    for name, *column in zip(heading, *rest, strict=True):
+        words = name in ("", "row", "runs", "metric", "verdict")
+        numbers = not words and all(text[:1] in f"+-.0123456789{NOTHING}" for text in column)
+        grid.add_column(
+            name, justify="right" if numbers else "left", no_wrap=name != "runs", min_width=10 if name == "runs" else 1
+        )
+    for line in rest:
         grid.add_row(*line)
     return grid
 
 
-def _block(table: Reproduced) -> Lines:
-    """Returns heading and lines: one for each number beside published ones, else one for each row."""
-    return [headings(table), *_short(table)] if table.has_published else wide_lines(table)
+# ---- for files
 
 
-def markdown(table: Reproduced) -> str:
-    """Writes a table as Markdown."""
-
-    def block(heading: Sequence[str], lines: Lines) -> str:
-        cells = [[cell.replace("|", "\\|") for cell in line] for line in [heading, *lines]]
-        head, *rest = (f"| {' | '.join(line)} |" for line in cells)
-        return "\n".join([head, f"|{' --- |' * len(heading)}", *rest])
-
+def markdown(table: Table) -> str:
+    """Returns a table as Markdown."""
     parts = [f"**{table.title}**"]
-    if table.published.matrix:
-        for title, (heading, *lines) in matrices(table):
-            parts += [f"{title}:", block(heading, lines)]
-    else:
-        heading, *lines = _block(table)
-        parts.append(block(heading, lines))
-    if notes := _notes(table):
-        parts.append("\n".join(f"- {line}" for line in notes))
-    if below := _below(table):
-        parts.append(below)
-    if warnings := _warnings(table):
-        parts.append("\n".join(f"- {line}" for line in warnings))
-    return "\n\n".join(parts) + "\n"
+    for title, lines in _blocks(table):
+        cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+        head, *rest = (f"| {' | '.join(line)} |" for line in cells)
+        block = "\n".join([head, f"|{' --- |' * len(lines[0])}", *rest])
+        parts += [f"{title}:", block] if title else [block]
+    remarks = "\n".join(f"- {line}" for line in _remarks(table, table.published.matrix))
+    return "\n\n".join(part for part in (*parts, remarks, _below(table)) if part) + "\n"
 
 
-def as_csv(*tables: Reproduced) -> str:
-    """Writes tables as one CSV: one line a number, in full precision.
+def as_csv(*tables: Table) -> str:
+    """Returns tables as one CSV: one line a number, in full precision.
 
     All have the columns of any of them; those of other tables' keys and published numbers are empty. Where smoke runs
     have no verdict to say so, there is a column for the scale.
@@ -306,35 +225,21 @@ def as_csv(*tables: Reproduced) -> str:
         columns.insert(1, "scale")
     writer.writerow(["table", *columns])
     for table in tables:
-        writer.writerows([table.published.key, *line] for line in long_lines(table, "", columns))
+        lines = (_values(row, cell, "") for row, cell in table.lines)
+        writer.writerows([table.published.key, *(line.get(name, "") for name in columns)] for line in lines)
     return file.getvalue()
 
 
-def latex(table: Reproduced) -> str:
-    """Writes a table as LaTeX, for the booktabs package."""
-
-    def block(heading: Sequence[str], lines: Lines) -> str:
-        head, *rest = (" & ".join(map(_escape, line)) + r" \\" for line in [heading, *lines])
-        columns = "l" * len(heading)
-        return "\n".join(
-            [
-                rf"\begin{{tabular}}{{{columns}}}",
-                r"\toprule",
-                head,
-                r"\midrule",
-                *rest,
-                r"\bottomrule",
-                r"\end{tabular}",
-            ]
-        )
-
-    if table.published.matrix:
-        blocks = [f"{_escape(title)}\n\n{block(heading, lines)}" for title, (heading, *lines) in matrices(table)]
-    else:
-        heading, *lines = _block(table)
-        blocks = [block(heading, lines)]
+def latex(table: Table) -> str:
+    """Returns a table as LaTeX, for the booktabs package."""
+    blocks = []
+    for title, lines in _blocks(table):
+        head, *rest = (" & ".join(map(_escape, line)) + r" \\" for line in lines)
+        begin = rf"\begin{{tabular}}{{{'l' * len(lines[0])}}}"
+        block = "\n".join([begin, r"\toprule", head, r"\midrule", *rest, r"\bottomrule", r"\end{tabular}"])
+        blocks.append(f"{_escape(title)}\n\n{block}" if title else block)
     caption = _escape(". ".join([table.title, *_facts(table)]))
-    body = "\n\n".join([*blocks, *(_escape(line) for line in (*_notes(table), *_warnings(table)))])
+    body = "\n\n".join([*blocks, *map(_escape, _remarks(table, table.published.matrix))])
     return "\n".join([r"\begin{table}", r"\centering", rf"\caption{{{caption}.}}", body, r"\end{table}"]) + "\n"
 
 
@@ -349,11 +254,11 @@ def _escape(text: str) -> str:
     return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
 
 
-def _each(write: Callable[[Reproduced], str]) -> Callable[[Sequence[Reproduced]], str]:
+def _each(write: Callable[[Table], str]) -> Callable[[Iterable[Table]], str]:
     return lambda tables: "\n".join(map(write, tables))
 
 
-FORMATS: dict[str, Callable[[Sequence[Reproduced]], str]] = {
+FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
     "terminal": _each(terminal),
     "markdown": _each(markdown),
     "csv": lambda tables: as_csv(*tables),

@@ -1,13 +1,14 @@
-"""Which settings tell groups of runs apart, under the keys that their user typed. Light: imports no torch."""
+"""Finds which settings tell groups of runs apart, under the keys that their user typed."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from attnmosaic.config.identity import GROUPS, Kind, decisive, kind_of
 from attnmosaic.config.resolution import flat
 from attnmosaic.core.text import short_number
+from attnmosaic.runs.rows import number
 from attnmosaic.runs.run import Run
 
 NOT_SET = "not set"
@@ -91,8 +92,8 @@ def varied_keys(groups: Sequence[tuple[str, Given]]) -> list[str]:
     Args:
         groups: the experiment and the settings of each.
     """
-    all_given = [one for _, one in groups]
-    keys = [key for key in _typed(all_given) if _is_swept(key, all_given) or _is_varied(key, groups)]
+    swept = {key for _, one in groups for key in one.swept if key != "experiment"}
+    keys = [key for key in _typed([one for _, one in groups]) if key in swept or _is_varied(key, groups)]
     for alike in _alike(groups, keys):
         keys += differing(alike)
     return list(dict.fromkeys(keys))
@@ -101,15 +102,15 @@ def varied_keys(groups: Sequence[tuple[str, Given]]) -> list[str]:
 def shared_values(groups: Sequence[Given]) -> dict[str, str]:
     """Returns the typed keys, and their values, that all groups have in common."""
     keys = [key for key in _typed(groups) if key != "experiment"]
-    return {key: groups[0].value(key) for key in keys if len({one.value(key) for one in groups}) == 1}
+    return {key: groups[0].value(key) for key in keys if len(_values(key, groups)) == 1}
 
 
 def differing(groups: Sequence[Given]) -> list[str]:
     """Returns the settings in which groups differ, without those that follow from another one of them."""
     keys = dict.fromkeys(key for one in groups for key in one.settings)
     several = [key for key in keys if len({str(one.settings.get(key, NOT_SET)) for one in groups}) > 1]
-    heads = [*dict.fromkeys(_head(key, groups) for key in several if _is_head(key, groups))]
-    rest = [key for key in several if not _is_head(key, groups) and not _is_length(key, groups)]
+    heads = [*dict.fromkeys(_head(key, groups) for key in several if _is_head(key))]
+    rest = [key for key in several if not _is_head(key) and not _is_length(key, groups)]
     return heads + [key for key in rest if not any(_follows(key, head, groups) for head in heads)]
 
 
@@ -132,28 +133,19 @@ def as_text(value: Any) -> str:
 
 def order(value: str) -> tuple[bool, float, list[tuple[int, str]]]:
     """Returns what to sort values by: numbers by size, then words and lists, with the numbers in them by size."""
-    number = _number(value)
+    size = number(value)
     parts = re.findall(r"(\d+)|(\D+)", value.strip("[]"))
-    return number is None, number or 0.0, [(int(digits or -1), word) for digits, word in parts]
+    return size is None, size or 0.0, [(int(digits or -1), word) for digits, word in parts]
 
 
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
+def _typed(groups: Sequence[Given]) -> list[str]:
+    """Returns the typed keys that decide numbers."""
+    keys = dict.fromkeys(key for one in groups for key in one.typed)
+    return [key for key in keys if any(one.decides(key) for one in groups)]
 
 
-def _typed(groups: Iterable[Given]) -> list[str]:
-    groups = list(groups)
-    return [
-        key for key in dict.fromkeys(key for one in groups for key in one.typed)
-        if any(one.decides(key) for one in groups)
-    ]  # fmt: skip
-
-
-def _is_swept(key: str, groups: Iterable[Given]) -> bool:
-    return key != "experiment" and any(key in one.swept for one in groups)
+def _values(key: str, groups: Sequence[Given]) -> set[str]:
+    return {one.value(key) for one in groups}
 
 
 def _is_varied(key: str, groups: Sequence[tuple[str, Given]]) -> bool:
@@ -169,13 +161,13 @@ def _alike(groups: Sequence[tuple[str, Given]], keys: Sequence[str]) -> Iterator
     yield from (alike for alike in found.values() if len(alike) > 1)
 
 
-def _is_head(key: str, groups: Sequence[Given]) -> bool:
-    """Whether other settings follow from one: the scale, and whatever class is named."""
+def _is_head(key: str) -> bool:
+    """Whether other settings follow from a setting: the scale, and whatever class is named."""
     return key == "scale" or key.endswith("._target_")
 
 
 def _head(key: str, groups: Sequence[Given]) -> str:
-    """Returns what to call it: the config group if options of it were chosen, else the section."""
+    """Returns the name of such a setting: the config group if options of it were chosen, else the section."""
     section, _, rest = key.partition(".")
     chosen = {one.value(section) for one in groups if section in one.choices}
     return section if section == "data" or not rest or len(chosen) > 1 else key.removesuffix("._target_")
@@ -185,12 +177,10 @@ def _follows(key: str, head: str, groups: Sequence[Given]) -> bool:
     """Whether a setting is the same wherever the head is, and belongs to it."""
     if head != "scale" and not key.startswith(f"{head}."):
         return False
-    return len({(one.value(head), one.value(key)) for one in groups}) == len({one.value(head) for one in groups})
+    return len({(one.value(head), one.value(key)) for one in groups}) == len(_values(head, groups))
 
 
 def _is_length(key: str, groups: Sequence[Given]) -> bool:
     """Whether a setting is no more than ``schedule.epochs`` under another name."""
-    epochs = "schedule.epochs"
-    return key != epochs and key.rpartition(".")[2] in ("max_epochs", "T_max") and all(
-        one.settings.get(key) == one.settings.get(epochs) for one in groups
-    )  # fmt: skip
+    is_named_so = key.rpartition(".")[2] in ("max_epochs", "T_max") and key != "schedule.epochs"
+    return is_named_so and all(one.settings.get(key) == one.settings.get("schedule.epochs") for one in groups)
