@@ -32,9 +32,6 @@ METRICS_CSV, CHECKPOINTS, LAST, PRUNED = "metrics.csv", "checkpoints", "last.ckp
 HYDRA = Path(".hydra")
 """Where Hydra writes, in a run's folder, what it composed the run from."""
 
-AT_ONCE = "ATTNMOSAIC_JOBS_AT_ONCE"
-"""The environment variable that tells a job how many of its sweep run at once."""
-
 
 @dataclass(frozen=True)
 class Run:
