@@ -99,19 +99,6 @@ def test_the_command_that_is_offered(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (run / RESULT).exists()
 
 
-def test_a_run(tmp_path: Path) -> None:
-    """While it trains; whoever gives the same command finds it in a folder of another time, which the line names."""
-    with command(tmp_path, *LONG) as process:
-        wait_until(lambda: [*tmp_path.glob("outputs/gaussian/*/checkpoints/last.ckpt")], "a checkpoint")
-        process.send_signal(signal.SIGHUP)
-        assert process.wait(PATIENCE) == 129
-        *_, last = printed(process).splitlines()
-        (run,) = tmp_path.glob("outputs/gaussian/*")
-        assert last == f"stopped by SIGHUP; the same command with hydra.run.dir={run.relative_to(tmp_path)} goes on"
-        assert Run(run).state == "stopped"
-        assert not _session(process.pid)
-
-
 def test_while_it_imports(tmp_path: Path) -> None:
     """Before there is anything to go on with: in the first import, here one that does not come to its end."""
     (tmp_path / "hydra.py").write_text("import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(1000)")
@@ -150,43 +137,38 @@ def test_nohup() -> None:
         assert process.wait() == 143
 
 
-def test_the_terminal_gets_its_cursor_back(tmp_path: Path) -> None:
+def test_a_run(tmp_path: Path) -> None:
+    """While it trains; the same command has a folder of another time, so the line names this one's.
+
+    On a terminal, which gets its cursor back.
+    """
     ours, theirs = pty.openpty()
     with command(tmp_path, *LONG, "progress=live", stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         seen = b""
-        while b"\x1b[?25l" not in seen:
+        while b"\x1b[?25l" not in seen or not [*tmp_path.glob("outputs/gaussian/*/checkpoints/last.ckpt")]:
             seen += os.read(ours, 1 << 16)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGHUP)
         while True:
             try:
                 seen += os.read(ours, 1 << 16)
             except OSError:  # its other end is closed
                 break
-        assert process.wait(PATIENCE) == 143
-        assert seen.rindex(b"\x1b[?25h") > seen.rindex(b"\x1b[?25l")
-        assert re.search(rb"\r\n\x1b\[\?25hstopped by SIGTERM; the same command with [^\n]* goes on\r\n", seen)
+        assert process.wait(PATIENCE) == 129
+        assert not _session(process.pid)
     os.close(ours)
+    (run,) = tmp_path.glob("outputs/gaussian/*")
+    assert Run(run).state == "stopped"
+    assert seen.rindex(b"\x1b[?25h") > seen.rindex(b"\x1b[?25l")
+    (line,) = re.findall(rb"\r\n\x1b\[\?25h(stopped by SIGHUP; [^\n]*)\r\n", seen)
+    assert f"hydra.run.dir={run.relative_to(tmp_path)}".encode() in line
 
 
-@pytest.mark.parametrize(("launcher", "name", "code"), [("basic", "SIGTERM", 143), ("joblib", "SIGHUP", 129)])
-def test_a_sweep(tmp_path: Path, launcher: str, name: str, code: int) -> None:
-    """Its jobs end with it, none has failed, and its table is shown; also where all its processes are told."""
-    with command(tmp_path, *SWEEP, f"hydra/launcher={launcher}", "-m") as process:
-        jobs = [tmp_path / "sweep" / str(job) for job in range(2 if launcher == "joblib" else 1)]
-        wait_until(lambda: all((job / "checkpoints" / "last.ckpt").exists() for job in jobs), "a checkpoint of each")
-        os.killpg(process.pid, getattr(signal, name))
-        assert process.wait(PATIENCE) == code
-        text = printed(process)
-        assert "Traceback" not in text
-        assert text.splitlines()[-1] == f"stopped by {name}; the same command goes on"
-        assert [Run(job).state for job in jobs] == ["stopped" for _ in jobs]
-        assert re.search(r"^ gaussian +0 +\d stopped", text, flags=re.M)
-        wait_until(lambda: not _session(process.pid), "all processes have ended")
+def test_a_sweep(tmp_path: Path) -> None:
+    """Its jobs end with it, none has failed, and its table is shown.
 
-
-def test_jobs_that_are_told_alone(tmp_path: Path) -> None:
-    """SIGHUP they leave to the sweep, which is told, too; what SIGTERM ends has stopped, and has not failed."""
+    Jobs that get a signal alone leave SIGHUP to the sweep; a job that SIGTERM ends has stopped, and has not failed.
+    """
     with command(tmp_path, *SWEEP, "hydra/launcher=joblib", "-m") as process:
         jobs = [tmp_path / "sweep" / str(job) for job in range(2)]
         written = [job / "checkpoints" / "last.ckpt" for job in jobs]
@@ -200,9 +182,14 @@ def test_jobs_that_are_told_alone(tmp_path: Path) -> None:
         assert _grandchildren(process.pid) == pids
         os.kill(pids[0], signal.SIGTERM)
         wait_until(lambda: any("killed by SIGTERM" in (job / "train.log").read_text() for job in jobs), "its end")
-        os.killpg(process.pid, signal.SIGTERM)
-        assert process.wait(PATIENCE) == 143
+        os.killpg(process.pid, signal.SIGHUP)
+        assert process.wait(PATIENCE) == 129
+        text = printed(process)
+        assert "Traceback" not in text
+        assert text.splitlines()[-1].startswith("stopped by SIGHUP; the same command ")
         assert [Run(job).state for job in jobs] == ["stopped"] * 2
+        assert re.search(r"^ gaussian +0 +2 stopped", text, flags=re.M)
+        wait_until(lambda: not _session(process.pid), "all processes have ended")
 
 
 def _grandchildren(pid: int) -> list[int]:

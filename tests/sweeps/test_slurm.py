@@ -1,5 +1,7 @@
 """Sweeps with ``hydra/launcher=submitit_slurm``, and runs that Slurm has started."""
 
+import contextlib
+import json
 import os
 import re
 import signal
@@ -8,20 +10,19 @@ import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import cloudpickle
 import pytest
 import pytorch_lightning as pl
-from helpers.commands import Cli
-from helpers.settings import ROOT
+from helpers.commands import Cli, check_line
+from helpers.settings import ROOT, SMALL
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
-from attnmosaic.config.schedule import Schedule
-from attnmosaic.core.errors import RunError, UserError
-from attnmosaic.sweeps.monitor import FAILED, Job, Watch
+from attnmosaic.core.errors import UserError
+from attnmosaic.runs.run import CONFIG, RESULT, claimed
 from attnmosaic.training.slurm import slurm_environment
 from attnmosaic.training.trainer import build_trainer
 
@@ -56,22 +57,20 @@ def test_submitit_local_is_not_offered(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "wanted"),
     [
-        ("hydra.launcher.timeout_min=0", r"hydra\.launcher\.timeout_min: got 0, needs a whole number of at least 1"),
-        ("hydra.launcher.timeout_min=null", r"hydra\.launcher\.timeout_min: got None, needs"),
-        ("hydra.launcher.mem_gb=-1", r"hydra\.launcher\.mem_gb: got -1, needs a number above 0"),
-        ("hydra.launcher.gpus_per_node=two", r"hydra\.launcher\.gpus_per_node: got two, needs a whole number"),
-        ("trainer.devices=auto", r"hydra\.launcher\.gpus_per_node: got auto, but .*type trainer\.devices=1"),
-        ("+hydra.launcher.partitoin=gpu", r"hydra\.launcher: got 'partitoin', allowed: .*did you mean .*partition\?"),
-        ("hydra.launcher.partitoin=gpu", r"hydra\.launcher\.partitoin: there is no such config key"),
+        ("hydra.launcher.timeout_min=null", r"hydra\.launcher\.timeout_min: got None"),
+        ("hydra.launcher.array_parallelism=many", r"hydra\.launcher\.array_parallelism: got many"),
+        ("trainer.devices=auto", r"hydra\.launcher\.gpus_per_node: got auto, .*trainer\.devices=1"),
+        ("hydra.launcher.partitoin=gpu", r"hydra\.launcher\.partitoin: "),
+        ("+hydra.launcher.partitoin=gpu", r"hydra\.launcher: .*'partitoin'.* partition"),
     ],
 )
-def test_slips(cli: Cli, monkeypatch: pytest.MonkeyPatch, override: str, said: str) -> None:
+def test_user_errors(cli: Cli, monkeypatch: pytest.MonkeyPatch, override: str, wanted: str) -> None:
     monkeypatch.setattr(plugin, "which", lambda name: name)
+    monkeypatch.setattr("submitit.SlurmExecutor.affinity", classmethod(lambda cls: 1))
     code, _, err = cli("train", LAUNCHER, override, "-m")
-    assert (code, err.count("\n")) == (2, 1), err
-    assert re.match(f"error: {said}", err), err
+    check_line(code, err, wanted)
 
 
 @pytest.mark.parametrize(
@@ -104,9 +103,9 @@ def job(tmp_path: Path, name: str, said: object = None) -> Any:
 
 def test_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For results; not for jobs that have ended without, which Slurm must have said several times in a row."""
-    from attnmosaic.sweeps import slurm_queue
+    from attnmosaic.sweeps import slurm
 
-    monkeypatch.setattr(slurm_queue, "LOOK_S", 0)
+    monkeypatch.setattr(slurm, "LOOK_S", 0)
     done = JobReturn(status=JobStatus.COMPLETED)
     jobs = {
         0: job(tmp_path, "7_0"),
@@ -129,14 +128,14 @@ def test_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             return late
         return states  # type: ignore[return-value]
 
-    monkeypatch.setattr(slurm_queue, "queue", queue)
+    monkeypatch.setattr(slurm, "queue", queue)
     lost: list[tuple[int, str, int]] = []
 
     def lose(number: int, state: str) -> JobReturn:
         lost.append((number, state, len(asked)))
         return done
 
-    returned = slurm_queue.wait_for(jobs, lose)
+    returned = slurm.wait_for(jobs, lose)
     assert sorted(returned) == [0, 1, 2, 3, 4]
     assert lost == [(2, "ModuleNotFoundError: no torch", 1), (0, "OUT_OF_MEMORY", 9), (4, "ended", 15)]
     assert asked[:2] == [5, 3]
@@ -151,7 +150,7 @@ def test_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, states: dict[str, str] | None) -> None:
-    from attnmosaic.sweeps.slurm_queue import queue
+    from attnmosaic.sweeps.slurm import queue
 
     (tmp_path / "squeue").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n{script}\n')
     (tmp_path / "squeue").chmod(0o755)
@@ -162,40 +161,69 @@ def test_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str,
     assert queue(["7_0"]) is None
 
 
-def test_the_last_time_limit() -> None:
-    """Submitit's signal handler raises it wherever the run is."""
-    from submitit.core.utils import UncompletedJobError
+class Executor:
+    """Stands in for submitit's: keeps what is submitted."""
 
-    from attnmosaic.sweeps.slurm_node import translated
+    submitted: ClassVar[list[Any]] = []
 
-    error = translated(UncompletedJobError("Job not requeued because: timed-out too many times."))
-    assert isinstance(error, RunError)
-    assert "hydra.launcher.max_num_timeout" in str(error)
-    assert str(translated(UserError("lr.what: got x"))) == "lr.what: got x"
+    def __init__(self, folder: Path, **_: Any) -> None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.submitted.clear()
 
+    def update_parameters(self, **_: Any) -> None:
+        pass
 
-def test_jobs_that_go_on(tmp_path: Path) -> None:
-    """When who waits for them ends, those at work are not told as stopped."""
-    told: list[tuple[str, str, str]] = []
-    jobs = [Job(name, name, tmp_path / name, Schedule("joint", 1, 9)) for name in ("a", "b", "c")]
-    watch = Watch(jobs, lambda job, text: told.append((job.state, job.name, text)))
-    watch.began(0)
-    watch.began(1)
-    watch.ended(1, "it broke")
-    watch.leave()
-    watch.close()
-    assert told == [("failed", "b", "it broke"), ("left at work", "a", "after epoch 0 of 9")]
+    def batch(self) -> Any:
+        return contextlib.nullcontext()
+
+    def submit(self, node: Any) -> Any:
+        self.submitted.append(node)
+        return SimpleNamespace(job_id=f"9_{node.number}")
 
 
-def test_a_job_that_failed_elsewhere(tmp_path: Path) -> None:
-    """As one that an earlier command submitted, while this one was about to: it is at work again."""
-    told: list[str] = []
-    watch = Watch(
-        [Job("a", "a", tmp_path, Schedule("joint", 1, 9), state=FAILED)], lambda job, _: told.append(job.state)
-    )
-    watch.began(0)
-    watch.ended(0, None)
-    assert told == ["done"]
+@pytest.mark.runs
+def test_rows_that_are_submitted(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Those without a result that Slurm does not have; a job whose row is finished or locked ends at once."""
+    import submitit
+
+    from attnmosaic.sweeps import slurm
+
+    few = (*SMALL, "schedule.k=1", "schedule.epochs=1", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=${seed.all}")
+    code, _, err = cli("train", *few, "seed.all=0", "-m")
+    assert code == 0, err
+    waited: list[int] = []
+
+    def wait_for(jobs: Mapping[int, Any], lost: object) -> dict[int, JobReturn]:
+        waited.extend(jobs)
+        done = JobReturn(status=JobStatus.COMPLETED)
+        done.return_value = 0.5
+        return dict.fromkeys(jobs, done)
+
+    monkeypatch.setattr(plugin, "which", lambda name: name)
+    monkeypatch.setattr(submitit, "AutoExecutor", Executor)
+    monkeypatch.setattr(slurm, "wait_for", wait_for)
+    (tmp_path / "sweep" / "slurm").mkdir()
+    (tmp_path / "sweep" / "slurm" / "submitted.json").write_text('{"1": "8_1", "2": "8_2"}')
+    monkeypatch.setattr(slurm, "queue", lambda jobs: {"8_1": "PENDING", "8_2": "FAILED"})
+    code, _, err = cli("train", *few, "seed.all=0,1,2,3", LAUNCHER, "-m")
+    assert code == 0, err
+    assert [node.number for node in Executor.submitted] == [2, 3]
+    assert waited == [1, 2, 3]
+    assert json.loads((tmp_path / "sweep/slurm/submitted.json").read_text()) == {"1": "8_1", "2": "9_2", "3": "9_3"}
+
+    paths = SimpleNamespace(result_pickle=tmp_path / "result.pkl", submitted_pickle=tmp_path / "submitted.pkl")
+    monkeypatch.setattr(submitit, "JobEnvironment", lambda: SimpleNamespace(paths=paths, job_id="9_2"))
+    monkeypatch.setattr("attnmosaic.train._train", None)  # nothing is trained
+    locked, finished = Executor.submitted
+    with claimed(tmp_path / "sweep" / "2"):
+        assert locked().return_value is None
+    (tmp_path / "sweep" / "3").mkdir()
+    for name in (CONFIG, RESULT):
+        text = (tmp_path / "sweep" / "0" / name).read_text()
+        (tmp_path / "sweep" / "3" / name).write_text(
+            re.sub(r"^  (data|init|order|all): 0$", r"  \1: 3", text, flags=re.M)
+        )
+    assert isinstance(finished().return_value, float)
 
 
 ONE = {"SLURM_JOB_ID": "5", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
@@ -236,6 +264,7 @@ class Signals(pl.Callback):
             os.kill(os.getpid(), self.number)
 
 
+@pytest.mark.runs
 def test_a_run_under_slurm(
     train: Callable[..., dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from helpers.commands import Cli
+from helpers.commands import Cli, check_line
 from helpers.finished_runs import check_same
 from helpers.settings import ROOT, SMALL
 from helpers.slurm_cluster import Cluster, slurm, wait_for
@@ -43,9 +43,7 @@ def test_a_sweep_on_a_cluster(cli: Cli, tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setenv("PYTHONPATH", path)
         asked = (LAUNCHER, "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=null")
         code, _, err = cli("train", *ROWS, *asked, "hydra.launcher.partition=nope", "-m")
-        assert code == 2
-        assert err.startswith("error: hydra.launcher: Slurm does not take the jobs (invalid partition specified: nope;")
-        assert err.count("\n") == 1
+        check_line(code, err, r"hydra\.launcher: .* invalid partition specified: nope")
         _check_a_sweep(cluster, [sys.executable, "-m", "attnmosaic.train", *ROWS, *asked, "-m"])
         known = set(cluster.jobs())
         code, out, err = cli("train", *ROWS[:-1], f"+callbacks.fate.fate={','.join(FATES[:4])}", *asked, "-m")
@@ -95,8 +93,7 @@ def _check_a_sweep(cluster: Cluster, command: list[str]) -> None:
         assert second.wait(60) == 130
     said = Path("second.err").read_text(encoding="utf-8")
     both = re.findall(r"^Slurm has 5 jobs, 3 of them submitted before: (\d+ \d+); logs:", said, flags=re.M)[0]
-    goes_on = f"jobs go on; the same command with hydra.sweep.dir=sweep waits for them, scancel {both} ends them"
-    assert goes_on in said.splitlines()
+    assert f"scancel {both} " in said
     assert re.match(r"error: interrupted|stopped by SIGINT", said.splitlines()[-1])
 
     with _command(command, "third") as third:
@@ -130,7 +127,7 @@ def _check_a_sweep(cluster: Cluster, command: list[str]) -> None:
     assert [line.split(":")[0] for line in told].count("done before  gaussian seed 0 callbacks.fate.fate=works") == 1
     assert sum(line.startswith("done") for line in told) == 4
     submitted = json.loads(Path("sweep/slurm/submitted.json").read_text(encoding="utf-8"))
-    assert [submitted[str(number)]["job"] for number in range(4)] == [f"{array}_{number}" for number in range(4)]
+    assert [submitted[str(number)] for number in range(4)] == [f"{array}_{number}" for number in range(4)]
     assert "JobError: ZeroDivisionError: a bug of the user's" in err
     assert re.search(r"^ gaussian +[\d. ]+ 1 +4 finished, 2 failed", out, flags=re.M)
 

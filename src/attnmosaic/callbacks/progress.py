@@ -1,28 +1,30 @@
-"""The progress of a run, on a terminal as a bar and in a log as a line an evaluation."""
+"""Shows the progress of a run: a bar on a terminal, a line an evaluation in the log."""
 
 import logging
 import multiprocessing
 import os
+import time
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.trainer.states import TrainerFn
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from attnmosaic.cli.progress import OF_SWEEP, shown
-from attnmosaic.core.text import format_fraction, without_accuracy
+from attnmosaic.core.text import format_duration, format_fraction, without_accuracy
 from attnmosaic.data.datamodule import SPLITS
+from attnmosaic.runs.eta import EpochTimes, time_left
 from attnmosaic.training.base import RunModule
 
 log = logging.getLogger(__name__)
 
 
 class RunProgress(ProgressBar):
-    """One bar over all epochs, with what learns, the epoch, and the running headline metrics (accuracy and focus).
+    """Shows one bar over all epochs: what learns, the epoch, the time left and the running headline metrics.
 
-    Where there is no terminal, or a sweep has it, there is no bar. One line an evaluation goes to the log in any case.
+    There is no bar without a terminal, or where a sweep shows its own. Each evaluation is logged in any case.
 
     Args:
         mode: ``auto``, ``live``, ``lines`` or ``quiet``; see `attnmosaic.cli.progress`.
@@ -32,6 +34,8 @@ class RunProgress(ProgressBar):
         super().__init__()
         self.mode = mode
         self._progress: Progress | None = None
+        self._times = EpochTimes()
+        self._begun: float
 
     def disable(self) -> None:
         self._stop()
@@ -45,43 +49,42 @@ class RunProgress(ProgressBar):
             TextColumn("{task.fields[stage]:>10} | {task.fields[epoch]:>4}/{task.fields[epochs]}"),
             BarColumn(),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
+            TextColumn("left {task.fields[left]}"),
             TextColumn("{task.fields[measured]}"),
             console=Console(stderr=True, force_terminal=True),
         )
-        blocks, epochs = int(trainer.num_training_batches), trainer.max_epochs or 0
+        blocks, epochs, done = int(trainer.num_training_batches), trainer.max_epochs or 0, trainer.current_epoch
         self._progress.add_task(
-            "training",
-            total=blocks * epochs,
-            completed=blocks * trainer.current_epoch,
-            stage="",
-            epoch=trainer.current_epoch,
-            epochs=epochs,
-            measured="",
-        )
+            "training", total=blocks * epochs, completed=blocks * done,
+            stage="", epoch=done, epochs=epochs, left="?", measured="",
+        )  # fmt: skip
         self._progress.start()
+
+    def _update(self, **fields: Any) -> None:
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], **fields)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, RunModule)
-        if self._progress is not None:
-            learners = "+".join(pl_module.learners)
-            self._progress.update(self._progress.task_ids[0], stage=learners, epoch=pl_module.epochs_done)
+        self._begun = time.monotonic()
+        self._update(stage="+".join(pl_module.learners), epoch=pl_module.epochs_done)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._progress is not None:
-            self._progress.advance(self._progress.task_ids[0])
+        self._update(advance=1)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, RunModule)
-        if self._progress is not None:
-            now = pl_module.epoch_metrics
-            measured = (
-                f"{without_accuracy(name)} {format_fraction(now[f'running/{name}'])}" for name in pl_module.headline
-            )
-            self._progress.update(self._progress.task_ids[0], measured=" ".join(measured))
+        if self._progress is None:
+            return
+        epoch, now = trainer.current_epoch, pl_module.epoch_metrics
+        self._times.add(pl_module.schedule, epoch, epoch + 1, time.monotonic() - self._begun)
+        seconds, unknown = time_left(pl_module.schedule, epoch + 1, self._times)
+        measured = (
+            f"{without_accuracy(name)} {format_fraction(now[f'running/{name}'])}" for name in pl_module.headline
+        )
+        self._update(left="?" if unknown else format_duration(seconds), measured=" ".join(measured))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, RunModule)

@@ -1,4 +1,4 @@
-"""How far a run is, as its terminal shows it: by bars that move, by lines, or not at all. Imports no torch."""
+"""Decides how the progress of a run is shown: by a moving bar, by lines, or not at all."""
 
 import contextlib
 import logging
@@ -8,17 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 OF_SWEEP = "ATTNMOSAIC_SWEEP_PROGRESS"
-"""The environment variable that tells a job how the sweep that it is one of shows its progress."""
+"""The environment variable by which a job knows how its sweep shows the progress."""
+
+_IN_THE_BAR = ("attnmosaic.callbacks.progress", "attnmosaic.callbacks.eta")
 
 
 def shown(mode: str) -> str:
-    """Returns how progress is shown.
+    """Returns how progress is shown: ``live``, ``lines`` or ``quiet``.
 
     Args:
-        mode: one of `attnmosaic.config.schema.PROGRESS`.
-
-    Returns:
-        ``live``, ``lines`` or ``quiet``: for ``auto`` the first on a terminal, the second elsewhere.
+        mode: one of `attnmosaic.config.schema.PROGRESS`; ``auto`` is the first on a terminal, the second elsewhere.
     """
     if mode != "auto":
         return mode
@@ -32,21 +31,19 @@ def finding_level() -> int:
 
 
 def hush(mode: str) -> None:
-    """Keeps from this job's console what its way of showing progress has no place for; its log file has everything.
+    """Filters this job's messages on the console; its log file has all of them.
 
-    Warnings and errors always pass. In a sweep that is shown live or quietly nothing else does: what became of the job
-    is told by the sweep. Where a bar moves, what it shows is not told in lines, too.
+    Warnings and errors always pass. In a sweep that is shown live or quietly nothing else does, as the sweep reports
+    the end of the job. Where a bar moves, the lines that repeat it do not pass.
 
     Args:
-        mode: the job's ``progress``, which counts where no sweep shows how far its jobs are.
+        mode: the job's ``progress``, which counts where no sweep shows its own.
     """
     of_sweep = os.environ.get(OF_SWEEP)
     mode = of_sweep or shown(mode)
-    if mode == "lines":
-        return
 
     def passes(record: logging.LogRecord) -> bool:
-        if record.levelno >= logging.WARNING:
+        if mode == "lines" or record.levelno >= logging.WARNING:
             return True
         if of_sweep:
             return False
@@ -59,30 +56,26 @@ def hush(mode: str) -> None:
 
 @contextlib.contextmanager
 def logged(folder: Path, mode: str) -> Iterator[None]:
-    """Logs a run that no command has started: into its folder and, where logging was not set up, to standard error.
+    """Logs a run without a command: into its folder and, where logging was not set up, to standard error.
 
     Args:
         folder: the run's.
         mode: its ``progress``.
     """
     ours, root = logging.getLogger("attnmosaic"), logging.getLogger()
-    level = ours.level
-    added: list[tuple[logging.Logger, logging.Handler]] = []
-    if not root.handlers:
-        added.append((root, logging.StreamHandler()))
+    level, file = ours.level, logging.FileHandler(folder / "train.log", encoding="utf-8")
+    file.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
+    console = [] if root.handlers else [logging.StreamHandler()]
+    if console:
+        root.addHandler(console[0])
         ours.setLevel(logging.INFO)
-    added.append((ours, logging.FileHandler(folder / "train.log", encoding="utf-8")))
-    added[-1][1].setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
-    for logger, handler in added:
-        logger.addHandler(handler)
+    ours.addHandler(file)
     hush(mode)
     try:
         yield
     finally:
         ours.setLevel(level)
-        for logger, handler in added:
-            logger.removeHandler(handler)
-            handler.close()
-
-
-_IN_THE_BAR = ("attnmosaic.callbacks.progress", "attnmosaic.callbacks.eta")
+        ours.removeHandler(file)
+        file.close()
+        for handler in console:
+            root.removeHandler(handler)

@@ -33,9 +33,6 @@ STATES = ("finished", "running", "stopped", "pruned", "failed", "missing")
 HYDRA = Path(".hydra")
 """The folder in a run's folder where Hydra writes what it composed the run from."""
 
-AT_ONCE = "ATTNMOSAIC_JOBS_AT_ONCE"
-"""The environment variable with the number of jobs of a sweep that run at once."""
-
 
 @dataclass(frozen=True)
 class Run:

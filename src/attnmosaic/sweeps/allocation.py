@@ -1,7 +1,9 @@
-"""How many jobs of a sweep run at once, and what of the machine each of them gets."""
+"""Decides how many jobs of a sweep run at once, and which cores and GPUs each of them gets."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.core.errors import UserError
 
@@ -24,7 +26,7 @@ def plan(
         jobs: how many there are.
         cores: how many may be used.
         processes: of a job that trains with several; each has its own threads and takes its own memory.
-        n_jobs: the user's own number of jobs at once, which nothing but their number lowers.
+        n_jobs: the user's own number of jobs at once, which no other limit lowers.
         threads: the user's own number of threads of a process.
         free_gb: memory that is left; None if that is not known.
         gb_per_job: memory that a process of a job takes.
@@ -34,13 +36,13 @@ def plan(
     Returns:
         (jobs at once, threads of each): as many jobs as all of these allow, but at least one. The threads, which the
         last digits of results depend on, follow from the cores and the number of jobs alone, not from the memory
-        that is free at the moment; they are None, for what a single run takes, if there is but one job.
+        that is free at the moment; they are None, for the default of a single run, if there is but one job.
 
     Raises:
-        UserError: a number will not do.
+        UserError: a number is invalid.
     """
     for key, value in (("n_jobs", n_jobs), ("jobs_per_gpu", jobs_per_gpu)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        if value is not None and (not isinstance(value, int) or value < 1):
             raise UserError(f"hydra.launcher.{key}: got {value}, needs a whole number of at least 1")
     if not isinstance(gb_per_job, (int, float)) or not gb_per_job > 0:
         raise UserError(f"hydra.launcher.gb_per_job: got {gb_per_job}, needs a number above 0")
@@ -59,30 +61,25 @@ def plan(
     return at_once, threads
 
 
-def devices(trainer: Mapping[str, Any]) -> int | None:
+def devices(config: DictConfig) -> int | None:
     """Returns how many GPUs a run takes where there are some: 0 on the CPU; None for all that there are.
 
     Args:
-        trainer: the config's section of that name.
+        config: the run's, of which ``trainer.accelerator`` and ``trainer.devices`` count.
     """
-    asked = trainer.get("devices", 1)
-    if trainer.get("accelerator") == "cpu":
+    asked: Any = OmegaConf.select(config, "trainer.devices") or 1
+    if OmegaConf.select(config, "trainer.accelerator") == "cpu":
         return 0
-    if isinstance(asked, Sequence) and not isinstance(asked, str):
-        return max(1, len(asked))
-    words = str(asked).split(",")  # Lightning takes "0,1" for a list, too
-    if len(words) > 1:
-        return len([word for word in words if word.strip()])
-    if words[0].strip() in ("-1", "auto"):
+    if isinstance(asked, str) or asked == -1:  # auto
         return None
-    return int(words[0]) if words[0].strip().isdecimal() and int(words[0]) > 0 else 1
+    return max(1, len(asked) if isinstance(asked, Sequence) else int(asked))
 
 
 def groups(gpus: Sequence[str], devices: int | None) -> list[Sequence[str]]:
-    """Returns the groups of GPUs that jobs take turns at; one group of all of them if no more than that will do.
+    """Returns the groups of GPUs that jobs take turns at; one group of all if a job takes as many or more.
 
     Args:
-        gpus: see `visible_gpus`.
+        gpus: see `attnmosaic.core.resources.visible_gpus`.
         devices: how many a job takes, see `devices`.
     """
     if not gpus or devices == 0:
@@ -92,13 +89,12 @@ def groups(gpus: Sequence[str], devices: int | None) -> list[Sequence[str]]:
 
 
 def environment(job: int, threads: int | None, gpus: Sequence[str], devices: int | None = 1) -> dict[str, str]:
-    """Returns the environment variables that give a job its share of the machine.
+    """Returns the environment variables that give a job its cores and GPUs.
 
     Args:
-        job: its number.
+        job: its number. Jobs take turns at the groups of GPUs: job i sees group i mod n of n, and no other GPU.
         threads: see `plan`.
-        gpus: see `visible_gpus`. They take turns, in groups of as many as a job takes: job i sees the (i mod n)-th
-            of the n groups, and no other.
+        gpus: see `attnmosaic.core.resources.visible_gpus`.
         devices: how many a job takes, see `devices`.
     """
     turns = groups(gpus, devices)

@@ -1,10 +1,11 @@
-"""Runs one job of a sweep in the process that a launcher has started for it, and says how it ended."""
+"""Sends a job of a sweep to the process that runs it, and returns how it ended."""
 
 import contextlib
 import importlib
 import io
+import os
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.singleton import Singleton
@@ -14,45 +15,56 @@ from omegaconf import DictConfig, open_dict
 
 from attnmosaic.cli.command import blames_disk, told
 from attnmosaic.core.errors import DiskError, JobError, RunError, UserError
-
-Shared = tuple[HydraContext, dict[type, Singleton]]
-"""What the process that launches a sweep passes to all jobs: Hydra's context, and the state of Hydra's singletons."""
+from attnmosaic.core.text import use_substitutes
 
 
-def run_composed(config: DictConfig, number: int, job_id: str, task: TaskFunction, shared: Shared) -> JobReturn:
-    """Runs a job from its composed config, which need not be the one that ``conf/`` would give now.
+class Packed:
+    """A job that can be sent to another process, with its composed config: ``conf/`` may change before it runs.
 
     Args:
-        config: with Hydra's own section.
         number: the job's.
-        job_id: ``hydra.job.id``.
-        task: its function.
-        shared: see `Shared`.
-    """
-    context, singletons = shared
-    Singleton.set_state(singletons)
-    setup_globals()
-    with open_dict(config.hydra.job):
-        config.hydra.job.id, config.hydra.job.num = job_id, number
-    return run_job(task, config, "hydra.sweep.dir", "hydra.sweep.subdir", context)
-
-
-def task_named(module: str, name: str, translate: Callable[[Exception], Exception] | None = None) -> TaskFunction:
-    """Returns a job's function, imported when it is called.
-
-    Args:
-        module: where it is.
-        name: its name there.
-        translate: gives the error to raise instead of one that the function raises; None for `portable`.
+        config: its own, with Hydra's own section.
+        task: its function, by module and name.
+        context: Hydra's.
+        environ: its environment variables.
     """
 
-    def run(config: DictConfig) -> Any:
+    def __init__(
+        self, number: int, config: DictConfig, task: tuple[str, str], context: HydraContext, environ: dict[str, str]
+    ) -> None:
+        import cloudpickle
+
+        self.number, self.task, self.environ = number, task, environ
+        self.folder = os.getcwd()
+        # As bytes: Hydra changes them while a run trains, and Slurm may start a job again.
+        self.pickled = cloudpickle.dumps((config, context, Singleton.get_state()))
+
+    def run(self, task: TaskFunction | None = None, job_id: str | None = None) -> JobReturn:
+        """Runs it in this process, as Hydra's basic launcher would.
+
+        Args:
+            task: calls `call`; None for nothing but that.
+            job_id: ``hydra.job.id``.
+        """
+        import cloudpickle
+
+        os.chdir(self.folder)
+        use_substitutes()
+        config, context, singletons = cloudpickle.loads(self.pickled)
+        Singleton.set_state(singletons)
+        setup_globals()
+        with open_dict(config.hydra.job):
+            config.hydra.job.num = self.number
+            config.hydra.job.id = job_id or f"{config.hydra.job.name}_{self.number}"
+        return run_job(task or self.call, config, "hydra.sweep.dir", "hydra.sweep.subdir", context)
+
+    def call(self, config: DictConfig) -> Any:
+        """Calls its function, which is imported now."""
+        module, name = self.task
         try:
             return getattr(importlib.import_module(module), name)(config)
         except Exception as error:
-            raise (translate or portable)(error) from None
-
-    return run
+            raise portable(error) from None
 
 
 def portable(error: Exception) -> Exception:
@@ -68,7 +80,7 @@ def portable(error: Exception) -> Exception:
 
 
 def failed(overrides: Sequence[str], error: Exception) -> JobReturn:
-    """Returns what Hydra gets of a job that failed."""
+    """Returns Hydra's record of a job that failed."""
     done = JobReturn(overrides=overrides, status=JobStatus.FAILED)
     done.return_value = error
     return done

@@ -1,4 +1,4 @@
-"""The jobs of a sweep, each in a process of its own, however it ends."""
+"""Runs the jobs of a sweep on this machine, several at once, each in a fresh process."""
 
 import codecs
 import contextlib
@@ -10,47 +10,89 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import cloudpickle
-from hydra.core.utils import JobReturn
-from omegaconf import DictConfig
+from hydra.core.utils import JobReturn, configure_log, setup_globals
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf, open_dict
 
+from attnmosaic.config.schema import processes_of
 from attnmosaic.core.errors import RunError
 from attnmosaic.core.files import write_atomically
+from attnmosaic.core.resources import asked_threads, free_gb, visible_gpus
 from attnmosaic.core.signals import SIGNALS
-from attnmosaic.core.text import use_substitutes
-from attnmosaic.runs.run import AT_ONCE, ERROR
-from attnmosaic.sweeps.allocation import environment
-from attnmosaic.sweeps.callback import job_began, job_ended, job_output, job_prefix
-from attnmosaic.sweeps.display import Lines
-from attnmosaic.sweeps.job import failed, portable, run_composed, task_named
+from attnmosaic.core.text import encoding_of
+from attnmosaic.runs.run import ERROR
+from attnmosaic.sweeps.allocation import devices, environment, groups, plan
+from attnmosaic.sweeps.callback import job_began, job_ended, job_output, job_prefix, write_plan
+from attnmosaic.sweeps.display import Stream
+from attnmosaic.sweeps.job import Packed, failed, portable
 from attnmosaic.sweeps.server import CONTEXT
 
 
-class Jobs:
-    """Runs jobs of a sweep, each in a process of its own; leaving the ``with`` block ends those still running.
+def run_jobs(
+    config: DictConfig,
+    context: HydraContext,
+    task: tuple[str, str],
+    limits: dict[str, Any],
+    overrides: Sequence[Sequence[str]],
+    first: int,
+) -> list[JobReturn]:
+    """Runs jobs of a sweep at once, as many as cores, memory and GPUs allow.
 
     Args:
+        config: the sweep's, with Hydra's own section.
+        context: Hydra's.
         task: the function of a job, by module and name.
-        shared: what all jobs get, pickled; see `attnmosaic.sweeps.job.Shared`.
-        threads: CPU threads of a job; None leaves them as they are.
-        gpus: the jobs take turns at these; with none, they see what there is.
-        at_once: how many jobs run at once, for those that estimate how long all will take.
+        limits: ``n_jobs``, ``gb_per_job`` and ``jobs_per_gpu``, see `attnmosaic.sweeps.allocation.plan`.
+        overrides: of each job.
+        first: the number of the first.
     """
+    from joblib import cpu_count
 
-    def __init__(
-        self, task: tuple[str, str], shared: bytes, threads: int | None, gpus: Sequence[str], at_once: int = 1
-    ) -> None:
-        self.task = task
-        self.shared = shared
-        self.threads = threads
-        self.gpus = gpus
-        self.at_once = at_once
+    setup_globals()
+    configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+    takes = devices(config)
+    gpus = [] if takes == 0 else visible_gpus(os.environ)
+    # A search comes in rounds, of which a resumed one may lack some: its threads are those of a complete round.
+    jobs = max(len(overrides), OmegaConf.select(config, "hydra.sweeper.n_jobs") or 1)
+    at_once, threads = plan(
+        jobs,
+        cpu_count(),
+        processes=processes_of({"trainer": OmegaConf.select(config, "trainer") or {}}),
+        threads=asked_threads(OmegaConf.select(config, "compute.threads"), os.environ),
+        free_gb=free_gb(),
+        gpus=len(groups(gpus, takes)),
+        **limits,
+    )
+    each = f", threads of each: {threads}" if threads else ""
+    print(f"{len(overrides)} jobs, {at_once} at once{each}", file=sys.stderr)
+
+    write_plan(context)
+
+    def packed() -> Iterator[tuple[Packed, Sequence[str], Path]]:
+        for number, own in enumerate(overrides, start=first):
+            composed = context.config_loader.load_sweep_config(config, [*own])
+            with open_dict(composed):
+                composed.hydra.job.num = number
+            log_file = Path(composed.hydra.sweep.dir, composed.hydra.sweep.subdir, f"{composed.hydra.job.name}.log")
+            environ = os.environ | environment(number, threads, gpus, devices(composed))
+            yield Packed(number, composed, task, context, environ), own, log_file
+
+    # A thread waits for each running job; Hydra, which is not thread-safe, runs in the job's process.
+    with ThreadPoolExecutor(at_once) as pool, Jobs() as running:
+        return [*pool.map(lambda job: running.run(*job), packed())]
+
+
+class Jobs:
+    """Runs jobs, each in a process of its own; leaving the ``with`` block ends those still running."""
+
+    def __init__(self) -> None:
         self._running: set[BaseProcess] = set()
         self._over = False
         self._lock = threading.Lock()  # multiprocessing's own tables of processes have none
@@ -66,52 +108,45 @@ class Jobs:
         for process in running:  # the locks of their folders end with them
             wait([process.sentinel], timeout=5)
 
-    def run(self, job: int, overrides: Sequence[str], config: bytes, devices: int | None = 1) -> JobReturn:
-        """Runs a job to its end; that it failed, or that its process was killed, is in what this returns.
+    def run(self, job: Packed, overrides: Sequence[str], log_file: Path) -> JobReturn:
+        """Runs a job to its end; a failure, or the death of its process, is part of the result.
 
         Args:
-            job: its number.
-            overrides: what tells it from the other jobs.
-            config: its composed config, pickled.
-            devices: how many GPUs it takes, see `attnmosaic.sweeps.allocation.devices`.
+            job: the job.
+            overrides: its own.
+            log_file: the file that it logs to.
         """
         if self._over:
-            return failed(overrides, RunError(f"job {job} was not begun"))
-        job_began(job)
+            return failed(overrides, RunError(f"job {job.number} was not begun"))
+        job_began(job.number)
         with _printed() as output:
-            done = self._run(job, overrides, config, devices, output)
+            done = self._run(job, overrides, log_file, output)
         if not self._over:
-            job_ended(job, done)
+            job_ended(job.number, done)
         return done
 
-    def _run(
-        self, job: int, overrides: Sequence[str], config: bytes, devices: int | None, output: Connection | None
-    ) -> JobReturn:
-        environ = os.environ | environment(job, self.threads, self.gpus, devices) | {AT_ONCE: str(self.at_once)}
+    def _run(self, job: Packed, overrides: Sequence[str], log_file: Path, output: Connection | None) -> JobReturn:
+        import cloudpickle
+
         receive, send = CONTEXT.Pipe(duplex=False)
-        sent_to = (send, output, job_prefix(job))
-        arguments = (*sent_to, job, [*overrides], config, self.shared, self.task, os.getcwd(), environ, self.threads)
-        process = CONTEXT.Process(target=_serve, args=arguments)
-        log_files: list[str] = []
+        process = CONTEXT.Process(target=_serve, args=(job, [*overrides], job_prefix(job.number), send, output))
         with receive:
             try:
                 self._start(process)
                 send.close()
                 if output is not None:
                     output.close()
-                while not isinstance(sent := cloudpickle.loads(receive.recv_bytes()), JobReturn):
-                    log_files = sent
+                done: JobReturn = cloudpickle.loads(receive.recv_bytes())
                 self._end(process)
-                return sent
-            except (EOFError, OSError):  # nothing more will come
-                message = f"job {job} ({' '.join(overrides)}): its process {self._end(process)}"
-                stopped = -(process.exitcode or 0) in SIGNALS
-        for file in log_files:
-            with contextlib.suppress(OSError), Path(file).open("a", encoding="utf-8") as log:
-                log.write(f"{message}\n")
-            if not (self._over or stopped):  # else it was stopped, and has not failed
-                with contextlib.suppress(OSError):
-                    write_atomically(Path(file).with_name(ERROR), message)
+                return done
+            except (EOFError, OSError):  # the process has ended without a result
+                message = f"job {job.number} ({' '.join(overrides)}): its process {self._end(process)}"
+        if log_file.exists():
+            with contextlib.suppress(OSError):
+                with log_file.open("a", encoding="utf-8") as log:
+                    log.write(f"{message}\n")
+                if not self._over and -(process.exitcode or 0) not in SIGNALS:  # a job that was stopped has not failed
+                    write_atomically(log_file.with_name(ERROR), message)
         return failed(overrides, RunError(message))
 
     def _start(self, process: BaseProcess) -> None:
@@ -122,9 +157,9 @@ class Jobs:
             self._running.add(process)
 
     def _end(self, process: BaseProcess) -> str:
-        """Waits until a process has ended, and says how it did."""
+        """Waits until a process has ended, and returns how it did."""
         if process not in self._running:
-            return "could not be started: see above for what its imports said"
+            return "could not be started: see the errors of its imports above"
         wait([process.sentinel])
         with self._lock:
             process.join()
@@ -140,73 +175,56 @@ class Jobs:
 
 @contextlib.contextmanager
 def _printed() -> Iterator[Connection | None]:
-    """Gives what a job is to print to, or None where it may print to the terminal itself."""
+    """Yields the pipe that a job is to print to; None where it may print to the terminal itself."""
     stream = job_output() if os.name == "posix" else None
     if stream is None:
         yield None
         return
     receive, send = CONTEXT.Pipe(duplex=False)
-    passes_on = threading.Thread(target=_pass_on, args=(receive, stream), daemon=True)
-    passes_on.start()
+    reader = threading.Thread(target=_copy, args=(receive, stream), daemon=True)
+    reader.start()
     try:
         yield send
     finally:
         send.close()
-        passes_on.join(timeout=5)  # a process that the job left behind may hold the other end
+        reader.join(timeout=5)  # a process that the job left behind may hold the other end
 
 
-def _pass_on(receive: Connection, stream: Lines) -> None:
-    decode = codecs.getincrementaldecoder(stream.encoding)("replace").decode
+def _copy(receive: Connection, stream: Stream) -> None:
+    decode = codecs.getincrementaldecoder(encoding_of(stream.rich_proxied_file))("replace").decode
     with receive:
         while printed := os.read(receive.fileno(), 1 << 16):
             stream.write(decode(printed))
-    stream.close_line()
+    stream.end_line()
 
 
-def _serve(
-    send: Connection,
-    output: Connection | None,
-    prefix: str,
-    job: int,
-    overrides: Sequence[str],
-    config: bytes,
-    shared: bytes,
-    task: tuple[str, str],
-    folder: str,
-    environ: dict[str, str],
-    threads: int | None,
-) -> None:
-    """Runs a job, in its own process, and sends where it logs and what came of it."""
-    for signum in {*SIGNALS} - {signal.SIGTERM}:  # Ctrl-C and a closed terminal: the parent ends its jobs
+def _serve(job: Packed, overrides: list[str], prefix: str, send: Connection, output: Connection | None) -> None:
+    """Runs a job, in its own process, and sends the result."""
+    import cloudpickle
+
+    for signum in {*SIGNALS} - {signal.SIGTERM}:  # after Ctrl-C or in a closed terminal the parent ends its jobs
         signal.signal(signum, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _end_at_once)  # Lightning's own handler, alone, would make an exit with code 0 of it
-    use_substitutes()
+    signal.signal(signal.SIGTERM, _end_at_once)  # Lightning's own handler, alone, would make the exit code 0
     logging.raiseExceptions = False  # see attnmosaic.cli.command.run
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if output is not None:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
         output.close()
-    os.chdir(folder)
     os.environ.clear()
-    os.environ.update(environ)
-    if threads is not None and "torch" in sys.modules:
-        # It read OMP_NUM_THREADS when the server imported it, but has no threads yet.
-        sys.modules["torch"].set_num_threads(threads)
+    os.environ.update(job.environ)
+    if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and "torch" in sys.modules:
+        # Torch read the variable when the server imported it, but has no threads yet.
+        sys.modules["torch"].set_num_threads(int(threads))
 
-    def run(config: DictConfig) -> Any:
-        handlers = logging.getLogger().handlers
-        log_files = [handler.baseFilename for handler in handlers if isinstance(handler, logging.FileHandler)]
-        send.send_bytes(cloudpickle.dumps(log_files))
-        for handler in handlers:
+    def task(config: DictConfig) -> Any:
+        for handler in logging.getLogger().handlers:
             if not isinstance(handler, logging.FileHandler):
                 handler.setFormatter(_Prefixed(prefix, handler.formatter or logging.Formatter()))
-        return task_named(*task)(config)
+        return job.call(config)
 
     try:
-        composed: DictConfig = cloudpickle.loads(config)
-        job_id = f"{composed.hydra.job.name}_{job}"
-        done = run_composed(composed, job, job_id, run, cloudpickle.loads(shared))
+        done = job.run(task)
     except Exception as error:
         done = failed(overrides, portable(error))
     send.send_bytes(cloudpickle.dumps(done))
@@ -226,7 +244,7 @@ def _end_with_parent() -> None:
 
 
 class _Prefixed(logging.Formatter):
-    """Tells the lines of jobs that share a terminal apart."""
+    """Begins every line of a message with a prefix, as jobs share a terminal."""
 
     def __init__(self, prefix: str, formatter: logging.Formatter) -> None:
         super().__init__()

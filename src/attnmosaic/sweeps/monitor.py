@@ -1,4 +1,4 @@
-"""The jobs of a sweep, watched from outside while they are at work: by what lies in their folders. Imports no torch."""
+"""Follows the jobs of a sweep: their launcher reports their begins and ends, their folders how far they are."""
 
 import contextlib
 import statistics
@@ -12,12 +12,12 @@ from pathlib import Path
 from attnmosaic.config.schedule import Schedule
 from attnmosaic.core.text import format_duration, format_fraction, without_accuracy
 from attnmosaic.runs.discovery import last_written
+from attnmosaic.runs.eta import EpochTimes, time_left
 from attnmosaic.runs.run import CONFIG, METRICS_CSV, Run
-from attnmosaic.sweeps.eta import Paces, left
 
 WAITING, RUNNING = "waiting", "running"
 BEFORE, DONE, FAILED, STOPPED = "done before", "done", "failed", "stopped"
-PASSED, LEFT, PRUNED = "passed over", "left at work", "pruned"
+SKIPPED, LEFT, PRUNED = "skipped", "left at work", "pruned"
 
 
 @dataclass
@@ -26,21 +26,20 @@ class Job:
 
     Attributes:
         name: its experiment.
-        label: what tells it from the others: the experiment, the seed, and whatever else is varied.
+        label: its name in the display: the experiment, the seed, and whatever else is varied.
         folder: its run's folder.
         schedule: its epochs.
-        metric: what its result is told by.
-        headline: what its progress is told by.
+        metric: the metric that its result is reported with.
+        headline: the metrics that its progress is reported with.
         network: whether it trains one network and no pair.
         state: `WAITING`, `RUNNING`, `BEFORE` (had finished when the sweep began), `DONE`, `FAILED`, `STOPPED`,
-            `PASSED` (over to another process, which was running it), `LEFT` (goes on without this process) or
-            `PRUNED` (ended early by a search).
+            `SKIPPED` (another process was running it), `LEFT` (continues without this process) or `PRUNED` (ended
+            early by a search).
         epochs: how many it has done.
-        evaluated: its headline on the test split when it was last evaluated.
-        paces: how long its epochs take.
-        heard: whether this process was told that it began; then it will also be told how it ended.
-        began: when it was first known to be at work.
-        took: seconds from there to its end.
+        evaluated: its headline metrics on the test split when it was last evaluated.
+        preparing: whether its present start has not written ``metrics.csv`` yet.
+        times: how long its epochs take.
+        began, took: when it began, and seconds from there to its end.
     """
 
     name: str
@@ -53,71 +52,63 @@ class Job:
     state: str = WAITING
     epochs: int = 0
     evaluated: dict[str, float] = field(default_factory=dict)
-    paces: Paces = field(default_factory=Paces)
-    heard: bool = False
+    preparing: bool = True
+    times: EpochTimes = field(default_factory=EpochTimes)
     began: float | None = None
     took: float | None = None
-    _written: float | None = None
-    _since: tuple[float, int] | None = None
+    _written: float = 0
 
     @property
     def over(self) -> bool:
         return self.state not in (WAITING, RUNNING)
 
     @property
-    def behind(self) -> int:
-        """Epochs that nobody waits for any more: all of them once it is over."""
+    def completed(self) -> int:
+        """Epochs that count as completed: all of them once the job is over."""
         return self.schedule.epochs if self.over else min(self.epochs, self.schedule.epochs)
 
     @property
     def doing(self) -> str:
-        """Which networks learn in the epoch it is in, or what it does before the first one and after the last."""
-        if self._since is None:
+        """The networks that learn in its present epoch, or its work before the first and after the last epoch."""
+        if self.preparing:
             return "preparing"
         if self.epochs >= self.schedule.epochs:
             return "measuring"
         return "network" if self.network else "+".join(self.schedule.stage(self.epochs).learners)
 
     def read(self) -> None:
-        """Reads how far it is."""
-        run = Run(self.folder)
-        try:
-            written = (run.folder / METRICS_CSV).stat().st_mtime
-        except OSError:  # it has not come so far
-            return
+        """Reads its progress from its folder."""
+        started, written = last_written(self.folder / CONFIG), last_written(self.folder / METRICS_CSV)
+        self.preparing = written <= started
         if written == self._written:
             return
-        if self._since is not None and last_written(run.folder / CONFIG) > self._since[0]:
-            self._since = None  # it was started again: what lay between was no epoch
+        run = Run(self.folder)
+        if self._written > started and run.epochs_done > self.epochs:  # else the time between two starts would count
+            self.times.add(self.schedule, self.epochs, run.epochs_done, written - self._written)
         self._written, self.epochs = written, run.epochs_done
         row = run.latest(f"test/{self.headline[0]}")
-        with contextlib.suppress(KeyError, ValueError):  # not a table of ours
+        with contextlib.suppress(KeyError, ValueError):  # not yet evaluated, or not our table
             self.evaluated = {name: float(row[f"test/{name}"]) for name in self.headline}
-        if self.began is None:  # an earlier run wrote it
-            return
-        if self._since is not None and self.epochs > self._since[1]:
-            self.paces.saw(self.schedule, self._since[1], self.epochs, written - self._since[0])
-        self._since = written, self.epochs
 
 
 class Watch:
-    """What becomes of a sweep's jobs. Its methods may be called from any thread.
+    """Keeps the states of a sweep's jobs. Its methods may be called from any thread.
 
     Args:
         jobs: in the order of their numbers.
-        tell: is given each job that has ended, and what to say of it beside its state; in the order in which they end.
-        clock: gives the time.
+        report: is given each job that has ended and what to report beside its state, in the order of their ends.
+        clock: returns the time.
 
     Attributes:
-        begun: whether any job has begun since, be it one that had finished before.
+        begun: whether any job was begun, one that had finished before included.
     """
 
     def __init__(
-        self, jobs: Sequence[Job], tell: Callable[[Job, str], None], clock: Callable[[], float] = time.time
+        self, jobs: Sequence[Job], report: Callable[[Job, str], None], clock: Callable[[], float] = time.time
     ) -> None:
         self.jobs = jobs
         self.begun = False
-        self._tell = tell
+        self._report = report
         self._clock = clock
         self._lock = threading.RLock()
         self._start = clock()
@@ -127,42 +118,28 @@ class Watch:
             if not job.over and Run(job.folder).state == "finished":
                 self._end(job, BEFORE, _result(job))
 
-    def look(self) -> None:
-        """Looks at the folders of all jobs that have not ended."""
+    def poll(self) -> None:
+        """Reads the folders of the jobs at work."""
         with self._lock:
             for job in self.jobs:
-                if not job.over and not job.heard:
-                    self._look_unheard(job)
                 if job.state == RUNNING:
                     job.read()
-            self._at_once = max(self._at_once, self.counts[RUNNING])
-
-    def _look_unheard(self, job: Job) -> None:
-        """Tells from the folder alone what becomes of a job: a launcher may run it anywhere."""
-        run = Run(job.folder)
-        if run.state == "running":
-            self._begin(job)
-        elif run.state == "finished":
-            self._end(job, DONE, _result(job))
-        elif job.state == RUNNING and run.state == "pruned":
-            self._end(job, PRUNED, _epochs(job))
-        elif job.state == RUNNING and run.state == "failed":  # and not what an earlier run failed with
-            self._end(job, FAILED, " ".join((run.error or "").strip().splitlines()[-1:]))
 
     def began(self, number: int) -> None:
-        """Notes that a job begins."""
+        """Records that a job has begun."""
         with self._lock:
+            self.begun = True
             job = self.jobs[number]
-            job.heard = self.begun = True
-            if job.state not in (BEFORE, DONE):  # that it failed was another process's try
-                self._begin(job)
+            if job.state not in (BEFORE, DONE, RUNNING):  # a search begins its failed trials again
+                job.state, job.began = RUNNING, self._clock()
+                self._at_once = max(self._at_once, self.counts[RUNNING])
 
     def ended(self, number: int, reason: str | None) -> None:
-        """Notes that a job has ended.
+        """Records that a job has ended.
 
         Args:
             number: its number.
-            reason: what it failed with; None if it did not.
+            reason: why it failed; None if it did not.
         """
         with self._lock:
             job = self.jobs[number]
@@ -173,39 +150,24 @@ class Watch:
                 pruned = Run(job.folder).state == "pruned"
                 self._end(job, *((PRUNED, _epochs(job)) if pruned else (DONE, _result(job))))
 
-    def passed_over(self, number: int) -> None:
-        """Notes that a job was left to another process."""
+    def skipped(self, number: int) -> None:
+        """Records that a job was left to another process."""
         with self._lock:
-            job = self.jobs[number]
-            if not job.over:
-                self._end(job, PASSED, "another process is running it")
+            if not self.jobs[number].over:
+                self._end(self.jobs[number], SKIPPED, "another process is running it")
 
-    def close(self) -> None:
-        """Looks a last time; jobs that had begun and not ended are stopped ones."""
+    def close(self, state: str = STOPPED) -> None:
+        """Gives the jobs at work a last state: `STOPPED`, or `LEFT` where they continue without this process."""
         with self._lock:
-            self.look()
-            self._let_go(STOPPED)
-
-    def leave(self) -> None:
-        """Notes that the jobs that are at work go on without this process."""
-        with self._lock:
-            self.look()
-            self._let_go(LEFT)
-
-    def _let_go(self, state: str) -> None:
-        for job in self.jobs:
-            if job.state == RUNNING:
-                self._end(job, state, _epochs(job))
-
-    def _begin(self, job: Job) -> None:
-        self.begun = True
-        if job.state != RUNNING:
-            job.state, job.began = RUNNING, self._clock()
+            self.poll()
+            for job in self.jobs:
+                if job.state == RUNNING:
+                    self._end(job, state, _epochs(job))
 
     def _end(self, job: Job, state: str, text: str) -> None:
         job.state = state
         job.took = None if job.began is None else self._clock() - job.began
-        self._tell(job, text)
+        self._report(job, text)
 
     @property
     def counts(self) -> Counter[str]:
@@ -219,29 +181,24 @@ class Watch:
 
     @property
     def left(self) -> float | None:
-        """Seconds that the sweep will still take, or None while that cannot be told.
+        """Seconds that the sweep still takes; None while the epochs of some stage have not been observed.
 
-        A job's pace is its own as soon as it is known, then that of the same experiment's others, then that of all.
+        A job's own epochs count first, then those of the same experiment, then those of all jobs.
         """
         with self._lock:
-            everyone, alike = Paces(), {job.name: Paces() for job in self.jobs}
+            everyone, alike = EpochTimes(), {job.name: EpochTimes() for job in self.jobs}
             for job in self.jobs:
-                everyone.add(job.paces)
-                alike[job.name].add(job.paces)
+                everyone.add_all(job.times)
+                alike[job.name].add_all(job.times)
+            took = [max(0.0, job.took - job.times.total) for job in self.jobs if job.took]
+            overhead = statistics.fmean(took or [0.0])  # beside the epochs, of jobs that have ended
             seconds = []
-            for job in self.jobs:
-                if job.over:
-                    continue
-                more = left(job.schedule, job.epochs, (job.paces, alike[job.name], everyone))
-                if more is None:
+            for job in (job for job in self.jobs if not job.over):
+                more, unknown = time_left(job.schedule, job.epochs, job.times, alike[job.name], everyone)
+                if unknown:
                     return None
-                seconds.append(more + (self._beside if job.state == WAITING else 0))
+                seconds.append(more + overhead * (job.state == WAITING))
             return max([*seconds, sum(seconds) / self._at_once], default=0.0)
-
-    @property
-    def _beside(self) -> float:
-        """Seconds a job takes beside its epochs: those of the jobs that have ended, on average."""
-        return statistics.fmean([max(0.0, job.took - job.paces.total) for job in self.jobs if job.took] or [0.0])
 
 
 def _epochs(job: Job) -> str:
@@ -249,10 +206,10 @@ def _epochs(job: Job) -> str:
 
 
 def _result(job: Job) -> str:
-    """Returns what to tell of a finished job: its metric on the three splits and, if it trained now, for how long."""
+    """Returns the report of a finished job: its metric on each split and, if it trained now, its duration."""
     result = Run(job.folder).result or {}
     found = {split: result.get("metrics", {}).get(f"{split}/{job.metric}") for split in ("train", "test", "held_out")}
-    told = [f"{split} {format_fraction(value)}" for split, value in found.items() if isinstance(value, (int, float))]
+    values = [f"{split} {format_fraction(value)}" for split, value in found.items() if value is not None]
     seconds = result.get("seconds")
-    took = [f", {format_duration(seconds)}"] if seconds is not None and job.began is not None else []
-    return " ".join([without_accuracy(job.metric), *told]) + "".join(took) if told else ""
+    duration = f", {format_duration(seconds)}" if seconds is not None and job.began is not None else ""
+    return " ".join([without_accuracy(job.metric), *values]) + duration if values else ""

@@ -1,7 +1,7 @@
 """The process that imports once what every job of a sweep needs.
 
 Each job is a fork of this server: it starts within milliseconds instead of the seconds that imports take, it finds
-nothing that another job left, and its memory goes when it ends.
+nothing that another job left, and its memory is freed when it ends.
 """
 
 import atexit
@@ -21,30 +21,18 @@ FORKS = sys.platform == "linux"
 CONTEXT: Any = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 
 PRELOAD = (
-    "attnmosaic.callbacks.checkpoints",
-    "attnmosaic.callbacks.figures",
-    "attnmosaic.callbacks.progress",
-    "attnmosaic.callbacks.csv_tables",
-    "attnmosaic.data.gaussian",
-    "attnmosaic.data.images",
-    "attnmosaic.plotting.run",
-    "attnmosaic.nn.networks",
-    "attnmosaic.sweeps.local",
-    "attnmosaic.training.factory",
-    "attnmosaic.training.runtime",
-    "attnmosaic.training.results",
-    "attnmosaic.training.resume",
-    "attnmosaic.training.trainer",
-    "matplotlib.backends.backend_agg",
-    "matplotlib.backends.backend_pdf",
-    "matplotlib.figure",
+    "attnmosaic.callbacks.checkpoints", "attnmosaic.callbacks.csv_tables", "attnmosaic.callbacks.figures",
+    "attnmosaic.callbacks.progress", "attnmosaic.data.gaussian", "attnmosaic.data.images", "attnmosaic.nn.networks",
+    "attnmosaic.plotting.run", "attnmosaic.sweeps.local", "attnmosaic.training.factory", "attnmosaic.training.results",
+    "attnmosaic.training.resume", "attnmosaic.training.runtime", "attnmosaic.training.trainer",
+    "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf", "matplotlib.figure",
     "torch.utils.tensorboard",
-)
-"""What most jobs import. None of it starts a thread, runs an operation of torch or touches a GPU: forks could not."""
+)  # fmt: skip
+"""What most jobs import. No module here starts a thread, runs an operation of torch or uses a GPU: forks could not."""
 
 
 def start_server() -> None:
-    """Starts the server; comes back at once, while it imports."""
+    """Starts the server, which goes on importing after this has returned."""
     if not FORKS:
         return
     from multiprocessing import forkserver
@@ -61,10 +49,8 @@ def start_server() -> None:
 
 
 def stop_server() -> None:
-    """Ends the server at once; left alone, it finishes its imports first."""
-    if not FORKS:
-        return
-    if (pid := forkserver_pid()) is not None:
+    """Kills the server, which else would finish its imports first."""
+    if FORKS and (pid := forkserver_pid()) is not None:
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(pid, signal.SIGKILL)
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # multiprocessing looks for itself
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # multiprocessing itself removes the ended process

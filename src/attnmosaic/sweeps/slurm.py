@@ -1,38 +1,46 @@
-"""The jobs of a sweep as an array job of Slurm: submitted, watched until the last has ended, found again later."""
+"""Runs the jobs of a sweep as an array job of Slurm: submits them, waits for them, finds them again later."""
 
 import contextlib
-import hashlib
 import io
 import json
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import submitit
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.types import HydraContext
 from omegaconf import OmegaConf, open_dict
-from submitit.core.utils import FailedJobError
+from omegaconf.errors import OmegaConfBaseException
 
-from attnmosaic.core.errors import RunError, UserError, nearest
+from attnmosaic.config.resolution import resolve, scaled
+from attnmosaic.config.schema import processes_of
+from attnmosaic.core.errors import RunError, UserError, one_line
 from attnmosaic.core.files import write_atomically
 from attnmosaic.core.quoting import to_type
-from attnmosaic.runs.run import AT_ONCE, ERROR, Run
+from attnmosaic.runs.run import ERROR, Run, earlier_result
 from attnmosaic.sweeps.allocation import devices
-from attnmosaic.sweeps.callback import SweepPlan, job_began, jobs_left
+from attnmosaic.sweeps.callback import job_began, job_ended, jobs_left, write_plan
 from attnmosaic.sweeps.job import failed
+from attnmosaic.sweeps.plan import alone
 from attnmosaic.sweeps.slurm_node import OnNode
-from attnmosaic.sweeps.slurm_queue import OVER, queue, wait_for
 
 FOLDER = "slurm"
-"""Where in a sweep's folder its jobs' logs lie, and what Slurm starts them with."""
+"""The folder, in a sweep's, of the jobs' logs and of what Slurm starts them from."""
 
 SUBMITTED = "submitted.json"
 
-_NUMBERS = {"timeout_min": 1, "cpus_per_task": 1, "array_parallelism": 1, "signal_delay_s": 1, "max_num_timeout": 0}
-_NUMBERS |= {"gpus_per_node": 0}
-_REQUIRED = ("timeout_min", "array_parallelism", "signal_delay_s", "max_num_timeout")
+LOOK_S, LOOKS = 10.0, 4
+"""Seconds between two polls of the queue, and in how many a job must have ended before it counts as lost: on a network
+file system its result may appear late."""
+
+OVER = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
+OVER |= {"REVOKED", "TIMEOUT"}
+"""States of jobs that have ended and will not start again."""
 
 
 def parameters(asked: Mapping[str, Any], config: Any) -> dict[str, Any]:
@@ -43,47 +51,53 @@ def parameters(asked: Mapping[str, Any], config: Any) -> dict[str, Any]:
         config: the sweep's.
 
     Raises:
-        UserError: a key is unknown, or a value will not do.
+        UserError: a number is missing.
     """
-    given = {
-        key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in asked.items()
-    }
+    given: Any = OmegaConf.to_container(OmegaConf.create({**asked}))
     if given.get("gpus_per_node") == "auto":
-        takes = devices(OmegaConf.select(config, "trainer") or {})
+        takes = devices(config)
         if takes is None:
             raise UserError(
                 "hydra.launcher.gpus_per_node: got auto, but trainer.devices names no number; type trainer.devices=1"
             )
         given["gpus_per_node"] = takes or None
-    for key, least in _NUMBERS.items():
-        value = given.get(key)
-        if value is None and key not in _REQUIRED:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise UserError(f"hydra.launcher.{key}: got {value}, needs a whole number of at least {least}")
-    gb = given.get("mem_gb")
-    if gb is not None and (isinstance(gb, bool) or not isinstance(gb, (int, float)) or not gb > 0):
-        raise UserError(f"hydra.launcher.mem_gb: got {gb}, needs a number above 0")
+    for key in ("timeout_min", "array_parallelism", "signal_delay_s", "max_num_timeout"):
+        if not isinstance(given.get(key), int) or given[key] < 0:
+            raise UserError(f"hydra.launcher.{key}: got {given.get(key)}, needs a whole number")
     # Otherwise a step of one task may be held to one of its cores.
     if (cores := given.get("cpus_per_task")) is not None:
         given["srun_args"] = [f"--cpus-per-task={cores}", *(given.get("srun_args") or [])]
-    given = {key: value for key, value in given.items() if value is not None}
-    _check_names(given)
-    return given
+    return {key: value for key, value in given.items() if value is not None}
 
 
-def _check_names(given: Mapping[str, Any]) -> None:
-    """Checks that submitit knows every parameter."""
-    named = {f"slurm_{key}": value for key, value in given.items() if key != "max_num_timeout"}
-    try:
-        submitit.AutoExecutor(FOLDER, cluster="local").update_parameters(**named)  # knows Slurm's names on any machine
-    except NameError as error:
-        unknown, _, valid = str(error).splitlines()[0].partition(" Valid arguments: ")
-        name = unknown.split("'")[1]
-        known = sorted({"max_num_timeout", *_NUMBERS, *valid.split(", ")})
-        close = nearest(name, known, n=1)
-        hint = f"; did you mean hydra.launcher.{close[0]}?" if close else ""
-        raise UserError(f"hydra.launcher: got '{name}', allowed: {', '.join(known)}{hint}") from error
+@dataclass(frozen=True)
+class _Row:
+    """A job of the sweep: its number, its own overrides and its composed config, with Hydra's own section."""
+
+    number: int
+    overrides: list[str]
+    config: Any
+
+    @property
+    def name(self) -> str:
+        return str(self.config.hydra.sweep.subdir)
+
+    @property
+    def run(self) -> Run:
+        return Run(Path(self.config.hydra.sweep.dir, self.name))
+
+    def finished(self) -> JobReturn | None:
+        """Returns what comes of it if its run has finished with these settings."""
+        folder = self.run.folder
+        try:
+            result = earlier_result(folder, resolve(alone(scaled(self.config), str(folder))))
+        except (UserError, OmegaConfBaseException):  # the job itself reports it
+            return None
+        if result is None:
+            return None
+        done = JobReturn(overrides=self.overrides, cfg=self.config, status=JobStatus.COMPLETED)
+        done.return_value = result["metrics"].get(self.config.optimized_metric)
+        return done
 
 
 class SlurmJobs:
@@ -102,15 +116,16 @@ class SlurmJobs:
         self.hydra_context = hydra_context
         self.config = config
         self.sweep = Path(config.hydra.sweep.dir)
+        self.folder = self.sweep / FOLDER
 
     def run(self, overrides: Sequence[list[str]], first: int) -> list[JobReturn]:
-        """Runs jobs to their ends; that some failed is in what this returns.
+        """Runs jobs to their ends; the failure of some is part of the result.
 
-        Of the jobs that an earlier call for this folder submitted, those that have finished are not submitted again,
-        and those that have not ended are waited for. If this process ends before, its jobs go on.
+        Only rows without a result are submitted; those that an earlier call has submitted and Slurm still has are
+        waited for. The jobs do not end with this process.
 
         Args:
-            overrides: what tells each job from the others.
+            overrides: of each job.
             first: the number of the first.
 
         Raises:
@@ -118,110 +133,154 @@ class SlurmJobs:
         """
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        for callback in self.hydra_context.callbacks.callbacks:
-            if isinstance(callback, SweepPlan):
-                callback.write()  # the first job may begin tomorrow
-        numbered = dict(enumerate(overrides, start=first))
-        configs = {number: self._compose(number, own) for number, own in numbered.items()}
-        done = self._finished(configs, numbered)
-        earlier = self._earlier({number: config for number, config in configs.items() if number not in done})
-        new = {number: config for number, config in configs.items() if number not in done and number not in earlier}
-        jobs = {**earlier, **(self._submit(new, numbered) if new else {})}
-        if not jobs:
-            return [done[number] for number in numbered]
-        self._note(jobs, configs)
-        arrays = " ".join(dict.fromkeys(job.job_id.partition("_")[0] for job in jobs.values()))
-        found = f", {len(earlier)} of them submitted before" if earlier else ""
-        print(f"Slurm has {len(jobs)} jobs{found}: {arrays}; logs: {self.sweep / FOLDER}", file=sys.stderr)
-        try:
-            done |= wait_for(jobs, lambda number, state: self._lost(number, state, jobs, configs, numbered))
-        except BaseException:  # Ctrl-C, say
-            jobs_left()
-            again = f"the same command with {to_type('hydra.sweep.dir', str(self.sweep))} waits for them"
-            print(f"jobs go on; {again}, scancel {arrays} ends them", file=sys.stderr)
-            raise
-        return [done[number] for number in numbered]
+        write_plan(self.hydra_context)
+        rows = {number: self._row(number, own) for number, own in enumerate(overrides, start=first)}
+        done = {number: result for number, row in rows.items() if (result := row.finished()) is not None}
+        for number in done:
+            job_began(number)
+        left = [row for number, row in rows.items() if number not in done]
+        if left:
+            done |= self._wait(left)
+        return [done[number] for number in rows]
 
-    def _compose(self, number: int, overrides: list[str]) -> Any:
+    def _row(self, number: int, overrides: list[str]) -> _Row:
         config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
         with open_dict(config):
             config.hydra.job.num = number
-        return config
+        return _Row(number, overrides, config)
 
-    def _finished(self, configs: Mapping[int, Any], overrides: Mapping[int, list[str]]) -> dict[int, JobReturn]:
-        """Returns what comes of those jobs that were submitted before, with the same settings, and have finished."""
-        noted, done = self._noted(), {}
-        for number, config in configs.items():
-            result = Run(self.sweep / _row(config)).result
-            if result is not None and noted.get(_row(config), {}).get("settings") == _settings(config):
-                job_began(number)
-                done[number] = JobReturn(overrides=overrides[number], cfg=config, status=JobStatus.COMPLETED)
-                done[number].return_value = result["metrics"].get(config.optimized_metric)
-        return done
+    def _wait(self, rows: Sequence[_Row]) -> dict[int, JobReturn]:
+        """Returns what comes of rows without a result, after submitting those that Slurm does not have."""
+        jobs = self._submitted_before(rows)
+        before = f", {len(jobs)} of them submitted before" if jobs else ""
+        jobs |= self._submit([row for row in rows if row.number not in jobs])
+        now = {row.name: jobs[row.number].job_id for row in rows}
+        write_atomically(self.folder / SUBMITTED, json.dumps(self._noted() | now, indent=1))
+        arrays = " ".join(dict.fromkeys(job.job_id.partition("_")[0] for job in jobs.values()))
+        print(f"Slurm has {len(jobs)} jobs{before}: {arrays}; logs: {self.folder}", file=sys.stderr)
+        by_number = {row.number: row for row in rows}
+        try:
+            return wait_for(jobs, lambda number, state: self._lost(by_number[number], jobs[number], state))
+        except BaseException:  # Ctrl-C, say
+            jobs_left()
+            again = f"the same command with {to_type('hydra.sweep.dir', str(self.sweep))} waits for them"
+            print(f"the jobs continue; {again}, scancel {arrays} ends them", file=sys.stderr)
+            raise
 
-    def _earlier(self, configs: Mapping[int, Any]) -> dict[int, submitit.Job[JobReturn]]:
-        """Returns those jobs that were submitted before, with the same settings, and have not ended."""
+    def _noted(self) -> dict[str, str]:
+        """Returns the id of the job last submitted for each row."""
+        file = self.folder / SUBMITTED
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+    def _submitted_before(self, rows: Sequence[_Row]) -> dict[int, Any]:
+        """Returns submitit's jobs of those rows that Slurm still has."""
+        import submitit
+
         noted = self._noted()
-        ids = {number: noted.get(_row(config), {}) for number, config in configs.items()}
-        same = {number: row["job"] for number, row in ids.items() if row.get("settings") == _settings(configs[number])}
-        states = queue(same.values()) if same else {}
+        ids = {row.number: noted[row.name] for row in rows if row.name in noted}
+        states = queue(ids.values()) if ids else {}
         if states is None:
             raise UserError("hydra/launcher=submitit_slurm: Slurm does not answer (squeue), try again later")
-        alive = {number: job for number, job in same.items() if states.get(job, "COMPLETED") not in OVER}
-        return {number: submitit.SlurmJob(self.sweep / FOLDER, job) for number, job in alive.items()}
+        alive = {number: job for number, job in ids.items() if states.get(job, "COMPLETED") not in OVER}
+        return {number: submitit.SlurmJob(self.folder, job) for number, job in alive.items()}
 
-    def _submit(self, configs: Mapping[int, Any], overrides: Mapping[int, list[str]]) -> dict[int, Any]:
+    def _submit(self, rows: Sequence[_Row]) -> dict[int, Any]:
+        """Submits rows as one array job; returns submitit's jobs by number."""
+        if not rows:
+            return {}
+        import submitit
+        from submitit.core.utils import FailedJobError
+
         asked = dict(self.asked)
         limit = asked.pop("max_num_timeout")
-        executor = submitit.AutoExecutor(self.sweep / FOLDER, cluster="slurm", slurm_max_num_timeout=limit)
-        executor.update_parameters(**{f"slurm_{key}": value for key, value in asked.items()})
-        environ = {AT_ONCE: str(min(len(configs), asked["array_parallelism"]))}
+        executor = submitit.AutoExecutor(self.folder, cluster="slurm", slurm_max_num_timeout=limit)
         try:
+            executor.update_parameters(**{f"slurm_{key}": value for key, value in asked.items()})
             with contextlib.redirect_stderr(io.StringIO()), executor.batch():  # it prints what it raises, too
-                return {
-                    number: executor.submit(OnNode(number, config, self.task, self.hydra_context, environ))
-                    for number, config in configs.items()
-                }
+                return {row.number: executor.submit(self._packed(row)) for row in rows}
+        except NameError as error:
+            raise UserError(f"hydra.launcher: {str(error).splitlines()[0].replace('slurm_', '')}") from error
         except (FailedJobError, OSError) as error:
-            told = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-            why = "; ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in told)
-            nobody = "configuration source" in why or "Unable to contact" in why
-            advice = "is there a cluster? type hydra/launcher=joblib" if nobody else "type other hydra.launcher.KEY=..."
-            raise UserError(f"hydra.launcher: Slurm does not take the jobs ({why}); {advice}") from error
+            why = one_line(str(error) or type(error).__name__)
+            raise UserError(
+                f"hydra.launcher: Slurm does not take the jobs ({why}); type other hydra.launcher.KEY=..., "
+                "or hydra/launcher=joblib where there is no cluster"
+            ) from error
 
-    def _noted(self) -> dict[str, Any]:
-        try:
-            noted = json.loads((self.sweep / FOLDER / SUBMITTED).read_text(encoding="utf-8"))
-            return {row: dict(job) for row, job in noted.items()}
-        except (OSError, ValueError, TypeError, AttributeError):
-            return {}
+    def _packed(self, row: _Row) -> OnNode:
+        cores = self.asked.get("cpus_per_task")
+        threads = cores and max(1, cores // processes_of({"trainer": OmegaConf.select(row.config, "trainer") or {}}))
+        environ = {"OMP_NUM_THREADS": str(threads)} if threads else {}
+        return OnNode(row.number, row.config, self.task, self.hydra_context, environ)
 
-    def _note(self, jobs: Mapping[int, Any], configs: Mapping[int, Any]) -> None:
-        """Writes down which job is which row's."""
-        now = {_row(configs[n]): {"job": job.job_id, "settings": _settings(configs[n])} for n, job in jobs.items()}
-        write_atomically(self.sweep / FOLDER / SUBMITTED, json.dumps({**self._noted(), **now}, indent=1))
-
-    def _lost(
-        self, number: int, state: str, jobs: Mapping[int, Any], configs: Mapping[int, Any], overrides: Mapping[int, Any]
-    ) -> JobReturn:
-        """Returns what to say of a job that has ended and left no result; its run's folder has it, too."""
-        job = jobs[number]
-        log = self.sweep / FOLDER / job.paths.stderr.name
+    def _lost(self, row: _Row, job: Any, state: str) -> JobReturn:
+        """Returns what comes of a job that has ended without a result, and writes it into its run's folder."""
         hint = ": more hydra.launcher.mem_gb?" if state == "OUT_OF_MEMORY" else ""
-        given = " ".join(overrides[number])
-        message = f"job {number} ({given}): Slurm's job {job.job_id} ended ({state}{hint}), see {log}"
-        run = Run(self.sweep / _row(configs[number]))
+        log = self.folder / job.paths.stderr.name
+        given = " ".join(row.overrides)
+        message = f"job {row.number} ({given}): Slurm's job {job.job_id} ended ({state}{hint}), see {log}"
+        run = row.run
         if state != "CANCELLED" and run.state not in ("finished", "running"):
             run.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(run.folder / ERROR, f"{message}\n")
-        return failed(overrides[number], RunError(message))
+        return failed(row.overrides, RunError(message))
 
 
-def _row(config: Any) -> str:
-    return str(config.hydra.sweep.subdir)
+def wait_for(jobs: Mapping[int, Any], lost: Callable[[int, str], JobReturn]) -> dict[int, JobReturn]:
+    """Waits until every job has left a result, or has ended without, and returns what came of each.
+
+    Args:
+        jobs: submitit's, by number.
+        lost: returns what came of a job without a result, from its number and its last state or error.
+    """
+    done: dict[int, JobReturn] = {}
+    began: set[int] = set()
+    ended: Counter[int] = Counter()
+    polled = float("-inf")
+    while len(done) < len(jobs):
+        waiting = {number: job for number, job in jobs.items() if number not in done}
+        states = None
+        if time.monotonic() >= polled + LOOK_S:
+            states = queue(job.job_id for job in waiting.values())
+            polled = time.monotonic()
+        for number, job in waiting.items():
+            state = (states or {}).get(job.job_id, "ended")
+            there = job.paths.result_pickle.exists()
+            if states is not None:
+                ended[number] = ended[number] + 1 if state == "ended" or state in OVER else 0
+            over = there or ended[number] >= LOOKS
+            if number not in began and (over or state == "RUNNING"):
+                began.add(number)
+                job_began(number)
+            if over:
+                result = _read(job) if there else state
+                done[number] = lost(number, result) if isinstance(result, str) else result
+                job_ended(number, done[number])
+        time.sleep(min(1.0, LOOK_S))
+    return done
 
 
-def _settings(config: Any) -> str:
-    """Returns a hash of a job's config, as it was composed."""
-    own = {key: node for key, node in OmegaConf.to_container(config).items() if key != "hydra"}  # type: ignore[union-attr]
-    return hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()[:16]
+def _read(job: Any) -> JobReturn | str:
+    """Returns a job's result, or why it failed before its run began or after that had ended."""
+    import cloudpickle
+
+    outcome, content = cloudpickle.loads(job.paths.result_pickle.read_bytes())
+    if outcome == "success":
+        return content
+    return [line for line in str(content).splitlines() if line and not line[0].isspace()][-1]
+
+
+def queue(jobs: Iterable[str]) -> dict[str, str] | None:
+    """Returns the states of those jobs that Slurm knows, or None if it does not answer.
+
+    It knows ended jobs for some minutes.
+    """
+    arrays = ",".join(dict.fromkeys(job.partition("_")[0] for job in jobs))
+    command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={arrays}", "--format=%i|%T"]
+    try:
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode != 0:
+        return {} if "Invalid job id" in done.stderr else None
+    return dict(line.strip().split("|", 1) for line in done.stdout.splitlines() if "|" in line)

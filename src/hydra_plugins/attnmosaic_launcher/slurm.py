@@ -1,4 +1,4 @@
-"""The launcher behind ``hydra/launcher=submitit_slurm``; light, as Hydra imports it at every start."""
+"""The launcher ``hydra/launcher=submitit_slurm``; light, as Hydra imports every plugin at every start."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec

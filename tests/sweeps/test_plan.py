@@ -1,0 +1,215 @@
+"""A sweep before its jobs: its folder, its jobs, and sweeps that are refused."""
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helpers.settings import ROOT
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+
+from attnmosaic.config.schema import conf_dir, register
+from attnmosaic.core.errors import UserError
+from attnmosaic.sweeps.callback import SweepPlan
+from attnmosaic.tables.published import published_tables
+
+TABLES = sorted(path.stem for path in (ROOT / "conf" / "reproduce").glob("*.yaml"))
+Settled = Callable[..., tuple[str, dict[str, Any]]]
+
+
+def as_id(value: object) -> str:
+    return " ".join(value) if isinstance(value, list) else ""
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Settled:
+    """Returns the folder and the jobs of a sweep that is composed, but not begun."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("attnmosaic.sweeps.callback.begin_sweep", lambda *_: None)
+    register()
+
+    def settle(*overrides: str) -> tuple[str, dict[str, Any]]:
+        plan = SweepPlan()
+        with initialize_config_dir(conf_dir(), version_base="1.3", job_name="train"):
+            loader = GlobalHydra.instance().config_loader()
+            plan._settle(loader.load_configuration("train", [*overrides], run_mode=RunMode.MULTIRUN))
+        assert plan._plan is not None
+        return str(plan._folder.relative_to(tmp_path)), plan._plan["jobs"]
+
+    return settle
+
+
+def composed(*overrides: str) -> Any:
+    register()
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        return compose("train", [*overrides])
+
+
+# ---- published tables
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_table_is_its_sweep(table: str) -> None:
+    """What is swept are the published rows, each an experiment of its own name, three seeds of each."""
+    swept = yaml.safe_load((ROOT / "conf" / "reproduce" / f"{table}.yaml").read_text())["hydra"]["sweeper"]["params"]
+    (published,) = (found for found in published_tables() if found.key == table)
+    assert swept["experiment"].split(",") == list(published.rows)
+    assert swept["seed.all"] == "0,1,2"
+    for row in published.rows if table in ("gradients", "mnist") else []:  # the others are composed below
+        assert composed(f"experiment={row}").name == row
+
+
+@pytest.mark.parametrize(
+    ("row", "epochs", "k", "what", "where"),
+    [
+        (1, 180, 5, 0.01, 0.01), (2, 200, 10, 0.01, 0.01), (3, 280, 20, 0.01, 0.001), (4, 320, 20, 0.01, 0.01),
+        (5, 360, 30, 0.01, 0.01), (6, 500, 50, 0.01, 0.01), (7, 600, 50, 0.001, 0.01), (8, 800, 100, 0.001, 0.01),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(("table", "order"), [("table1", "what_then_where"), ("table2", "where_then_what")])
+def test_rows_of_document_002(table: str, order: str, row: int, epochs: int, k: int, what: float, where: float) -> None:
+    config = composed(f"experiment={table}/row{row}")
+    assert config.name == f"{table}/row{row}"
+    assert (config.schedule.epochs, config.schedule.k, config.schedule.order) == (epochs, k, order)
+    assert (config.lr.what, config.lr.where, config.data.batch_size) == (what, where, 250)
+    assert (config.data.train_mosaics, config.data.test_mosaics) == (30_000, 10_000)
+    assert config.data.foreground == ["horse", "ship", "truck"]
+
+
+@pytest.mark.parametrize("i", range(1, 10))
+def test_rows_of_document_001(i: int) -> None:
+    config = composed(f"experiment=averages/dataset{i}")
+    assert config.name == f"averages/dataset{i}"
+    assert config.data.weights.foreground == f"{i}/9"
+    assert (config.schedule.order, config.schedule.epochs, config.data.batch_size) == ("what_only", 100, 256)
+    assert (config.lr.what, config.optimizer.what.momentum, config.data.train_mosaics) == (0.01, 0.9, 10_000)
+    views = config.data.views
+    assert [views[f"dataset_{j}"].weights.foreground for j in range(1, 11)] == [f"{min(j, 9)}/9" for j in range(1, 11)]
+    assert [views[f"dataset_{j}"].split for j in (1, 9, 10)] == ["train", "train", "test"]
+    assert config.data.foreground == ["airplane", "automobile", "bird"]
+
+
+@pytest.mark.parametrize("target", ["table1", "averages", "gradients", "mnist"])
+def test_make_prints_the_command(target: str) -> None:
+    def made(*arguments: str) -> list[str]:
+        make = ["make", "--dry-run", f"reproduce-{target}", *arguments]
+        done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True)
+        lines = done.stdout.replace("\\\n", " ").splitlines()  # a make inside a make says more
+        (line,) = (line for line in lines if "-m attnmosaic." in line)
+        trained, gathered = " ".join(line.split()).split("; status=$?; ")
+        assert gathered.endswith("; }; exit $status")  # also if a job failed
+        return [trained, gathered.removesuffix("; }; exit $status")]
+
+    sweep, gathered = made()
+    assert sweep.endswith(f"python -m attnmosaic.train -m reproduce={target}")
+    collect, report = gathered.split("; ")[-2:]
+    assert collect.endswith(f"python -m attnmosaic.collect outputs/{target} --plots >/dev/null")
+    assert report.endswith(f"python -m attnmosaic.report outputs/{target}")
+    prefix = {"table1": "row", "averages": "dataset"}.get(target, "")
+    images = " data=image_folder data.root=cifar" if prefix else ""
+    sweep, gathered = made("ROWS=1,3", "SEEDS=0,1", "SCALE=smoke", "CIFAR=cifar", "ARGS=hydra/launcher=joblib")
+    rows = f"experiment={target}/{prefix}1,{target}/{prefix}3"
+    assert sweep.endswith(f" -m reproduce={target} {rows} seed.all=0,1 scale=smoke{images} hydra/launcher=joblib")
+    assert gathered.count(f" outputs/smoke/{target}") == 3
+
+
+def test_make_lists_every_target() -> None:
+    shown = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    documented = set(re.findall(r"^([\w-]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.M))
+    assert set(re.findall(r"^  make ([\w-]+)  ", shown, flags=re.M)) == documented
+    assert {f"reproduce-{table}" for table in TABLES} < documented
+    make = ["make", "--dry-run", "reproduce", "SEEDS=0"]
+    done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(re.findall(r"-m reproduce=(\w+)", done.stdout)) == set(TABLES)
+
+
+# ---- folders and jobs
+
+TIME = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "folder"),
+    [
+        (["experiment=gradients/joint,gradients/type2"], f"outputs/sweeps/gradients/{TIME}"),
+        (["experiment=gaussian_type1,gaussian_type2", "seed.all=0,1", "scale=smoke"], f"outputs/smoke/sweeps/{TIME}"),
+        (["scale=smoke,full"], f"outputs/sweeps/gaussian/{TIME}"),
+        (["name=a,b"], f"outputs/sweeps/{TIME}"),
+        (["paths.output=out/a,out/b"], f"out/sweeps/gaussian/{TIME}"),
+        (["lr.what=0.1,0.2", "hydra.sweep.dir='out/lr ${lr.what}/${now:%Y}'"], r"out/\d{4}"),
+        (["seed.all=0,1", "hydra.sweep.dir=out/${hydra.job.num}"], "out"),
+        (["+trainer.foo=1,2", "hydra.sweep.dir=out/${trainer.foo}/x"], "out/x"),
+        (["seed.all=0,1", 'hydra.sweep.dir="o/a=b, [é] {x} \'$y"'], r"o/a=b, \[é\] \{x\} '\$y"),
+    ],
+    ids=as_id,
+)
+def test_a_sweep_has_one_folder(settled: Settled, overrides: list[str], folder: str) -> None:
+    """Whatever is swept."""
+    found, jobs = settled(*overrides)
+    assert re.fullmatch(folder, found)
+    assert len(jobs) >= 2
+
+
+def test_the_same_command_finds_the_folder(settled: Settled) -> None:
+    folder, jobs = settled("experiment=gradients/joint,gradients/type2")
+    assert settled("experiment=gradients/joint,gradients/type2", f"hydra.sweep.dir={folder}") == (folder, jobs)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["paths.output=a,b"], r"hydra\.sweep\.dir: .*'a/sweeps/.*=DIR"),
+        (["lr.what=1,2", "hydra.sweep.dir=${lr.what}"], r"hydra\.sweep\.dir: .*'1\.0', '2\.0'"),
+        (["paths.output=/a,/b"], r"hydra\.sweep\.dir: "),
+        (["run_dir=x,y"], r"run_dir: .*hydra\.sweep\.dir=DIR"),
+        (["reproduce=table1,table2"], r"reproduce: got table1,table2"),
+        (
+            ["reproduce=gradients", "experiment=gradients/joint", "seed.all=0", "lr.what=1,2"],
+            r"hydra\.sweep\.subdir: got 'joint/seed0' for 2 jobs",
+        ),
+        (["experiment=glob(gradeints/*)"], r"experiment: .* did you mean 'experiment=glob\(gradients/\*\)"),
+        (["experiment=glob([gradients/*,tabel1/*])"], r"experiment: got glob\(tabel1/\*\)"),
+        (["experiment=glob(*,exclude=*)"], r"experiment: got glob\(\*,exclude=\*\)"),
+        (["lr.what=glob(*)"], r"lr\.what: glob\(\) takes the name of a group"),
+        (["seed.all=0,1", "lr.what=range(1,0)"], r"lr\.what: got range\(1,0\)"),
+        (["seed.all=shuffle(range(3,3))"], r"seed\.all: got shuffle\(range\(3,3\)\)"),
+        (["reproduce=table1", "experiment=glob(table9/*)"], r"experiment: got glob\(table9/\*\), .*did you mean"),
+        (["reproduce=table1", "hydra.sweeper.params.experiment='range(0,0)'"], r"experiment: got range\(0,0\)"),
+        (["lr.what=interval(0.1,1)"], r"lr\.what: .*hydra/sweeper=optuna"),
+    ],
+    ids=as_id,
+)
+def test_sweeps_that_are_refused(settled: Settled, overrides: list[str], said: str) -> None:
+    """Those whose jobs have no common folder, and those without jobs."""
+    with pytest.raises(UserError, match=said):
+        settled(*overrides)
+
+
+GRADIENTS = ["joint", "type1", "type2", "type3", "type4", "type5", "what_then_where", "where_then_what"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        (["experiment=glob([gradients/j*,gaussian])"], ["gaussian", "gradients/joint"]),
+        (["experiment=glob(gaussian*)"], ["gaussian", *(f"gaussian_type{i}" for i in range(1, 6))]),
+        (
+            ["experiment=glob(gradients/*,exclude=*/type*)"],
+            [f"gradients/{name}" for name in GRADIENTS if "type" not in name],
+        ),
+        (
+            ["reproduce=gradients", "hydra.sweeper.params.experiment='glob(gradients/w*)'", "seed.all=0"],
+            ["gradients/what_then_where", "gradients/where_then_what"],
+        ),
+    ],
+    ids=as_id,
+)
+def test_globs(settled: Settled, overrides: list[str], names: list[str]) -> None:
+    """They find a group's files, and by a folder's name those in its folders."""
+    _, jobs = settled(*overrides)
+    assert sorted(job["name"] for job in jobs.values()) == sorted(names)
