@@ -5,7 +5,7 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +22,6 @@ from omegaconf import DictConfig, OmegaConf
 from attnmosaic.config.schedule import Schedule
 from attnmosaic.core.errors import RunError, UserError
 from attnmosaic.sweeps.monitor import FAILED, Job, Watch
-from attnmosaic.training.slurm import slurm_environment
 from attnmosaic.training.trainer import build_trainer
 
 Plugins.instance()  # executes the modules of plugins again, so first of all
@@ -199,27 +198,6 @@ def test_a_job_that_failed_elsewhere(tmp_path: Path) -> None:
 
 
 ONE = {"SLURM_JOB_ID": "5", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
-
-
-@pytest.mark.parametrize(
-    ("environ", "trainer", "kind"),
-    [
-        ({}, {"devices": 1}, None),
-        (ONE, {"devices": 1}, "LightningEnvironment"),
-        ({**ONE, "SLURM_STEP_NUM_TASKS": "1"}, {"devices": 2}, "LightningEnvironment"),
-        (ONE, {"devices": 1, "plugins": ["own"]}, None),
-    ],
-)
-def test_processes_of_a_run_under_slurm(
-    environ: Mapping[str, str], trainer: Mapping[str, Any], kind: str | None
-) -> None:
-    found = slurm_environment(environ, trainer)
-    assert (None if found is None else type(found).__name__) == kind
-
-
-def test_a_run_in_several_tasks() -> None:
-    with pytest.raises(UserError, match=r"Slurm has started 2 tasks, each the same run.*srun --ntasks=1"):
-        slurm_environment({**ONE, "SLURM_STEP_NUM_TASKS": "2"}, {"devices": 2})
 
 
 class Signals(pl.Callback):
