@@ -7,6 +7,7 @@ if __name__ == "__main__":  # before the imports, which take a second
 
 import contextlib
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,17 @@ from attnmosaic.cli.hints import advice
 from attnmosaic.cli.progress import finding_level, hush, logged
 from attnmosaic.config.paths import where_started, with_absolute_paths
 from attnmosaic.config.resolution import resolve, scaled
-from attnmosaic.config.schema import TrainConfig, conf_dir, processes_of, register
+from attnmosaic.config.schema import TrainConfig, conf_dir, register
 from attnmosaic.config.structure import check_keys, check_parts
 from attnmosaic.config.validation import check
 from attnmosaic.core.errors import BusyError, Pruned, RunError, UserError
 from attnmosaic.core.files import write_atomically
 from attnmosaic.core.internals import import_lightning
+from attnmosaic.core.processes import launched
 from attnmosaic.core.quoting import in_shell, path_word
 from attnmosaic.runs.run import CONFIG, ERROR, PRUNED, claimed, earlier_result
 from attnmosaic.sweeps.callback import PASSED_OVER, end_sweep, may_pass_over
-from attnmosaic.training.ranks import Ranks
+from attnmosaic.training.ranks import Ranks, follow, leading
 
 log = logging.getLogger("attnmosaic.train")  # also where this is __main__
 register()
@@ -67,7 +69,7 @@ def train(config: DictConfig) -> dict[str, float]:
             return result["metrics"]
         try:
             to_log = logged(folder, run_config["progress"]) if alone else contextlib.nullcontext()
-            with to_log, Ranks(processes_of(run_config)) as ranks:
+            with to_log, Ranks(run_config) as ranks:
                 return _train(run_config, ranks)
         except Pruned as end:
             write_atomically(folder / PRUNED, str(end))
@@ -111,10 +113,11 @@ def _train(config: dict[str, Any], ranks: Ranks) -> dict[str, float]:
     check_targets(config)
     checkpoint = find_checkpoint(config)
     write_atomically(Path(config["run_dir"]) / CONFIG, OmegaConf.to_yaml(config))
-    ranks.begin(config)
     threads = threads_for(config["compute"]["threads"], checkpoint)
-    with job_globals(config["seed"]["init"], threads, config["compute"]["matmul_precision"], ranks.count):
-        trainer, module = fit(config, checkpoint, ranks.place)
+    processes = 1 if ranks.info is None else ranks.info.local_count
+    with job_globals(config["seed"]["init"], threads, config["compute"]["matmul_precision"], processes):
+        with ranks.joined():
+            trainer, module = fit(config, checkpoint, ranks.info)
         metrics = finish_run(config, trainer, module)
     log.info("%s", final_table(metrics, module))
     for finding in module.findings:
@@ -157,8 +160,12 @@ def _command() -> None:
 
 
 def main() -> None:
-    """Runs the command line."""
-    run(_command)
+    """Runs the command line; a process that torchrun or srun has started beside rank 0 trains along instead."""
+    info = launched(os.environ)
+    if info is not None and info.rank > 0:
+        follow(info)
+    with leading(info):
+        run(_command)
 
 
 if __name__ == "__main__":

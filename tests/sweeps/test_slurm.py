@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -21,9 +21,7 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
-from attnmosaic.core.errors import UserError
 from attnmosaic.runs.run import CONFIG, RESULT, claimed
-from attnmosaic.training.slurm import slurm_environment
 from attnmosaic.training.trainer import build_trainer
 
 Plugins.instance()  # executes the modules of plugins again, so first of all
@@ -227,27 +225,6 @@ def test_rows_that_are_submitted(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 ONE = {"SLURM_JOB_ID": "5", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
-
-
-@pytest.mark.parametrize(
-    ("environ", "trainer", "kind"),
-    [
-        ({}, {"devices": 1}, None),
-        (ONE, {"devices": 1}, "LightningEnvironment"),
-        ({**ONE, "SLURM_STEP_NUM_TASKS": "1"}, {"devices": 2}, "LightningEnvironment"),
-        (ONE, {"devices": 1, "plugins": ["own"]}, None),
-    ],
-)
-def test_processes_of_a_run_under_slurm(
-    environ: Mapping[str, str], trainer: Mapping[str, Any], kind: str | None
-) -> None:
-    found = slurm_environment(environ, trainer)
-    assert (None if found is None else type(found).__name__) == kind
-
-
-def test_a_run_in_several_tasks() -> None:
-    with pytest.raises(UserError, match=r"Slurm has started 2 tasks, each the same run.*srun --ntasks=1"):
-        slurm_environment({**ONE, "SLURM_STEP_NUM_TASKS": "2"}, {"devices": 2})
 
 
 class Signals(pl.Callback):

@@ -1,5 +1,6 @@
 """The config's schema: its keys and their types, and the names that follow from them."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -12,6 +13,7 @@ from omegaconf import II, MISSING, OmegaConf
 
 from attnmosaic.config.groups import options
 from attnmosaic.core.errors import UserError
+from attnmosaic.core.processes import launched
 from attnmosaic.core.text import cut
 
 PRECISIONS = {"float32": "32-true", "float64": "64-true", "bfloat16": "bf16-mixed"}
@@ -206,6 +208,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("with", lambda target, value: _node(value), replace=True)
     OmegaConf.register_new_resolver("output_dir", output_dir, replace=True)
     OmegaConf.register_new_resolver("options", options, replace=True)
+    OmegaConf.register_new_resolver("processes", processes, replace=True)
     schemas = {"train": TrainConfig, "evaluate": EvaluateConfig, "explain": ExplainConfig, "predict": PredictConfig}
     for name, schema in schemas.items():
         ConfigStore.instance().store(group="schema", name=name, node=schema)
@@ -225,6 +228,12 @@ def output_dir(default: str) -> str:
         return default
     hydra: Any = HydraConfig.get()
     return str(hydra.run.dir if OmegaConf.is_missing(hydra.runtime, "output_dir") else hydra.runtime.output_dir)
+
+
+def processes(default: int) -> int:
+    """Returns how many processes torchrun or srun has started for this run; a default where neither has."""
+    started = launched(os.environ)
+    return default if started is None else started.count
 
 
 def folder_name(name: object) -> str:

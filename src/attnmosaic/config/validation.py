@@ -1,6 +1,7 @@
 """Checks the values of a run's config before torch is imported: ranges and words of keys, nodes, classes, processes."""
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from attnmosaic.config.schedule import ORDERS
 from attnmosaic.config.schema import PAIR, PRECISIONS, PROGRESS, folder_name, metrics_of, networks_of
 from attnmosaic.config.trainer_arguments import check_trainer
 from attnmosaic.core.errors import UserError, not_among
+from attnmosaic.core.processes import launched
 from attnmosaic.core.quoting import in_shell
 from attnmosaic.core.text import short_value
 
@@ -238,10 +240,16 @@ def _check_processes(plain: dict[str, Any]) -> None:
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
     if nodes != 1:
         raise UserError(
-            f"trainer.num_nodes: got {nodes}, but a run trains on one machine; type trainer.num_nodes=1 (the rows of a "
-            "sweep go to several machines with hydra/launcher=submitit_slurm)"
+            f"trainer.num_nodes: got {nodes}, which torchrun and srun decide; leave it out and type torchrun "
+            f"--nnodes={nodes} --nproc-per-node=N -m attnmosaic.train trainer=ddp"
         )
     several = devices if _integer(devices) else len(devices) if isinstance(devices, list) else 1
+    started = launched(os.environ)
+    if started is not None and (several != started.count or isinstance(devices, list)):
+        raise UserError(
+            f"trainer.devices: got {devices}, but torchrun or srun has started {started.count} processes; type "
+            "trainer=ddp and leave trainer.devices out"
+        )
     if trainer.get("strategy") != "ddp":
         if several > 1:
             raise UserError(

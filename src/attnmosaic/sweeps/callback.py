@@ -24,6 +24,7 @@ from attnmosaic.config.schema import PROGRESS, TrainConfig
 from attnmosaic.config.structure import check_keys
 from attnmosaic.core.errors import UserError, not_among
 from attnmosaic.core.files import locked, remove_unfinished, write_atomically
+from attnmosaic.core.processes import launched
 from attnmosaic.core.quoting import command, in_shell, path_word
 from attnmosaic.core.signals import in_order
 from attnmosaic.runs.discovery import read_plan
@@ -64,6 +65,11 @@ class SweepPlan(Callback):
         guard_sweep(self._settle, config)
 
     def _settle(self, config: DictConfig) -> None:
+        if launched(os.environ) is not None:
+            raise UserError(
+                "hydra.mode: got MULTIRUN, but torchrun and srun start the processes of one run; leave out -m, or type "
+                "python -m attnmosaic.train -m hydra/launcher=submitit_slurm"
+            )
         training = config.hydra.job.config_name == "train"
         if not (training or is_own(config.hydra)):
             return  # the sweeper refuses commands that it cannot search

@@ -1,11 +1,10 @@
-"""What the processes that train one run together share out and exchange. A run of one process exchanges nothing.
+"""What the processes that train one run exchange. A run of one process exchanges nothing.
 
-Each process takes the same blocks of rows, and of every minibatch its own part. Gradients are added up, so that all
-take the very step that one process would take on the whole minibatch, but for rounding.
+Each process takes the same blocks of rows, and its own shard of every minibatch. Gradients are added up, so that all
+processes take the step that one process would take on the complete minibatch, but for rounding.
 """
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
@@ -14,8 +13,6 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 
-from attnmosaic.training.ranks import Place
-
 
 def count() -> int:
     """Returns how many processes train this run."""
@@ -23,11 +20,11 @@ def count() -> int:
 
 
 def share(rows: Int[Tensor, " B"]) -> tuple[Int[Tensor, " b"], int]:
-    """Returns this process's part of some rows.
+    """Returns this process's shard of some rows.
 
     Returns:
-        The part, and how many of it count. A process without a row of its own gets one of which none counts: all
-        processes then compute the same things, and none waits in vain for another.
+        The shard, and how many of its rows count. A process without a row of its own gets one that does not count, so
+        that all processes take part in the same exchanges.
     """
     if count() == 1:
         return rows, len(rows)
@@ -36,7 +33,7 @@ def share(rows: Int[Tensor, " B"]) -> tuple[Int[Tensor, " b"], int]:
 
 
 def fill(whole: Tensor) -> None:
-    """Fills the other processes' parts in a contiguous tensor ``[n, ...]``, of whose n rows each has its `share`."""
+    """Copies the shards of the other processes into a contiguous tensor ``[n, ...]`` that has this process's shard."""
     if count() > 1:
         for rank, part in enumerate(whole.tensor_split(count())):
             if len(part):
@@ -44,7 +41,7 @@ def fill(whole: Tensor) -> None:
 
 
 def whole(part: Tensor, rows: int) -> Tensor:
-    """Returns ``[rows, ...]``, of which each process has its part ``[b, ...]``."""
+    """Returns the tensor ``[rows, ...]`` of which each process has its shard ``[b, ...]``."""
     if count() == 1:
         return part
     joined = part.new_empty((rows, *part.shape[1:]))
@@ -64,7 +61,7 @@ def summed(value: Tensor) -> Tensor:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replaces gradients by the sums of all processes' gradients, in one exchange for each kind of number."""
+    """Replaces gradients by the sums of all processes' gradients, in one exchange for each dtype."""
     if count() == 1:
         return
     kinds: dict[torch.dtype, list[Tensor]] = {}
@@ -81,7 +78,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def average_buffers(module: nn.Module) -> None:
-    """Replaces what a module keeps beside its weights, statistics of batches say, by the mean over the processes."""
+    """Replaces a module's buffers, running statistics say, by their mean over the processes."""
     if count() > 1:
         for buffer in module.buffers():
             if buffer.is_floating_point():
@@ -89,62 +86,18 @@ def average_buffers(module: nn.Module) -> None:
                 buffer /= count()
 
 
-class _Meeting(LightningEnvironment):
-    """Tells Lightning that the processes are started already, and which this one is."""
-
-    def __init__(self, place: Place) -> None:
-        super().__init__()
-        self.place = place
-
-    @property
-    def creates_processes_externally(self) -> bool:
-        return True
-
-    def local_rank(self) -> int:
-        return self.place.rank
-
-    def node_rank(self) -> int:
-        return 0
-
-
 class SharedSteps(DDPStrategy):
-    """Lightning's DDP for steps that exchange their gradients themselves.
+    """Lightning's DDP for processes that are connected already and for steps that exchange their gradients themselves.
 
     Torch's wrapper exchanges them in the backward pass that follows its own forward pass, of which a block of steps
-    has many or, with kept aggregates, none. The processes meet through a file: on one machine it needs no free port.
-
-    Args:
-        place: which process this is.
+    has many or, with kept aggregates, none.
     """
 
-    def __init__(self, place: Place) -> None:
-        super().__init__(cluster_environment=_Meeting(place))
-        self.place = place
+    def __init__(self) -> None:
+        super().__init__(cluster_environment=LightningEnvironment())
 
-    def setup_distributed(self) -> None:
-        self.set_world_ranks()
-        if dist.is_initialized():  # by the fit that this evaluation follows
-            return
-        device = self.root_device if self.root_device.type == "cuda" else None
-        dist.init_process_group(
-            self._get_process_group_backend(),
-            store=dist.FileStore(self.place.meeting, self.place.count),  # type: ignore[attr-defined]
-            rank=self.place.rank,
-            world_size=self.place.count,
-            device_id=device,
-        )
+    def _configure_launcher(self) -> None:
+        """Leaves out Lightning's launcher, which changes the number of threads."""
 
     def configure_ddp(self) -> None:
         """Leaves the module as it is."""
-
-
-@contextlib.contextmanager
-def together() -> Iterator[None]:
-    """Ends, on leaving, what the processes of a run have in common: the next run of this process is another."""
-    try:
-        yield
-        if count() > 1:
-            dist.barrier()
-    finally:
-        if dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()

@@ -8,12 +8,12 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from attnmosaic.config.schema import PRECISIONS
 from attnmosaic.core.errors import UserError, gpu_memory_trouble
+from attnmosaic.core.processes import RankInfo
 from attnmosaic.training import distributed
 from attnmosaic.training.base import RunModule
 from attnmosaic.training.checkpointing import WholeCheckpoints
 from attnmosaic.training.factory import build_module
 from attnmosaic.training.instantiation import first_line, make
-from attnmosaic.training.ranks import Place
 from attnmosaic.training.resume import check_resume
 from attnmosaic.training.trainer import build_trainer, interruptible
 
@@ -22,14 +22,14 @@ _OF_CALLBACKS = (ArithmeticError, AttributeError, ImportError, LookupError, Runt
 
 
 def fit(
-    config: dict[str, Any], checkpoint: dict[str, Any] | None = None, place: Place | None = None
+    config: dict[str, Any], checkpoint: dict[str, Any] | None = None, info: RankInfo | None = None
 ) -> tuple[pl.Trainer, RunModule]:
     """Trains a run's networks and measures them with their final weights.
 
     Args:
         config: resolved.
         checkpoint: that of ``ckpt_path``, as it was read, if the run resumes; see `find_checkpoint`. It is emptied.
-        place: which of the run's processes this is; None if it is the only one.
+        info: which of the run's processes this is, connected to the others; None if it is the only one.
 
     Returns:
         The trainer and the module, whose ``epoch_metrics`` are those of the last, full evaluation.
@@ -38,7 +38,7 @@ def fit(
         UserError: the config, the data or the checkpoint will not do.
         RunError: the loss became infinite or not a number.
     """
-    trainer = build_trainer(config, PRECISIONS[config["precision"]], place)
+    trainer = build_trainer(config, PRECISIONS[config["precision"]], info)
     data = make("data", config["data"])
     data.prepare_data()
     data.setup()
@@ -47,7 +47,7 @@ def fit(
         check_resume(config, checkpoint, module)
         if isinstance(trainer.strategy.checkpoint_io, WholeCheckpoints):
             trainer.strategy.checkpoint_io.read = config["ckpt_path"], checkpoint
-    with distributed.together(), interruptible():
+    with interruptible():
         try:
             trainer.fit(module, datamodule=data, ckpt_path=config["ckpt_path"], weights_only=True)
         except MisconfigurationException as error:  # of a callback or logger, most of them before the first step

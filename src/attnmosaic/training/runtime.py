@@ -5,7 +5,7 @@ import logging
 import os
 import random
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import joblib
@@ -17,77 +17,89 @@ from attnmosaic.training.checkpointing import THREADS
 log = logging.getLogger(__name__)
 
 
+_GLOBALS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (random.getstate, random.setstate),
+    (np.random.get_state, np.random.set_state),
+    (torch.get_rng_state, torch.set_rng_state),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+)
+"""What reads and what sets each global that a run, or Lightning for it, may change; cuDNN has attributes."""
+
+_CUDNN = ("benchmark", "deterministic", "allow_tf32")
+
+_IGNORED = (
+    # The loaders hand out row numbers: workers would only slow them down.
+    ".*does not have many workers.*",
+    # An epoch of few blocks has few training steps; metrics are logged once an epoch anyway.
+    ".*smaller than the logging interval.*",
+    ".*Checkpoint directory.*exists and is not empty.*",
+    # A resumed run writes into a folder of its own.
+    ".*dirpath has changed.*",
+    # A run needs no srun, also where there is one.
+    ".*`srun` command is available.*",
+    # Lightning and the newest torch, about each other.
+    ".*LeafSpec.*",
+)
+"""Warnings of Lightning that do not apply to runs."""
+
+
 @contextlib.contextmanager
 def job_globals(seed: int, threads: int | None, matmul_precision: str, processes: int = 1) -> Iterator[None]:
-    """Sets every global that a run relies on; the next job of a sweep finds them as this one did.
+    """Sets every global that a run relies on, and restores them: jobs of a sweep do not affect each other.
 
     Args:
-        seed: for whatever draws from the global generators (dropout, say); mosaics, order and first weights
-            have generators of their own.
+        seed: for what draws from the global generators (dropout, say); mosaics, order and first weights have
+            generators of their own.
         threads: torch's threads on the CPU; None for as many as OMP_NUM_THREADS says, or else torch's own choice,
-            but no more than there are cores for this process, shared out among the processes of its run.
+            but no more than this process has cores, divided by the number of processes.
         matmul_precision: "highest", "high" or "medium", see `torch.set_float32_matmul_precision`; below
             "highest" convolutions on a GPU may use TF32, too.
-        processes: how many train the run.
+        processes: how many processes of the run are on this machine.
     """
-    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    threads_before = torch.get_num_threads()
-    matmul_before = torch.get_float32_matmul_precision()
-    deterministic_before = torch.are_deterministic_algorithms_enabled()
-    warn_only_before = torch.is_deterministic_algorithms_warn_only_enabled()
-    dtype_before = torch.get_default_dtype()
-    cudnn = torch.backends.cudnn
-    cudnn_before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32
-    lightning_log = logging.getLogger("pytorch_lightning")
-    level = lightning_log.level
-    try:
+    with contextlib.ExitStack() as restored, warnings.catch_warnings():
+        _restore_globals(restored)
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
         if threads is None and "OMP_NUM_THREADS" not in os.environ:
             # Torch counts the cores of the machine, also where a container's quota grants a few of them.
-            threads = max(1, min(threads_before, joblib.cpu_count()) // processes)
+            threads = max(1, min(torch.get_num_threads(), joblib.cpu_count()) // processes)
         if threads is not None:
             torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(matmul_precision)
-        cudnn.allow_tf32 = matmul_precision != "highest"
-        # What a trainer of this job asks for is set by Lightning, over these.
+        # What the trainer of this run asks for is set by Lightning, over these.
         torch.use_deterministic_algorithms(False)
-        cudnn.benchmark, cudnn.deterministic = False, False
+        for name, value in zip(_CUDNN, (False, False, matmul_precision != "highest"), strict=True):
+            setattr(torch.backends.cudnn, name, value)
         # Device tables and tips; what matters of them is in result.json.
-        lightning_log.setLevel(logging.WARNING)
-        for asked_for in ("callbacks.model_summary", "profilers"):
-            logging.getLogger(f"pytorch_lightning.{asked_for}").setLevel(logging.INFO)
-        with warnings.catch_warnings():
-            # The loaders hand out row numbers: workers would only slow them down.
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            # An epoch of few blocks has few training steps; we log once an epoch anyway.
-            warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
-            warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")
-            # A resumed run writes into a folder of its own.
-            warnings.filterwarnings("ignore", message=".*dirpath has changed.*")
-            # A run needs no srun, also where there is one.
-            warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
-            # Lightning and the newest torch, about each other.
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-            yield
-    finally:
-        lightning_log.setLevel(level)
-        torch.set_num_threads(threads_before)
-        torch.set_float32_matmul_precision(matmul_before)
-        torch.use_deterministic_algorithms(deterministic_before, warn_only=warn_only_before)
-        torch.set_default_dtype(dtype_before)
-        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = cudnn_before
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-        torch.set_rng_state(torch_state)
+        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+        for requested in ("callbacks.model_summary", "profilers"):
+            logging.getLogger(f"pytorch_lightning.{requested}").setLevel(logging.INFO)
+        for message in _IGNORED:
+            warnings.filterwarnings("ignore", message=message)
+        yield
+
+
+def _restore_globals(at_exit: contextlib.ExitStack) -> None:
+    for read, write in _GLOBALS:
+        at_exit.callback(write, read())
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    at_exit.callback(
+        torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled(), warn_only=warn_only
+    )
+    for name in _CUDNN:
+        at_exit.callback(setattr, torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))
+    lightning = logging.getLogger("pytorch_lightning")
+    at_exit.callback(lightning.setLevel, lightning.level)
 
 
 def threads_for(asked: int | None, checkpoint: Mapping[str, Any] | None) -> int | None:
-    """Returns how many threads to compute on, None for as many as a new run takes.
+    """Returns on how many threads to compute; None for as many as a new run takes.
 
     Args:
-        asked: ``compute.threads``, which nothing overrules.
+        asked: ``compute.threads``, which takes precedence.
         checkpoint: that a run resumes from, or that is evaluated: then as many as its run computed on, also where this
             machine has fewer cores or ``OMP_NUM_THREADS`` says otherwise.
     """

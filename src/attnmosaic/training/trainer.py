@@ -1,6 +1,7 @@
 """The Lightning trainer of a run, with its loggers and callbacks."""
 
 import contextlib
+import logging
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,31 +9,33 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, OnExceptionCheckpoint, ProgressBar, Timer
 
 from attnmosaic.config.schema import metrics_of
 from attnmosaic.core.errors import UserError, not_among
 from attnmosaic.core.internals import keep_signal_handlers
+from attnmosaic.core.processes import RankInfo
 from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.training.checkpointing import WholeCheckpoints
 from attnmosaic.training.distributed import SharedSteps
 from attnmosaic.training.instantiation import make
-from attnmosaic.training.ranks import Place
-from attnmosaic.training.slurm import DeafToTerm, slurm_environment
+
+log = logging.getLogger(__name__)
 
 
-def build_trainer(config: Mapping[str, Any], precision: str, place: Place | None = None) -> pl.Trainer:
-    """Makes the trainer.
+def build_trainer(config: Mapping[str, Any], precision: str, info: RankInfo | None = None) -> pl.Trainer:
+    """Builds the trainer.
 
     Args:
         config: resolved, with ``trainer``, ``logger`` and ``callbacks``; the last two map names to ``_target_`` nodes,
             and a name set to null is left out.
         precision: Lightning's name of the precision.
-        place: which of the run's processes this is; None if it is the only one.
+        info: which of the run's processes this is; None if it is the only one.
 
     Raises:
-        UserError: the trainer takes no such argument, or a device is asked for that is not there.
+        UserError: the trainer takes no such argument, or a device is missing.
     """
     wanted = str(config["trainer"].get("accelerator", "auto"))
     if wanted in ("gpu", "cuda") and not torch.cuda.is_available():
@@ -51,30 +54,37 @@ def build_trainer(config: Mapping[str, Any], precision: str, place: Place | None
         # Otherwise Lightning adds a bar and a checkpoint of its own where ours were left out.
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
         "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
+        **_processes(config["trainer"], info),
     }
-    if place is not None:
-        given["strategy"] = SharedSteps(place)
-    elif config["trainer"].get("strategy") == "ddp":  # of one process
-        given["strategy"] = "auto"
-    environment = slurm_environment(os.environ, config["trainer"])
-    if place is None and environment is not None:  # several processes have an environment of their own
-        given["plugins"] = [environment]
-    if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
-        callbacks.append(DeafToTerm())
     trainer: pl.Trainer = make("trainer", config["trainer"], **given)
     keep_signal_handlers(trainer)
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # none of the user's own (trainer.plugins)
         trainer.strategy.checkpoint_io = WholeCheckpoints()
-    if place is None and trainer.world_size > 1:
+    _check_devices(config["trainer"], trainer, 1 if info is None else info.count)
+    return trainer
+
+
+def _processes(node: Mapping[str, Any], info: RankInfo | None) -> dict[str, Any]:
+    """Returns the trainer's arguments that decide which processes train, so that Lightning does not guess them."""
+    if info is None:
+        # Left alone, Lightning takes a process with SLURM_NTASKS for one of several and requeues its job.
+        plugins = {} if node.get("plugins") else {"plugins": [LightningEnvironment()]}
+        return {**plugins, **({"strategy": "auto"} if node.get("strategy") == "ddp" else {})}
+    devices = node["devices"] if isinstance(node["devices"], list) else info.local_count
+    return {"strategy": SharedSteps(), "devices": devices, "num_nodes": info.count // info.local_count}
+
+
+def _check_devices(node: Mapping[str, Any], trainer: pl.Trainer, processes: int) -> None:
+    device = trainer.strategy.root_device.type
+    if trainer.world_size != processes:
         raise UserError(
-            f"trainer.devices: got {config['trainer']['devices']}, which are {trainer.world_size} here; "
+            f"trainer.devices: got {node['devices']}, which are {trainer.world_size} here; "
             f"type trainer=ddp trainer.devices={trainer.world_size}, or trainer.devices=1"
         )
-    if config["trainer"].get("sync_batchnorm") and trainer.strategy.root_device.type != "cuda":
+    if node.get("sync_batchnorm") and device != "cuda":
         raise UserError("trainer.sync_batchnorm: torch synchronises batch normalisation on GPUs alone; leave it out")
-    if trainer.strategy.root_device.type == "mps":
+    if device == "mps":
         raise UserError("trainer.accelerator: Apple's GPUs lack the metrics' float64; type trainer.accelerator=cpu")
-    return trainer
 
 
 def _check_monitored(config: Mapping[str, Any], callbacks: Sequence[pl.Callback]) -> None:
@@ -119,16 +129,25 @@ def reason_of_end(trainer: pl.Trainer, epochs: int) -> str | None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Hands Ctrl-C on as what it is: Lightning makes an exit with code 1 of it, and is deaf to a second one."""
-    heard = signal.getsignal(signal.SIGINT)
+    """Keeps this program's answers to signals while a trainer works.
+
+    Ctrl-C raises KeyboardInterrupt, where Lightning would exit with code 1 and ignore a second Ctrl-C. SIGTERM is
+    ignored in a job that this program has submitted to Slurm: Slurm sends it when it preempts the job, a grace time
+    before it kills the job and puts it back into the queue. A job that ends within that time has failed for Slurm.
+    """
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
+        signal.signal(signal.SIGTERM, lambda *_: log.warning("SIGTERM from Slurm: training on until it ends this job"))
     try:
         yield
     except SystemExit as end:
         if not isinstance(end.__context__, KeyboardInterrupt):
             raise
-        with contextlib.suppress(ValueError):  # not the main thread, which alone hears signals
-            signal.signal(signal.SIGINT, heard)
         raise end.__context__ from None
+    finally:
+        with contextlib.suppress(ValueError):  # not the main thread, which alone has handlers
+            for signum, handler in handlers.items():
+                signal.signal(signum, handler)
 
 
 def _instances(group: str, nodes: Mapping[str, Any] | None) -> list[Any]:

@@ -1,0 +1,215 @@
+"""The processes of a run: started by the run, torchrun or srun; all end when one does, and the run reports why."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from helpers.commands import Cli
+from helpers.forked_ranks import Forked, forked  # noqa: F401
+from helpers.settings import SMALL
+
+from attnmosaic.core.errors import Pruned, RunError
+from attnmosaic.core.processes import RankInfo
+
+pytestmark = pytest.mark.runs
+
+Train = Callable[..., dict[str, float]]
+
+TWO = ("trainer=ddp", "trainer.accelerator=cpu")
+SHORT = (*SMALL, "schedule.k=1", "schedule.epochs=3", "logger=none", "callbacks.pictures=null")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def ends(rank: int, how: str) -> tuple[str, ...]:
+    """Has a process of a run end in its third epoch."""
+    node = f"_target_: helpers.process_watchers.Ends, epoch: 2, rank: {rank}, how: {how}"
+    return (f"+callbacks.ends={{{node}}}",)
+
+
+# ---- started by a launcher
+
+
+def test_torchrun_on_two_nodes(train: Train, tmp_path: Path) -> None:
+    """The numbers, and the settings, of ``trainer.devices=2`` on one machine; the second node writes nothing."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    meet = ["--master-addr=127.0.0.1", f"--master-port={free_port()}"]
+    nodes = []
+    for rank in (1, 0):
+        (tmp_path / f"node{rank}").mkdir()
+        command = [*launch, *meet, f"--node-rank={rank}", "-m", "attnmosaic.train", *SHORT, "trainer=ddp"]
+        nodes.append(subprocess.Popen(command, cwd=tmp_path / f"node{rank}", stderr=subprocess.PIPE, text=True))
+    for node in nodes:
+        _, err = node.communicate(timeout=200)
+        assert node.returncode == 0, err
+    assert not list((tmp_path / "node1").iterdir())
+    (result,) = (tmp_path / "node0").rglob("result.json")
+    assert json.loads(result.read_text())["metrics"] == train(*SHORT, *TWO)
+    for file in ("metrics.csv", "gradients.csv", "focus_vs_pred_test.csv"):
+        assert result.with_name(file).read_bytes() == (tmp_path / "run" / file).read_bytes()
+    here = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert json.loads(result.read_text())["config_hash"] == here["config_hash"]
+
+
+@pytest.fixture
+def slurm(monkeypatch: pytest.MonkeyPatch) -> RankInfo:
+    """Has this process be the first of two that srun has started, on a node each; returns which the other one is."""
+    port = free_port()
+    environ = {
+        "SLURM_JOB_ID": "5", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+        "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "localhost,other", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    return RankInfo(1, 2, 0, 1, "localhost", port)
+
+
+def test_srun_on_two_nodes(cli: Cli, slurm: RankInfo, tmp_path: Path) -> None:
+    other = Forked(slurm)
+    code, _, err = cli("train", *SHORT, "trainer=ddp", "hydra.run.dir=run")
+    assert (code, other.wait()) == (0, 0), err
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["processes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "word"),
+    [
+        (("lr.typo=1",), 2, "lr.typo"),
+        (("-m", "seed.all=0,1"), 2, "MULTIRUN"),
+        (("trainer.devices=4",), 2, "started 2 processes"),
+        (("--cfg", "job"), 0, ""),
+        (ends(0, "error"), 1, "a bug in one process"),
+        (ends(1, "error"), 1, "a bug in one process"),
+    ],
+    ids=["config", "sweep", "devices", "no run", "rank 0", "rank 1"],
+)
+@pytest.mark.faults
+def test_all_end_with_one_exit_code(cli: Cli, slurm: RankInfo, given: Sequence[str], code: int, word: str) -> None:
+    other = Forked(slurm)
+    try:
+        ended, _, err = cli("train", *given, *SHORT, "trainer=ddp")
+    except ValueError as bug:
+        ended, err = 1, str(bug)
+    assert (ended, other.wait()) == (code, code)
+    assert word in err
+
+
+# ---- ended
+
+
+@pytest.mark.faults
+@pytest.mark.usefixtures("forked")
+def test_another_process_ends(train: Train, tmp_path: Path) -> None:
+    """The run ends in one line that says why, keeps its last checkpoint, and the same command resumes it."""
+    whole = train(*SHORT, *TWO, run_dir="whole")
+    for how, said in (("error", "a bug in one process"), ("killed", "process 1 of 2 of this run ended with exit code")):
+        with pytest.raises(RunError, match=said):
+            train(*SHORT, *TWO, *ends(1, how), run_dir=how)
+        assert said in (tmp_path / how / "error.txt").read_text()
+        assert not (tmp_path / how / "result.json").exists()
+    assert train(*SHORT, *TWO, run_dir="killed") == whole
+
+
+@pytest.mark.faults
+@pytest.mark.usefixtures("forked")
+def test_a_search_ends_a_run(train: Train, tmp_path: Path) -> None:
+    """Rank 0 alone is told to end; that the other process then finds nobody is no failure."""
+    with pytest.raises(Pruned, match="it was enough"):
+        train(*SHORT, *TWO, *ends(0, "pruned"))
+    assert not (tmp_path / "run" / "error.txt").exists()
+
+
+@pytest.mark.faults
+@pytest.mark.usefixtures("forked")
+def test_a_loss_that_is_no_number_ends_all(train: Train) -> None:
+    """Of the other process's shard of a minibatch: both find it in the same epoch, none waits for the other."""
+    objective = ("objective._target_=helpers.process_watchers.InfiniteElsewhere", "~objective.entropy")
+    with pytest.raises(RunError, match=r"the loss became inf in epoch 1, step 1 of 3") as error:
+        train(*SHORT, *TWO, *objective)
+    assert error.value.__cause__ is None, "rank 0 found it by itself"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("who", "signum", "code", "said"),
+    [
+        ("first", signal.SIGKILL, -signal.SIGKILL, ""),
+        ("first", signal.SIGINT, 130, "stopped by SIGINT; the same command"),
+        ("other", signal.SIGTERM, 1, "error: process 1 of 2 of this run ended with exit code -15"),
+    ],
+    ids=["first-KILL", "first-INT", "other-TERM"],
+)
+def test_none_outlives_another(tmp_path: Path, who: str, signum: int, code: int, said: str) -> None:
+    """Whichever process is ended while it trains: both end, and one of them reports it."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "attnmosaic.train", *SHORT, *TWO, "schedule.epochs=100000", "progress=quiet"]
+    process = subprocess.Popen([*command, f"hydra.run.dir={run}"], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (other,) = children(process.pid)
+    os.kill(process.pid if who == "first" else other, signum)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert err.strip().rpartition("\n")[2].startswith(said)
+    assert said or not err
+    while alive(other) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(other)
+
+
+@pytest.mark.faults
+def test_none_waits_for_one_that_never_comes() -> None:
+    """Rank 0 ends before it serves the store."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        info = RankInfo(1, 2, 1, 2, *listener.getsockname())
+        process = subprocess.Popen(
+            [sys.executable, "-m", "attnmosaic.training.ranks"],
+            stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | info.environ(),
+        )  # fmt: skip
+        listener.settimeout(100)
+        listener.accept()
+        assert process.poll() is None
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(timeout=60) == 1
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+
+
+def children(pid: int) -> list[int]:
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return False
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_rows_of_a_sweep(cli: Cli, tmp_path: Path, train: Train, launcher: str, request: pytest.FixtureRequest) -> None:
+    """Each row is trained by two processes, and there are no rows but those of the command."""
+    if launcher == "basic":
+        request.getfixturevalue("forked")
+    given = (*SHORT, *TWO, "seed.all=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    code, _, err = cli("train", "-m", f"hydra/launcher={launcher}", *given)
+    assert code == 0, err
+    results = {file.parent.name: json.loads(file.read_text()) for file in (tmp_path / "sweep").rglob("result.json")}
+    assert {name: result["processes"] for name, result in results.items()} == {"0": 2, "1": 2}
+    assert results["0"]["metrics"] != results["1"]["metrics"]
+    if launcher == "basic":
+        assert results["1"]["metrics"] == train(*SHORT, *TWO, "seed.all=1")
