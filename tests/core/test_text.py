@@ -22,7 +22,6 @@ from attnmosaic.core import signals
 from attnmosaic.core.text import (
     cut,
     cut_middle,
-    format_clock,
     format_duration,
     format_fraction,
     format_measured_duration,
@@ -322,4 +321,3 @@ def test_times() -> None:
         "0 s", "89 s", "2 min", "60 min", "1 h 30 min", "3 h 20 min",
     ]  # fmt: skip
     assert [format_measured_duration(s) for s in (2.84, 245, 12_000)] == ["2.8 s", "4 min 05 s", "3 h 20 min"]
-    assert [format_clock(s) for s in (65.9, 3725)] == ["1:05", "1:02:05"]

@@ -129,6 +129,23 @@ def test_lines_stay_above_the_bars(shown_jobs: Any, monkeypatch: pytest.MonkeyPa
     ]
 
 
+def test_a_job_that_ends_while_the_bars_are_drawn(shown_jobs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its report does not wait for the drawing thread, which may wait for the states of the jobs."""
+    shown = shown_jobs()
+    shown.runs(0, 45)
+    update = shown.display._update
+
+    def ends_meanwhile() -> None:
+        other = threading.Thread(target=shown.display.watch.ended, args=(0, "it failed"), daemon=True)
+        other.start()
+        other.join(10)
+        assert not other.is_alive()
+        update()
+
+    monkeypatch.setattr(shown.display, "_update", ends_meanwhile)
+    assert shown.lines()[0] == "failed  row1 seed 0: it failed"
+
+
 def test_the_terminal_is_restored_after_a_second_interrupt(shown_jobs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     before = sys.stderr
     shown = shown_jobs()

@@ -112,10 +112,10 @@ def test_a_sweep_has_one_folder(cli: Cli, quick: None) -> None:
 @pytest.mark.parametrize(
     ("command", "overrides", "key"),
     [
-        ("train", ["reproduce=gradients", "lr.what=1,2"], "hydra.sweep.subdir"),
+        ("train", [*ROW, "seed.all=0", "lr.what=1,2"], "hydra.sweep.subdir"),
         ("train", ["seed.all=range(3,3)", "hydra/launcher=joblib"], "seed.all"),
-        ("train", ["reproduce=table1", "data.train_set.download=false"], "data"),
-        ("train", ["reproduce=averages", "data=image_folder", "data.root=nowhere"], "data.root"),
+        ("train", ["experiment=table1/row1", "data.train_set.download=false"], "data"),
+        ("train", ["experiment=averages/dataset1", "data=image_folder", "data.root=nowhere"], "data.root"),
         ("evaluate", ["ckpt_path=range(0,0)"], "ckpt_path"),
         ("explain", ["ckpt_path=range(0,0)"], "ckpt_path"),
     ],
@@ -158,8 +158,8 @@ def test_tables_of_images_smoke(cli: Cli, table: str) -> None:
     """Every row, on stand-in images."""
     forty = ("at_most.data.train_images=40", "at_most.data.held_out_images=40")
     images = (*TINY_MNIST, *forty) if table == "mnist" else TINY_CIFAR10
-    few = "at_most.schedule.epochs=1" if table.startswith("table") else "at_most.schedule.epochs=2"
-    code, _, err = cli("train", f"reproduce={table}", "scale=smoke", "seed.all=0", *images, few, "-m")
+    few = ("at_most.schedule.epochs=1", "at_most.data.train_mosaics=100")
+    code, _, err = cli("train", f"reproduce={table}", "scale=smoke", "seed.all=0", *images, *few, "-m")
     assert code == 0, err
     (published,) = (found for found in published_tables() if found.key == table)
     done = sorted((Path("outputs") / "smoke" / table).glob("*/seed0/result.json"))

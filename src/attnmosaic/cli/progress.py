@@ -56,12 +56,7 @@ def hush(mode: str) -> None:
 
 @contextlib.contextmanager
 def logged(folder: Path, mode: str) -> Iterator[None]:
-    """Logs a run without a command: into its folder and, where logging was not set up, to standard error.
-
-    Args:
-        folder: the run's.
-        mode: its ``progress``.
-    """
+    """Logs a run without a command: into its folder and, where logging was not set up, to standard error."""
     ours, root = logging.getLogger("attnmosaic"), logging.getLogger()
     level, file = ours.level, logging.FileHandler(folder / "train.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))

@@ -90,13 +90,6 @@ def format_measured_duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def format_clock(seconds: float) -> str:
-    """Returns a running time as a clock shows it: ``1:05``, ``1:02:05``."""
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
 def without_accuracy(metric: str) -> str:
     """Returns a metric's name without ``_accuracy``: ``digit`` of ``digit_accuracy``."""
     return metric.removesuffix("_accuracy")

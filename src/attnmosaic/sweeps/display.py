@@ -78,9 +78,10 @@ class Display:
 
     def draw(self) -> None:
         """Draws the bars anew."""
+        if self.live:
+            self._update()  # without the lock: it takes the watch's, which another thread may hold while it reports
         with self._lock:
             if self.live:
-                self._update()
                 self._bars.refresh()
 
     def close(self) -> None:

@@ -15,18 +15,13 @@ from omegaconf import DictConfig, open_dict
 
 from attnmosaic.cli.command import blames_disk, told
 from attnmosaic.core.errors import DiskError, JobError, RunError, UserError
-from attnmosaic.core.text import use_substitutes
 
 
 class Packed:
     """A job that can be sent to another process, with its composed config: ``conf/`` may change before it runs.
 
     Args:
-        number: the job's.
-        config: its own, with Hydra's own section.
         task: its function, by module and name.
-        context: Hydra's.
-        environ: its environment variables.
     """
 
     def __init__(
@@ -40,16 +35,10 @@ class Packed:
         self.pickled = cloudpickle.dumps((config, context, Singleton.get_state()))
 
     def run(self, task: TaskFunction | None = None, job_id: str | None = None) -> JobReturn:
-        """Runs it in this process, as Hydra's basic launcher would.
-
-        Args:
-            task: calls `call`; None for nothing but that.
-            job_id: ``hydra.job.id``.
-        """
+        """Runs it in this process, as Hydra's basic launcher would; a `task` is called instead of `call`."""
         import cloudpickle
 
         os.chdir(self.folder)
-        use_substitutes()
         config, context, singletons = cloudpickle.loads(self.pickled)
         Singleton.set_state(singletons)
         setup_globals()

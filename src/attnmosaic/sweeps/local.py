@@ -26,7 +26,7 @@ from attnmosaic.core.errors import RunError
 from attnmosaic.core.files import write_atomically
 from attnmosaic.core.resources import asked_threads, free_gb, visible_gpus
 from attnmosaic.core.signals import SIGNALS
-from attnmosaic.core.text import encoding_of
+from attnmosaic.core.text import encoding_of, use_substitutes
 from attnmosaic.runs.run import ERROR
 from attnmosaic.sweeps.allocation import devices, environment, groups, plan
 from attnmosaic.sweeps.callback import job_began, job_ended, job_output, job_prefix, write_plan
@@ -49,7 +49,7 @@ def run_jobs(
         config: the sweep's, with Hydra's own section.
         context: Hydra's.
         task: the function of a job, by module and name.
-        limits: ``n_jobs``, ``gb_per_job`` and ``jobs_per_gpu``, see `attnmosaic.sweeps.allocation.plan`.
+        limits: see `attnmosaic.sweeps.allocation.plan`.
         overrides: of each job.
         first: the number of the first.
     """
@@ -109,13 +109,7 @@ class Jobs:
             wait([process.sentinel], timeout=5)
 
     def run(self, job: Packed, overrides: Sequence[str], log_file: Path) -> JobReturn:
-        """Runs a job to its end; a failure, or the death of its process, is part of the result.
-
-        Args:
-            job: the job.
-            overrides: its own.
-            log_file: the file that it logs to.
-        """
+        """Runs a job to its end; a failure, or the death of its process, is part of the result."""
         if self._over:
             return failed(overrides, RunError(f"job {job.number} was not begun"))
         job_began(job.number)
@@ -205,6 +199,7 @@ def _serve(job: Packed, overrides: list[str], prefix: str, send: Connection, out
     for signum in {*SIGNALS} - {signal.SIGTERM}:  # after Ctrl-C or in a closed terminal the parent ends its jobs
         signal.signal(signum, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_at_once)  # Lightning's own handler, alone, would make the exit code 0
+    use_substitutes()  # while the streams still are what they were opened as
     logging.raiseExceptions = False  # see attnmosaic.cli.command.run
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if output is not None:

@@ -44,11 +44,7 @@ OVER |= {"REVOKED", "TIMEOUT"}
 
 
 def parameters(asked: Mapping[str, Any], config: Any) -> dict[str, Any]:
-    """Returns what to ask of Slurm for each job of a sweep, by submitit's names.
-
-    Args:
-        asked: the launcher's section of the config.
-        config: the sweep's.
+    """Returns what to ask of Slurm for each job of a sweep, by submitit's names, from the launcher's section.
 
     Raises:
         UserError: a number is missing.
@@ -88,7 +84,7 @@ class _Row:
 
     def finished(self) -> JobReturn | None:
         """Returns what comes of it if its run has finished with these settings."""
-        folder = self.run.folder
+        folder = self.run.folder.absolute()
         try:
             result = earlier_result(folder, resolve(alone(scaled(self.config), str(folder))))
         except (UserError, OmegaConfBaseException):  # the job itself reports it
@@ -107,7 +103,7 @@ class SlurmJobs:
         task: the function of a job, by module and name.
         asked: see `parameters`.
         hydra_context: Hydra's.
-        config: the sweep's.
+        config: the sweep's, with Hydra's own section.
     """
 
     def __init__(self, task: tuple[str, str], asked: dict[str, Any], hydra_context: HydraContext, config: Any) -> None:
@@ -123,10 +119,6 @@ class SlurmJobs:
 
         Only rows without a result are submitted; those that an earlier call has submitted and Slurm still has are
         waited for. The jobs do not end with this process.
-
-        Args:
-            overrides: of each job.
-            first: the number of the first.
 
         Raises:
             UserError: Slurm does not take the jobs.

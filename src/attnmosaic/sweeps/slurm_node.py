@@ -6,6 +6,7 @@ from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 
+from attnmosaic.core.text import use_substitutes
 from attnmosaic.sweeps.job import Packed
 
 
@@ -22,6 +23,7 @@ class OnNode(Packed):
         node = submitit.JobEnvironment()
         for file in (node.paths.result_pickle, node.paths.submitted_pickle):  # a killed start's would stop submitit
             file.with_suffix(f"{file.suffix}.save_tmp").unlink(missing_ok=True)
+        use_substitutes()
         os.environ.update(self.environ | os.environ)
         done = self.run(job_id=node.job_id)
         if done.status == JobStatus.FAILED:
