@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -63,6 +64,7 @@ def test_a_busy_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cases.machine, "busy_core", busy)
     few = ("data.train_mosaics=30", "data.test_mosaics=30", "data.held_out_mosaics=30", "schedule.epochs=2")
     monkeypatch.setattr(cases, "RUNS", {"gaussian": few})
+    monkeypatch.setattr(cases, "seconds_of_training", cache(cases.seconds_of_training))  # one run is enough
     times: cases.Times = {}
     cases.gather(cases.busy_cases(1), times)
     ((case, contenders),) = times.items()

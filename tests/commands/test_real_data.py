@@ -20,10 +20,10 @@ CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 @pytest.mark.real_data
 def test_cifar10_as_image_folder(cli: Cli, tmp_path: Path, real_data: Path) -> None:
-    """Decodes all 60,000 images once; trains a little, also as a row of document 001's table on the cached images."""
-    archive = real_data / "cifar10-jpeg.tar.xz"
-    with tarfile.open(archive) as opened:
-        opened.extractall(tmp_path / "cifar", filter="data")
+    """Decodes a fifth of the images once; trains a little, and a row of document 001's table on the cached images."""
+    with tarfile.open(real_data / "cifar10-jpeg.tar.xz") as opened:
+        fifth = [member for member in opened if member.name.endswith(("0.jpg", "5.jpg"))]
+        opened.extractall(tmp_path / "cifar", fifth, filter="data")
     source = ("data=image_folder", "data.root=cifar")
     few = ("schedule.k=1", "schedule.epochs=2", *SMALL, "hydra.run.dir=run")
     code, _, err = cli("train", "experiment=stagewise", *source, "data.foreground=[horse,ship,truck]", *few)
@@ -31,7 +31,7 @@ def test_cifar10_as_image_folder(cli: Cli, tmp_path: Path, real_data: Path) -> N
     files = sorted((tmp_path / "cache").glob("*.pt"))
     written = [file.stat().st_mtime_ns for file in files]
     cached = [torch.load(file, weights_only=True)["images"] for file in files]
-    assert sorted(images.shape for images in cached) == [(10_000, 32, 32, 3), (50_000, 32, 32, 3)]
+    assert sorted(images.shape for images in cached) == [(2_000, 32, 32, 3), (10_000, 32, 32, 3)]
     assert all(images.dtype == torch.uint8 for images in cached)
     # The pixel mean of CIFAR-10's training images is about 0.473 (0.491, 0.482, 0.447 by channel).
     assert max(cached, key=len).double().mean() / 255 == pytest.approx(0.473, abs=0.005)
