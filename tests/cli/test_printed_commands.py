@@ -256,7 +256,7 @@ def test_a_network_that_explain_was_given(monkeypatch: pytest.MonkeyPatch, name:
 
 
 def test_a_search_that_is_not_done() -> None:
-    from attnmosaic.search.summary import search_told
+    from attnmosaic.search.summary import summarize
 
     search: Any = SimpleNamespace(
         study=SimpleNamespace(get_trials=lambda deepcopy: []),
@@ -265,7 +265,7 @@ def test_a_search_that_is_not_done() -> None:
         space=SimpleNamespace(searched={}),
         folder=Path("eq=1/it's"),
     )
-    *_, word = shlex.split(search_told(search)[-1])
+    *_, word = shlex.split(summarize(search)[-1])
     assert word == """hydra.sweep.dir="eq=1/it's\""""
 
 

@@ -1,111 +1,180 @@
-"""Searches whose runs take no time: what is kept on disk, and what a kill leaves of it, is all that they are for."""
+"""Searches whose trials take no time: a launcher that trains nothing, and a search on it without a command."""
 
+import copy
 import dataclasses
-import errno
 import json
 import math
-import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
-import pytorch_lightning as pl
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
+from attnmosaic.config.schema import conf_dir, register
 from attnmosaic.search import search
+from attnmosaic.search.options import Options
 from attnmosaic.search.study import open_storage
+from attnmosaic.sweeps.callback import end_sweep
 
 SPACE = ("lr.what=tag(log,interval(0.001,1))", "lr.where=tag(log,interval(0.001,1))", "schedule.k=choice(1,2,5)")
-SEARCH = ("hydra/sweeper=optuna", "progress=quiet", "-m")
-
-
-def plugin(name: str) -> Any:
-    """Returns a plugin as Hydra has it: it executes their modules itself."""
-    return Plugins.instance().class_name_to_class[name]
 
 
 def study_of(folder: Path | str, name: str = "search") -> optuna.Study:
     return optuna.load_study(study_name=name, storage=open_storage(str(Path(folder) / search.JOURNAL)))
 
 
-def facts(folder: Path | str) -> list[tuple[Any, ...]]:
-    """Returns what makes searches equal: what was drawn and told, in order."""
+def states_of(folder: Path | str) -> list[str]:
+    return [trial.state.name for trial in study_of(folder).trials]
+
+
+def outcomes(folder: Path | str) -> list[tuple[Any, ...]]:
+    """Returns what equal searches have in common: parameters, state and value of each trial."""
     return [(t.number, t.params, t.state.name, t.value) for t in study_of(folder).trials]
 
 
-def told(folder: Path | str) -> list[int]:
-    """Returns the trials of which the journal says that they ended, as often as it does."""
+def recorded(folder: Path | str) -> list[int]:
+    """Returns the trials whose end the journal records, as often as it does."""
     lines = map(json.loads, (Path(folder) / search.JOURNAL).read_text().splitlines())
     return [line["trial_id"] for line in lines if line["op_code"] == 6 and line["state"] != 0]
 
 
-def drawn(overrides: Sequence[str]) -> dict[str, str]:
+def values_of(overrides: Sequence[str]) -> dict[str, str]:
     return dict(override.partition("=")[::2] for override in overrides)
 
 
-def worth(overrides: Sequence[str]) -> float:
+def accuracy(overrides: Sequence[str]) -> float:
     """Returns an accuracy that is best at lr.what=0.1, lr.where=0.01 and k=2."""
-    of = drawn(overrides)
+    of = values_of(overrides)
     off = abs(math.log10(float(of["lr.what"])) + 1) + abs(math.log10(float(of["lr.where"])) + 2)
     return 1 - 0.1 * off - 0.05 * abs(int(of["schedule.k"]) - 2)
 
 
 class Runs:
-    """Stands in for runs.
+    """A launcher whose runs leave a result at once.
 
     Args:
-        before: called with a trial's number before its run leaves a result.
+        folder: the sweep's.
+        before: called with a trial's number and folder; an error that it raises is the run's, if it is an Exception.
+            If it returns True, the run ends without a result.
     """
 
-    def __init__(self, before: Callable[[int], None] = lambda number: None) -> None:
+    def __init__(self, folder: Path, before: Callable[[int, Path], Any] = lambda number, folder: None) -> None:
+        self.folder = folder
         self.before = before
-        self.ran: list[int] = []
+        self.batches: list[list[int]] = []
+        self.jobs: list[Sequence[str]] = []
 
-    def launch(self, launcher: Any, jobs: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        returns = []
-        for number, overrides in enumerate(jobs, start=initial_job_idx):
-            assert drawn(overrides)["hydra.sweep.subdir"] == str(number)
-            folder = Path(launcher.config.hydra.sweep.dir) / str(number)
-            folder.mkdir(exist_ok=True)
-            self.before(number)
-            self.ran.append(number)
-            metrics = {"test/accuracy": worth(overrides), "train/accuracy": 1.0, "held_out/accuracy": 0.5}
-            metrics |= {f"test/{name}": 1 - worth(overrides) for name in ("loss", "ffpf", "entropy")}
-            (folder / "result.json").write_text(json.dumps({"metrics": metrics}))
-            done = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
-            done.return_value = worth(overrides)
-            returns.append(done)
-        return returns
+    @property
+    def ran(self) -> list[int]:
+        return [number for batch in self.batches for number in batch]
 
+    def launch(self, jobs: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        self.batches.append([*range(initial_job_idx, initial_job_idx + len(jobs))])
+        self.jobs.extend(jobs)
+        return [self._run(number, job) for number, job in zip(self.batches[-1], jobs, strict=True)]
 
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> Runs:
-    """Replaces runs, and the composition of their configs, which takes as long."""
-    runs = Runs()
-    basic = plugin("hydra._internal.core_plugins.basic_launcher.BasicLauncher")
-    monkeypatch.setattr(basic, "launch", lambda launcher, *args, **named: runs.launch(launcher, *args, **named))
-    original, cache = search.planned_job, {}
-
-    def planned(config: Any, number: int, overrides: Sequence[str]) -> Any:
-        of = drawn(overrides)
-        key = tuple(of.get(name, "") for name in ("schedule.k", "optimized_metric", "schedule.epochs"))
-        if key not in cache or not re.match(r"lr\.wh", " ".join(of)):
-            cache[key] = original(config, number, overrides)
-        return dataclasses.replace(cache[key], folder=str(number), overrides=tuple(overrides))
-
-    monkeypatch.setattr(search, "planned_job", planned)
-    return runs
+    def _run(self, number: int, overrides: Sequence[str]) -> JobReturn:
+        assert values_of(overrides)["hydra.sweep.subdir"] == str(number)
+        folder = self.folder / str(number)
+        folder.mkdir(exist_ok=True)
+        done = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
+        try:
+            if not self.before(number, folder):
+                done.return_value = accuracy(overrides)
+                metrics = {"test/accuracy": done.return_value, "train/accuracy": 1.0, "held_out/accuracy": 0.5}
+                metrics |= {f"test/{name}": 1 - done.return_value for name in ("loss", "ffpf", "entropy")}
+                (folder / "result.json").write_text(json.dumps({"metrics": metrics}))
+        except Exception as error:
+            done.status, done.return_value = JobStatus.FAILED, error
+        return done
 
 
-class FullDisk(pl.Callback):
-    """There is no room, in the second epoch, until there is a file."""
+planned_job = search.planned_job
+_composed: dict[tuple[str, ...], Any] = {}
+"""Configs and planned jobs by their overrides: to compose one takes longer than a search."""
 
-    def __init__(self, until: str) -> None:
-        self.until = Path(until)
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.current_epoch == 1 and not self.until.exists():
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "last.ckpt")
+def _planned_once(config: Any, number: int, overrides: Sequence[str]) -> Any:
+    """Plans a job as Hydra composes it, but composes once for all learning rates: the config has those of the first."""
+    named = (override.partition("=")[0] if override.startswith("lr.wh") else override for override in overrides)
+    key = tuple(override for override in named if not override.startswith("hydra."))
+    if key not in _composed:
+        _composed[key] = planned_job(config, number, overrides)
+    return dataclasses.replace(_composed[key], folder=str(number), overrides=tuple(overrides))
+
+
+def _composed_once(*overrides: str) -> Any:
+    if overrides not in _composed:
+        _composed[overrides] = compose("train", [*overrides], return_hydra_config=True)
+    return _composed[overrides].copy()
+
+
+class Searches:
+    """Starts searches in the current folder."""
+
+    def new(self, *overrides: str, folder: str = "search", launcher: Any = None, **options: Any) -> search.Search:
+        """Returns a search.
+
+        Args:
+            *overrides: of the command line; ``hydra/sweeper=optuna`` and the folder are given.
+            folder: ``hydra.sweep.dir``.
+            launcher: runs the trials; None for `Runs` without troubles.
+            **options: of ``hydra.sweeper``.
+        """
+        config = _composed_once("hydra/sweeper=optuna")
+        config.hydra.sweep.dir = folder
+        config.hydra.overrides.hydra.append(f"hydra.sweep.dir={folder}")
+        plain: Any = OmegaConf.to_container(config.hydra.sweeper)
+        every = {key: value for key, value in plain.items() if not key.startswith("_")} | options
+        loader: Any = GlobalHydra.instance().config_loader()
+        return search.Search(Options(**every), config, loader, launcher or Runs(Path(folder)), overrides)
+
+    def run(self, *overrides: str, **options: Any) -> search.Search:
+        """Runs a new search to its end, and prints its summary."""
+        return self.finish(self.new(*overrides, **options))
+
+    def again(self, before: search.Search, folder: str, launcher: Any, **options: Any) -> search.Search:
+        """Runs a search with the command of another, which saves composing and checking its configs once more."""
+        made = copy.copy(before)
+        made.folder, made.launcher = Path(folder), launcher
+        made.storage = str(made.folder.absolute() / search.JOURNAL)
+        made.options = dataclasses.replace(before.options, **options)
+        return self.finish(made)
+
+    def finish(self, made: search.Search) -> search.Search:
+        try:
+            made.run()
+        finally:
+            end_sweep()
+        return made
+
+
+@contextmanager
+def instant_searches(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Searches]:
+    """Starts searches in a folder, without commands."""
+    register()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(search, "planned_job", _planned_once)
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        yield Searches()
+
+
+def replace_basic_launcher(monkeypatch: pytest.MonkeyPatch, runs: Runs) -> None:
+    """Makes commands run their searches on a launcher that trains nothing."""
+    basic = Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_launcher.BasicLauncher"]
+    monkeypatch.setattr(basic, "launch", lambda launcher, jobs, initial_job_idx: runs.launch(jobs, initial_job_idx))
+
+
+def instantiate_callback(override: str) -> Any:
+    """Returns the callback that an override adds to a run."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return instantiate(OverridesParser.create().parse_override(override).value())

@@ -1,13 +1,15 @@
-"""Searches that are killed again and again, and several processes at one study."""
+"""Searches in processes of their own that are killed."""
 
+import os
 import random
 import signal
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from helpers.instant_searches import facts, study_of, told
+from helpers.instant_searches import outcomes, recorded, states_of
 from helpers.settings import SMALL
 
 from attnmosaic.runs.run import RESULT
@@ -15,23 +17,18 @@ from attnmosaic.sweeps.server import CONTEXT, start_server, stop_server
 
 pytestmark = pytest.mark.faults
 
-KILLS = 8
+KILLS = 5
 """How often a search is killed."""
-
-TRIALS, WRITERS, REPORTS = 6, 4, 25
 
 GIVEN = (
     *SMALL, "callbacks.record=null", "callbacks.dashboards=null", "callbacks.gradients=null", "callbacks.pictures=null",
-    "logger=none", "schedule.epochs=30", "lr.what=tag(log,interval(0.001,1))", "lr.where=0.01",
-    "schedule.k=choice(1,2)", f"hydra.sweeper.n_trials={TRIALS}", "hydra/sweeper=optuna", "progress=quiet",
+    "logger=none", "lr.where=tag(log,interval(0.001,1))", "schedule.k=choice(1,2)", "hydra/sweeper=optuna",
+    "progress=quiet",
 )  # fmt: skip
 
 
 def search(folder: str, *more: str) -> None:
     """Searches in a process of its own, whose imports are done."""
-    import os
-    import sys
-
     from attnmosaic import train
 
     os.chdir(folder)
@@ -39,26 +36,15 @@ def search(folder: str, *more: str) -> None:
     train.main()
 
 
-def write(path: str, trial: int) -> None:
-    """Reports to a study, as the run of a trial does."""
-    import optuna
-
-    from attnmosaic.search.study import open_study
-
-    study = open_study(path, "search", "maximize", None)
-    for step in range(REPORTS):
-        optuna.Trial(study, study.get_trials(deepcopy=False)[trial]._trial_id).report(trial + step / 100, step)
-
-
 @pytest.fixture(autouse=True)
-def _server() -> Any:
+def _server() -> Iterator[None]:
     start_server()
     yield
     stop_server()
 
 
 def ran(folder: Path, *more: str, kill_at: int | None = None) -> int | None:
-    """Searches in ``killed``, or elsewhere, to its end or until it has come so far; returns the exit code."""
+    """Searches to the end, or in ``killed`` until so many lines are written; returns the exit code."""
     process = CONTEXT.Process(target=search, args=(str(folder), *more))
     process.start()
     while kill_at is not None and process.is_alive() and progress(folder / "killed") < kill_at:
@@ -76,65 +62,48 @@ def progress(folder: Path) -> int:
     )
 
 
-@pytest.mark.parametrize(
-    "more",
-    [(), ("hydra/sweeper/pruner=median", "+hydra.sweeper.pruner.n_startup_trials=2")],
-    ids=["plain", "pruned"],
-)
-def test_killed_again_and_again(tmp_path: Path, more: tuple[str, ...]) -> None:
-    """The study is that of a search that nobody killed, trial by trial, and so are the results."""
+def check_equal(folder: Path, trials: int) -> None:
+    """Checks that the killed search has the study and the metrics of the other, trial by trial."""
+    assert outcomes(folder / "killed") == outcomes(folder / "whole")
+    assert sorted(recorded(folder / "killed")) == [*range(trials)]
+    for number in range(trials):
+        whole, killed = (folder / name / str(number) / "metrics.csv" for name in ("whole", "killed"))
+        assert whole.read_bytes() == killed.read_bytes()
+
+
+def test_killed_again_and_again(tmp_path: Path) -> None:
+    """A search whose trials finish or are pruned; no finished trial runs again."""
+    more = (
+        "lr.what=choice(1e-9,0.1)", "schedule.epochs=12", "trainer.check_val_every_n_epoch=1",
+        "hydra/sweeper/pruner=median", "+hydra.sweeper.pruner.n_startup_trials=1", "hydra.sweeper.n_trials=5",
+        "optimized_metric=test/loss",
+    )  # fmt: skip
     assert ran(tmp_path, *more, "hydra.sweep.dir=whole") == 0
-    marks = random.Random(0).sample(range(1, progress(tmp_path / "whole")), KILLS)
+    assert {*states_of(tmp_path / "whole")} == {"COMPLETE", "PRUNED"}
     kills, finished = 0, {}
-    for mark in sorted(marks):
+    for mark in sorted(random.Random(0).sample(range(1, progress(tmp_path / "whole")), KILLS)):
         kills += ran(tmp_path, *more, "hydra.sweep.dir=killed", kill_at=mark) == -signal.SIGKILL
         now = {path: path.stat().st_mtime_ns for path in tmp_path.glob(f"killed/*/{RESULT}")}
-        assert now.items() >= finished.items()  # none is run again
+        assert now.items() >= finished.items()
         finished = now
     assert ran(tmp_path, *more, "hydra.sweep.dir=killed") == 0
-    print(f"{kills} kills, {len(finished)} trials finished before the last start")
     assert kills > KILLS // 2
-    assert facts(tmp_path / "killed") == facts(tmp_path / "whole")
-    assert sorted(told(tmp_path / "killed")) == [*range(TRIALS)]
-    states = {trial.state.name for trial in study_of(tmp_path / "killed").trials}
-    assert states == ({"COMPLETE", "PRUNED"} if more else {"COMPLETE"})
-    for trial in study_of(tmp_path / "whole").trials:
-        files = [tmp_path / folder / str(trial.number) / "metrics.csv" for folder in ("whole", "killed")]
-        assert files[0].read_text() == files[1].read_text()
+    check_equal(tmp_path, 5)
 
 
 def test_killed_with_several_at_once(tmp_path: Path) -> None:
-    """The jobs end with their search, and go on where they were."""
-    several = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.n_jobs=2")
-    assert ran(tmp_path, *several, "hydra.sweep.dir=whole") == 0
-    process = CONTEXT.Process(target=search, args=(str(tmp_path), *several, "hydra.sweep.dir=killed"))
+    """The jobs end with their search, and resume from their checkpoints."""
+    more = (
+        "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.n_jobs=2", "hydra.sweeper.n_trials=4",
+        "lr.what=tag(log,interval(0.001,1))", "schedule.epochs=30",
+    )  # fmt: skip
+    assert ran(tmp_path, *more, "hydra.sweep.dir=whole") == 0
+    process = CONTEXT.Process(target=search, args=(str(tmp_path), *more, "hydra.sweep.dir=killed"))
     process.start()
     while not [*tmp_path.glob("killed/2/checkpoints/last.ckpt")]:  # the second round is at work
         assert process.is_alive()
         time.sleep(0.05)
     process.kill()
     process.join()
-    assert ran(tmp_path, *several, "hydra.sweep.dir=killed") == 0
-    assert facts(tmp_path / "killed") == facts(tmp_path / "whole")
-    assert sorted(told(tmp_path / "killed")) == [*range(TRIALS)]
-
-
-def test_several_processes_at_one_study(tmp_path: Path) -> None:
-    """What each reports is there, once."""
-    import optuna
-    from optuna.trial import TrialState
-
-    from attnmosaic.search.study import open_study
-
-    path = str(tmp_path / "study.journal")
-    study = open_study(path, "search", "maximize", None)
-    for _ in range(WRITERS):
-        study.add_trial(optuna.trial.create_trial(state=TrialState.RUNNING))
-    processes = [CONTEXT.Process(target=write, args=(path, trial)) for trial in range(WRITERS)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * WRITERS
-    for trial in open_study(path, "search", "maximize", None).trials:
-        assert trial.intermediate_values == {step: trial.number + step / 100 for step in range(REPORTS)}
+    assert ran(tmp_path, *more, "hydra.sweep.dir=killed") == 0
+    check_equal(tmp_path, 4)

@@ -1,1 +1,1 @@
-"""Searching for settings by Optuna, behind ``hydra/sweeper=optuna``. Imports no torch; Optuna only when used."""
+"""Searches for settings by Optuna (``hydra/sweeper=optuna``). Optuna is imported inside functions: it is an extra."""

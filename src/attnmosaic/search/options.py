@@ -1,139 +1,132 @@
-"""What a search is told beside its space: ``hydra.sweeper`` of ``conf/hydra/sweeper/optuna.yaml``."""
+"""Options of a search: ``hydra.sweeper`` in ``conf/hydra/sweeper/optuna.yaml``."""
 
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
 from attnmosaic.core.errors import UserError, not_among
 
-NO_PRUNER = {"_target_": "optuna.pruners.NopPruner"}
 DIRECTIONS = ("maximize", "minimize")
-_BETTER = {
-    "loss": "minimize", "accuracy": "maximize", "focus": "maximize", "ftpt": "maximize", "ffpf": "minimize",
+
+DIRECTION = {
+    "loss": "minimize", "ffpf": "minimize", "accuracy": "maximize", "focus": "maximize", "ftpt": "maximize",
     "foreground_weight": "maximize", "digit_accuracy": "maximize", "sum_accuracy": "maximize",
     "product_accuracy": "maximize",
 }  # fmt: skip
-"""Metrics of which more, or less, is better; of the others (ffpt, ftpf, confident, entropy) either may be wanted."""
+"""The direction that a metric has; of the others (ffpt, ftpf, confident, entropy) a user may want either."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a search; ``conf/hydra/sweeper/optuna.yaml`` says what each means."""
+    """The options of a search; ``conf/hydra/sweeper/optuna.yaml`` describes each.
 
-    n_trials: int = 20
-    n_jobs: int = 1
-    direction: str | None = None
-    seed: int = 0
-    sampler: dict[str, Any] = field(default_factory=lambda: {"_target_": "optuna.samplers.TPESampler"})
-    pruner: dict[str, Any] = field(default_factory=lambda: NO_PRUNER)
-    storage: str | None = None
-    study_name: str | None = None
-    params: dict[str, Any] = field(default_factory=dict)
+    Raises:
+        UserError: an option is invalid.
+    """
 
-    @classmethod
-    def of(cls, given: Mapping[str, Any]) -> "Options":
-        """Makes options of what the config has.
+    n_trials: int
+    n_jobs: int
+    direction: str | None
+    seed: int
+    sampler: dict[str, Any]
+    pruner: dict[str, Any]
+    storage: str | None
+    study_name: str | None
+    params: dict[str, Any]
 
-        Raises:
-            UserError: one of them will not do.
-        """
-        plain: dict[str, Any] = {
-            key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in given.items()
-        }
-        options = cls(**{key: value for key, value in plain.items() if value is not None})
+    def __post_init__(self) -> None:
         for key, least in (("n_trials", 1), ("n_jobs", 1), ("seed", 0)):
-            value = getattr(options, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            value = getattr(self, key)
+            if type(value) is not int or value < least:
                 raise UserError(
                     f"hydra.sweeper.{key}: got {value}, needs a whole number of at least {least}; "
                     f"type for example hydra.sweeper.{key}={max(least, 4)}"
                 )
-        if options.direction not in (None, *DIRECTIONS):
-            raise not_among("hydra.sweeper.direction", options.direction, DIRECTIONS)
-        for key in ("sampler", "pruner"):
-            if not isinstance(node := getattr(options, key), dict) or "_target_" not in node:
-                raise UserError(f"hydra.sweeper.{key}: got {node}, needs a _target_; type for example {_GROUPS[key]}")
-        return options
+        if self.direction not in (None, *DIRECTIONS):
+            raise not_among("hydra.sweeper.direction", self.direction, DIRECTIONS)
+        for key, option in (("sampler", "tpe"), ("pruner", "median")):
+            if "_target_" not in (node := getattr(self, key)):
+                raise UserError(
+                    f"hydra.sweeper.{key}: got {node}, needs a _target_; type for example hydra/sweeper/{key}={option}"
+                )
 
-    def directed(self, metric: str) -> "Options":
-        """Returns these options with the direction that a metric has.
+    def with_direction(self, metric: str) -> "Options":
+        """Returns these options with the direction of a metric.
 
         Args:
-            metric: what is searched for, ``<split>/<metric>``.
+            metric: the optimized metric, ``<split>/<metric>``.
 
         Raises:
-            UserError: the direction given is the other one; or none is given, and the metric has none.
+            UserError: the given direction is the other one; or none is given, and the metric has none.
         """
-        better = _BETTER.get(metric.partition("/")[2])
+        own = DIRECTION.get(metric.partition("/")[2])
         key = "hydra.sweeper.direction"
-        if better is None and self.direction is None:
+        if own is None and self.direction is None:
             raise UserError(f"{key}: required for {metric}; type {' or '.join(f'{key}={word}' for word in DIRECTIONS)}")
-        if better is not None and self.direction not in (None, better):
-            raise UserError(f"{key}: got {self.direction}, needs {better} for {metric}; remove it from the command")
-        return replace(self, direction=self.direction or better)
+        if own is not None and self.direction not in (None, own):
+            raise UserError(f"{key}: got {self.direction}, needs {own} for {metric}; remove it from the command")
+        return replace(self, direction=self.direction or own)
 
     def sampler_for(self, trial: int) -> Any:
-        """Makes the sampler that draws a trial.
+        """Returns a sampler for one trial, seeded by the search's seed and the trial's number.
 
-        It is made anew for each, and its randomness follows from the seed and the trial's number: there is no state
-        that a search which was killed could have lost.
+        Each trial has its own, so that a killed search loses no sampler's state.
 
         Raises:
-            UserError: it takes no such arguments.
+            UserError: the sampler takes no such arguments.
         """
-        import numpy as np
-
         seed = int(np.random.SeedSequence([self.seed, trial]).generate_state(1)[0])
         liar = {"constant_liar": True} if _class(self.sampler) == "TPESampler" and self.n_jobs > 1 else {}
-        return _instantiated("sampler", {**liar, **self.sampler, "seed": seed})
+        return instantiate_node("sampler", {**liar, **self.sampler, "seed": seed})
 
     @property
-    def prunes(self) -> bool:
-        """Whether trials may be ended early."""
-        return _class(self.pruner) != "NopPruner"
+    def pruner_class(self) -> str:
+        """The name of the pruner's class."""
+        return _class(self.pruner)
 
-    @property
-    def compares_all(self) -> bool:
-        """Whether the pruner compares all trials after the same numbers of epochs."""
-        return _class(self.pruner) == "HyperbandPruner"
-
-    def make_pruner(self, longest: int, every: int | None) -> Any:
-        """Instantiates the pruner.
+    def pruner_node(self, longest: int, every: int) -> dict[str, Any]:
+        """Returns the pruner's ``_target_`` and arguments; Hyperband's resources are epochs.
 
         Args:
-            longest: epochs of a trial, at most.
-            every: epochs between two looks that all trials have in common; None if they have none.
+            longest: the most epochs that a trial has.
+            every: epochs after which every possible trial is at the end of a cycle.
 
         Raises:
-            UserError: it takes no such arguments, or there is nothing that it could compare.
+            UserError: there is no such epoch at which Hyperband could compare trials.
         """
-        resources: dict[str, Any] = {}
-        if self.compares_all:
-            if every is None or every > longest // 2:
-                raise UserError(
-                    "hydra/sweeper/pruner: hyperband compares trials where every k has come to the end of a cycle, and "
-                    f"there is no such epoch well before epoch {longest}; type hydra/sweeper/pruner=median, or search "
-                    "few k that divide each other"
-                )
-            resources = {"min_resource": every, "max_resource": longest}
-        return _instantiated("pruner", {**resources, **self.pruner})
+        if self.pruner_class != "HyperbandPruner":
+            return self.pruner
+        if every > longest // 2:
+            raise UserError(
+                "hydra/sweeper/pruner: hyperband compares trials at epochs where a cycle of every k ends, and there is "
+                f"none well before epoch {longest}; type hydra/sweeper/pruner=median, or search few k that divide "
+                "each other"
+            )
+        return {"min_resource": every, "max_resource": longest, **self.pruner}
 
 
-_GROUPS = {"sampler": "hydra/sweeper/sampler=tpe", "pruner": "hydra/sweeper/pruner=median"}
+def instantiate_node(key: str, node: Mapping[str, Any]) -> Any:
+    """Returns the sampler or pruner that a node of ``hydra.sweeper`` describes.
 
+    Raises:
+        UserError: its class takes no such arguments.
+    """
+    from optuna.exceptions import ExperimentalWarning
 
-def _class(node: Mapping[str, Any]) -> str:
-    """Returns the name of the class that a node is of."""
-    return str(node["_target_"]).rpartition(".")[2]
-
-
-def _instantiated(key: str, node: Mapping[str, Any]) -> Any:
     try:
-        return instantiate(dict(node), _convert_="all")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return instantiate(dict(node), _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__ or error
         raise UserError(f"hydra.sweeper.{key}: {' '.join(str(cause).split())}") from error
+
+
+def _class(node: Mapping[str, Any]) -> str:
+    """Returns the name of a node's class."""
+    return str(node["_target_"]).rpartition(".")[2]

@@ -1,30 +1,30 @@
-"""A search: trials drawn by ask-and-tell, run by whatever launcher is chosen, and remembered on disk."""
+"""A search: trials sampled by Optuna, run by any of Hydra's launchers, and kept on disk."""
 
-import contextlib
-import logging
+import itertools
+import logging.config
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.cli.command import blames_disk, reason, told
 from attnmosaic.config.resolution import resolve
-from attnmosaic.config.schedule import ORDERS, Schedule
+from attnmosaic.config.schedule import ORDERS, Schedule, Stage
 from attnmosaic.config.schema import other_networks
 from attnmosaic.config.validation import check
 from attnmosaic.core.errors import RunError, UserError
+from attnmosaic.core.files import locked
 from attnmosaic.core.quoting import as_override
 from attnmosaic.core.text import short_number
-from attnmosaic.runs.run import Run, earlier_result
-from attnmosaic.search.options import Options
-from attnmosaic.search.space import Space, parse_space
-from attnmosaic.search.summary import search_told
+from attnmosaic.runs.run import CHECKPOINTS, Run, earlier_result
+from attnmosaic.search.options import Options, instantiate_node
+from attnmosaic.search.space import parse_space
+from attnmosaic.search.summary import summarize
 from attnmosaic.sweeps.callback import add_to_plan, begin_sweep, typed
 from attnmosaic.sweeps.display import Display
 from attnmosaic.sweeps.job import error_of
@@ -33,26 +33,27 @@ from attnmosaic.sweeps.plan import Planned, alone, measures, planned_job, with_o
 
 JOURNAL = "study.journal"
 
-SECONDS = 0.5
-"""Between two looks whether a job that an earlier start left at work has ended."""
+POLL_SECONDS = 0.5
+"""Between two checks whether a job that an earlier command left running has ended."""
 
 
 class Search:
     """A search for settings.
 
-    What is known of it lies on disk: what was drawn and told in the study, what became of a trial in its run's folder,
-    whose name is the trial's number. Trials are drawn in rounds of ``n_jobs``; the next round is drawn when all of one
-    have been told. So a search that was killed finds the trials of its last round in the study, and goes on with them.
+    All it knows is on disk: the sampled parameters and outcomes in the study, what a trial's run measured in the run's
+    folder, which is named by the trial's number. Trials are sampled in rounds of ``n_jobs``, the next round when every
+    outcome of one is in the study. A killed search leaves the trials of its last round running in the study, and the
+    same command runs them: their runs resume.
 
     Args:
         options: how to search.
         config: the sweep's config, with Hydra's own section.
         loader: Hydra's config loader.
         launcher: runs the trials.
-        arguments: the command line's overrides.
+        arguments: the overrides of the command line.
 
     Raises:
-        UserError: what is asked for will not do.
+        UserError: an option, the space or a config in it is invalid.
     """
 
     def __init__(
@@ -61,70 +62,62 @@ class Search:
         self.config = config
         self.launcher = launcher
         self.folder = Path(config.hydra.sweep.dir)
-        self.space: Space = parse_space(options.params, arguments, loader, self._useless)
+        self.space = parse_space(options.params, arguments, loader, self._unused)
+        self.example = self._planned(0, next(self.space.corners()))
         self.metric, schedules = self._check()
-        self.options = options = options.directed(self.metric)
-        self.longest = max(schedule.epochs for schedule in schedules)
-        # Hyperband keeps a list of who came how far: all must be looked at after the same epochs.
-        self.every = self._common_cycle(schedules) if options.compares_all else None
-        self.pruner = options.make_pruner(self.longest, self.every)
-        options.sampler_for(0)  # its arguments, before anything is written
+        self.options = options.with_direction(self.metric)
+        self.common_cycle = self._common_cycle(schedules)
+        self.pruner_node = options.pruner_node(max(schedule.epochs for schedule in schedules), self.common_cycle)
+        self.pruner = instantiate_node("pruner", self.pruner_node)
+        options.sampler_for(0)  # reports invalid arguments before anything is written
         self.storage = options.storage or str(self.folder.absolute() / JOURNAL)
-        self.name = options.study_name or (str(self.folder) if options.storage else "search")  # alone in its journal
+        self.name = options.study_name or (str(self.folder) if options.storage else "search")
 
     def run(self) -> float:
         """Searches, and returns the best value.
 
         Raises:
-            UserError: a trial was refused for a slip; or the folder holds another search, or one that is at work.
-            RunError: no trial was finished; or the disk, or whoever stops jobs, has ended one.
+            UserError: a trial ended with a user error; or the folder holds another search, or one that is running.
+            RunError: no trial has finished; or the disk or a signal has ended one.
         """
         from attnmosaic.search.study import open_study
 
-        with self._claimed():
+        with locked(self.folder / ".search.lock", "hydra.sweep.dir", timeout=0):
             self.study = open_study(self.storage, self.name, str(self.options.direction), self.pruner)
             self._check_same()
             self.display = self._begin()
-            self._find_ended()
+            self._await_running()
             while numbers := self._round():
-                for first, last in _stretches(numbers):
-                    self._launch(range(first, last + 1))
+                # A launcher numbers its jobs consecutively.
+                for _, group in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+                    self._launch([number for _, number in group])
         if not any(trial.state.name == "COMPLETE" for trial in self._trials()):
-            raise RunError(f"none of {len(self._trials())} trials was finished: see above for what each said")
+            raise RunError(f"none of {len(self._trials())} trials has finished: see above for the error of each")
         return self.study.best_value
 
     # ---- before the first trial
 
-    def _useless(self, fixed: list[str]) -> dict[str, str]:
-        """Returns the keys that decide nothing in these runs, and why."""
+    def _unused(self, fixed: list[str]) -> dict[str, str]:
+        """Returns the keys that decide nothing in these runs, with the reason."""
         config = planned_job(self.config, 0, fixed).config
         plain: Any = OmegaConf.to_container(config, resolve=False)
-        idle = {f"lr.{name}": f"as these runs train no network '{name}'" for name in other_networks(plain)}
-        order = config.schedule.order
-        if order == "what_only":
-            idle["lr.where"] = "as Where never learns"
-        if len(ORDERS.get(order, (0, 0))) == 1:
-            idle["schedule.k"] = f"as there are no stages in schedule.order={order}"
-        return idle
+        reasons = {f"lr.{name}": f"as these runs train no network '{name}'" for name in other_networks(plain)}
+        stages = ORDERS.get(config.schedule.order, ())
+        if stages == (Stage.WHAT,):
+            reasons["lr.where"] = "as Where never learns"
+        if len(stages) == 1:
+            reasons["schedule.k"] = f"as there are no stages in schedule.order={config.schedule.order}"
+        return reasons
 
     def _check(self) -> tuple[str, list[Schedule]]:
-        """Checks trials from all over the space; returns the metric and the schedules there are."""
-        first, *others = self.space.corners()
-        self.any = self._planned(0, first)
-        configs = [alone(self.any.config, str(self.folder))]
-        for drawn in others:
-            ((key, value),) = drawn.items() - first.items()
-            smoke = configs[0].scale == "smoke"  # its counts were cut when it was composed
-            other = None if smoke else with_override(configs[0], f"{key}={value}")
-            configs.append(other or alone(self._planned(0, drawn).config, str(self.folder)))
-        schedules = []
+        """Checks the configs at the corners of the space; returns the metric that they share, and their schedules."""
+        configs = [*self._corner_configs()]
         for config in configs:
             check(config)
-            schedules.append(Schedule(**config.schedule))
-        metric, *different = dict.fromkeys(str(config.optimized_metric) for config in configs)
-        if different:
+        metric, *others = dict.fromkeys(str(config.optimized_metric) for config in configs)
+        if others:
             raise UserError(
-                f"optimized_metric: differs between trials ({metric}, {different[0]}), and a search has one; "
+                f"optimized_metric: differs between trials ({metric}, {others[0]}), and a search has one; "
                 f"type optimized_metric={metric}"
             )
         if metric.startswith("held_out/"):
@@ -132,68 +125,55 @@ class Search:
                 f"optimized_metric: got {metric}, but what a search selects on is no held-out result any more; "
                 f"type optimized_metric=test/{metric.partition('/')[2]}"
             )
-        return metric, schedules
+        return metric, [Schedule(**config.schedule) for config in configs]
+
+    def _corner_configs(self) -> Iterator[DictConfig]:
+        first, *others = self.space.corners()
+        base = alone(self.example.config, str(self.folder))
+        yield base
+        for params in others:
+            ((key, value),) = params.items() - first.items()
+            # Composing a config is slow. The counts of a smoke run are cut by the composition.
+            other = None if base.scale == "smoke" else with_override(base, f"{key}={value}")
+            yield other or alone(self._planned(0, params).config, str(self.folder))
 
     def _common_cycle(self, schedules: Sequence[Schedule]) -> int:
-        """Returns the epochs after which every trial there can be has come to the end of a cycle."""
+        """Returns the epochs after which every possible trial is at the end of a cycle."""
         stages = [schedule.cycle // schedule.k for schedule in schedules]
-        every_k = [*(schedule.k for schedule in schedules), *self.space.values("schedule.k")]
+        every_k = [*(schedule.k for schedule in schedules), *self.space.integers("schedule.k")]
         return math.lcm(*stages) * math.lcm(*every_k)
 
-    @contextlib.contextmanager
-    def _claimed(self) -> Iterator[None]:
-        """Keeps other searches out of the folder; the lock ends with the process."""
-        lock = FileLock(self.folder / ".search.lock")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UserError(
-                f"hydra.sweep.dir: another search is at work in '{self.folder}'; wait for it, or choose another"
-            ) from error
-        except OSError as error:
-            raise UserError(
-                f"hydra.sweep.dir: cannot write to '{self.folder}' ({error.strerror}); choose another"
-            ) from error
-        with lock:
-            yield
-
     def _check_same(self) -> None:
-        """Checks that the trials there are of this search.
-
-        Raises:
-            UserError: it searches another space, for something else, or with other settings.
-        """
-        now = {"optimized_metric": self.metric, **{key: str(space) for key, space in self.space.searched.items()}}
-        direction = "hydra.sweeper.direction"
-        before = {**self.study.user_attrs.get("search", now), direction: self.study.direction.name.lower()}
-        wanted = {**now, direction: self.options.direction}
-        for key in [*wanted, *before]:
-            if before.get(key) != wanted.get(key):
+        """Checks that the existing trials are of this space, metric, direction and other settings."""
+        own = {key: str(distribution) for key, distribution in self.space.searched.items()}
+        own |= {"optimized_metric": self.metric, "hydra.sweeper.direction": str(self.options.direction)}
+        before = self.study.user_attrs.get("search")
+        if before is None:
+            self.study.set_user_attr("search", before := own)
+        for key in [*own, *before]:
+            if before.get(key) != own.get(key):
                 raise UserError(
                     f"hydra.sweep.dir: '{self.folder}' holds another search ({key}: {before.get(key)} before, "
-                    f"{wanted.get(key)} now); choose another folder"
+                    f"{own.get(key)} now); choose another folder"
                 )
-        if "search" not in self.study.user_attrs:
-            self.study.set_user_attr("search", now)
         for trial in self._trials():
             folder = self._folder(trial.number)
-            if (folder / "checkpoints").exists():
+            if (folder / CHECKPOINTS).exists():
                 earlier_result(folder, resolve(alone(self._planned(trial.number, trial.params).config, str(folder))))
                 break
 
     def _begin(self) -> Display:
-        """Begins to watch all trials, of which most have not been drawn yet."""
+        """Begins to display all trials, most of which are not sampled yet."""
         states = {"FAIL": FAILED, "PRUNED": PRUNED}
         trials = self._trials()
         jobs = []
         for number in range(max(self.options.n_trials, len(trials))):
-            job = Job(self.any.plan["name"], f"trial {number}", self._folder(number), **measures(self.any))
+            job = Job(self.example.plan["name"], f"trial {number}", self._folder(number), **measures(self.example))
             if number < len(trials):
                 job.state = states.get(trials[number].state.name, job.state)
             jobs.append(job)
         add_to_plan(self.folder, {"commands": [typed()], "jobs": {}})
-        display = begin_sweep(self.config, jobs, lambda: search_told(self))
+        display = begin_sweep(self.config, jobs, lambda: summarize(self))
         display.watch.begun = True
         return display
 
@@ -202,60 +182,62 @@ class Search:
     def _trials(self) -> list[Any]:
         return self.study.get_trials(deepcopy=False)
 
+    def _running(self) -> list[int]:
+        return [trial.number for trial in self._trials() if trial.state.name == "RUNNING"]
+
     def _folder(self, number: int) -> Path:
         return self.folder.absolute() / str(number)
 
-    def _round(self) -> list[int]:
-        """Returns the trials to run next, after drawing those that the round still lacks."""
-        trials = self._trials()
-        whole = -(-len(trials) // self.options.n_jobs) * self.options.n_jobs
-        if not any(trial.state.name == "RUNNING" for trial in trials) and whole == len(trials):
-            whole += self.options.n_jobs
-        for number in range(len(trials), min(whole, self.options.n_trials)):
-            self._draw(number)
-        return self._begun()
-
-    def _begun(self) -> list[int]:
-        return [trial.number for trial in self._trials() if trial.state.name == "RUNNING"]
-
-    def _draw(self, number: int) -> None:
-        from attnmosaic.search.study import begin_trial, draw
-
-        drawn = draw(self.study, self.options.sampler_for(number), self.space.searched)
-        begin_trial(self.study, drawn, self.space.searched)
-
-    def _find_ended(self) -> None:
-        """Waits for jobs that an earlier start has left at work; tells of trials that were pruned then."""
-        for number in self._begun():
+    def _await_running(self) -> None:
+        """Waits for jobs that an earlier command left running; records trials that were pruned meanwhile."""
+        for number in self._running():
             while (state := Run(self._folder(number)).state) == "running":
-                time.sleep(SECONDS)
+                time.sleep(POLL_SECONDS)
             if state == "pruned":
-                self._tell(number)
+                self._record(number)
 
-    def _launch(self, numbers: range) -> None:
+    def _round(self) -> list[int]:
+        """Returns the trials to run next, after sampling those that the round lacks."""
+        from attnmosaic.search.study import sample_trial
+
+        n_jobs, count = self.options.n_jobs, len(self._trials())
+        lacking = -count % n_jobs or (0 if self._running() else n_jobs)
+        for number in range(count, min(count + lacking, self.options.n_trials)):
+            sample_trial(self.study, self.options.sampler_for(number), self.space.searched)
+        return self._running()
+
+    def _launch(self, numbers: Sequence[int]) -> None:
+        """Runs trials and records their outcomes; a trial that ends the search stays running in the study."""
         trials = self._trials()
         overrides = []
         for number in numbers:
             planned = self._planned(number, trials[number].params)
-            self._watch(number, planned)
+            self._show(number, planned, trials[number].params)
             overrides.append([*planned.overrides, *self._pruning(number)])
         done: Sequence[JobReturn] = self.launcher.launch(overrides, initial_job_idx=numbers[0])
-        _leave_log()
-        left: list[Exception] = []  # of trials that are as good as any, and stay to be gone on with
+        _close_log()
+        errors = []
         for number, job in zip(numbers, done, strict=True):
             error = error_of(job)
-            said = None if error is None else told(error)
-            if said is not None and said[1] == 2:
-                left.append(UserError(said[0]))
-            elif error is not None and (blames_disk(error) or Run(self._folder(number)).state == "stopped"):
-                left.append(RunError(f"trial {number}: {reason(error)}"))
+            ending = None if error is None else self._ending(number, error)
+            if ending is None:
+                self._record(number)
             else:
-                self._tell(number)
-        if left:
-            raise left[0]
+                errors.append(ending)
+        if errors:
+            raise errors[0]
 
-    def _tell(self, number: int) -> None:
-        """Tells the study what became of a trial, as its run's folder has it."""
+    def _ending(self, number: int, error: Exception) -> Exception | None:
+        """Returns the error that ends the search: of a user, the disk or a signal; None if the trial itself failed."""
+        line = told(error)
+        if line is not None and line[1] == 2:
+            return UserError(line[0])
+        if blames_disk(error) or Run(self._folder(number)).state == "stopped":
+            return RunError(f"trial {number}: {reason(error)}")
+        return None
+
+    def _record(self, number: int) -> None:
+        """Writes a trial's outcome, which its run's folder holds, into the study."""
         from optuna.trial import TrialState
 
         run = Run(self._folder(number))
@@ -264,52 +246,36 @@ class Search:
         else:
             self.study.tell(number, state=TrialState.PRUNED if run.state == "pruned" else TrialState.FAIL)
 
-    def _planned(self, number: int, drawn: Mapping[str, Any]) -> Planned:
-        subdir = f"hydra.sweep.subdir={number}"  # also where a table's rows have folders of their own
-        return planned_job(self.config, number, [*self.space.overrides(drawn), subdir])
+    def _planned(self, number: int, params: Mapping[str, Any]) -> Planned:
+        subdir = f"hydra.sweep.subdir={number}"  # also where the rows of a table have folders of their own
+        return planned_job(self.config, number, [*self.space.overrides(params), subdir])
 
-    def _watch(self, number: int, planned: Planned) -> None:
-        plan = {**planned.plan, "swept": [*self.space.searched]}
-        add_to_plan(self.folder, {"commands": [], "jobs": {str(number): plan}})
-        job = self.display.watch.jobs[number]
-        job.schedule = measures(planned)["schedule"]
-        drawn = self._trials()[number].params
-        values = (f"{key}={short_number(value)}" for key, value in drawn.items())
+    def _show(self, number: int, planned: Planned, params: Mapping[str, Any]) -> None:
+        """Adds a trial to the sweep's plan, and its parameters to the display."""
+        add_to_plan(
+            self.folder, {"commands": [], "jobs": {str(number): {**planned.plan, "swept": [*self.space.searched]}}}
+        )
+        self.display.watch.jobs[number].schedule = measures(planned)["schedule"]
+        values = (f"{key}={short_number(value)}" for key, value in params.items())
         self.display.rename(number, " ".join([f"trial {number}", *values]))
 
     def _pruning(self, number: int) -> list[str]:
-        """Returns the overrides by which a trial's run knows its study; none where no trial is ended early."""
-        if not self.options.prunes:
+        """Returns the override that adds the callback `Pruning` to a trial's run; none if trials are not pruned."""
+        if self.options.pruner_class == "NopPruner":
             return []
-        given: dict[str, Any] = {
+        node: dict[str, Any] = {
             "_target_": "attnmosaic.search.pruning.Pruning",
-            "_recursive_": False,  # the pruner is instantiated where it is asked
+            "_recursive_": False,  # the callback instantiates the pruner
             "storage": self.storage,
             "study": self.name,
             "trial": number,
             "metric": self.metric,
-            "pruner": self.options.pruner,
-            "longest": self.longest,
-            "every": self.every,
+            "pruner": self.pruner_node,
+            "every": self.common_cycle if self.options.pruner_class == "HyperbandPruner" else None,
         }
-        return [as_override("+callbacks.pruning", given)]
+        return [as_override("+callbacks.pruning", node)]
 
 
-def _stretches(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yields the first and last of numbers that follow each other: a launcher numbers its jobs so."""
-    first = before = numbers[0]
-    for number in numbers[1:]:
-        if number != before + 1:
-            yield first, before
-            first = number
-        before = number
-    yield first, before
-
-
-def _leave_log() -> None:
-    """Leaves the log of a job that has ended: what comes next in this process is none of its."""
-    root = logging.getLogger()
-    for handler in [*root.handlers]:
-        if isinstance(handler, logging.FileHandler) or type(handler) is logging.StreamHandler:
-            root.removeHandler(handler)
-            handler.close()
+def _close_log() -> None:
+    """Closes the log that Hydra has opened for a job in this process: later messages are not the job's."""
+    logging.config.dictConfig({"version": 1, "disable_existing_loggers": False, "root": {"handlers": []}})

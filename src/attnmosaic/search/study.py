@@ -1,102 +1,108 @@
-"""The study of a search, kept on disk so that it outlives whatever kills the search."""
+"""The study of a search, on disk, so that a killed search resumes from it."""
 
-import warnings
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import optuna
 from filelock import FileLock
-from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import RandomSampler
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.study import StudyDirection
-from optuna.trial import TrialState
 
 from attnmosaic.core.errors import UserError
 
-# Trials are told by the sweep's own display.
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-warnings.filterwarnings("ignore", category=ExperimentalWarning)
+if TYPE_CHECKING:
+    import optuna
 
 
-class JournalLock(JournalFileOpenLock):
-    """Keeps writers of a journal apart, by a lock that ends with its process.
+class JournalLock:
+    """A lock for the writers of a journal that ends with its process; whoever acquires it repairs the journal.
 
-    Optuna's own stays when its process is killed, and the next one waits half a minute for it. A line that was being
-    written then would spoil the journal for ever as soon as another is appended: whoever comes next takes it away.
+    Optuna's own locks outlive a killed process, and delay the next one by half a minute. An incomplete line, which a
+    kill or a full disk leaves, would make the journal unreadable once another line followed.
 
     Args:
-        path: the journal.
+        journal: the file.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = FileLock(path.with_name(f".{path.name}.lock"))
+    def __init__(self, journal: Path) -> None:
+        self._journal = journal
+        self._lock = FileLock(journal.with_name(f".{journal.name}.lock"))
 
     def acquire(self) -> bool:
         self._lock.acquire()
-        with self._path.open("rb+") as journal:
-            written = journal.read()
-            whole = written.rfind(b"\n") + 1
-            if whole < len(written):
-                journal.truncate(whole)
+        written = self._journal.read_bytes()
+        if (complete := written.rfind(b"\n") + 1) < len(written):
+            os.truncate(self._journal, complete)
         return True
 
     def release(self) -> None:
         self._lock.release()
 
 
-def open_storage(where: str) -> BaseStorage:
-    """Opens what keeps studies.
+def open_storage(where: str) -> "optuna.storages.BaseStorage":
+    """Opens the storage of studies.
 
     Args:
-        where: a file for a journal of Optuna's, or a URL for a database.
+        where: the file of an Optuna journal, or the URL of a database.
 
     Raises:
         UserError: it cannot be opened.
     """
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # the sweep's display reports the trials
     try:
         if "://" in where:
-            return RDBStorage(where)
+            return optuna.storages.RDBStorage(where)
         path = Path(where)
         path.parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(where, JournalLock(path)))
+        lock: Any = JournalLock(path)
+        return optuna.storages.JournalStorage(JournalFileBackend(where, lock))
     except Exception as error:
         reason = " ".join(str(error).split())
         raise UserError(f"hydra.sweeper.storage: '{where}' cannot be opened ({reason}); choose another") from error
 
 
-def open_study(where: str, name: str, direction: str, pruner: Any) -> optuna.Study:
-    """Opens a study, or begins it; one that was begun keeps its direction.
+def open_study(where: str, name: str, direction: str, pruner: Any) -> "optuna.Study":
+    """Opens a study, or creates it; an existing study keeps its direction.
 
     Raises:
-        UserError: it cannot be opened.
+        UserError: its storage cannot be opened.
     """
+    import optuna
+    from optuna.study import StudyDirection
+
     return optuna.create_study(
         storage=open_storage(where),
         study_name=name,
         direction=StudyDirection[direction.upper()],
         pruner=pruner,
-        sampler=RandomSampler(),  # draws nothing: see `draw`
+        sampler=optuna.samplers.RandomSampler(),  # samples nothing: see `sample_trial`
         load_if_exists=True,
     )
 
 
-def draw(study: optuna.Study, sampler: Any, space: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what to try next; the study itself stays as it is.
+def sample_trial(study: "optuna.Study", sampler: Any, space: Mapping[str, Any]) -> None:
+    """Adds a running trial with sampled parameters to a study, in one write.
 
-    (Optuna would write a trial first and then one value after the other. A search killed between them would leave a
-    trial that nobody could finish as it was meant.)
+    `study.ask` writes a trial first and then each parameter: a search killed in between would leave a trial that no
+    sampler could complete with the same values. So a copy of the study in memory is asked.
     """
-    rehearsal = optuna.create_study(
+    import optuna
+
+    copy = optuna.create_study(
         direction=study.direction, study_name=study.study_name, sampler=sampler, pruner=study.pruner
     )
-    rehearsal.add_trials(study.get_trials(deepcopy=False))
-    return rehearsal.ask({**space}).params
+    copy.add_trials(study.get_trials(deepcopy=False))
+    copy.ask({**space})
+    study.add_trial(copy.get_trials(deepcopy=False)[-1])
 
 
-def begin_trial(study: optuna.Study, drawn: Mapping[str, Any], space: Mapping[str, Any]) -> None:
-    """Writes the next trial down as one that has begun, all at once."""
-    study.add_trial(optuna.trial.create_trial(state=TrialState.RUNNING, params={**drawn}, distributions={**space}))
+def open_trial(where: str, name: str, number: int, pruner: Any) -> "optuna.Trial":
+    """Opens a running trial, to report to its study from the trial's own process."""
+    import optuna
+
+    storage = open_storage(where)
+    study = optuna.load_study(study_name=name, storage=storage, pruner=pruner)
+    study_id = storage.get_study_id_from_name(name)
+    return optuna.Trial(study, storage.get_trial_id_from_study_id_trial_number(study_id, number))
