@@ -247,7 +247,7 @@ def test_stagewise_is_row_1_of_table_1() -> None:
 
 
 CONF = ROOT / "conf" / "experiment"
-# The rows of tables of images are run as sweeps (test_sweep.py).
+# Of the tables of images some rows are run as sweeps (test_sweep.py).
 SWEPT = ("table1/", "table2/", "averages/", "mnist/")
 EXPERIMENTS = sorted(
     name

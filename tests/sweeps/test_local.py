@@ -85,7 +85,7 @@ def test_what_jobs_return_and_print(
     monkeypatch.setattr(launcher(), "_task", lambda self: ("helpers.light_jobs", "speak"))
     code, out, err = cli("train", "seed.all=5,2,4", JOBLIB, "hydra.launcher.n_jobs=2", f"progress={mode}", "-m")
     assert code == 1
-    assert [job.overrides for job in returned] == [[f"seed.all={seed}"] for seed in (5, 2, 4)]
+    assert [job.overrides[0] for job in returned] == [f"seed.all={seed}" for seed in (5, 2, 4)]
     assert [job.status.name for job in returned] == ["COMPLETED", "FAILED", "COMPLETED"]
     assert [job.return_value for job in returned[::2]] == [50, 40]
     screen = Screen()
