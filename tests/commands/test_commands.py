@@ -228,7 +228,7 @@ def test_the_missions_command(cli: Cli, tmp_path: Path) -> None:
 
 
 CONF = ROOT / "conf" / "experiment"
-# The rows of tables of images are run as sweeps (test_sweep.py).
+# Of the tables of images some rows are run as sweeps (test_sweep.py).
 SWEPT = ("table1/", "table2/", "averages/", "mnist/")
 EXPERIMENTS = sorted(
     name

@@ -19,21 +19,25 @@ Plugins.instance()  # executes the modules of plugins again, so first of all
 from hydra_plugins import attnmosaic_launcher  # noqa: E402
 
 pytestmark = pytest.mark.runs
-Launcher = attnmosaic_launcher.AttnmosaicLauncher
 JOBLIB = "hydra/launcher=joblib"
+
+
+def launcher() -> Any:
+    """Returns the class that Hydra has registered now: it is another one after the module was executed again."""
+    return Plugins.instance().class_name_to_class["hydra_plugins.attnmosaic_launcher.AttnmosaicLauncher"]
 
 
 @pytest.fixture
 def returned(monkeypatch: pytest.MonkeyPatch) -> list[JobReturn]:
     """Returns the list that holds what the last launch returned."""
     kept: list[JobReturn] = []
-    launch = Launcher.launch
+    launch = launcher().launch
 
     def keep(*args: Any, **kwargs: Any) -> list[JobReturn]:
         kept[:] = launch(*args, **kwargs)
         return kept
 
-    monkeypatch.setattr(Launcher, "launch", keep)
+    monkeypatch.setattr(launcher(), "launch", keep)
     monkeypatch.setattr(server, "PRELOAD", ())
     return kept
 
@@ -61,7 +65,7 @@ def test_jobs_on_several_gpus(cli: Cli, monkeypatch: pytest.MonkeyPatch, returne
     """Each job gets as many as its own trainer.devices says, and there are no more jobs at once than groups of them."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4,5,6")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(Launcher, "_task", lambda self: ("helpers.light_jobs", "gpus"))
+    monkeypatch.setattr(launcher(), "_task", lambda self: ("helpers.light_jobs", "gpus"))
     monkeypatch.setattr(joblib, "cpu_count", lambda: 16)
     monkeypatch.setattr("attnmosaic.sweeps.local.free_gb", lambda: None)
     code, _, err = cli("train", "seed.all=0,1,2", JOBLIB, "hydra.launcher.jobs_per_gpu=1", "trainer.devices=2", "-m")
@@ -78,10 +82,10 @@ def test_what_jobs_return_and_print(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, returned: list[JobReturn], mode: str
 ) -> None:
     """Results in the jobs' order, and a line on a process that ended itself; output in complete lines, each once."""
-    monkeypatch.setattr(Launcher, "_task", lambda self: ("helpers.light_jobs", "speak"))
+    monkeypatch.setattr(launcher(), "_task", lambda self: ("helpers.light_jobs", "speak"))
     code, out, err = cli("train", "seed.all=5,2,4", JOBLIB, "hydra.launcher.n_jobs=2", f"progress={mode}", "-m")
     assert code == 1
-    assert [job.overrides for job in returned] == [[f"seed.all={seed}"] for seed in (5, 2, 4)]
+    assert [job.overrides[0] for job in returned] == [f"seed.all={seed}" for seed in (5, 2, 4)]
     assert [job.status.name for job in returned] == ["COMPLETED", "FAILED", "COMPLETED"]
     assert [job.return_value for job in returned[::2]] == [50, 40]
     screen = Screen()

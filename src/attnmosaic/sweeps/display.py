@@ -51,6 +51,7 @@ class Display:
         self.live, self._silent = False, mode != "lines"
         self._lock = threading.RLock()  # each thread erases what the thread before has drawn
         self._over = threading.Event()
+        self._before = sys.stdout, sys.stderr
         tables = {job.name.rpartition("/")[:2] for job in jobs}  # ("table1", "/")
         self._common = "".join(tables.pop()) if mode == "live" and len(tables) == 1 else ""
         if mode == "live":
@@ -114,7 +115,6 @@ class Display:
         self._jobs = Progress()
         for job in jobs:
             self._jobs.add_task("", visible=False, total=job.schedule.epochs, label="", doing="", measured="")
-        self._before = sys.stdout, sys.stderr
         self._streams = [Stream(console, stream, self._lock) for stream in self._before]
         self._bars = Live(
             get_renderable=self._renderable, console=console, transient=True, auto_refresh=False,
@@ -157,7 +157,7 @@ class Display:
         self.show(line)
 
     def _label(self, job: Job) -> str:
-        return substituted(job.label.removeprefix(self._common), sys.stderr)
+        return substituted(job.label.removeprefix(self._common), self._before[1])
 
     def _update(self) -> None:
         jobs, left = self.watch.jobs, self.watch.left
