@@ -15,8 +15,9 @@ from helpers.commands import Cli
 from helpers.forked_ranks import Forked, forked  # noqa: F401
 from helpers.settings import SMALL
 
-from attnmosaic.core.errors import Pruned, RunError
+from attnmosaic.core.errors import Pruned, RunError, UserError
 from attnmosaic.core.processes import RankInfo
+from attnmosaic.training.ranks import Ranks
 
 pytestmark = pytest.mark.runs
 
@@ -24,6 +25,7 @@ Train = Callable[..., dict[str, float]]
 
 TWO = ("trainer=ddp", "trainer.accelerator=cpu")
 SHORT = (*SMALL, "schedule.k=1", "schedule.epochs=3", "logger=none", "callbacks.pictures=null")
+TWO_PROCESSES = {"trainer": {"strategy": "ddp", "devices": 2}}
 
 
 def free_port() -> int:
@@ -105,6 +107,14 @@ def test_all_end_with_one_exit_code(cli: Cli, slurm: RankInfo, given: Sequence[s
     assert word in err
 
 
+def test_a_script_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the processes that torchrun starts of it, only one could have the run's folder."""
+    for name, value in RankInfo(1, 2, 1, 2, "localhost", 1).environ().items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"torchrun -m attnmosaic\.train"), Ranks(TWO_PROCESSES):
+        pass
+
+
 # ---- ended
 
 
@@ -142,16 +152,12 @@ def test_a_loss_that_is_no_number_ends_all(train: Train) -> None:
 
 @pytest.mark.faults
 @pytest.mark.parametrize(
-    ("who", "signum", "code", "said"),
-    [
-        ("first", signal.SIGKILL, -signal.SIGKILL, ""),
-        ("first", signal.SIGINT, 130, "stopped by SIGINT; the same command"),
-        ("other", signal.SIGTERM, 1, "error: process 1 of 2 of this run ended with exit code -15"),
-    ],
-    ids=["first-KILL", "first-INT", "other-TERM"],
+    ("signum", "code", "said"),
+    [(signal.SIGKILL, -signal.SIGKILL, ""), (signal.SIGINT, 130, "stopped by SIGINT; the same command")],
+    ids=["KILL", "INT"],
 )
-def test_none_outlives_another(tmp_path: Path, who: str, signum: int, code: int, said: str) -> None:
-    """Whichever process is ended while it trains: both end, and one of them reports it."""
+def test_none_outlives_the_first(tmp_path: Path, signum: int, code: int, said: str) -> None:
+    """The other process ends with rank 0, and reports nothing."""
     run = tmp_path / "run"
     command = [sys.executable, "-m", "attnmosaic.train", *SHORT, *TWO, "schedule.epochs=100000", "progress=quiet"]
     process = subprocess.Popen([*command, f"hydra.run.dir={run}"], stderr=subprocess.PIPE, text=True)
@@ -159,7 +165,7 @@ def test_none_outlives_another(tmp_path: Path, who: str, signum: int, code: int,
     while not (run / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     (other,) = children(process.pid)
-    os.kill(process.pid if who == "first" else other, signum)
+    process.send_signal(signum)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code
     assert err.strip().rpartition("\n")[2].startswith(said)
@@ -203,13 +209,11 @@ def alive(pid: int) -> bool:
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_rows_of_a_sweep(cli: Cli, tmp_path: Path, train: Train, launcher: str, request: pytest.FixtureRequest) -> None:
     """Each row is trained by two processes, and there are no rows but those of the command."""
-    if launcher == "basic":
-        request.getfixturevalue("forked")
-    given = (*SHORT, *TWO, "seed.all=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    # Jobs of joblib, processes of their own, do not fork their other processes.
+    seeds = ["0", "1"] if launcher == "basic" else ["1"]
+    given = (*SHORT, *TWO, f"seed.all={','.join(seeds)}", f"hydra.sweep.dir={tmp_path / 'sweep'}")
     code, _, err = cli("train", "-m", f"hydra/launcher={launcher}", *given)
     assert code == 0, err
-    results = {file.parent.name: json.loads(file.read_text()) for file in (tmp_path / "sweep").rglob("result.json")}
-    assert {name: result["processes"] for name, result in results.items()} == {"0": 2, "1": 2}
-    assert results["0"]["metrics"] != results["1"]["metrics"]
-    if launcher == "basic":
-        assert results["1"]["metrics"] == train(*SHORT, *TWO, "seed.all=1")
+    results = [json.loads(file.read_text()) for file in sorted((tmp_path / "sweep").rglob("result.json"))]
+    assert [(result["processes"], result["seed"]["data"]) for result in results] == [(2, int(seed)) for seed in seeds]
+    assert results[-1]["metrics"] == train(*SHORT, *TWO, "seed.all=1")
