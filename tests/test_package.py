@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from helpers.settings import ROOT, SMALL
 
-from attnmosaic.core.extras import install_command
+from attnmosaic.core.optional_packages import install_command
 
 
 @pytest.mark.runs
@@ -74,7 +74,7 @@ def test_what_installs_an_extra_of_sources_on_the_path(monkeypatch: pytest.Monke
     def absent(name: str) -> list[str]:
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr("attnmosaic.core.extras.requires", absent)
+    monkeypatch.setattr("attnmosaic.core.optional_packages.requires", absent)
     folder, _, extra = shlex.split(install_command("search"))[-1].rpartition("[")
     assert extra == "search]"
     assert (Path(folder) / "pyproject.toml").is_file()

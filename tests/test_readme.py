@@ -16,8 +16,8 @@ from helpers.settings import ROOT, SMALL, SMALL_NUMBERS
 from helpers.user_code import TINY_CIFAR10, TINY_MNIST
 from PIL import Image
 
+from attnmosaic.config.keys import check_keys
 from attnmosaic.config.schema import EvaluateConfig, ExplainConfig, PredictConfig, TrainConfig
-from attnmosaic.config.structure import check_keys
 from attnmosaic.train import train
 
 README = (ROOT / "README.md").read_text()

@@ -25,12 +25,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     given = parser.parse_args(arguments)
     try:
-        runs = some_runs(given.folder)
+        begun = [run.folder for run in some_runs(given.folder) if run.config is not None]
+        if not begun:
+            raise UserError(f"'{given.folder}' holds no run that has begun; train one first")
     except UserError as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
     failed = False
-    for folder in (run.folder for run in runs if run.config is not None):
+    for folder in begun:
         drawn = draw_run(folder, given.formats)
         names = ", ".join(path.name for path in drawn.paths) or "nothing to draw yet"
         print(f"{folder}: {names}", flush=True)

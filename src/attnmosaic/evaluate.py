@@ -8,15 +8,15 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.cli.command import guard, run
+from attnmosaic.config.keys import check_keys
 from attnmosaic.config.paths import absolute, where_started, with_absolute_paths
 from attnmosaic.config.resolution import resolve
 from attnmosaic.config.schema import PRECISIONS, EvaluateConfig, conf_dir, register
-from attnmosaic.config.structure import check_keys
 from attnmosaic.config.trusted import check_trusted
 from attnmosaic.config.validation import check, check_ckpt_path
 from attnmosaic.core.errors import UserError
 from attnmosaic.core.files import write_atomically
-from attnmosaic.core.internals import import_lightning
+from attnmosaic.core.library_internals import import_lightning
 
 log = logging.getLogger(__name__)
 register()

@@ -11,9 +11,9 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.cli.command import guard, run
+from attnmosaic.config.keys import check_keys
 from attnmosaic.config.paths import where_started
 from attnmosaic.config.schema import ExplainConfig, conf_dir, register
-from attnmosaic.config.structure import check_keys
 from attnmosaic.core.errors import UserError, one_line
 from attnmosaic.inference.explanation import (
     INDEX,

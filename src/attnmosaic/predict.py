@@ -8,12 +8,12 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from attnmosaic.cli.command import guard, run
+from attnmosaic.config.keys import check_keys
 from attnmosaic.config.paths import where_started
 from attnmosaic.config.schema import PredictConfig, conf_dir, register
-from attnmosaic.config.structure import check_keys
 from attnmosaic.config.validation import check_ckpt_path
 from attnmosaic.core.errors import UserError, one_line
-from attnmosaic.core.internals import import_lightning
+from attnmosaic.core.library_internals import import_lightning
 from attnmosaic.data.image_files import UnreadableError, open_image
 
 register()

@@ -18,20 +18,20 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from attnmosaic.cli.command import describe, guard, run
-from attnmosaic.cli.hints import advice
+from attnmosaic.cli.hydra_errors import advice
 from attnmosaic.cli.progress import finding_level, hush, logged
+from attnmosaic.config.keys import check_keys, check_parts
 from attnmosaic.config.paths import where_started, with_absolute_paths
 from attnmosaic.config.resolution import resolve, scaled
 from attnmosaic.config.schema import TrainConfig, conf_dir, register
-from attnmosaic.config.structure import check_keys, check_parts
 from attnmosaic.config.validation import check
 from attnmosaic.core.errors import BusyError, Pruned, RunError, UserError
 from attnmosaic.core.files import write_atomically
-from attnmosaic.core.internals import import_lightning
+from attnmosaic.core.library_internals import import_lightning
 from attnmosaic.core.processes import launched
 from attnmosaic.core.quoting import in_shell, path_word
 from attnmosaic.runs.run import CONFIG, ERROR, PRUNED, claimed, earlier_result
-from attnmosaic.sweeps.callback import PASSED_OVER, end_sweep, may_pass_over
+from attnmosaic.sweeps.hydra_callback import PASSED_OVER, end_sweep, may_pass_over
 from attnmosaic.training.ranks import Ranks, follow, leading
 
 log = logging.getLogger("attnmosaic.train")  # also where this is __main__

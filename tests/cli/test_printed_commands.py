@@ -21,14 +21,14 @@ from omegaconf import OmegaConf
 
 from attnmosaic import collect, report
 from attnmosaic.cli.command import how_to_go_on
-from attnmosaic.cli.hints import advice
+from attnmosaic.cli.hydra_errors import advice
 from attnmosaic.config.classes import split_classes
 from attnmosaic.config.resolution import flat, resolve
 from attnmosaic.config.schema import conf_dir, register
 from attnmosaic.core.errors import UserError, not_among, one_line
 from attnmosaic.core.quoting import as_override, command, in_grammar, in_shell, path_word, to_type
 from attnmosaic.runs.run import CONFIG, Run
-from attnmosaic.sweeps.callback import typed
+from attnmosaic.sweeps.hydra_callback import typed
 
 NAMES = (
     "eq=1", "r/ünï", "a b", "a  b", "it's", "[x]", "[x", 'quo"te', "do$lar", "{b}", "{a:b}", "${x}", r"\${x}",

@@ -11,7 +11,7 @@ from helpers.small_runs import build
 from omegaconf import OmegaConf
 from PIL import Image
 
-from attnmosaic.config.operations import OPERATIONS
+from attnmosaic.config.digit_operations import OPERATIONS
 from attnmosaic.core.errors import UserError
 from attnmosaic.predict import predict
 

@@ -140,7 +140,7 @@ def test_jobs_that_change_directory(cli: Cli, project: Path, launcher: str) -> N
     assert metrics_of(project / folder) == metrics_of(project / "run")
     saved = yaml.safe_load((project / folder / "config.yaml").read_text())
     assert (saved["run_dir"], saved["paths"]["cache"]) == (str(project / folder), str(project / "cache"))
-    assert list((project / "cache").glob("images-*.pt"))
+    assert list((project / "cache").glob("images-*.npy"))
     assert {path.name for path in project.iterdir()} == {"cache", "job", "photos", "run"}
     assert not [*(project / folder).glob("*/**/result.json")]
 

@@ -9,9 +9,9 @@ from helpers.configs import composed
 from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.config.identity import config_hash
+from attnmosaic.config.keys import check_keys
 from attnmosaic.config.resolution import resolve, scaled
 from attnmosaic.config.schema import METRICS, TrainConfig, metrics_of, networks_of
-from attnmosaic.config.structure import check_keys
 from attnmosaic.core.errors import UserError
 
 EXPERIMENT = """# @package _global_

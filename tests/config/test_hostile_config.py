@@ -16,7 +16,7 @@ from helpers.settings import SMALL, SMALL_NUMBERS
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from attnmosaic.cli import hints
+from attnmosaic.cli import hydra_errors
 from attnmosaic.cli.command import told
 from attnmosaic.core.errors import UserError, one_line
 from attnmosaic.train import train
@@ -38,7 +38,7 @@ BASES = (
 @cache
 def keys_of(base: tuple[str, ...]) -> list[str]:
     """Returns every key of a config, but for where a run writes: that is the user's own choice, and the test's."""
-    keys = hints.keys_of(composed("train", *base))
+    keys = hydra_errors.keys_of(composed("train", *base))
     return [key for key in keys if not key.startswith(("run_dir", "paths")) and not key.endswith(("folder", "dirpath"))]
 
 

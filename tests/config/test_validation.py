@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from attnmosaic.config.keys import check_parts
 from attnmosaic.config.resolution import scaled
-from attnmosaic.config.structure import check_parts
 from attnmosaic.config.validation import check
 from attnmosaic.core.errors import UserError
 
@@ -111,6 +111,7 @@ def test_values_that_are_allowed(config: Callable[..., DictConfig]) -> None:
 
 
 FOLDERS = {
+    ("data.root=pets",): r"data\.foreground: .*\(bird, cat, dog\).*data\.foreground=\[bird,cat\]",
     ("data.root=missing", "data.foreground=[a,b]"): r"data\.root: 'missing' does not exist",
     ("data.root=empty", "data.foreground=[a,b]"): r"data\.root: 'empty' holds no folders",
     ("data.root=3", "data.foreground=[a,b]"): r"data\.root: got 3, needs .*in quotes",

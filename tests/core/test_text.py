@@ -29,7 +29,7 @@ from attnmosaic.core.text import (
     substituted,
     use_substitutes,
 )
-from attnmosaic.sweeps import server
+from attnmosaic.sweeps import fork_server
 from attnmosaic.sweeps.display import Display
 from attnmosaic.sweeps.monitor import Job
 from hydra_plugins import attnmosaic_launcher
@@ -253,7 +253,7 @@ def test_bars(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 def test_jobs_in_processes(cli: Cli, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     """They write in the encoding that the sweep's own terminal has, and each line comes through."""
     monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
-    monkeypatch.setattr(server, "PRELOAD", ())
+    monkeypatch.setattr(fork_server, "PRELOAD", ())
     monkeypatch.setattr(
         attnmosaic_launcher.AttnmosaicLauncher, "_task", lambda self: ("helpers.light_jobs", "speak_of_names")
     )

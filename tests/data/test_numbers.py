@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from attnmosaic.config.operations import OPERATIONS
+from attnmosaic.config.digit_operations import OPERATIONS
 from attnmosaic.core.errors import UserError
 from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.data.numbers import DigitsAndNumber, TorchvisionAndNumber, resize

@@ -12,6 +12,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
+from attnmosaic.core.library_internals import forkserver_pid
 from attnmosaic.core.signals import SIGNALS
 
 HYDRAS = (logging.StreamHandler, logging.FileHandler)
@@ -24,7 +25,7 @@ def make_cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str])
     def run(command: str, *arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [f"attnmosaic.{command}", *arguments])
         capfd.readouterr()
-        code = 0
+        code, server = 0, forkserver_pid()
         heard, hooks = {signum: signal.getsignal(signum) for signum in SIGNALS}, threading.excepthook
         try:
             importlib.import_module(f"attnmosaic.{command}").main()
@@ -35,8 +36,8 @@ def make_cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str])
             for signum, handler in heard.items():
                 signal.signal(signum, handler)
             threading.excepthook, logging.raiseExceptions = hooks, True
-            if server := sys.modules.get("attnmosaic.sweeps.server"):
-                server.stop_server()  # as at the end of a process; the next one's terminal is another
+            if forkserver_pid() != server:  # it is the command's own
+                sys.modules["attnmosaic.sweeps.fork_server"].stop_server()  # as at the end of a process
             GlobalHydra.instance().clear()  # likewise
             HydraConfig.instance().cfg = None
             root = logging.getLogger()

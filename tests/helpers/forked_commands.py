@@ -174,7 +174,7 @@ def in_writing(file: str, step: str, nth: int, action: str) -> None:
 def _serve() -> None:
     for module in MODULES:
         importlib.import_module(module)
-    from attnmosaic.sweeps.server import PRELOAD
+    from attnmosaic.sweeps.fork_server import PRELOAD
 
     for module in PRELOAD:
         importlib.import_module(module)

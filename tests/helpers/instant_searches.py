@@ -22,7 +22,7 @@ from attnmosaic.config.schema import conf_dir, register
 from attnmosaic.search import search
 from attnmosaic.search.options import Options
 from attnmosaic.search.study import open_storage
-from attnmosaic.sweeps.callback import end_sweep
+from attnmosaic.sweeps.hydra_callback import end_sweep
 
 SPACE = ("lr.what=tag(log,interval(0.001,1))", "lr.where=tag(log,interval(0.001,1))", "schedule.k=choice(1,2,5)")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from attnmosaic.config.operations import OPERATIONS
+from attnmosaic.config.digit_operations import OPERATIONS
 from attnmosaic.metrics.two_outputs import TwoOutputMetrics
 
 

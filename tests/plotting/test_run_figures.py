@@ -390,3 +390,7 @@ def test_the_command(cli: Cli, small: Path, tmp_path: Path, caplog: pytest.LogCa
     assert (code, err.count("\n")) == (2, 1)
     assert "holds no runs" in err
     assert cli("draw", str(tmp_path / "absent"))[0] == 2
+    (tmp_path / "planned").mkdir()
+    (tmp_path / "planned" / "sweep.json").write_text('{"commands": [], "jobs": {"0": {}}}')
+    code, _, err = cli("draw", str(tmp_path / "planned"))
+    assert (code, "begun" in err) == (2, True)

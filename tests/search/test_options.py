@@ -5,7 +5,7 @@ from typing import Any
 import optuna
 import pytest
 
-from attnmosaic.config.operations import OPERATIONS
+from attnmosaic.config.digit_operations import OPERATIONS
 from attnmosaic.config.schema import METRICS, two_output_metrics
 from attnmosaic.core.errors import UserError
 from attnmosaic.search.options import DIRECTION, Options, instantiate_node

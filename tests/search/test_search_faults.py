@@ -13,7 +13,7 @@ from helpers.instant_searches import outcomes, recorded, states_of
 from helpers.settings import SMALL
 
 from attnmosaic.runs.run import RESULT
-from attnmosaic.sweeps.server import CONTEXT, start_server, stop_server
+from attnmosaic.sweeps.fork_server import CONTEXT, start_server, stop_server
 
 pytestmark = pytest.mark.faults
 

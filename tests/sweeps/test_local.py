@@ -13,7 +13,7 @@ from helpers.terminal import Screen
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 
-from attnmosaic.sweeps import server
+from attnmosaic.sweeps import fork_server
 
 Plugins.instance()  # executes the modules of plugins again, so first of all
 from hydra_plugins import attnmosaic_launcher  # noqa: E402
@@ -38,7 +38,7 @@ def returned(monkeypatch: pytest.MonkeyPatch) -> list[JobReturn]:
         return kept
 
     monkeypatch.setattr(launcher(), "launch", keep)
-    monkeypatch.setattr(server, "PRELOAD", ())
+    monkeypatch.setattr(fork_server, "PRELOAD", ())
     return kept
 
 

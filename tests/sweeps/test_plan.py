@@ -15,7 +15,7 @@ from hydra.types import RunMode
 
 from attnmosaic.config.schema import conf_dir, register
 from attnmosaic.core.errors import UserError
-from attnmosaic.sweeps.callback import SweepPlan
+from attnmosaic.sweeps.hydra_callback import SweepPlan
 from attnmosaic.tables.published import published_tables
 
 TABLES = sorted(path.stem for path in (ROOT / "conf" / "reproduce").glob("*.yaml"))
@@ -30,7 +30,7 @@ def as_id(value: object) -> str:
 def settled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Settled:
     """Returns the folder and the jobs of a sweep that is composed, but not begun."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("attnmosaic.sweeps.callback.begin_sweep", lambda *_: None)
+    monkeypatch.setattr("attnmosaic.sweeps.hydra_callback.begin_sweep", lambda *_: None)
     register()
 
     def settle(*overrides: str) -> tuple[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ from helpers.user_code import TINY_CIFAR10, TINY_MNIST
 from attnmosaic.callbacks.csv_tables import RunTables
 from attnmosaic.collect import main as collect
 from attnmosaic.runs.run import LOCK, RESULT, Run, claimed
-from attnmosaic.sweeps.callback import PASSED_OVER
+from attnmosaic.sweeps.hydra_callback import PASSED_OVER
 from attnmosaic.tables.published import published_tables
 
 pytestmark = pytest.mark.runs
@@ -263,7 +263,7 @@ def test_jobs_of_another_process_are_skipped(
         (other / RESULT).write_bytes((FOLDER / "type2" / "seed0" / RESULT).read_bytes())
         return []
 
-    monkeypatch.setattr("attnmosaic.sweeps.callback._tables", tables)
+    monkeypatch.setattr("attnmosaic.sweeps.hydra_callback._tables", tables)
     with claimed(other):  # the other process finishes it while this one prints its table
         assert cli(*sweep)[0] == 0
 

@@ -14,7 +14,7 @@ from helpers.finished_runs import result
 from helpers.settings import ROOT, SMALL
 
 from attnmosaic.runs.run import Run
-from attnmosaic.sweeps.callback import PASSED_OVER
+from attnmosaic.sweeps.hydra_callback import PASSED_OVER
 
 pytestmark = pytest.mark.faults
 

@@ -67,7 +67,7 @@ def write(folder: Path, *overrides: str, seed: int = 0, test: float | None = 0.5
 
 
 def plan(folder: Path, jobs: dict[str, Sequence[str]], swept: Sequence[str], name: str = "mine") -> None:
-    """Writes a sweep's plan, as `attnmosaic.sweeps.callback.SweepPlan` does."""
+    """Writes a sweep's plan, as `attnmosaic.sweeps.hydra_callback.SweepPlan` does."""
     planned = {
         job: {
             "name": name, "scale": "full", "schedule": {"order": "joint", "k": 5, "epochs": 10},

@@ -13,7 +13,7 @@ from helpers.small_runs import AfterEpoch, build, fit
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from attnmosaic.config.operations import OPERATIONS
+from attnmosaic.config.digit_operations import OPERATIONS
 from attnmosaic.core.errors import RunError, UserError
 from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.training.two_outputs import TwoOutputModule

@@ -20,11 +20,11 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from attnmosaic import __version__
-from attnmosaic.cli.hints import advice
+from attnmosaic.cli.hydra_errors import advice
 from attnmosaic.config.resolution import unresolved
 from attnmosaic.core.errors import BusyError, DiskError, JobError, RunError, UserError, gpu_memory_trouble, one_line
 from attnmosaic.core.files import disk_trouble, write_atomically
-from attnmosaic.core.internals import forget_library_configs
+from attnmosaic.core.library_internals import forget_library_configs
 from attnmosaic.core.quoting import to_type
 from attnmosaic.core.signals import in_order, listen, stop_message
 from attnmosaic.core.text import use_substitutes

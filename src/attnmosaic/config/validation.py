@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.config.availability import check_available, check_data_fit
 from attnmosaic.config.classes import split_classes
+from attnmosaic.config.digit_operations import OPERATIONS
 from attnmosaic.config.image_folders import check_folder, foreground_missing, root_folder
-from attnmosaic.config.operations import OPERATIONS
 from attnmosaic.config.resolution import walk
 from attnmosaic.config.schedule import ORDERS
 from attnmosaic.config.schema import PAIR, PRECISIONS, PROGRESS, folder_name, metrics_of, networks_of

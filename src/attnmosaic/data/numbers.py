@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from attnmosaic.config.operations import OPERATIONS, Operation
+from attnmosaic.config.digit_operations import OPERATIONS, Operation
 from attnmosaic.core.errors import UserError
 from attnmosaic.data.datamodule import SPLITS, PoolDataModule, move_splits
 from attnmosaic.data.pool import Pool, split_pool

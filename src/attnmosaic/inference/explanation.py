@@ -12,7 +12,7 @@ import numpy as np
 
 from attnmosaic.config.validation import check_ckpt_path
 from attnmosaic.core.errors import UserError, not_among, one_line
-from attnmosaic.core.internals import import_lightning
+from attnmosaic.core.library_internals import import_lightning
 from attnmosaic.data.image_files import UnreadableError
 from attnmosaic.inference.user_images import MOST_CELLS, OwnMosaic, Source, find_sources, read_mosaic
 

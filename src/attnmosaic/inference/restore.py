@@ -10,7 +10,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from attnmosaic.config.operations import OPERATIONS
+from attnmosaic.config.digit_operations import OPERATIONS
 from attnmosaic.config.schema import PAIR, networks_of
 from attnmosaic.config.trusted import check_trusted
 from attnmosaic.core.errors import UserError

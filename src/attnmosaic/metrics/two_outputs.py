@@ -6,7 +6,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from attnmosaic.config.operations import Operation
+from attnmosaic.config.digit_operations import Operation
 
 
 class TwoOutputMetrics(Metric):

@@ -16,7 +16,7 @@ from attnmosaic.plotting import palette
 from attnmosaic.reporting.formatting import FILTERS
 from attnmosaic.reporting.gallery import UNSEEN_FIRST, gallery
 from attnmosaic.reporting.run_section import RunSection, charts_of, seed_of
-from attnmosaic.reporting.seeds import spread
+from attnmosaic.reporting.spread import spread
 from attnmosaic.runs.discovery import last_written, read_plan, some_runs, sweep_of
 from attnmosaic.runs.rows import dig
 from attnmosaic.runs.run import CONFIG, HYDRA, STATES, Run

@@ -25,10 +25,10 @@ from attnmosaic.runs.run import CHECKPOINTS, Run, earlier_result
 from attnmosaic.search.options import Options, instantiate_node
 from attnmosaic.search.space import parse_space
 from attnmosaic.search.summary import summarize
-from attnmosaic.sweeps.callback import add_to_plan, begin_sweep, typed
 from attnmosaic.sweeps.display import Display
-from attnmosaic.sweeps.job import error_of
+from attnmosaic.sweeps.hydra_callback import add_to_plan, begin_sweep, typed
 from attnmosaic.sweeps.monitor import FAILED, PRUNED, Job
+from attnmosaic.sweeps.packed_job import error_of
 from attnmosaic.sweeps.plan import Planned, alone, measures, planned_job, with_override
 
 JOURNAL = "study.journal"

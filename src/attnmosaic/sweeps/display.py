@@ -132,6 +132,8 @@ class Display:
                 self.live = False
                 self._bars.stop()
                 sys.stdout, sys.stderr = self._before
+                if self._console is rich.get_console():
+                    rich.reconfigure()
 
     def _follow(self) -> None:
         while not self._over.wait(SECONDS):

@@ -29,10 +29,10 @@ from attnmosaic.core.signals import SIGNALS
 from attnmosaic.core.text import encoding_of, use_substitutes
 from attnmosaic.runs.run import ERROR
 from attnmosaic.sweeps.allocation import devices, environment, groups, plan
-from attnmosaic.sweeps.callback import job_began, job_ended, job_output, job_prefix, write_plan
 from attnmosaic.sweeps.display import Stream
-from attnmosaic.sweeps.job import Packed, failed, portable
-from attnmosaic.sweeps.server import CONTEXT
+from attnmosaic.sweeps.fork_server import CONTEXT
+from attnmosaic.sweeps.hydra_callback import job_began, job_ended, job_output, job_prefix, write_plan
+from attnmosaic.sweeps.packed_job import Packed, failed, portable
 
 
 def run_jobs(

@@ -24,8 +24,8 @@ from attnmosaic.core.files import write_atomically
 from attnmosaic.core.quoting import to_type
 from attnmosaic.runs.run import ERROR, Run, earlier_result
 from attnmosaic.sweeps.allocation import devices
-from attnmosaic.sweeps.callback import job_began, job_ended, jobs_left, write_plan
-from attnmosaic.sweeps.job import failed
+from attnmosaic.sweeps.hydra_callback import job_began, job_ended, jobs_left, write_plan
+from attnmosaic.sweeps.packed_job import failed
 from attnmosaic.sweeps.plan import alone
 from attnmosaic.sweeps.slurm_node import OnNode
 

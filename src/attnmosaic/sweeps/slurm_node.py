@@ -7,7 +7,7 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 
 from attnmosaic.core.text import use_substitutes
-from attnmosaic.sweeps.job import Packed
+from attnmosaic.sweeps.packed_job import Packed
 
 
 class OnNode(Packed):

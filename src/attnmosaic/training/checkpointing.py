@@ -13,7 +13,7 @@ from lightning_fabric.plugins.io import TorchCheckpointIO
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from attnmosaic.config.operations import OPERATIONS
+from attnmosaic.config.digit_operations import OPERATIONS
 from attnmosaic.config.paths import absolute, located, shortest
 from attnmosaic.config.schema import PAIR, TrainConfig, networks_of
 from attnmosaic.config.trusted import NotPlainError, check_plain

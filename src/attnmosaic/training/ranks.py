@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 from attnmosaic.cli.command import describe
 from attnmosaic.config.schema import processes_of
 from attnmosaic.core.errors import RunError, UserError, one_line
-from attnmosaic.core.internals import import_lightning
+from attnmosaic.core.library_internals import import_lightning
 from attnmosaic.core.processes import RankInfo, launched
 from attnmosaic.core.signals import SIGNALS
 

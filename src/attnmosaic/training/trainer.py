@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, OnExceptionCh
 
 from attnmosaic.config.schema import metrics_of
 from attnmosaic.core.errors import UserError, not_among
-from attnmosaic.core.internals import keep_signal_handlers
+from attnmosaic.core.library_internals import keep_signal_handlers
 from attnmosaic.core.processes import RankInfo
 from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.training.checkpointing import WholeCheckpoints

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from attnmosaic.config.operations import Operation
+from attnmosaic.config.digit_operations import Operation
 from attnmosaic.config.schema import two_output_metrics
 from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.data.numbers import Batch, Examples, NumbersDataModule

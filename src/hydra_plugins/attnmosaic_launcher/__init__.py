@@ -26,10 +26,10 @@ class AttnmosaicLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         if find_spec("cloudpickle") is None:
-            from attnmosaic.core.extras import missing_packages
+            from attnmosaic.core.optional_packages import missing_packages
 
             raise missing_packages("hydra/launcher=joblib", "parallel")
-        from attnmosaic.sweeps.server import start_server
+        from attnmosaic.sweeps.fork_server import start_server
 
         start_server()
         self.hydra_context = hydra_context

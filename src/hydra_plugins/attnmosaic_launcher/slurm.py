@@ -25,7 +25,7 @@ class AttnmosaicSlurmLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from attnmosaic.core.errors import UserError
-        from attnmosaic.core.extras import missing_packages
+        from attnmosaic.core.optional_packages import missing_packages
 
         launcher = "hydra/launcher=submitit_slurm"
         if find_spec("submitit") is None:

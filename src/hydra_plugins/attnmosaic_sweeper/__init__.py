@@ -22,7 +22,7 @@ class AttnmosaicSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from attnmosaic.core.errors import UserError
-        from attnmosaic.core.extras import missing_packages
+        from attnmosaic.core.optional_packages import missing_packages
         from attnmosaic.search.options import Options
         from attnmosaic.search.search import Search
 

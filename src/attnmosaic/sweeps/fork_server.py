@@ -14,7 +14,7 @@ from typing import Any
 
 from hydra.core.utils import env_override
 
-from attnmosaic.core.internals import forkserver_pid
+from attnmosaic.core.library_internals import forkserver_pid
 
 # Windows cannot fork, and on macOS the system's own libraries may not survive it: there each job imports anew.
 FORKS = sys.platform == "linux"

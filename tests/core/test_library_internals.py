@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 from helpers.settings import SMALL
 from hydra.core.config_store import ConfigStore
 
-from attnmosaic.core.internals import forget_library_configs, keep_signal_handlers
+from attnmosaic.core.library_internals import forget_library_configs, keep_signal_handlers
 
 RUN = """
 import sys
@@ -77,7 +77,8 @@ def test_configs_of_libraries_are_forgotten() -> None:
 
 def test_the_fork_server_has_a_process_id() -> None:
     code = (
-        "import os\nfrom multiprocessing import forkserver\nfrom attnmosaic.core.internals import forkserver_pid\n"
+        "import os\nfrom multiprocessing import forkserver\n"
+        "from attnmosaic.core.library_internals import forkserver_pid\n"
         "assert forkserver_pid() is None\nforkserver.ensure_running()\nos.kill(forkserver_pid(), 0)\nprint('alive')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

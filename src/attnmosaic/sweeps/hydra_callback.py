@@ -19,9 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from attnmosaic.cli.command import guard_sweep, how_to_go_on, reason
 from attnmosaic.cli.progress import OF_SWEEP, shown
 from attnmosaic.config.availability import check_available
+from attnmosaic.config.keys import check_keys
 from attnmosaic.config.resolution import unresolved
 from attnmosaic.config.schema import PROGRESS, TrainConfig
-from attnmosaic.config.structure import check_keys
 from attnmosaic.core.errors import UserError, not_among
 from attnmosaic.core.files import locked, remove_unfinished, write_atomically
 from attnmosaic.core.processes import launched
@@ -30,9 +30,9 @@ from attnmosaic.core.signals import in_order
 from attnmosaic.runs.discovery import read_plan
 from attnmosaic.runs.run import SWEEP, Run
 from attnmosaic.sweeps.display import Display, Stream
-from attnmosaic.sweeps.job import error_of
 from attnmosaic.sweeps.monitor import LEFT, SKIPPED, Job
 from attnmosaic.sweeps.overrides import expand_sweeps, is_own
+from attnmosaic.sweeps.packed_job import error_of
 from attnmosaic.sweeps.plan import check_one_folder, planned_jobs, settle_folder, swept_keys, watched
 
 PASSED_OVER = 75
