@@ -300,4 +300,4 @@ def test_nothing_is_written_where_it_says(ask: Callable[..., Any], tmp_path: Pat
     code, _, err = ask("evaluate", change)
     assert code == 0, err
     assert not (tmp_path / "elsewhere").exists()
-    assert [*(tmp_path / "cache").glob("images-*.pt")]
+    assert [*(tmp_path / "cache").glob("images-*.npy")]
