@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from attnmosaic.cli.command import describe, guard, run
 from attnmosaic.cli.hydra_errors import advice
-from attnmosaic.cli.progress import finding_level, hush, logged
+from attnmosaic.cli.progress import filter_console, finding_level, logged
 from attnmosaic.config.keys import check_keys, check_parts
 from attnmosaic.config.paths import where_started, with_absolute_paths
 from attnmosaic.config.resolution import resolve, scaled
@@ -31,7 +31,7 @@ from attnmosaic.core.library_internals import import_lightning
 from attnmosaic.core.processes import launched
 from attnmosaic.core.quoting import in_shell, path_word
 from attnmosaic.runs.run import CONFIG, ERROR, PRUNED, claimed, earlier_result
-from attnmosaic.sweeps.hydra_callback import PASSED_OVER, end_sweep, may_pass_over
+from attnmosaic.sweeps.hydra_callback import SKIPPED_JOBS, end_sweep, may_skip
 from attnmosaic.training.ranks import Ranks, follow, leading
 
 log = logging.getLogger("attnmosaic.train")  # also where this is __main__
@@ -131,11 +131,11 @@ def _train(config: dict[str, Any], ranks: Ranks) -> dict[str, float]:
 
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="train")
 def _job(config: DictConfig) -> float | None:
-    hush(config.get("progress", "auto"))
+    filter_console(config.get("progress", "auto"))
     try:
         return guard(_measure, config)
     except BusyError:
-        if may_pass_over():
+        if may_skip():
             return None
         raise
 
@@ -150,13 +150,13 @@ def _measure(config: DictConfig) -> float | None:
 
 
 def _command() -> None:
-    passed_over = 0
+    skipped = 0
     try:
         _job()
     finally:
-        passed_over = end_sweep()
-    if passed_over:
-        sys.exit(PASSED_OVER)
+        skipped = end_sweep()
+    if skipped:
+        sys.exit(SKIPPED_JOBS)
 
 
 def main() -> None:

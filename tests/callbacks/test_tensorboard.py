@@ -17,7 +17,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from attnmosaic.callbacks.tensorboard import ABOVE, HEIGHT, chosen_epochs
-from attnmosaic.cli.command import told
+from attnmosaic.cli.command import line_and_code
 from attnmosaic.core.errors import RunError
 from attnmosaic.runs.snapshots import read_record
 from attnmosaic.training.tensorboard import hparams_summaries
@@ -195,7 +195,7 @@ def test_slips(train: Train, slip: str) -> None:
     key = slip.partition("=")[0]
     with pytest.raises(Exception, match=rf"callbacks\.{key}: got .*at least 1") as error:
         train(f"callbacks.{slip}")
-    assert told(error.value) is not None
+    assert line_and_code(error.value) is not None
 
 
 def test_chosen_epochs() -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from attnmosaic import collect, report
-from attnmosaic.cli.command import how_to_go_on
+from attnmosaic.cli.command import how_to_resume
 from attnmosaic.cli.hydra_errors import advice
 from attnmosaic.config.classes import split_classes
 from attnmosaic.config.resolution import flat, resolve
@@ -104,8 +104,8 @@ def test_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str,
 
 
 def offered_after_a_stop(key: str, folder: str) -> str:
-    line = how_to_go_on(key, folder, True)
-    (word,) = shlex.split(line.removeprefix("; the same command with ").removesuffix(" goes on"))
+    line = how_to_resume(key, folder, True)
+    (word,) = shlex.split(line.removeprefix("; the same command with ").removesuffix(" resumes"))
     return word
 
 

@@ -3,7 +3,6 @@
 import shutil
 import string
 import sys
-import traceback
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,9 +15,10 @@ from helpers.configs import composed, set_values
 from helpers.settings import SMALL, SMALL_NUMBERS
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from omegaconf.errors import OmegaConfBaseException
 
 from attnmosaic.cli import hydra_errors
-from attnmosaic.cli.command import told
+from attnmosaic.cli.command import line_and_code
 from attnmosaic.core.errors import UserError, one_line
 from attnmosaic.train import train
 
@@ -182,13 +182,16 @@ class Door:
         config.run_dir = str(self.folder / "run")
         try:
             with bounded():
-                set_values(config, *overrides)
+                try:
+                    set_values(config, *overrides)
+                except (TypeError, ValueError) as error:
+                    if not isinstance(error, OmegaConfBaseException):
+                        return  # Hydra wraps these, and only these never reach `train`; `command` has them reported
+                    raise
                 train(config)
         except Exception as error:
-            line = told(error)
+            line = line_and_code(error)
             if line is None:
-                if "omegaconf" in traceback.extract_tb(error.__traceback__)[-1].filename:
-                    return  # Hydra wraps what OmegaConf raises; `command` sees that
                 raise
             assert line[1] == 2, line
             check_told(one_line(line[0]))

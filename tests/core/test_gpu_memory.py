@@ -9,7 +9,7 @@ from helpers.commands import Cli
 from helpers.settings import SMALL
 from torch import Tensor
 
-from attnmosaic.cli.command import told
+from attnmosaic.cli.command import line_and_code
 from attnmosaic.core.errors import gpu_memory_trouble
 from attnmosaic.nn.networks import MLP
 from attnmosaic.training.attention_cache import rows_per_piece
@@ -33,7 +33,7 @@ FULL = (
     ],
 )
 def test_used_up(error: Exception, said: str) -> None:
-    found = told(error)
+    found = line_and_code(error)
     assert found is not None
     line, code = found
     assert code == 1
@@ -55,7 +55,7 @@ def test_used_up(error: Exception, said: str) -> None:
 )
 def test_other_errors_keep_their_trace(error: Exception) -> None:
     assert gpu_memory_trouble(error) is None
-    assert told(error) is None
+    assert line_and_code(error) is None
 
 
 def test_pieces_leave_memory_to_other_runs() -> None:

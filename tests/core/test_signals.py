@@ -90,7 +90,7 @@ def test_the_command_that_is_offered(tmp_path: Path, monkeypatch: pytest.MonkeyP
     line = command_line("train", *few, "+callbacks.stop._target_=stopper.Stop", timed)
     stopped = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True)
     assert stopped.returncode == 143, stopped.stderr
-    offered = stopped.stderr.splitlines()[-1].partition(" the same command with ")[2].removesuffix(" goes on")
+    offered = stopped.stderr.splitlines()[-1].partition(" the same command with ")[2].removesuffix(" resumes")
     monkeypatch.setenv("GO_ON", "1")
     resumed = subprocess.run(["bash", "-c", f"{line} {offered}"], cwd=tmp_path, capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stderr

@@ -13,7 +13,7 @@ import pytest
 from helpers.terminal import Screen
 from rich.console import Console
 
-from attnmosaic.cli.progress import OF_SWEEP, hush, shown
+from attnmosaic.cli.progress import OF_SWEEP, filter_console, shown
 from attnmosaic.config.schedule import Schedule
 from attnmosaic.sweeps.display import Display
 from attnmosaic.sweeps.monitor import Job
@@ -219,7 +219,7 @@ def test_what_reaches_the_console(
     monkeypatch.delenv(OF_SWEEP, raising=False)
     if sweep is not None:
         monkeypatch.setenv(OF_SWEEP, sweep)
-    hush(mode)
+    filter_console(mode)
     logging.getLogger("attnmosaic.callbacks.progress").info("epoch 5")
     logging.getLogger("attnmosaic.training.resume").info("resuming")
     logging.getLogger("attnmosaic.train").info("the result")

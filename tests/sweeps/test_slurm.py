@@ -95,7 +95,7 @@ def test_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For results; not for jobs that have ended without, which Slurm must have said several times in a row."""
     from attnmosaic.sweeps import slurm
 
-    monkeypatch.setattr(slurm, "LOOK_S", 0)
+    monkeypatch.setattr(slurm, "POLL_SECONDS", 0)
     done = JobReturn(status=JobStatus.COMPLETED)
     jobs = {
         0: job(tmp_path, "7_0"),

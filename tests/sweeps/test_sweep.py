@@ -18,7 +18,7 @@ from helpers.user_code import TINY_CIFAR10, TINY_MNIST
 from attnmosaic.callbacks.csv_tables import RunTables
 from attnmosaic.collect import main as collect
 from attnmosaic.runs.run import LOCK, RESULT, Run, claimed
-from attnmosaic.sweeps.hydra_callback import PASSED_OVER
+from attnmosaic.sweeps.hydra_callback import SKIPPED_JOBS
 from attnmosaic.tables.published import published_tables
 
 pytestmark = pytest.mark.runs
@@ -46,7 +46,7 @@ def test_a_sweep_stopped_and_started_again(
     done, stopped, interrupted = err.splitlines()
     assert re.fullmatch(r"done  gradients/joint seed 0: accuracy train [.\d]+ test [.\d]+ held_out [.\d]+, \d+ s", done)
     assert stopped == "stopped  gradients/type2 seed 0: after epoch 1 of 2"
-    assert interrupted == "stopped by SIGINT; the same command goes on"
+    assert interrupted == "stopped by SIGINT; the same command resumes"
     assert re.search(r"^ type2 +1 stopped", out, flags=re.M)
     monkeypatch.setattr(RunTables, "on_train_epoch_start", original)
     states = {run: Run(FOLDER / run).state for run in ("joint/seed0", "type2/seed0", "joint/seed1", "type2/seed1")}
@@ -253,7 +253,7 @@ def test_jobs_of_another_process_are_skipped(
     with claimed(other):
         before = {path for path in other.iterdir() if not path.name.startswith(".")}
         code, _, err = cli(*sweep)
-    assert code == PASSED_OVER == 75
+    assert code == SKIPPED_JOBS == 75
     lines = [line.split(":")[0] for line in err.splitlines()]
     assert lines[:2] == ["skipped  gradients/joint seed 0", "done  gradients/type2 seed 0"]
     assert lines[2].startswith("skipped 1 of 2 jobs ")

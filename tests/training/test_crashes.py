@@ -97,7 +97,7 @@ def check_stopped(code: int, printed: str, action: str, run: Path) -> None:
     assert not (run / ERROR).exists()
     if action != "SIGKILL":
         begun = (run / CONFIG).exists()
-        advice = "; the same command goes on" if begun else ""
+        advice = "; the same command resumes" if begun else ""
         assert printed.splitlines()[-1] == f"stopped by {action}{advice}"
         assert Run(run).state == ("stopped" if begun else "missing")
 

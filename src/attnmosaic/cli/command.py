@@ -85,13 +85,13 @@ def guard(task: Callable[[DictConfig], Any], config: DictConfig) -> Any:
         section: Any = of.run
         timed = "${now:" in str(unresolved(section, "dir"))
         folder = of.runtime.output_dir if of.job.chdir else section.dir
-        in_order(False, lambda: how_to_go_on("hydra.run.dir", folder, timed))
+        in_order(False, lambda: how_to_resume("hydra.run.dir", folder, timed))
     try:
         return task(config)
     except Exception as error:
         if not isinstance(error, BusyError):  # else the folder and its log are the other process's
             _log_error(describe(error))
-        if alone and not _TRACES and told(error) is not None:
+        if alone and not _TRACES and line_and_code(error) is not None:
             _fail(error)
         raise
 
@@ -107,7 +107,7 @@ def guard_sweep(task: Callable[[DictConfig], Any], config: DictConfig) -> None:
         _fail(error)
 
 
-def how_to_go_on(key: str, folder: str, timed: bool) -> str:
+def how_to_resume(key: str, folder: str, timed: bool) -> str:
     """Returns how to resume what lies in a folder, as an addition to the report of a stop; empty if nothing does.
 
     Args:
@@ -117,7 +117,7 @@ def how_to_go_on(key: str, folder: str, timed: bool) -> str:
     """
     if not any(Path(folder, name).exists() for name in (CONFIG, SWEEP)):
         return ""
-    return f"; the same command{f' with {to_type(key, folder)}' if timed else ''} goes on"
+    return f"; the same command{f' with {to_type(key, folder)}' if timed else ''} resumes"
 
 
 def _log_error(message: str) -> None:
@@ -134,7 +134,7 @@ def _log_error(message: str) -> None:
 
 def describe(error: BaseException) -> str:
     """Returns the line of an error for a log, or its trace if no line reports it."""
-    line = told(error)
+    line = line_and_code(error)
     return line[0] if line is not None else "".join(traceback.format_exception(error)).rstrip()
 
 
@@ -150,7 +150,7 @@ def blames_disk(error: BaseException) -> bool:
     return any(isinstance(link, DiskError) or disk_trouble(link) is not None for link in _causes(error))
 
 
-def told(error: BaseException) -> tuple[str, int] | None:
+def line_and_code(error: BaseException) -> tuple[str, int] | None:
     """Returns the line that reports an error and the exit code, or None for an error that needs its trace."""
     for link in _causes(error):
         if isinstance(link, (UserError, RunError)):
@@ -179,12 +179,12 @@ def reason(error: BaseException) -> str:
     """Returns the line that reports the error of a sweep's job."""
     if isinstance(error, JobError):
         return one_line(str(error))
-    line = told(error)
+    line = line_and_code(error)
     return one_line(line[0] if line is not None else f"{type(error).__name__}: {error}")
 
 
 def _fail(error: Exception) -> NoReturn:
-    line = told(error)
+    line = line_and_code(error)
     if line is None:
         raise error
     print(f"error: {one_line(line[0])}", file=sys.stderr)

@@ -30,7 +30,7 @@ def finding_level() -> int:
     return logging.INFO if OF_SWEEP in os.environ else logging.WARNING
 
 
-def hush(mode: str) -> None:
+def filter_console(mode: str) -> None:
     """Filters this job's messages on the console; its log file has all of them.
 
     Warnings and errors always pass. In a sweep that is shown live or quietly nothing else does, as the sweep reports
@@ -65,7 +65,7 @@ def logged(folder: Path, mode: str) -> Iterator[None]:
         root.addHandler(console[0])
         ours.setLevel(logging.INFO)
     ours.addHandler(file)
-    hush(mode)
+    filter_console(mode)
     try:
         yield
     finally:

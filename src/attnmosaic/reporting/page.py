@@ -116,7 +116,7 @@ def _sections(runs: list[Run], tables: list[Table], folders: tuple[Path, Path]) 
 
 
 def _names(tables: list[Table]) -> dict[Path, tuple[Mapping[str, str], str]]:
-    """Returns of each run, by folder, the values that its table's runs vary, and what tells it from the others."""
+    """Returns, by the folder of each run, the values that its table varies and its label among the runs."""
     names: dict[Path, tuple[Mapping[str, str], str]] = {}
     for table in tables:
         for row in table.rows:

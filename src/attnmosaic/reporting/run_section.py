@@ -26,7 +26,7 @@ class RunSection:
         run: the run itself.
         anchor: the name of its section.
         varied: its value of each key that the runs of its table vary.
-        called: what tells it from the others: the varied values, its seed; its name where these say nothing.
+        called: its label among the others: the varied values, its seed; its name where these say nothing.
         gallery: its mosaics, if it kept any.
         charts: groups of curves, by their heading.
         confusions: of two outputs.

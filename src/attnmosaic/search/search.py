@@ -12,7 +12,7 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
-from attnmosaic.cli.command import blames_disk, reason, told
+from attnmosaic.cli.command import blames_disk, line_and_code, reason
 from attnmosaic.config.resolution import resolve
 from attnmosaic.config.schedule import ORDERS, Schedule, Stage
 from attnmosaic.config.schema import other_networks
@@ -229,7 +229,7 @@ class Search:
 
     def _ending(self, number: int, error: Exception) -> Exception | None:
         """Returns the error that ends the search: of a user, the disk or a signal; None if the trial itself failed."""
-        line = told(error)
+        line = line_and_code(error)
         if line is not None and line[1] == 2:
             return UserError(line[0])
         if blames_disk(error) or Run(self._folder(number)).state == "stopped":

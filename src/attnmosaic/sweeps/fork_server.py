@@ -32,7 +32,7 @@ PRELOAD = (
 
 
 def start_server() -> None:
-    """Starts the server, which goes on importing after this has returned."""
+    """Starts the server, which still imports when this has returned."""
     if not FORKS:
         return
     from multiprocessing import forkserver

@@ -16,7 +16,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from attnmosaic.cli.command import guard_sweep, how_to_go_on, reason
+from attnmosaic.cli.command import guard_sweep, how_to_resume, reason
 from attnmosaic.cli.progress import OF_SWEEP, shown
 from attnmosaic.config.availability import check_available
 from attnmosaic.config.keys import check_keys
@@ -35,7 +35,7 @@ from attnmosaic.sweeps.overrides import expand_sweeps, is_own
 from attnmosaic.sweeps.packed_job import error_of
 from attnmosaic.sweeps.plan import check_one_folder, planned_jobs, settle_folder, swept_keys, watched
 
-PASSED_OVER = 75
+SKIPPED_JOBS = 75
 """Exit code of a sweep that skipped jobs of another process and had no failures: EX_TEMPFAIL of sysexits.h."""
 
 
@@ -125,7 +125,7 @@ def write_plan(context: HydraContext) -> None:
             callback.write()
 
 
-def may_pass_over() -> bool:
+def may_skip() -> bool:
     """Returns whether this is a job of a sweep that does not depend on its result."""
     hydra: Any = HydraConfig.get()
     return bool(hydra.mode == RunMode.MULTIRUN and is_own(hydra))
@@ -173,7 +173,7 @@ def begin_sweep(config: DictConfig, jobs: list[Job], report: Callable[[], list[s
     folder = Path(config.hydra.sweep.dir)
     os.environ[OF_SWEEP] = mode = shown(config.progress)
     timed = any(time in str(folder) for time in OmegaConf.get_cache(config)["now"].values())
-    in_order(True, lambda: how_to_go_on("hydra.sweep.dir", str(folder), timed))
+    in_order(True, lambda: how_to_resume("hydra.sweep.dir", str(folder), timed))
     _current = _Sweep(folder, Display(mode, jobs), report or (lambda: _tables(folder)))
     return _current.display
 

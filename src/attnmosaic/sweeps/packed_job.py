@@ -13,7 +13,7 @@ from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from attnmosaic.cli.command import blames_disk, told
+from attnmosaic.cli.command import blames_disk, line_and_code
 from attnmosaic.core.errors import DiskError, JobError, RunError, UserError
 
 
@@ -58,7 +58,7 @@ class Packed:
 
 def portable(error: Exception) -> Exception:
     """Returns an error with the same message that can be sent to another process, with the trace as a note."""
-    line = told(error)
+    line = line_and_code(error)
     if line is None:
         sent: Exception = JobError(f"{type(error).__name__}: {error}")
     else:

@@ -34,7 +34,7 @@ FOLDER = "slurm"
 
 SUBMITTED = "submitted.json"
 
-LOOK_S, LOOKS = 10.0, 4
+POLL_SECONDS, POLLS = 10.0, 4
 """Seconds between two polls of the queue, and in how many a job must have ended before it counts as lost: on a network
 file system its result may appear late."""
 
@@ -232,7 +232,7 @@ def wait_for(jobs: Mapping[int, Any], lost: Callable[[int, str], JobReturn]) -> 
     while len(done) < len(jobs):
         waiting = {number: job for number, job in jobs.items() if number not in done}
         states = None
-        if time.monotonic() >= polled + LOOK_S:
+        if time.monotonic() >= polled + POLL_SECONDS:
             states = queue(job.job_id for job in waiting.values())
             polled = time.monotonic()
         for number, job in waiting.items():
@@ -240,7 +240,7 @@ def wait_for(jobs: Mapping[int, Any], lost: Callable[[int, str], JobReturn]) -> 
             there = job.paths.result_pickle.exists()
             if states is not None:
                 ended[number] = ended[number] + 1 if state == "ended" or state in OVER else 0
-            over = there or ended[number] >= LOOKS
+            over = there or ended[number] >= POLLS
             if number not in began and (over or state == "RUNNING"):
                 began.add(number)
                 job_began(number)
@@ -248,7 +248,7 @@ def wait_for(jobs: Mapping[int, Any], lost: Callable[[int, str], JobReturn]) -> 
                 result = _read(job) if there else state
                 done[number] = lost(number, result) if isinstance(result, str) else result
                 job_ended(number, done[number])
-        time.sleep(min(1.0, LOOK_S))
+        time.sleep(min(1.0, POLL_SECONDS))
     return done
 
 

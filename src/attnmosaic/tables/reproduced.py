@@ -26,6 +26,9 @@ from attnmosaic.tables.varied import (
     varied_keys,
 )
 
+UNKNOWN = "?"
+"""The value of a key of runs whose settings are not known."""
+
 
 def reproduce(runs: Iterable[Run]) -> list[Table]:
     """Returns every published table that some of the runs belong to, and one of all other runs."""
@@ -183,15 +186,10 @@ def _row(group: _Group, table: Published, keys: Sequence[str]) -> Row:
     )
 
 
-UNKNOWN = "?"
-"""The value of a key of runs whose settings are not known."""
-
-
 def _state(runs: Sequence[Run]) -> str:
-    counts = {state: [run for run in runs if run.state == state] for state in STATES}
-    return ", ".join(f"{len(found)} {state}{_detail(state, found)}" for state, found in counts.items() if found) or (
-        "missing"
-    )
+    by_state = {state: [run for run in runs if run.state == state] for state in STATES}
+    parts = [f"{len(found)} {state}{_detail(state, found)}" for state, found in by_state.items() if found]
+    return ", ".join(parts) or "missing"
 
 
 def _detail(state: str, runs: Sequence[Run]) -> str:

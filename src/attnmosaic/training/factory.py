@@ -197,14 +197,21 @@ def _check_smallest_part(config: dict[str, Any], name: str, n: int, attempt: Cal
         UserError: it does not.
     """
     size, pieces = config["data"]["batch_size"], config["optimizer"]["microbatches"] or 1
-    shards = [max(1, of // processes_of(config)) for of in (min(n, size), n % size or size)]
-    if min(len(part) for shard in shards for part in torch.arange(shard).chunk(pieces)) > 1:
+    smallest = partial(_smallest_part, n, processes=processes_of(config))
+    if smallest(size, pieces=pieces) > 1:
         return
-    advice = f"data.batch_size={size + 1}" if min(shards) == 1 else "optimizer.microbatches=null"
+    fits = next((other for other in range(size, n) if smallest(other, pieces=1) > 1), n)
+    advice = "optimizer.microbatches=null" if fits == size else f"data.batch_size={fits}"
     what = f"data.batch_size: got {size}, which leaves of {n} training examples a part of one, and "
     what += f"{config['model'][name]['_target_']} does not take it"
     with refused(what, f"; type {advice}"), torch.random.fork_rng(devices=[]), torch.no_grad():
         attempt()
+
+
+def _smallest_part(n: int, batch_size: int, *, processes: int, pieces: int) -> int:
+    """Returns how many of n examples are in the smallest part of a minibatch that a process computes by itself."""
+    shards = [max(1, size // processes) for size in (min(n, batch_size), n % batch_size or batch_size)]
+    return min(len(part) for shard in shards for part in torch.arange(shard).chunk(pieces))
 
 
 def _objective(config: dict[str, Any], **arguments: torch.Tensor) -> Any:

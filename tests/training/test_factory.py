@@ -1,0 +1,32 @@
+"""What is tried before training, and what a user is to type where it fails."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from attnmosaic.core.errors import UserError
+from attnmosaic.training.factory import _check_smallest_part
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size", "processes", "microbatches", "typed"),
+    [
+        (60, 59, 1, None, "data.batch_size=60"),
+        (61, 1, 1, None, "data.batch_size=7"),  # 2 to 6 leave one of 61, too
+        (40, 4, 4, None, "data.batch_size=8"),
+        (60, 10, 1, 10, "optimizer.microbatches=null"),
+    ],
+)
+def test_the_advised_minibatches_leave_no_part_of_one(
+    n: int, batch_size: int, processes: int, microbatches: int | None, typed: str
+) -> None:
+    config: dict[str, Any] = {
+        "data": {"batch_size": batch_size},
+        "optimizer": {"microbatches": microbatches},
+        "trainer": {"strategy": "ddp", "devices": processes},
+        "model": {"what": {"_target_": "Normed"}},
+    }
+    with pytest.raises(UserError, match=rf"^data\.batch_size: .*Normed does not take it .*; type {typed}$"):
+        _check_smallest_part(config, "what", n, lambda: nn.BatchNorm1d(3)(torch.zeros(1, 3)))
