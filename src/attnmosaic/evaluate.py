@@ -21,7 +21,7 @@ from attnmosaic.core.library_internals import import_lightning
 log = logging.getLogger(__name__)
 register()
 
-MADE = ("data", "model", "objective", "optimizer", "scheduler")
+TARGET_KEYS = ("data", "model", "objective", "optimizer", "scheduler")
 """The sections of a saved config that objects are made of."""
 
 
@@ -47,13 +47,13 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     import_lightning()
     from attnmosaic.training.checkpointing import check_weights_fit, read_saved
     from attnmosaic.training.factory import build_module
-    from attnmosaic.training.instantiation import check_targets, make
+    from attnmosaic.training.instantiation import build_object, check_targets
     from attnmosaic.training.results import evaluation_of, final_table
     from attnmosaic.training.runtime import job_globals, threads_for
     from attnmosaic.training.trainer import build_trainer, interruptible
 
     checkpoint = read_saved(ckpt_path)
-    check_trusted(checkpoint["hyper_parameters"]["config"], MADE, ckpt_path, config.trust)
+    check_trusted(checkpoint["hyper_parameters"]["config"], TARGET_KEYS, ckpt_path, config.trust)
     saved = OmegaConf.create(checkpoint["hyper_parameters"]["config"])
     trained = OmegaConf.merge(
         saved, {"data": config.data, "compute": config.compute, "ckpt_path": None, "run_dir": config.run_dir}
@@ -74,7 +74,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     threads = threads_for(run["compute"]["threads"], checkpoint)
     with job_globals(run["seed"]["init"], threads, run["compute"]["matmul_precision"]):
         trainer = build_trainer(run, PRECISIONS[run["precision"]])
-        data = make("data", run["data"])
+        data = build_object("data", run["data"])
         data.setup()
         module = build_module(run, data)
         check_weights_fit(checkpoint, module, ckpt_path)

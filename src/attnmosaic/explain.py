@@ -100,7 +100,7 @@ def _table(done: Sequence[Explained], smoke: bool) -> str:
     """Returns the first mosaics as a table for the terminal."""
     from rich.table import Table
 
-    from attnmosaic.core.console import drawn
+    from attnmosaic.core.console import render_text
 
     title = "SMOKE: few examples, few epochs, no result" if smoke else None
     more = f"and {len(done) - ROWS} more in {TABLE}" if len(done) > ROWS else None
@@ -117,7 +117,7 @@ def _table(done: Sequence[Explained], smoke: bool) -> str:
             f"patch {seen.looks_at} of {len(seen.weights)}",
             f"{seen.weights.max():.4f}",
         )
-    return "\n" + drawn(table).rstrip()
+    return "\n" + render_text(table).rstrip()
 
 
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="explain")

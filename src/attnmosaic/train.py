@@ -18,19 +18,19 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from attnmosaic.cli.command import describe, guard, run
-from attnmosaic.cli.hydra_errors import advice
-from attnmosaic.cli.progress import filter_console, finding_level, logged
+from attnmosaic.cli.hydra_errors import explain_error
+from attnmosaic.cli.progress import filter_console, finding_level, run_logging
 from attnmosaic.config.keys import check_keys, check_parts
 from attnmosaic.config.paths import where_started, with_absolute_paths
-from attnmosaic.config.resolution import resolve, scaled
+from attnmosaic.config.resolution import resolve, with_scale
 from attnmosaic.config.schema import TrainConfig, conf_dir, register
 from attnmosaic.config.validation import check
 from attnmosaic.core.errors import BusyError, Pruned, RunError, UserError
 from attnmosaic.core.files import write_atomically
 from attnmosaic.core.library_internals import import_lightning
-from attnmosaic.core.processes import launched
+from attnmosaic.core.processes import launched_rank
 from attnmosaic.core.quoting import in_shell, path_word
-from attnmosaic.runs.run import CONFIG, ERROR, PRUNED, claimed, earlier_result
+from attnmosaic.runs.run import CONFIG, ERROR, PRUNED, earlier_result, lock_run
 from attnmosaic.sweeps.hydra_callback import SKIPPED_JOBS, end_sweep, may_skip
 from attnmosaic.training.ranks import Ranks, follow, leading
 
@@ -61,14 +61,14 @@ def train(config: DictConfig) -> dict[str, float]:
     try:
         run_config = _checked(config, alone)
     except OmegaConfBaseException as error:
-        raise UserError(advice(error, [])) from error
+        raise UserError(explain_error(error, [])) from error
     folder = Path(run_config["run_dir"])
-    with claimed(folder):
+    with lock_run(folder):
         if (result := earlier_result(folder, run_config)) is not None:
             log.info("finished before: %s", folder)
             return result["metrics"]
         try:
-            to_log = logged(folder, run_config["progress"]) if alone else contextlib.nullcontext()
+            to_log = run_logging(folder, run_config["progress"]) if alone else contextlib.nullcontext()
             with to_log, Ranks(run_config) as ranks:
                 return _train(run_config, ranks)
         except Pruned as end:
@@ -93,7 +93,7 @@ def _checked(config: DictConfig, alone: bool) -> dict[str, Any]:
     if alone and Path(config.run_dir).exists():
         OmegaConf.clear_cache(config)  # its time is another now, and so is the folder that is named by it
     str(config.run_dir)  # before copies are made of it, which then have the same time
-    taken = scaled(config)
+    taken = with_scale(config)
     with where_started():
         check(taken)
     check_keys(config, TrainConfig)
@@ -161,7 +161,7 @@ def _command() -> None:
 
 def main() -> None:
     """Runs the command line; a process that torchrun or srun has started beside rank 0 trains along instead."""
-    info = launched(os.environ)
+    info = launched_rank(os.environ)
     if info is not None and info.rank > 0:
         follow(info)
     with leading(info):

@@ -10,7 +10,7 @@ from helpers.settings import SMALL
 from helpers.small_runs import build, fit, train_in
 from omegaconf import DictConfig
 
-from attnmosaic.callbacks.snapshots import LONGEST, predict, shown_patches, telling
+from attnmosaic.callbacks.snapshots import LONGEST, predict, shown_patches, worst_mosaics
 from attnmosaic.core.errors import UserError
 from attnmosaic.data.pool import Pool
 from attnmosaic.runs.snapshots import KINDS, Record, read_record
@@ -109,7 +109,7 @@ def test_the_worst_of_each_kind() -> None:
     right = torch.tensor([True, True, True, False, False, True, True, True])
     probabilities = torch.where(right[:, None], torch.tensor([0.9, 0.1]), torch.tensor([0.2, 0.8]))
     zeros = torch.zeros(8, dtype=torch.int64)
-    rows, counts = telling(alpha, probabilities, zeros, zeros, chosen=2)
+    rows, counts = worst_mosaics(alpha, probabilities, zeros, zeros, chosen=2)
     assert counts == {"ffpt": 3, "ffpf": 1, "ftpf": 1, "ftpt": 3}
     assert rows.tolist() == [6, 1, 4, 3, 7, 5]
 

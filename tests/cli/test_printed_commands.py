@@ -21,14 +21,14 @@ from omegaconf import OmegaConf
 
 from attnmosaic import collect, report
 from attnmosaic.cli.command import how_to_resume
-from attnmosaic.cli.hydra_errors import advice
+from attnmosaic.cli.hydra_errors import explain_error
 from attnmosaic.config.classes import split_classes
 from attnmosaic.config.resolution import flat, resolve
 from attnmosaic.config.schema import conf_dir, register
 from attnmosaic.core.errors import UserError, not_among, one_line
-from attnmosaic.core.quoting import as_override, command, in_grammar, in_shell, path_word, to_type
+from attnmosaic.core.quoting import as_override, command, in_grammar, in_shell, path_word, typed_override
 from attnmosaic.runs.run import CONFIG, Run
-from attnmosaic.sweeps.hydra_callback import typed
+from attnmosaic.sweeps.hydra_callback import typed_command
 
 NAMES = (
     "eq=1", "r/ünï", "a b", "a  b", "it's", "[x]", "[x", 'quo"te', "do$lar", "{b}", "{a:b}", "${x}", r"\${x}",
@@ -57,7 +57,7 @@ def value_of(word: str) -> Any:
 
 
 def test_a_shell_takes_what_was_meant() -> None:
-    printed = " ".join(to_type("data.root", name) for name in NAMES)
+    printed = " ".join(typed_override("data.root", name) for name in NAMES)
     assert one_line(printed) == printed  # as part of an error
     assert [value_of(word) for word in taken(printed)] == [*NAMES]
 
@@ -91,7 +91,7 @@ def test_a_sweep_reads_any_texts_back(texts: list[str]) -> None:
 
 @pytest.mark.parametrize("plain", ["outputs/gaussian/2024-01-01_10-00-00-000001", "mine", "a.b.C", "a+b", "../x-1"])
 def test_no_quotes_without_need(plain: str) -> None:
-    assert to_type("hydra.run.dir", plain) == f"hydra.run.dir={plain}"
+    assert typed_override("hydra.run.dir", plain) == f"hydra.run.dir={plain}"
 
 
 @pytest.mark.parametrize(("key", "file"), [("hydra.run.dir", CONFIG), ("hydra.sweep.dir", "sweep.json")])
@@ -167,7 +167,7 @@ def test_what_is_advised(monkeypatch: pytest.MonkeyPatch, given: list[str], word
         with initialize_config_dir(conf_dir(), version_base="1.3"):
             compose("train", given)
     except Exception as error:
-        _, _, advised = advice(error, given).partition("; as text: ")
+        _, _, advised = explain_error(error, given).partition("; as text: ")
     assert shlex.split(advised) == ([word] if word else [])
 
 
@@ -176,7 +176,7 @@ def test_a_word_without_a_key(monkeypatch: pytest.MonkeyPatch, door: str, key: s
     monkeypatch.setattr(sys, "argv", [f"attnmosaic/{door}.py"])
     with pytest.raises(OverrideParseException) as caught:
         PARSER.parse_overrides(["mine, ü"])
-    assert shlex.split(advice(caught.value, []).removesuffix(" say"))[-1] == f'{key}="mine, ü"'
+    assert shlex.split(explain_error(caught.value, []).removesuffix(" say"))[-1] == f'{key}="mine, ü"'
 
 
 @pytest.mark.runs
@@ -217,7 +217,7 @@ def test_the_command_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """In a report, and in a sweep's plan."""
     words = ["-m", "lr.what=tag(log, interval(0.1, 1))", "~callbacks.x", *(as_override("k", name) for name in NAMES)]
     monkeypatch.setattr(sys, "argv", ["train.py", *words])
-    assert taken(typed().removeprefix("python -m attnmosaic.train ")) == words
+    assert taken(typed_command().removeprefix("python -m attnmosaic.train ")) == words
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(words))
     shown = Run(tmp_path).command

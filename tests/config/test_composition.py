@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.config.identity import config_hash
 from attnmosaic.config.keys import check_keys
-from attnmosaic.config.resolution import resolve, scaled
+from attnmosaic.config.resolution import resolve, with_scale
 from attnmosaic.config.schema import METRICS, TrainConfig, metrics_of, networks_of
 from attnmosaic.core.errors import UserError
 
@@ -127,7 +127,7 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_new_target_replaces_its_node(search: str, overrides: tuple[str, ...]) -> None:
     """However it was composed: nothing but the config itself tells which arguments were given."""
     given = (*overrides, search) if "experiment=mine" in overrides else overrides
-    config = OmegaConf.create(resolve(scaled(composed("train", *given, "run_dir=run"))))
+    config = OmegaConf.create(resolve(with_scale(composed("train", *given, "run_dir=run"))))
     key, node = REPLACED[overrides]
     assert OmegaConf.select(config, key) == node
 
@@ -145,7 +145,7 @@ def test_data_trainer_and_callbacks_keep_their_settings(config: Callable[..., Di
     *base, changed = overrides.split()
     key = changed.partition("._target_")[0]
     before, after = (
-        OmegaConf.select(OmegaConf.create(resolve(scaled(config(*base, *more)))), key) for more in ((), (changed,))
+        OmegaConf.select(OmegaConf.create(resolve(with_scale(config(*base, *more)))), key) for more in ((), (changed,))
     )
     assert after == {**before, "_target_": "x"}
 

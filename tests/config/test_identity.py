@@ -11,7 +11,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.config import identity
-from attnmosaic.config.identity import Kind, classified, config_hash, decisive, is_path, kind_of, often_varied
+from attnmosaic.config.identity import Kind, classified, config_hash, identity_settings, is_path, kind_of, often_varied
 from attnmosaic.config.resolution import flat, resolve
 from attnmosaic.config.schema import EvaluateConfig, ExplainConfig, PredictConfig, TrainConfig, conf_dir
 from attnmosaic.config.trainer_arguments import CHECKED, TAKEN
@@ -137,7 +137,7 @@ SMALL = {
 def test_the_hash_of_a_config_stays() -> None:
     """It is in the results of runs there are."""
     assert config_hash(SMALL) == "81ea1035d5455b39"
-    assert decisive(SMALL)["callbacks"] == {"stop": {"_target_": "p.EarlyStopping", "to": "RUN_DIR/a"}}
+    assert identity_settings(SMALL)["callbacks"] == {"stop": {"_target_": "p.EarlyStopping", "to": "RUN_DIR/a"}}
 
 
 @pytest.mark.parametrize(("key", "default"), [("compute.depth", 3), ("data.turns", None), ("bag", [1, 2])])

@@ -8,12 +8,12 @@ from helpers.configs import composed
 from omegaconf import OmegaConf
 
 from attnmosaic.config.identity import config_hash
-from attnmosaic.config.paths import absolute, located, with_absolute_paths
-from attnmosaic.config.resolution import resolve, scaled
+from attnmosaic.config.paths import absolute, relocate_images, with_absolute_paths
+from attnmosaic.config.resolution import resolve, with_scale
 
 
 def resolved(*overrides: str) -> Any:
-    return OmegaConf.create(resolve(with_absolute_paths(scaled(composed("train", "run_dir=run", *overrides)))))
+    return OmegaConf.create(resolve(with_absolute_paths(with_scale(composed("train", "run_dir=run", *overrides)))))
 
 
 PATHS = {
@@ -69,8 +69,8 @@ def test_where_a_saved_folder_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "there").mkdir()
     (tmp_path / "new" / "sets").mkdir(parents=True)
     saved = {"run_dir": "/old/runs/first", "data": {"train_set": {"root": "/old/sets"}, "test_set": None}}
-    now = located(saved, tmp_path / "new" / "runs" / "first")
+    now = relocate_images(saved, tmp_path / "new" / "runs" / "first")
     assert now["data"] == {"train_set": {"root": str(tmp_path / "new" / "sets")}, "test_set": None}
     for root, found in (("/gone", "/gone"), (str(tmp_path / "there"),) * 2, ("there", str(tmp_path / "there"))):
-        assert located({**saved, "data": {"root": root}}, tmp_path / "new")["data"]["root"] == found
+        assert relocate_images({**saved, "data": {"root": root}}, tmp_path / "new")["data"]["root"] == found
     assert saved["data"]["train_set"]["root"] == "/old/sets"

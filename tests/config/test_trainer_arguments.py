@@ -14,7 +14,7 @@ from helpers.settings import SMALL, SMALL_NUMBERS
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, open_dict
 
-from attnmosaic.config.resolution import resolve, scaled
+from attnmosaic.config.resolution import resolve, with_scale
 from attnmosaic.config.schema import conf_dir, processes_of, register
 from attnmosaic.config.trainer_arguments import CHECKED, REFUSED, TAKEN, check_trainer
 from attnmosaic.config.validation import check
@@ -325,7 +325,7 @@ FAILING: dict[str, tuple[tuple[str, ...], str]] = {
 def test_what_would_fail_within_fit_is_one_line_before_training(config: Config, tmp_path: Path, case: str) -> None:
     given, wanted = FAILING[case]
     with pytest.raises(UserError, match=wanted) as error:
-        fit(resolve(scaled(config(*SHORT, *given))))
+        fit(resolve(with_scale(config(*SHORT, *given))))
     assert "\n" not in str(error.value)
     assert not list((tmp_path / "run").glob("checkpoints/*")), "no epoch was trained"
 

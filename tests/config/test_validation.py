@@ -8,7 +8,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.config.keys import check_parts
-from attnmosaic.config.resolution import scaled
+from attnmosaic.config.resolution import with_scale
 from attnmosaic.config.validation import check
 from attnmosaic.core.errors import UserError
 
@@ -86,7 +86,7 @@ VALUES = {
 def checked(config: DictConfig) -> None:
     """Checks a config as the command does."""
     check_parts(config)
-    check(scaled(config))
+    check(with_scale(config))
 
 
 @pytest.mark.parametrize("overrides", VALUES, ids=" ".join)

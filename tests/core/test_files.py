@@ -10,7 +10,7 @@ from helpers.forked_commands import STEPS
 from helpers.settings import ROOT
 
 from attnmosaic.core.errors import BusyError, UserError
-from attnmosaic.core.files import disk_trouble, locked, remove_unfinished, sync_files, write_atomically
+from attnmosaic.core.files import disk_message, locked, remove_unfinished, sync_files, write_atomically
 
 WRITES = """
 import sys
@@ -126,9 +126,9 @@ def test_a_lock_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_errors_of_the_disk() -> None:
-    assert disk_trouble(ValueError()) is None
-    assert disk_trouble(FileNotFoundError(2, "No such file")) is None
-    full = disk_trouble(OSError(28, "No space left on device", "a.csv"))
+    assert disk_message(ValueError()) is None
+    assert disk_message(FileNotFoundError(2, "No such file")) is None
+    full = disk_message(OSError(28, "No space left on device", "a.csv"))
     assert str(full).startswith("disk full while writing 'a.csv' (No space left on device); ")
-    broken = disk_trouble(OSError(5, "Input/output error"))
+    broken = disk_message(OSError(5, "Input/output error"))
     assert str(broken).startswith("cannot read or write a file (Input/output error); ")

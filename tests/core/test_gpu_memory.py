@@ -10,7 +10,7 @@ from helpers.settings import SMALL
 from torch import Tensor
 
 from attnmosaic.cli.command import line_and_code
-from attnmosaic.core.errors import gpu_memory_trouble
+from attnmosaic.core.errors import gpu_memory_message
 from attnmosaic.nn.networks import MLP
 from attnmosaic.training.attention_cache import rows_per_piece
 from attnmosaic.training.runtime import job_globals
@@ -54,7 +54,7 @@ def test_used_up(error: Exception, said: str) -> None:
     ],
 )
 def test_other_errors_keep_their_trace(error: Exception) -> None:
-    assert gpu_memory_trouble(error) is None
+    assert gpu_memory_message(error) is None
     assert line_and_code(error) is None
 
 

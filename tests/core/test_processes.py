@@ -2,7 +2,7 @@
 
 import pytest
 
-from attnmosaic.core.processes import RankInfo, launched
+from attnmosaic.core.processes import RankInfo, launched_rank
 
 TORCHRUN = {
     "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "a", "MASTER_PORT": "9",
@@ -14,11 +14,11 @@ SRUN = {
 
 
 def test_torchrun() -> None:
-    assert launched(TORCHRUN) == RankInfo(5, 8, 1, 4, "a", 9)
+    assert launched_rank(TORCHRUN) == RankInfo(5, 8, 1, 4, "a", 9)
     assert RankInfo(5, 8, 1, 4, "a", 9).environ() == {**TORCHRUN, "NODE_RANK": "1"}
     alone = {**TORCHRUN, "RANK": "0", "WORLD_SIZE": "1"}
-    assert launched(alone) is None, "of a notebook, say"
-    started = launched({**alone, "TORCHELASTIC_RUN_ID": "none"})
+    assert launched_rank(alone) is None, "of a notebook, say"
+    started = launched_rank({**alone, "TORCHELASTIC_RUN_ID": "none"})
     assert started is not None
     assert started.count == 1
 
@@ -28,17 +28,17 @@ def test_torchrun() -> None:
     [("node[07-08]", "node07"), ("gpu[1,3-4],cpu2", "gpu1"), ("a,b", "a"), ("rack-2-node9", "rack-2-node9")],
 )
 def test_srun(nodes: str, first: str) -> None:
-    assert launched({**SRUN, "SLURM_STEP_NODELIST": nodes}) == RankInfo(5, 8, 1, 4, first, 18456)
+    assert launched_rank({**SRUN, "SLURM_STEP_NODELIST": nodes}) == RankInfo(5, 8, 1, 4, first, 18456)
 
 
 def test_srun_otherwise() -> None:
-    assert launched({**SRUN, "MASTER_ADDR": "here", "MASTER_PORT": "7"}) == RankInfo(5, 8, 1, 4, "here", 7)
-    one_node = launched({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "8"})
+    assert launched_rank({**SRUN, "MASTER_ADDR": "here", "MASTER_PORT": "7"}) == RankInfo(5, 8, 1, 4, "here", 7)
+    one_node = launched_rank({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "8"})
     assert one_node is not None
     assert one_node.local_count == 8
 
 
 def test_no_launcher() -> None:
-    assert launched({}) is None
-    assert launched({**SRUN, "SLURM_STEP_NUM_TASKS": "1"}) is None
-    assert launched({"SLURM_JOB_ID": "5", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None, "a script of sbatch"
+    assert launched_rank({}) is None
+    assert launched_rank({**SRUN, "SLURM_STEP_NUM_TASKS": "1"}) is None
+    assert launched_rank({"SLURM_JOB_ID": "5", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None, "a script of sbatch"

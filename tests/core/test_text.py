@@ -20,13 +20,13 @@ from PIL import Image
 from attnmosaic.config.schedule import Schedule
 from attnmosaic.core import signals
 from attnmosaic.core.text import (
-    cut,
-    cut_middle,
     format_duration,
     format_fraction,
     format_measured_duration,
     short_number,
     substituted,
+    truncate,
+    truncate_middle,
     use_substitutes,
 )
 from attnmosaic.sweeps import fork_server
@@ -122,12 +122,12 @@ def test_a_stop_is_reported_in_any_letters(monkeypatch: pytest.MonkeyPatch, term
     written: list[bytes] = []
     monkeypatch.setattr(os, "write", lambda _, data: written.append(data))
     monkeypatch.setattr(os, "_exit", sys.exit)
-    signals.in_order(False, lambda: "; 猫 \udcff")
+    signals.end_in_order(False, lambda: "; 猫 \udcff")
     try:
         with pytest.raises(SystemExit) as end:
             signals._end(15)
     finally:
-        signals.in_order(False)
+        signals.end_in_order(False)
     assert end.value.code == 143
     assert written == [b"stopped by SIGTERM; \\u732b \xff\n"]
 
@@ -303,8 +303,8 @@ def test_files_are_opened_with_an_encoding() -> None:
 
 
 def test_long_texts_are_cut() -> None:
-    assert [cut("abcdef", most) for most in (7, 6, 5)] == ["abcdef", "abcdef", "abcd…"]
-    assert [cut_middle("abcdefgh", most) for most in (8, 7, 6)] == ["abcdefgh", "abc…fgh", "abc…gh"]
+    assert [truncate("abcdef", most) for most in (7, 6, 5)] == ["abcdef", "abcdef", "abcd…"]
+    assert [truncate_middle("abcdefgh", most) for most in (8, 7, 6)] == ["abcdefgh", "abc…fgh", "abc…gh"]
 
 
 def test_numbers() -> None:

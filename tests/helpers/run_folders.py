@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from attnmosaic.config.schedule import Schedule
 from attnmosaic.config.schema import METRICS, conf_dir, register
-from attnmosaic.runs.snapshots import KINDS, Looked, Plane, Record
+from attnmosaic.runs.snapshots import KINDS, Plane, PredictedMosaics, Record
 from attnmosaic.tables.varied import comparable
 
 SPLITS = ("train", "test", "held_out")
@@ -120,7 +120,7 @@ def image_record(classes: tuple[str, ...] = ("horse", "ship", "truck"), each: in
             probabilities[i, (label[i] + (kind[3] == "f")) % 3] = 0.8
         rough = chance.integers(256, size=(n, 9, 4, 4, 3), dtype=np.uint8)
         patches = rough.repeat(side // 4, axis=2).repeat(side // 4, axis=3)
-        final[split] = Looked(100 + np.arange(n), patches, foreground, label, alpha, probabilities)
+        final[split] = PredictedMosaics(100 + np.arange(n), patches, foreground, label, alpha, probabilities)
     counts = {s: dict(zip(("ftpt", "ffpt", "ftpf", "ffpf"), COUNTS[s], strict=True)) for s in SPLITS}
     return Record(classes, (*classes, "cat"), np.arange(3), {}, final, counts)
 
@@ -130,7 +130,7 @@ def point_record() -> Record:
     images = image_record()
     chance = np.random.default_rng(1)
     final = {
-        split: Looked(
+        split: PredictedMosaics(
             looked.rows, chance.uniform(-1, 1, (len(looked), 9, 2)).astype(np.float32), looked.foreground,
             looked.label, looked.alpha, looked.probabilities,
         )

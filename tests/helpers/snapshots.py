@@ -4,15 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from attnmosaic.runs.snapshots import Looked, Plane, Record
+from attnmosaic.runs.snapshots import Plane, PredictedMosaics, Record
 
 CLASSES = ("cat", "dog", "emu")
 
 
-def looked(chance: np.random.Generator, mosaics: int, patches: int = 9, times: int | None = None) -> Looked:
+def looked(chance: np.random.Generator, mosaics: int, patches: int = 9, times: int | None = None) -> PredictedMosaics:
     """Returns mosaics of 6 x 4 colour images, followed through some times if told."""
     lead = (mosaics,) if times is None else (times, mosaics)
-    return Looked(
+    return PredictedMosaics(
         rows=np.arange(mosaics),
         patches=chance.integers(0, 256, size=(mosaics, patches, 6, 4, 3), dtype=np.uint8),
         foreground=chance.integers(patches, size=mosaics),
@@ -41,7 +41,7 @@ def points(times: int = 4) -> Record:
     """Returns a record of points in the square from -1 to 1; What sees cat on the left, emu on the right."""
     chance = np.random.default_rng(1)
     followed = looked(chance, 4, 3, times)
-    followed = Looked(
+    followed = PredictedMosaics(
         followed.rows,
         chance.uniform(-1, 1, size=(4, 3, 2)).astype(np.float32),
         followed.foreground,

@@ -5,7 +5,7 @@ from PIL import ImageColor
 
 from attnmosaic.plotting import point_tiles, tiles
 from attnmosaic.plotting.palette import CLASS_STYLES, FRAME
-from attnmosaic.runs.snapshots import Looked, Plane
+from attnmosaic.runs.snapshots import Plane, PredictedMosaics
 
 CLASSES, ALL = ("a", "b"), ("a", "b", "c")
 
@@ -44,7 +44,7 @@ def test_the_plane_lies_the_right_way_up() -> None:
 
 
 def test_a_mosaic_shows_weights_foreground_and_aggregate() -> None:
-    looked = Looked(
+    looked = PredictedMosaics(
         rows=np.array([0]),
         patches=np.array([[[1.0, 1.0], [3.0, 3.0]]], dtype=np.float32),
         foreground=np.array([1]),

@@ -10,7 +10,7 @@ import pytest
 from attnmosaic.core.errors import BusyError, UserError
 from attnmosaic.runs.discovery import find_runs, sweep_of
 from attnmosaic.runs.rows import curve
-from attnmosaic.runs.run import ERROR, Run, claimed
+from attnmosaic.runs.run import ERROR, Run, lock_run
 
 
 def test_one_process_runs_in_a_folder(tmp_path: Path) -> None:
@@ -24,18 +24,18 @@ def test_one_process_runs_in_a_folder(tmp_path: Path) -> None:
         assert other.stdout.readline() == "held\n"
         (folder / "config.yaml").write_text("schedule: {epochs: 6}")
         assert Run(folder).state == "running"
-        with pytest.raises(BusyError, match=r"^hydra\.run\.dir: another process"), claimed(folder):
+        with pytest.raises(BusyError, match=r"^hydra\.run\.dir: another process"), lock_run(folder):
             pass
         other.kill()
     assert Run(folder).state == "stopped"
     (folder / ERROR).touch()
-    with claimed(folder):
+    with lock_run(folder):
         assert not (folder / ERROR).exists()  # it is being tried again
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"^hydra\.run\.dir: cannot write"), claimed(tmp_path / "file" / "run"):
+    with pytest.raises(UserError, match=r"^hydra\.run\.dir: cannot write"), lock_run(tmp_path / "file" / "run"):
         pass
 
 

@@ -32,7 +32,7 @@ from attnmosaic.runs.run import CONFIG, PRUNED
 from attnmosaic.search import search
 from attnmosaic.search.space import parse_space
 from attnmosaic.search.study import open_storage
-from attnmosaic.sweeps.plan import alone
+from attnmosaic.sweeps.plan import job_config
 
 ONE_K = (*SPACE[:2], "schedule.k=2")
 TPE = {"_target_": "optuna.samplers.TPESampler", "n_startup_trials": 3}
@@ -301,7 +301,7 @@ def test_a_folder_with_a_search_with_other_settings(searches: Searches) -> None:
     """What was measured with other settings does not compare with what is to be measured."""
     made = searches.run(*ONE_K, n_trials=1)
     folder = Path("search/0").absolute()
-    config = resolve(alone(made._planned(0, study_of("search").trials[0].params).config, str(folder)))
+    config = resolve(job_config(made._planned(0, study_of("search").trials[0].params).config, str(folder)))
     (folder / CONFIG).write_text(OmegaConf.to_yaml(config), encoding="utf-8")
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "last.ckpt").touch()

@@ -13,7 +13,7 @@ import pytest
 from helpers.terminal import Screen
 from rich.console import Console
 
-from attnmosaic.cli.progress import OF_SWEEP, filter_console, shown
+from attnmosaic.cli.progress import OF_SWEEP, filter_console, progress_mode
 from attnmosaic.config.schedule import Schedule
 from attnmosaic.sweeps.display import Display
 from attnmosaic.sweeps.monitor import Job
@@ -65,12 +65,12 @@ def shown_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_bars(shown_jobs: Any, width: int) -> None:
-    shown = shown_jobs(width=width)
-    shown.runs(0, 45)
-    shown.display.watch.began(2)
-    shown.lines()
-    shown.file.write("^C")  # as a terminal answers the key
-    everything, first, second = shown.lines()
+    progress_mode = shown_jobs(width=width)
+    progress_mode.runs(0, 45)
+    progress_mode.display.watch.began(2)
+    progress_mode.lines()
+    progress_mode.file.write("^C")  # as a terminal answers the key
+    everything, first, second = progress_mode.lines()
     assert everything.startswith("━")
     assert re.search(r" 0/3 done, 2 running  0:00:0\d  left \?$", everything)
     words = first.translate(dict.fromkeys(map(ord, "━╸╺"))).split()
@@ -85,10 +85,10 @@ def test_bars(shown_jobs: Any, width: int) -> None:
 def test_labels_that_are_too_long(shown_jobs: Any) -> None:
     """Their ends, which tell them apart, stay; the bar goes first."""
     names = tuple(f"gradients/what_then_where seed 0 lr.what={lr}" for lr in ("0.001", "0.002"))
-    shown = shown_jobs(names)
+    progress_mode = shown_jobs(names)
     for number in range(2):
-        shown.runs(number, 180)
-    _, first, second = shown.lines()
+        progress_mode.runs(number, 180)
+    _, first, second = progress_mode.lines()
     assert first.split()[0].startswith("what_then_")
     assert "lr.what=0.001 measuring" in first.replace("  ", " ")
     assert "lr.what=0.002 measuring" in second.replace("  ", " ")
@@ -97,30 +97,30 @@ def test_labels_that_are_too_long(shown_jobs: Any) -> None:
 
 
 def test_lines_stay_above_the_bars(shown_jobs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = shown_jobs()
-    shown.runs(0, 45)
-    shown.runs(1, 10)
-    shown.display.watch.ended(1, "its process was killed")
+    progress_mode = shown_jobs()
+    progress_mode.runs(0, 45)
+    progress_mode.runs(1, 10)
+    progress_mode.display.watch.ended(1, "its process was killed")
     print("a warning\nof two lines", file=sys.stderr)
-    job = shown.display.stream()
+    job = progress_mode.display.stream()
     job.write("downloading   0%\r")
     job.flush()
     job.write("downloading  50%")
     job.flush()
-    lines = shown.lines()
+    lines = progress_mode.lines()
     assert lines[:3] == ["failed  row2 seed 0: its process was killed", "a warning", "of two lines"]
     assert re.search(r"0/3 done, 1 running, 1 failed  0:00:0\d  left \?$", lines[3])
     assert lines[5:] == ["downloading  50%"]
     job.write("\rdownloading 100%\r\ndone")
-    lines = shown.lines()
+    lines = progress_mode.lines()
     assert lines[3] == "downloading 100%"
     assert lines[6:] == ["done"]
     terminal = sys.stderr
-    shown.display.close()
+    progress_mode.display.close()
     assert sys.stderr is not terminal
     print("a late message", file=terminal)
     screen = Screen()
-    screen.write(shown.file.getvalue())
+    screen.write(progress_mode.file.getvalue())
     assert "\n".join(screen.lines()).rstrip().split("\n")[4:] == [
         "stopped  row1 seed 0: after epoch 45 of 180",
         "done",
@@ -131,35 +131,35 @@ def test_lines_stay_above_the_bars(shown_jobs: Any, monkeypatch: pytest.MonkeyPa
 
 def test_a_job_that_ends_while_the_bars_are_drawn(shown_jobs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its report does not wait for the drawing thread, which may wait for the states of the jobs."""
-    shown = shown_jobs()
-    shown.runs(0, 45)
-    update = shown.display._update
+    progress_mode = shown_jobs()
+    progress_mode.runs(0, 45)
+    update = progress_mode.display._update
 
     def ends_meanwhile() -> None:
-        other = threading.Thread(target=shown.display.watch.ended, args=(0, "it failed"), daemon=True)
+        other = threading.Thread(target=progress_mode.display.watch.ended, args=(0, "it failed"), daemon=True)
         other.start()
         other.join(10)
         assert not other.is_alive()
         update()
 
-    monkeypatch.setattr(shown.display, "_update", ends_meanwhile)
-    assert shown.lines()[0] == "failed  row1 seed 0: it failed"
+    monkeypatch.setattr(progress_mode.display, "_update", ends_meanwhile)
+    assert progress_mode.lines()[0] == "failed  row1 seed 0: it failed"
 
 
 def test_the_terminal_is_restored_after_a_second_interrupt(shown_jobs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     before = sys.stderr
-    shown = shown_jobs()
+    progress_mode = shown_jobs()
     assert sys.stderr is not before
 
     def interrupt() -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(shown.display.watch, "close", interrupt)
+        patch.setattr(progress_mode.display.watch, "close", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            shown.display.close()
+            progress_mode.display.close()
     assert sys.stderr is before
-    assert "\x1b[?25h" in shown.file.getvalue()  # the cursor
+    assert "\x1b[?25h" in progress_mode.file.getvalue()  # the cursor
 
 
 def test_a_failed_poll_is_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,8 +235,8 @@ class Kept(logging.StreamHandler):  # type: ignore[type-arg]
 def test_auto(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     monkeypatch.setenv("TERM", "xterm")
-    assert [shown(mode) for mode in ("auto", "live", "lines", "quiet")] == ["lines", "live", "lines", "quiet"]
+    assert [progress_mode(mode) for mode in ("auto", "live", "lines", "quiet")] == ["lines", "live", "lines", "quiet"]
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    assert shown("auto") == "live"
+    assert progress_mode("auto") == "live"
     monkeypatch.setenv("TERM", "dumb")
-    assert shown("auto") == "lines"
+    assert progress_mode("auto") == "lines"

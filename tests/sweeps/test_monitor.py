@@ -9,7 +9,7 @@ import pytest
 
 from attnmosaic.config.schedule import Schedule
 from attnmosaic.runs.run import CONFIG, METRICS_CSV, RESULT
-from attnmosaic.sweeps.monitor import FAILED, LEFT, Job, Watch
+from attnmosaic.sweeps.monitor import FAILED, LEFT, Job, Monitor
 
 STAGES = Schedule("what_then_where", 5, 20)
 JOINT = Schedule("joint", 5, 20)
@@ -27,8 +27,8 @@ class Sweep:
         for job in self.jobs:
             job.folder.mkdir(parents=True, exist_ok=True)
 
-    def watch(self) -> Watch:
-        return Watch(
+    def watch(self) -> Monitor:
+        return Monitor(
             self.jobs, lambda job, text: self.reported.append(f"{job.state} {job.label}: {text}"), lambda: self.now
         )
 

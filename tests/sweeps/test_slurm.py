@@ -22,7 +22,7 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
-from attnmosaic.runs.run import claimed
+from attnmosaic.runs.run import lock_run
 from attnmosaic.training.trainer import build_trainer
 
 Plugins.instance()  # executes the modules of plugins again, so first of all
@@ -208,7 +208,7 @@ def test_rows_that_are_submitted(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(submitit, "JobEnvironment", lambda: SimpleNamespace(paths=paths, job_id="9_2"))
     monkeypatch.setattr("attnmosaic.train._train", None)  # nothing is trained
     with singletons_restored():
-        with claimed(tmp_path / "sweep" / "2"):
+        with lock_run(tmp_path / "sweep" / "2"):
             assert locked().return_value is None
         assert isinstance(finished().return_value, float)
 

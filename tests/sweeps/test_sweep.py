@@ -17,7 +17,7 @@ from helpers.user_code import TINY_CIFAR10, TINY_MNIST
 
 from attnmosaic.callbacks.csv_tables import RunTables
 from attnmosaic.collect import main as collect
-from attnmosaic.runs.run import LOCK, RESULT, Run, claimed
+from attnmosaic.runs.run import LOCK, RESULT, Run, lock_run
 from attnmosaic.sweeps.hydra_callback import SKIPPED_JOBS
 from attnmosaic.tables.published import published_tables
 
@@ -250,7 +250,7 @@ def test_jobs_of_another_process_are_skipped(
     """They have neither failed nor finished; once they have finished, the same command ends with 0."""
     other = FOLDER / "joint" / "seed0"
     sweep = ("train", *TWO_ROWS, "seed.all=0", "-m")
-    with claimed(other):
+    with lock_run(other):
         before = {path for path in other.iterdir() if not path.name.startswith(".")}
         code, _, err = cli(*sweep)
     assert code == SKIPPED_JOBS == 75
@@ -264,7 +264,7 @@ def test_jobs_of_another_process_are_skipped(
         return []
 
     monkeypatch.setattr("attnmosaic.sweeps.hydra_callback._tables", tables)
-    with claimed(other):  # the other process finishes it while this one prints its table
+    with lock_run(other):  # the other process finishes it while this one prints its table
         assert cli(*sweep)[0] == 0
 
 

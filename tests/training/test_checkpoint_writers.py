@@ -23,7 +23,7 @@ from attnmosaic.config.resolution import resolve
 from attnmosaic.core.errors import UserError
 from attnmosaic.runs.snapshots import RECORD
 from attnmosaic.training.base import RunModule
-from attnmosaic.training.checkpointing import WholeCheckpoints
+from attnmosaic.training.checkpointing import AtomicCheckpointIO
 from attnmosaic.training.resume import check_resume, find_checkpoint
 from attnmosaic.training.trainer import build_trainer
 
@@ -257,14 +257,14 @@ def test_tensorboard_has_an_epoch_before_its_checkpoint(
 ) -> None:
     """Whichever callback's it is: a run may resume from any."""
     did: list[str] = []
-    save = WholeCheckpoints.save_checkpoint
+    save = AtomicCheckpointIO.save_checkpoint
     monkeypatch.setattr(SummaryWriter, "flush", lambda writer: did.append("flush"))
 
-    def noted(io: WholeCheckpoints, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
+    def noted(io: AtomicCheckpointIO, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
         did.append(Path(path).name)
         save(io, checkpoint, path, storage_options)
 
-    monkeypatch.setattr(WholeCheckpoints, "save_checkpoint", noted)
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", noted)
     logged = [setting for setting in PAIR if setting not in ("logger=none", "callbacks.cycle=null")]
     train(*logged)
     written = [i for i, what in enumerate(did) if what.endswith(".ckpt")]

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from attnmosaic.callbacks.checkpoints import keep_as
 from attnmosaic.core.errors import UserError
-from attnmosaic.training.checkpointing import WholeCheckpoints, read_checkpoint
+from attnmosaic.training.checkpointing import AtomicCheckpointIO, read_checkpoint
 from attnmosaic.training.trainer import build_trainer
 
 Train = Callable[..., dict[str, float]]
@@ -98,7 +98,7 @@ def test_a_flipped_bit_of_a_weight(checkpoint: Path) -> None:
     checkpoint.write_bytes(whole)
     alone = torch.load(checkpoint, weights_only=True)["state_dict"]["pair.what.layers.0.weight"]
     assert not torch.equal(alone, weight)
-    for load in (read_checkpoint, WholeCheckpoints().load_checkpoint):
+    for load in (read_checkpoint, AtomicCheckpointIO().load_checkpoint):
         with pytest.raises(UserError, match=r"it is damaged: Bad CRC-32 for file"):
             load(checkpoint)
 
@@ -199,7 +199,7 @@ def test_a_checkpoint_is_written_atomically(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(
         "attnmosaic.training.checkpointing.write_atomically", lambda path, content: written.append(path)
     )
-    WholeCheckpoints().save_checkpoint({"a": 1}, tmp_path / "run" / "b.ckpt")
+    AtomicCheckpointIO().save_checkpoint({"a": 1}, tmp_path / "run" / "b.ckpt")
     assert written == [tmp_path / "run" / "b.ckpt"]
 
 
@@ -225,10 +225,10 @@ def test_what_a_crash_left_goes(train: Train, tmp_path: Path) -> None:
 
 def test_a_users_own_checkpoint_io(config: Callable[..., DictConfig]) -> None:
     """`trainer.plugins` goes before ours."""
-    assert isinstance(build_trainer(config(), "32-true").strategy.checkpoint_io, WholeCheckpoints)
+    assert isinstance(build_trainer(config(), "32-true").strategy.checkpoint_io, AtomicCheckpointIO)
     own = "+trainer.plugins=[{_target_: test_checkpointing.OwnIO}]"
     assert isinstance(build_trainer(config(own), "32-true").strategy.checkpoint_io, OwnIO)
 
 
-class OwnIO(WholeCheckpoints):
+class OwnIO(AtomicCheckpointIO):
     """A user's."""

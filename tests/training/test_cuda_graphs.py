@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from attnmosaic.config.schedule import Stage
 from attnmosaic.core.errors import RunError
 from attnmosaic.training.cuda_graphs import WARM_UP, GraphedSteps, cuda_graph, set_capturable
-from attnmosaic.training.steps import Seen
+from attnmosaic.training.steps import StepOutputs
 
 Config = Callable[..., DictConfig]
 
@@ -114,16 +114,16 @@ class Steps:
         self.also = also
         self.taken = 0
 
-    def __call__(self, rows: Tensor, stage: Stage, optimizers: Any, learning: Any) -> Seen:
+    def __call__(self, rows: Tensor, stage: Stage, optimizers: Any, learning: Any) -> StepOutputs:
         self.taken += 1
         self.also(optimizers)
-        return Seen(rows, rows.sum(), rows, rows)
+        return StepOutputs(rows, rows.sum(), rows, rows)
 
 
 ROWS = torch.arange(4)
 
 
-def take(graphed: GraphedSteps, steps: int, *optimizers: Any) -> list[Seen]:
+def take(graphed: GraphedSteps, steps: int, *optimizers: Any) -> list[StepOutputs]:
     return [graphed(ROWS, Stage.WHAT, optimizers, [[] for _ in optimizers]) for _ in range(steps)]
 
 

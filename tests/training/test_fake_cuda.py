@@ -22,7 +22,7 @@ from attnmosaic.data.sources import Images, image_pool
 from attnmosaic.nn.networks import ConvNet
 from attnmosaic.training.base import mean_loss
 from attnmosaic.training.stagewise import StagewiseModule
-from attnmosaic.training.steps import Seen
+from attnmosaic.training.steps import StepOutputs
 
 Config = Callable[..., DictConfig]
 
@@ -62,7 +62,7 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def step(module: StagewiseModule, stage: Stage, rows: Tensor) -> Seen:
+def step(module: StagewiseModule, stage: Stage, rows: Tensor) -> StepOutputs:
     """Takes a step as `StagewiseModule.training_step` does."""
     module.pair.requires_grad_(False)
     networks = [getattr(module.pair, name).requires_grad_(True) for name in stage.learners]

@@ -21,7 +21,7 @@ from attnmosaic.data.pool import Pool, place_pools
 from attnmosaic.nn.networks import ConvNet
 from attnmosaic.training import cuda_graphs, stagewise
 from attnmosaic.training.stagewise import StagewiseModule
-from attnmosaic.training.steps import Seen
+from attnmosaic.training.steps import StepOutputs
 
 Train = Callable[..., dict[str, float]]
 
@@ -91,7 +91,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What was captured so far."""
     works: list[Any] = []
 
-    def capture(work: Callable[[], Seen], stream: Any) -> Any:
+    def capture(work: Callable[[], StepOutputs], stream: Any) -> Any:
         works.append(work)
         return cuda_graphs.cuda_graph(work, stream)
 

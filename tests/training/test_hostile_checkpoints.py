@@ -15,7 +15,7 @@ from PIL import Image
 
 from attnmosaic.config.trusted import check_trusted
 from attnmosaic.core.errors import UserError
-from attnmosaic.evaluate import MADE
+from attnmosaic.evaluate import TARGET_KEYS
 from attnmosaic.training.checkpointing import read_saved
 
 FEW = ("schedule.k=1", "schedule.epochs=2", "logger=none", "callbacks.pictures=null")
@@ -117,7 +117,7 @@ def test_no_place_is_overlooked(changed: Callable[[str, Change], Path], key: str
     sys.modules.pop("helpers.payload", None)
     config = config_of(read_saved(changed("pair", put(key, PLACES["evaluate"][key]))))
     with pytest.raises(UserError) as error:
-        check_trusted(config, MADE, "hostile.ckpt")
+        check_trusted(config, TARGET_KEYS, "hostile.ckpt")
     check_unlisted(str(error.value), key)
 
 

@@ -19,7 +19,7 @@ from attnmosaic.training import attention_cache
 from attnmosaic.training.cuda_graphs import WARM_UP, GraphedSteps
 from attnmosaic.training.probes import decomposes
 from attnmosaic.training.stagewise import StagewiseModule
-from attnmosaic.training.steps import Seen
+from attnmosaic.training.steps import StepOutputs
 
 Config = Callable[..., DictConfig]
 
@@ -160,13 +160,13 @@ class Recorder:
         self.captured: list[Stage] = []
         self.replayed = 0
 
-    def __call__(self, work: Callable[[], Seen], stream: None) -> tuple[Seen, Callable[[], None]]:
+    def __call__(self, work: Callable[[], StepOutputs], stream: None) -> tuple[StepOutputs, Callable[[], None]]:
         self.captured.append(self.module.stage)
         fixed = self.constants()
         before = {key: value.clone() for key, value in self.module.state_dict().items()}
         optimizers = [optimizer.optimizer.state_dict() for optimizer in self.module.optimizers()]
         momenta = [{k: {n: v.clone() for n, v in s.items()} for k, s in o["state"].items()} for o in optimizers]
-        result = Seen(*(part.clone() for part in work()))
+        result = StepOutputs(*(part.clone() for part in work()))
         # Capturing does nothing: what the step did is undone.
         self.module.load_state_dict(before)
         for state, saved in zip(optimizers, momenta, strict=True):
@@ -228,7 +228,7 @@ def test_replayed_steps_are_taken_steps(config: Config, more: tuple[str, ...], c
 
 
 class Refusing(Recorder):
-    def __call__(self, work: Callable[[], Seen], stream: None) -> tuple[Seen, Callable[[], None]]:
+    def __call__(self, work: Callable[[], StepOutputs], stream: None) -> tuple[StepOutputs, Callable[[], None]]:
         raise RuntimeError("operation not permitted when stream is capturing")
 
 

@@ -97,7 +97,7 @@ def mean_alpha_gradients(module: StagewiseModule, mosaics: int | None = None) ->
     data, frozen, what = module.mosaics["train"], module.frozen_where, module.pair.what
     n = min(mosaics or len(data), len(data))
     sums = torch.zeros(2, dtype=torch.float64, device=data.index.device)
-    mine, own = distributed.share(torch.arange(n, device=data.index.device))
+    mine, own = distributed.shard(torch.arange(n, device=data.index.device))
     pieces = mine[:own].split(frozen.mosaics_per_piece("train"))
 
     def measure(rows: Tensor) -> Tensor:
@@ -111,4 +111,4 @@ def mean_alpha_gradients(module: StagewiseModule, mosaics: int | None = None) ->
         # The first piece has the pool scored, which the others share.
         for part in [measure(rows) for rows in pieces[:1]] + module.workers.map(measure, pieces[1:]):
             sums += part
-    return distributed.summed(sums) / n
+    return distributed.all_sum(sums) / n

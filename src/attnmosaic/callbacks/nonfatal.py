@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from attnmosaic.core.errors import UserError
-from attnmosaic.core.files import disk_trouble
+from attnmosaic.core.files import disk_message
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def harmless(hook: Callable[..., None]) -> Callable[..., None]:
         try:
             hook(self, *arguments, **named)
         except Exception as error:
-            if disk_trouble(error) is not None:
+            if disk_message(error) is not None:
                 raise
             self._failed = True
             log.warning("%s failed and is left out from now on", type(self).__name__, exc_info=True)

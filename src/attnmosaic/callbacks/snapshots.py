@@ -16,7 +16,7 @@ from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.data.mosaics import Mosaics
 from attnmosaic.data.pool import Pool
 from attnmosaic.nn.attention import aggregate
-from attnmosaic.runs.snapshots import KINDS, RECORD, Looked, Plane, Record
+from attnmosaic.runs.snapshots import KINDS, RECORD, Plane, PredictedMosaics, Record
 from attnmosaic.training.attention_cache import eval_mode
 from attnmosaic.training.stagewise import StagewiseModule
 
@@ -138,11 +138,15 @@ class MosaicRecord(pl.Callback):
         for split, seen in self._seen.items():
             data = module.mosaics[split]
             alpha, probabilities = (torch.cat(part) for part in zip(*seen, strict=True))
-            rows, counts[split] = telling(alpha, probabilities, data.foreground.cpu(), data.label.cpu(), self.chosen)
-            final[split] = looked(data, rows, alpha[rows], probabilities[rows])
+            rows, counts[split] = worst_mosaics(
+                alpha, probabilities, data.foreground.cpu(), data.label.cpu(), self.chosen
+            )
+            final[split] = predicted_mosaics(data, rows, alpha[rows], probabilities[rows])
         followed = {}
         for split, (alpha, probabilities) in self.answers.items():
-            followed[split] = looked(module.mosaics[split], self._rows(module.mosaics[split]), alpha, probabilities)
+            followed[split] = predicted_mosaics(
+                module.mosaics[split], self._rows(module.mosaics[split]), alpha, probabilities
+            )
         train = module.mosaics["train"]
         return Record(
             classes=train.foreground_classes,
@@ -169,7 +173,7 @@ def predict(module: StagewiseModule, mosaics: Mosaics, rows: Tensor) -> tuple[Te
         return alpha, module.pair.what(aggregate(alpha, patches)).float().softmax(dim=1)
 
 
-def telling(
+def worst_mosaics(
     alpha: Tensor, probabilities: Tensor, foreground: Tensor, label: Tensor, chosen: int
 ) -> tuple[Tensor, dict[str, int]]:
     """Chooses the worst mosaics of each of `KINDS`: those with the least weight on the foreground.
@@ -188,10 +192,10 @@ def telling(
     return torch.cat(rows), counts
 
 
-def looked(mosaics: Mosaics, rows: Tensor, alpha: Tensor, probabilities: Tensor) -> Looked:
+def predicted_mosaics(mosaics: Mosaics, rows: Tensor, alpha: Tensor, probabilities: Tensor) -> PredictedMosaics:
     """Returns mosaics as files and pictures hold them, with their attention weights and probabilities."""
     rows = rows.to(mosaics.index.device)
-    return Looked(
+    return PredictedMosaics(
         rows=rows.cpu().numpy(),
         patches=shown_patches(mosaics.pool, mosaics.index[rows]),
         foreground=mosaics.foreground[rows].cpu().numpy(),

@@ -17,7 +17,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 from torch import Tensor
 
 from attnmosaic.callbacks.nonfatal import check_count, harmless
-from attnmosaic.callbacks.snapshots import looked, plane_of, predict
+from attnmosaic.callbacks.snapshots import plane_of, predict, predicted_mosaics
 from attnmosaic.config.schedule import Stage
 from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.plotting import point_tiles, tiles
@@ -175,7 +175,7 @@ def _pictures(module: StagewiseModule, n: int) -> Iterator[tuple[str, Any]]:
         data = module.mosaics[split]
         rows = torch.arange(min(n, len(data)), device=data.index.device)
         alpha, probabilities = predict(module, data, rows)
-        seen = looked(data, rows, alpha.float().cpu(), probabilities.float().cpu())
+        seen = predicted_mosaics(data, rows, alpha.float().cpu(), probabilities.float().cpu())
         if plane is None:
             sheet = tiles.sheet([tiles.card(seen, i, classes) for i in range(len(seen))], 1)
         else:

@@ -20,13 +20,13 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from attnmosaic import __version__
-from attnmosaic.cli.hydra_errors import advice
+from attnmosaic.cli.hydra_errors import explain_error
 from attnmosaic.config.resolution import unresolved
-from attnmosaic.core.errors import BusyError, DiskError, JobError, RunError, UserError, gpu_memory_trouble, one_line
-from attnmosaic.core.files import disk_trouble, write_atomically
+from attnmosaic.core.errors import BusyError, DiskError, JobError, RunError, UserError, gpu_memory_message, one_line
+from attnmosaic.core.files import disk_message, write_atomically
 from attnmosaic.core.library_internals import forget_library_configs
-from attnmosaic.core.quoting import to_type
-from attnmosaic.core.signals import in_order, listen, stop_message
+from attnmosaic.core.quoting import typed_override
+from attnmosaic.core.signals import end_in_order, listen, stop_message
 from attnmosaic.core.text import use_substitutes
 from attnmosaic.runs.run import CONFIG, ERROR, SWEEP
 
@@ -73,7 +73,7 @@ def _run_without_traces(job: Callable[[], Any]) -> None:
 
 def _report_thread(failed: threading.ExceptHookArgs) -> None:
     """Prints the trace of a thread's error, except for errors of the disk, which the main thread reports."""
-    if failed.exc_value is None or disk_trouble(failed.exc_value) is None:
+    if failed.exc_value is None or disk_message(failed.exc_value) is None:
         threading.__excepthook__(failed)
 
 
@@ -85,7 +85,7 @@ def guard(task: Callable[[DictConfig], Any], config: DictConfig) -> Any:
         section: Any = of.run
         timed = "${now:" in str(unresolved(section, "dir"))
         folder = of.runtime.output_dir if of.job.chdir else section.dir
-        in_order(False, lambda: how_to_resume("hydra.run.dir", folder, timed))
+        end_in_order(False, lambda: how_to_resume("hydra.run.dir", folder, timed))
     try:
         return task(config)
     except Exception as error:
@@ -117,7 +117,7 @@ def how_to_resume(key: str, folder: str, timed: bool) -> str:
     """
     if not any(Path(folder, name).exists() for name in (CONFIG, SWEEP)):
         return ""
-    return f"; the same command{f' with {to_type(key, folder)}' if timed else ''} resumes"
+    return f"; the same command{f' with {typed_override(key, folder)}' if timed else ''} resumes"
 
 
 def _log_error(message: str) -> None:
@@ -145,9 +145,9 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def blames_disk(error: BaseException) -> bool:
+def is_disk_error(error: BaseException) -> bool:
     """Whether the disk is to blame for an error."""
-    return any(isinstance(link, DiskError) or disk_trouble(link) is not None for link in _causes(error))
+    return any(isinstance(link, DiskError) or disk_message(link) is not None for link in _causes(error))
 
 
 def line_and_code(error: BaseException) -> tuple[str, int] | None:
@@ -155,10 +155,10 @@ def line_and_code(error: BaseException) -> tuple[str, int] | None:
     for link in _causes(error):
         if isinstance(link, (UserError, RunError)):
             return str(link), 2 if isinstance(link, UserError) else 1
-        if (line := disk_trouble(link) or gpu_memory_trouble(link)) is not None:
+        if (line := disk_message(link) or gpu_memory_message(link)) is not None:
             return line, 1
     if isinstance(error, (ConfigCompositionException, OverrideParseException, OmegaConfBaseException)):
-        return advice(error, sys.argv[1:]), 2
+        return explain_error(error, sys.argv[1:]), 2
     if isinstance(error, ValueError) and "Config group override" in str(error):
         given = [override for override in sys.argv[1:] if override.endswith("=null")]
         return f"{' '.join(given)}: a group takes the name of a file in conf/; logger=none leaves the logger out", 2
@@ -175,7 +175,7 @@ def _is_hydras(error: BaseException) -> bool:
     return Path(raised_in).is_relative_to(Path(hydra.__file__).parent)
 
 
-def reason(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """Returns the line that reports the error of a sweep's job."""
     if isinstance(error, JobError):
         return one_line(str(error))

@@ -15,10 +15,10 @@ from omegaconf.errors import OmegaConfBaseException
 from attnmosaic.config.resolution import walk
 from attnmosaic.config.schema import conf_dir
 from attnmosaic.core.errors import nearest, not_among
-from attnmosaic.core.quoting import as_override, in_quotes, in_shell, parsed, to_type
+from attnmosaic.core.quoting import as_override, in_quotes, in_shell, parsed, typed_override
 
 
-def advice(error: Exception, overrides: list[str]) -> str:
+def explain_error(error: Exception, overrides: list[str]) -> str:
     """Returns the line that reports an error of Hydra or OmegaConf.
 
     Args:
@@ -58,7 +58,9 @@ _FIRST_KEYS = {"train": "experiment", "evaluate": "ckpt_path", "explain": "image
 
 def _not_parsed(error: OverrideParseException, overrides: list[str]) -> str:
     if "=" not in error.override:
-        return f"{error.override}: an override is key=value, {to_type(_FIRST_KEYS[_command()], error.override)} say"
+        return (
+            f"{error.override}: an override is key=value, {typed_override(_FIRST_KEYS[_command()], error.override)} say"
+        )
     key, _, value = error.override.partition("=")
     lists = f"; quote lists: '{key}=[a,b]'" if value.lstrip().startswith("[") else ""
     why = str(error).splitlines()[0]

@@ -13,7 +13,7 @@ OF_SWEEP = "ATTNMOSAIC_SWEEP_PROGRESS"
 _IN_THE_BAR = ("attnmosaic.callbacks.progress", "attnmosaic.callbacks.eta")
 
 
-def shown(mode: str) -> str:
+def progress_mode(mode: str) -> str:
     """Returns how progress is shown: ``live``, ``lines`` or ``quiet``.
 
     Args:
@@ -40,7 +40,7 @@ def filter_console(mode: str) -> None:
         mode: the job's ``progress``, which counts where no sweep shows its own.
     """
     of_sweep = os.environ.get(OF_SWEEP)
-    mode = of_sweep or shown(mode)
+    mode = of_sweep or progress_mode(mode)
 
     def passes(record: logging.LogRecord) -> bool:
         if mode == "lines" or record.levelno >= logging.WARNING:
@@ -55,7 +55,7 @@ def filter_console(mode: str) -> None:
 
 
 @contextlib.contextmanager
-def logged(folder: Path, mode: str) -> Iterator[None]:
+def run_logging(folder: Path, mode: str) -> Iterator[None]:
     """Logs a run without a command: into its folder and, where logging was not set up, to standard error."""
     ours, root = logging.getLogger("attnmosaic"), logging.getLogger()
     level, file = ours.level, logging.FileHandler(folder / "train.log", encoding="utf-8")

@@ -123,11 +123,11 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Returns a hash of a run's identity, see `decisive`."""
-    return hashlib.sha256(json.dumps(decisive(config), sort_keys=True).encode()).hexdigest()[:16]
+    """Returns a hash of a run's identity, see `identity_settings`."""
+    return hashlib.sha256(json.dumps(identity_settings(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+def identity_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a run's identity: all settings but those of `Kind.OUTPUT`, and of networks that the run does not train.
 
     Raises:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from attnmosaic.core.errors import UserError, one_line
-from attnmosaic.core.quoting import to_type
+from attnmosaic.core.quoting import typed_override
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def foreground_missing(root: Any) -> UserError:
     shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
     return UserError(
         f"data.foreground: has no value and needs two or more of the classes in '{root}' ({shown}); "
-        f"type for example {to_type('data.foreground', names[:2])}"
+        f"type for example {typed_override('data.foreground', names[:2])}"
     )
 
 

@@ -38,7 +38,7 @@ def with_absolute_paths(config: DictConfig) -> DictConfig:
     return kept
 
 
-def located(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def relocate_images(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Returns a run's saved config with the folders of its images where they are now.
 
     A missing folder that would exist if it had been moved together with the run is taken from there.
@@ -60,7 +60,7 @@ def located(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {**config, "data": data | sets}
 
 
-def shortest(path: object) -> str:
+def short_path(path: object) -> str:
     """Returns a path for people to read: relative if it lies in the working directory."""
     relative = os.path.relpath(str(path))
     return str(path) if relative.startswith(os.pardir) else relative

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from attnmosaic.core.errors import UserError
 
 
-def scaled(config: DictConfig) -> DictConfig:
+def with_scale(config: DictConfig) -> DictConfig:
     """Returns a composed config with the counts and the arguments that its run takes.
 
     Counts are cut to those of ``at_most``, where it has them (``scale=smoke``). Arguments that a file of ``conf/`` has

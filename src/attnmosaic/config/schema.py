@@ -13,8 +13,8 @@ from omegaconf import II, MISSING, OmegaConf
 
 from attnmosaic.config.groups import options
 from attnmosaic.core.errors import UserError
-from attnmosaic.core.processes import launched
-from attnmosaic.core.text import cut
+from attnmosaic.core.processes import launched_rank
+from attnmosaic.core.text import truncate
 
 PRECISIONS = {"float32": "32-true", "float64": "64-true", "bfloat16": "bf16-mixed"}
 """Our names of precisions and Lightning's."""
@@ -232,7 +232,7 @@ def output_dir(default: str) -> str:
 
 def processes(default: int) -> int:
     """Returns how many processes torchrun or srun has started for this run; a default where neither has."""
-    started = launched(os.environ)
+    started = launched_rank(os.environ)
     return default if started is None else started.count
 
 
@@ -246,7 +246,7 @@ def folder_name(name: object) -> str:
     good = all(part.strip(" .") and len(part.encode(errors="replace")) <= 200 for part in text.split("/"))
     if not good or not text.isprintable() or "\\" in text:
         raise UserError(
-            f"name: got {cut(text, 80)!a}, needs a name that a folder can have, without .. and not beginning with /; "
+            f"name: got {truncate(text, 80)!a}, needs a name that a folder can have, without .. and not beginning with /; "
             "type for example name=mine"
         )
     return text

@@ -9,10 +9,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from attnmosaic.config.paths import shortest
+from attnmosaic.config.paths import short_path
 from attnmosaic.config.resolution import walk
 from attnmosaic.core.errors import UserError
-from attnmosaic.core.quoting import to_type
+from attnmosaic.core.quoting import typed_override
 
 _LISTED = {
     "attnmosaic.data.gaussian": "GaussianMosaics",
@@ -73,12 +73,12 @@ def check_trusted(config: Mapping[str, Any], sections: Sequence[str], path: obje
             continue
         if not _NAME.fullmatch(text):
             raise UserError(
-                f"ckpt_path: '{shortest(path)}' has {text[:80]!r} as its {where}, which names nothing to import"
+                f"ckpt_path: '{short_path(path)}' has {text[:80]!r} as its {where}, which names nothing to import"
             )
         raise UserError(
-            f"ckpt_path: '{shortest(path)}' names {text} as its {where}, which is neither of this program nor a "
+            f"ckpt_path: '{short_path(path)}' names {text} as its {where}, which is neither of this program nor a "
             "layer of torch's and would run with your rights; if you trust whoever made the file, type "
-            f"{to_type('trust', [text])} (or its package, or trust=all)"
+            f"{typed_override('trust', [text])} (or its package, or trust=all)"
         )
 
 

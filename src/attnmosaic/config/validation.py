@@ -18,7 +18,7 @@ from attnmosaic.config.schedule import ORDERS
 from attnmosaic.config.schema import PAIR, PRECISIONS, PROGRESS, folder_name, metrics_of, networks_of
 from attnmosaic.config.trainer_arguments import check_trainer
 from attnmosaic.core.errors import UserError, not_among
-from attnmosaic.core.processes import launched
+from attnmosaic.core.processes import launched_rank
 from attnmosaic.core.quoting import in_shell
 from attnmosaic.core.text import short_value
 
@@ -244,7 +244,7 @@ def _check_processes(plain: dict[str, Any]) -> None:
             f"--nnodes={nodes} --nproc-per-node=N -m attnmosaic.train trainer=ddp"
         )
     several = devices if _integer(devices) else len(devices) if isinstance(devices, list) else 1
-    started = launched(os.environ)
+    started = launched_rank(os.environ)
     if started is not None and (several != started.count or isinstance(devices, list)):
         raise UserError(
             f"trainer.devices: got {devices}, but torchrun or srun has started {started.count} processes; type "

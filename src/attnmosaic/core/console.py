@@ -18,7 +18,7 @@ class _PlainConsole(Console):
         return super().render_str(substituted(text), **options)
 
 
-def drawn(*parts: RenderableType, width: int = WIDTH) -> str:
+def render_text(*parts: RenderableType, width: int = WIDTH) -> str:
     """Returns tables and lines as plain text; rich draws frames in ASCII where standard output's encoding is no UTF."""
     console = _PlainConsole(width=width, color_system=None, markup=False, emoji=False, highlight=False)
     with console.capture() as text:

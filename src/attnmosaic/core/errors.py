@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Iterable
 
-from attnmosaic.core.quoting import to_type
+from attnmosaic.core.quoting import typed_override
 
 
 class UserError(Exception):
@@ -39,7 +39,7 @@ _GPU_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_S
 """How CUDA and its libraries report that memory of their own is used up."""
 
 
-def gpu_memory_trouble(error: BaseException) -> str | None:
+def gpu_memory_message(error: BaseException) -> str | None:
     """Returns the line that reports a GPU whose memory is used up, or None for any other error. Imports no torch."""
     torch, text = sys.modules.get("torch"), str(error)
     if torch is None or not isinstance(error, RuntimeError):
@@ -71,5 +71,5 @@ def not_among(key: str, given: object, allowed: Iterable[object]) -> UserError:
     """Returns the error for a word that is not among those allowed, with the nearest one."""
     words = [str(word) for word in allowed]
     close = nearest(given, words, n=1)
-    hint = f"; did you mean {to_type(key, close[0])}?" if close else ""
+    hint = f"; did you mean {typed_override(key, close[0])}?" if close else ""
     return UserError(f"{key}: got '{given}', allowed: {', '.join(words)}{hint}")

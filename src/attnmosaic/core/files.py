@@ -105,7 +105,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _INACCESSIBLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 
 
-def disk_trouble(error: BaseException) -> str | None:
+def disk_message(error: BaseException) -> str | None:
     """Returns the line that reports an error of the disk, or None for any other error."""
     if not isinstance(error, OSError) or error.errno not in (*_FULL, *_INACCESSIBLE):
         return None

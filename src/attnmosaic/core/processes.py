@@ -42,7 +42,7 @@ class RankInfo:
         return {name: str(value) for name, value in values.items()}
 
 
-def launched(environ: Mapping[str, str]) -> RankInfo | None:
+def launched_rank(environ: Mapping[str, str]) -> RankInfo | None:
     """Returns which process this is of those that a launcher started for one run; None if no launcher did.
 
     Args:

@@ -20,7 +20,7 @@ def command(module: str, *words: str) -> str:
     return in_shell("python", "-m", f"attnmosaic.{module}", *words)
 
 
-def to_type(key: str, value: Any) -> str:
+def typed_override(key: str, value: Any) -> str:
     """Returns the override that gives a key a value, to paste into a shell: ``'data.root="r/ünï"'``."""
     return in_shell(as_override(key, value))
 

@@ -40,7 +40,7 @@ _advice: Callable[[], str] | None = None
 def listen() -> None:
     """Installs handlers of `SIGNALS` that end this process, but for signals that it was started to ignore (nohup)."""
     global _received
-    in_order(False)
+    end_in_order(False)
     _received = None
     if threading.current_thread() is not threading.main_thread():  # the only one that may install handlers
         return
@@ -49,7 +49,7 @@ def listen() -> None:
             signal.signal(signum, _stop)
 
 
-def in_order(orderly: bool, advice: Callable[[], str] | None = None) -> None:
+def end_in_order(orderly: bool, advice: Callable[[], str] | None = None) -> None:
     """Sets how this process ends when it is stopped.
 
     Args:

@@ -44,12 +44,12 @@ def _substitute(error: UnicodeError) -> tuple[str | bytes, int]:
 codecs.register_error(SUBSTITUTE, _substitute)
 
 
-def cut(text: str, most: int) -> str:
+def truncate(text: str, most: int) -> str:
     """Returns a text of at most `most` characters: of a longer one the beginning, and an ellipsis."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def cut_middle(text: str, most: int) -> str:
+def truncate_middle(text: str, most: int) -> str:
     """Returns a text of at most `most` characters: of a longer one both ends, where names differ."""
     head = most // 2
     return text if len(text) <= most else f"{text[:head]}…{text[len(text) - (most - head - 1) :]}"
@@ -57,7 +57,7 @@ def cut_middle(text: str, most: int) -> str:
 
 def short_value(value: object, most: int = 80) -> str:
     """Returns a config's value as text of at most `most` characters; None is ``null``."""
-    return "null" if value is None else cut(str(value), most)
+    return "null" if value is None else truncate(str(value), most)
 
 
 def short_number(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
-from attnmosaic.core.text import cut
+from attnmosaic.core.text import truncate
 from attnmosaic.plotting.palette import BLUE, FRAME, GREEN, ORANGE, RED, STAGES
 from attnmosaic.plotting.point_tiles import Transform, base_points, colors_of
 from attnmosaic.plotting.tiles import (
@@ -25,7 +25,7 @@ from attnmosaic.plotting.tiles import (
     write,
 )
 from attnmosaic.runs.rows import Span
-from attnmosaic.runs.snapshots import Looked, Record
+from attnmosaic.runs.snapshots import PredictedMosaics, Record
 
 NAME = "animation.gif"
 
@@ -99,12 +99,12 @@ def draw_animation(path: Path, record: Record, stages: Sequence[Span], smoke: bo
     return path
 
 
-def _caption(looked: Looked, i: int, classes: Sequence[str]) -> tuple[str, str]:
+def _caption(looked: PredictedMosaics, i: int, classes: Sequence[str]) -> tuple[str, str]:
     text, truth = answer_of(looked, i, classes, 8), int(looked.label[i])
-    return (text, GREEN) if looked.predicted[i] == truth else (f"{text}, true: {cut(classes[truth], 8)}", RED)
+    return (text, GREEN) if looked.predicted[i] == truth else (f"{text}, true: {truncate(classes[truth], 8)}", RED)
 
 
-def _image(looked: Looked, i: int) -> Image.Image:
+def _image(looked: PredictedMosaics, i: int) -> Image.Image:
     cell = min(CELL, 3 * CELL // columns(looked.patches.shape[1]))
     lit = mosaic(looked.patches[i], looked.alpha[i], int(looked.foreground[i]), cell)
     summed = picture(looked.aggregates[i], 72)
@@ -127,7 +127,7 @@ class _Plane:
         draw.rectangle((0, 0, self.side - 1, self.side - 1), outline="#BBBBBB", width=FINE)
 
 
-def _points(below: _Plane, looked: Looked, i: int) -> Image.Image:
+def _points(below: _Plane, looked: PredictedMosaics, i: int) -> Image.Image:
     image = below.still.copy()
     draw = ImageDraw.Draw(image)
     places = below.to_pixels(looked.patches[i])

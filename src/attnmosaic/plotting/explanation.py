@@ -14,14 +14,14 @@ from attnmosaic.plotting.tiles import (
     PAPER,
     Box,
     columns,
-    fitted,
     font,
     frame,
     grid,
-    lit,
     number,
     picture,
+    shaded_patch,
     stamp,
+    truncate_to_width,
     write,
 )
 
@@ -82,7 +82,7 @@ def draw_lit(mosaic: OwnMosaic, weights: np.ndarray, numbers: bool = True) -> Im
     draw = ImageDraw.Draw(image)
     for box, weight in zip(boxes, weights, strict=True):
         # As in a run's pictures of nine patches; among many, an even share of the weight is as light as among nine.
-        image.paste(lit(image.crop(box), float(weight) * max(1.0, len(weights) / 9)), box)
+        image.paste(shaded_patch(image.crop(box), float(weight) * max(1.0, len(weights) / 9)), box)
     most = boxes[int(weights.argmax())]
     width = max(2, min(6, _shorter(most) // (48 if numbers else 24)))
     frame(draw, most, LOOKED_AT, width)
@@ -132,7 +132,7 @@ def _tiles(patches: np.ndarray) -> tuple[Image.Image, list[Box]]:
 def _bars(probabilities: np.ndarray, classes: Sequence[str], width: int) -> Image.Image:
     """Draws the probabilities of the likeliest classes, that of the predicted one first."""
     order = [int(i) for i in (-probabilities).argsort(kind="stable")[:MOST_CLASSES]]
-    lines = [(fitted(one_line(classes[i]), width // 3, 16), float(probabilities[i])) for i in order]
+    lines = [(truncate_to_width(one_line(classes[i]), width // 3, 16), float(probabilities[i])) for i in order]
     more = len(classes) - len(order)
     image = Image.new("RGB", (width, LINE * (len(lines) + (more > 0))), PAPER)
     draw = ImageDraw.Draw(image)
@@ -184,7 +184,7 @@ class Index:
             for i, (shown, said, name) in enumerate(row):
                 x, below = MARGIN + i * width, y + shown.height + 4
                 image.paste(shown, (x, y))
-                write(draw, (x, below), fitted(said, THUMBNAIL, 16), 16)
-                write(draw, (x, below + LINE), fitted(name, THUMBNAIL, 13), 13, "#666666")
+                write(draw, (x, below), truncate_to_width(said, THUMBNAIL, 16), 16)
+                write(draw, (x, below + LINE), truncate_to_width(name, THUMBNAIL, 13), 13, "#666666")
             y += height
         return stamp(image, BANNER, 18) if smoke else image

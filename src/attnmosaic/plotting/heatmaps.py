@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from attnmosaic.plotting.style import COLUMN, DEFAULT_FORMATS, PAGE, Drawn, draw_all
+from attnmosaic.plotting.style import COLUMN, DEFAULT_FORMATS, PAGE, PlottedFiles, draw_all
 from attnmosaic.runs.rows import Confusion, curve
 from attnmosaic.runs.run import Run
 
@@ -62,9 +62,9 @@ def number_cells(
             axes.text(column, row, form.format(value), ha="center", va="center", color=color, fontsize=fontsize)
 
 
-def draw_tables(tables: Iterable["Table"], folder: Path, formats: Iterable[str] = DEFAULT_FORMATS) -> Drawn:
+def draw_tables(tables: Iterable["Table"], folder: Path, formats: Iterable[str] = DEFAULT_FORMATS) -> PlottedFiles:
     """Draws ``<table>_heat_map`` and ``<table>_training_loss`` of each matrix that has any runs."""
-    drawn = Drawn([], [])
+    drawn = PlottedFiles([], [])
     for table in tables:
         if not table.matrices or not table.measured:
             continue

@@ -8,7 +8,7 @@ import numpy as np
 from attnmosaic.plotting.palette import FOCUS_PREDICTION, FRAME, GREEN, RED
 from attnmosaic.plotting.style import PAGE, literal
 from attnmosaic.plotting.tiles import answer_of, columns, to_rgb
-from attnmosaic.runs.snapshots import Looked, Record
+from attnmosaic.runs.snapshots import PredictedMosaics, Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ _PLACES = {"grid": (0.06, 0.88), "strip": (1.05, 3.3), "sum": (4.46, 0.6), "true
 _ROW, _HEADING = 1.0, 0.24
 """Inches: the height of a row, and of the line above all rows."""
 
-Pick = tuple[Looked, int]
+Pick = tuple[PredictedMosaics, int]
 
 
 def pick(record: Record, split: str = "held_out", n: int = SHOWN) -> list[Pick]:
@@ -50,7 +50,7 @@ def pick(record: Record, split: str = "held_out", n: int = SHOWN) -> list[Pick]:
     return [[*of_kind[kind].values()][turn] for k, kind in enumerate(of_kind) for turn, of in turns if of == k]
 
 
-def captions(record: Record, looked: Looked, i: int, split: str = "held_out") -> tuple[str, str, str, str]:
+def captions(record: Record, looked: PredictedMosaics, i: int, split: str = "held_out") -> tuple[str, str, str, str]:
     """Returns the texts beside a mosaic: its kind, how many there are of it, prediction and true class."""
     kind, truth = looked.kinds[i], record.classes[looked.label[i]]
     counts = record.counts.get(split)
@@ -89,7 +89,7 @@ def draw_mosaics(record: Record, split: str = "held_out", n: int = SHOWN) -> "Fi
     return figure
 
 
-def _draw_row(axes: "Axes", record: Record, looked: Looked, i: int, split: str, middle: float) -> None:
+def _draw_row(axes: "Axes", record: Record, looked: PredictedMosaics, i: int, split: str, middle: float) -> None:
     patches, true = looked.patches[i], int(looked.foreground[i])
     left, width = _PLACES["grid"]
     across = columns(len(patches))

@@ -7,7 +7,7 @@ from PIL import Image, ImageColor, ImageDraw
 
 from attnmosaic.plotting.palette import FRAME, RED, class_style
 from attnmosaic.plotting.tiles import MARGIN, PAPER, disc, font, verdict, write
-from attnmosaic.runs.snapshots import Looked, Plane
+from attnmosaic.runs.snapshots import Plane, PredictedMosaics
 
 DARK, BEHIND = "#222222", "#444444"
 """Outlines, and points of the background."""
@@ -107,7 +107,7 @@ def legend(draw: ImageDraw.ImageDraw, x: float, y: float, classes: Sequence[str]
         x += 26 + draw.textlength(name, font=font(12))
 
 
-def card(looked: Looked, i: int, plane: Plane, classes: Sequence[str], side: int = 230) -> Image.Image:
+def card(looked: PredictedMosaics, i: int, plane: Plane, classes: Sequence[str], side: int = 230) -> Image.Image:
     """Draws a mosaic of points over What's regions: patches by weight, the foreground framed, the aggregate a cross."""
     to_pixels = Transform(plane.extent, side)
     panel = backdrop(region_colors(plane.regions), side)

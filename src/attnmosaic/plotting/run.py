@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attnmosaic.plotting import animation, curves, focus, heatmaps, mosaics, points
-from attnmosaic.plotting.style import DEFAULT_FORMATS, Drawn, draw_all
+from attnmosaic.plotting.style import DEFAULT_FORMATS, PlottedFiles, draw_all
 from attnmosaic.runs.rows import curve
 from attnmosaic.runs.run import Run
 from attnmosaic.runs.snapshots import RECORD
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def draw_run(folder: Path, formats: Iterable[str] = DEFAULT_FORMATS) -> Drawn:
+def draw_run(folder: Path, formats: Iterable[str] = DEFAULT_FORMATS) -> PlottedFiles:
     """Draws each figure that a run's files suffice for into its folder.
 
     All pictures of a smoke run have a banner. A figure that cannot be drawn, and a file that cannot be read, is logged

@@ -7,7 +7,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from attnmosaic.core.text import cut
+from attnmosaic.core.text import truncate
 from attnmosaic.plotting.palette import SMOKE, SMOKE_COLOR, STAGES
 from attnmosaic.runs.rows import Span
 
@@ -32,7 +32,7 @@ SHADE = "0.92"
 _METADATA: dict[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 
-class Drawn(NamedTuple):
+class PlottedFiles(NamedTuple):
     """The files that were written, and the names of the figures that failed."""
 
     paths: list[Path]
@@ -54,9 +54,9 @@ def styled() -> Iterator[None]:
 
 def draw_all(
     figures: Mapping[str, Callable[[], "Figure"]], folder: Path, formats: Iterable[str], smoke: bool = False
-) -> Drawn:
+) -> PlottedFiles:
     """Draws and saves figures by their names; one that fails is logged, and the others are drawn."""
-    drawn = Drawn([], [])
+    drawn = PlottedFiles([], [])
     with styled():
         for name, draw in figures.items():
             try:
@@ -144,7 +144,7 @@ def points_for(values: Sequence[Any]) -> str:
 
 def literal(name: str, most: int = 16) -> str:
     """Returns a name as matplotlib is to be given it: no longer than its place, and no mathematics between dollars."""
-    return cut(name, most).replace("$", r"\$")
+    return truncate(name, most).replace("$", r"\$")
 
 
 def key(figure: "Figure", handles: Sequence["Artist"], columns: int | None = None) -> None:

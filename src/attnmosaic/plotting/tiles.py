@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from attnmosaic.core.text import cut
+from attnmosaic.core.text import truncate
 from attnmosaic.plotting.palette import FRAME, GREEN, RED, SMOKE, SMOKE_COLOR
-from attnmosaic.runs.snapshots import Looked
+from attnmosaic.runs.snapshots import PredictedMosaics
 
 CELL, GAP, MARGIN = 44, 3, 8
 """Pixels of a patch's side, between patches, and around a mosaic."""
@@ -64,7 +64,7 @@ def darkness(weight: float, shade: float = SHADE) -> float:
     return shade * (1 - math.sqrt(min(1.0, max(0.0, weight))))
 
 
-def lit(patch: Image.Image, weight: float) -> Image.Image:
+def shaded_patch(patch: Image.Image, weight: float) -> Image.Image:
     """Returns a patch in the light of its weight, a fraction of a weight in full light."""
     return Image.blend(patch, Image.new("RGB", patch.size, "#000000"), darkness(weight))
 
@@ -157,12 +157,12 @@ def stamp(image: Image.Image, height: int, size: int) -> Image.Image:
     return whole
 
 
-def fitted(text: str, width: int, size: int) -> str:
+def truncate_to_width(text: str, width: int, size: int) -> str:
     """Returns a text cut to so many pixels."""
     most = len(text)
-    while most > 1 and font(size).getlength(cut(text, most)) > width:
+    while most > 1 and font(size).getlength(truncate(text, most)) > width:
         most -= 1
-    return cut(text, most)
+    return truncate(text, most)
 
 
 # ---- mosaics of images
@@ -182,7 +182,8 @@ def mosaic(
     images = [picture(pixels, cell) for pixels in patches]
     if alpha is not None:
         images = [
-            lit(image, float(weight / max(alpha.max(), 1e-6))) for image, weight in zip(images, alpha, strict=True)
+            shaded_patch(image, float(weight / max(alpha.max(), 1e-6)))
+            for image, weight in zip(images, alpha, strict=True)
         ]
     image, boxes = grid(images, (cell, cell), GAP, GAP)
     draw = ImageDraw.Draw(image)
@@ -194,7 +195,7 @@ def mosaic(
     return image
 
 
-def card(looked: Looked, i: int, classes: Sequence[str], cell: int = CELL) -> Image.Image:
+def card(looked: PredictedMosaics, i: int, classes: Sequence[str], cell: int = CELL) -> Image.Image:
     """Draws a mosaic of images: its patches, the same by weight, the aggregate; prediction and truth below."""
     true = int(looked.foreground[i])
     plain = mosaic(looked.patches[i], None, true, cell)
@@ -210,15 +211,15 @@ def card(looked: Looked, i: int, classes: Sequence[str], cell: int = CELL) -> Im
     return image
 
 
-def answer_of(looked: Looked, i: int, classes: Sequence[str], most: int = NAME) -> str:
+def answer_of(looked: PredictedMosaics, i: int, classes: Sequence[str], most: int = NAME) -> str:
     """Returns the predicted class of a mosaic, in at most `most` characters, with its probability: "ship (0.93)"."""
     guess = int(looked.predicted[i])
-    return f"{cut(classes[guess], most)} ({looked.probabilities[i, guess]:.2f})"
+    return f"{truncate(classes[guess], most)} ({looked.probabilities[i, guess]:.2f})"
 
 
-def verdict(looked: Looked, i: int, classes: Sequence[str]) -> tuple[str, str]:
+def verdict(looked: PredictedMosaics, i: int, classes: Sequence[str]) -> tuple[str, str]:
     """Returns the caption of a mosaic, and its colour: "ship (0.93), right; focus"."""
     right = looked.predicted[i] == looked.label[i]
-    truth = "right" if right else f"true: {cut(classes[looked.label[i]], NAME)}"
+    truth = "right" if right else f"true: {truncate(classes[looked.label[i]], NAME)}"
     focus = "focus" if looked.focus[i] else "no focus"
     return f"{answer_of(looked, i, classes)}, {truth}; {focus}", GREEN if right else RED

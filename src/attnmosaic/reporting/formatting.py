@@ -4,7 +4,7 @@ import math
 import time
 from typing import Any
 
-from attnmosaic.core.text import cut_middle, format_measured_duration, short_number
+from attnmosaic.core.text import format_measured_duration, short_number, truncate_middle
 
 MINUS, NOTHING = "\N{MINUS SIGN}", "\N{EN DASH}"
 
@@ -41,7 +41,7 @@ def tick(value: float) -> str:
 
 def short(text: Any, most: int = 80) -> str:
     """Returns a name of at most `most` characters, cut in its middle."""
-    return cut_middle(str(text), most)
+    return truncate_middle(str(text), most)
 
 
 def when(seconds: float) -> str:

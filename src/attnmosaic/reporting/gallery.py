@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from attnmosaic.plotting.palette import FOCUS_PREDICTION, SPLITS
 from attnmosaic.plotting.point_tiles import Transform, backdrop, base_points, class_colors
 from attnmosaic.plotting.tiles import columns, darkness, grid, picture
-from attnmosaic.runs.snapshots import KINDS, Looked, Plane, Record
+from attnmosaic.runs.snapshots import KINDS, Plane, PredictedMosaics, Record
 
 UNSEEN_FIRST = tuple(reversed(SPLITS))
 """The splits, that of unseen patches first."""
@@ -145,7 +145,7 @@ def _card(record: Record, split: str, i: int, aggregate: np.ndarray) -> Card:
     )
 
 
-def _chances(record: Record, looked: Looked, i: int) -> list[Chance]:
+def _chances(record: Record, looked: PredictedMosaics, i: int) -> list[Chance]:
     """Returns the probabilities of all classes in their order or, of many, of the likeliest and the true one."""
     truth, guess, values = int(looked.label[i]), int(looked.predicted[i]), looked.probabilities[i].tolist()
     shown = list(range(len(values)))
@@ -155,7 +155,7 @@ def _chances(record: Record, looked: Looked, i: int) -> list[Chance]:
     return [Chance(record.classes[c], values[c], c == truth, c == guess) for c in shown]
 
 
-def _on_plane(plane: Plane, looked: Looked, i: int, aggregate: np.ndarray) -> OnPlane:
+def _on_plane(plane: Plane, looked: PredictedMosaics, i: int, aggregate: np.ndarray) -> OnPlane:
     place = Transform(plane.extent, SIDE)
     radii = 2.5 + 9 * np.sqrt(np.clip(looked.alpha[i], 0, 1))
     circles = np.column_stack([place(looked.patches[i]), radii]).round(1)
@@ -186,7 +186,7 @@ def _small(pixels: np.ndarray) -> Image.Image:
     return image.convert("L") if pixels.shape[-1] == 1 else image
 
 
-def _mosaic_picture(looked: Looked, i: int) -> Picture:
+def _mosaic_picture(looked: PredictedMosaics, i: int) -> Picture:
     """Returns the patches of a mosaic of images, row by row and without gaps."""
     patches = [_small(patch) for patch in looked.patches[i]]
     return _inlined(grid(patches, patches[0].size)[0])

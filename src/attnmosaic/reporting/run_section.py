@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from attnmosaic.core.text import cut
+from attnmosaic.core.text import truncate
 from attnmosaic.plotting.palette import COLOR_NAMES, FOCUS_PREDICTION, GRADIENTS, LARGEST_WEIGHT, SPLITS, Curve
 from attnmosaic.reporting.charts import Chart, Line, Points, chart
 from attnmosaic.reporting.gallery import Gallery
@@ -123,7 +123,7 @@ def relative_link(target: Path, start: Path) -> str:
 def charts_of(run: Run) -> dict[str, list[Chart]]:
     """Returns groups of a run's curves, by their heading."""
     rows = run.metrics
-    stages = [span._replace(stage=cut(span.stage.capitalize(), 20)) for span in run.stages]
+    stages = [span._replace(stage=truncate(span.stage.capitalize(), 20)) for span in run.stages]
     every: dict[str, Any] = {"stages": stages, "epochs": planned_epochs(run)}
 
     def by_split(metric: str) -> list[Line]:

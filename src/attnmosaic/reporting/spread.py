@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from attnmosaic.core.text import cut
+from attnmosaic.core.text import truncate
 from attnmosaic.reporting.charts import Scale, Ticks
 from attnmosaic.runs.rows import number
 from attnmosaic.tables.table import Cell, Row, Table, by_seed
@@ -60,7 +60,7 @@ def _strips(table: Table, metric: str) -> Strips:
         published = cell.published if not row.notes else None
         strips.append(
             Strip(
-                label=cut(table.label(row), LONGEST),
+                label=truncate(table.label(row), LONGEST),
                 y=step * place + (26 if above else 12),
                 label_y=step * place + (12 if above else 15.5),
                 dots=[scale(value) for value in seeds.values()],

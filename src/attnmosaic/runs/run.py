@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
-from attnmosaic.config.identity import decisive
-from attnmosaic.config.paths import located
+from attnmosaic.config.identity import identity_settings
+from attnmosaic.config.paths import relocate_images
 from attnmosaic.config.resolution import flat
 from attnmosaic.core.errors import BusyError, UserError, one_line
 from attnmosaic.core.files import locked, remove_unfinished
@@ -220,7 +220,7 @@ def _yaml(file: Path) -> Any:
 
 def _parse_config(file: Path) -> dict[str, Any]:
     config = _yaml(file)
-    decisive(config)
+    identity_settings(config)
     if not (isinstance(config["name"], str) and config["seed"] and config["schedule"]["epochs"]):
         raise ValueError("name, seed or schedule.epochs is empty")
     return config
@@ -234,7 +234,7 @@ def _parse_result(file: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def lock_run(folder: Path) -> Iterator[None]:
     """Makes a run's folder and keeps other processes from running there; the lock ends with the process.
 
     Unfinished files of an earlier process are removed.
@@ -259,8 +259,8 @@ def earlier_result(folder: Path, config: dict[str, Any]) -> dict[str, Any] | Non
         UserError: the folder holds a run with other settings.
     """
     run = Run(folder)
-    before = {} if run.config is None else flat(decisive(located(run.config, folder)))
-    now = flat(decisive(config))
+    before = {} if run.config is None else flat(identity_settings(relocate_images(run.config, folder)))
+    now = flat(identity_settings(config))
     if before == now:
         return run.result
     if run.result is None and not any((folder / CHECKPOINTS).glob("*.ckpt")):

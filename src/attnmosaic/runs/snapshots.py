@@ -18,7 +18,7 @@ KINDS = ("ffpt", "ffpf", "ftpf", "ftpt")
 
 
 @dataclass(frozen=True, eq=False)
-class Looked:
+class PredictedMosaics:
     """M mosaics as a pair saw them.
 
     Attributes:
@@ -44,9 +44,11 @@ class Looked:
     def is_image(self) -> bool:
         return self.patches.dtype == np.uint8
 
-    def at(self, t: int) -> "Looked":
+    def at(self, t: int) -> "PredictedMosaics":
         """Returns followed mosaics as they were at one of the times, -1 for the last."""
-        return Looked(self.rows, self.patches, self.foreground, self.label, self.alpha[t], self.probabilities[t])
+        return PredictedMosaics(
+            self.rows, self.patches, self.foreground, self.label, self.alpha[t], self.probabilities[t]
+        )
 
     @cached_property
     def predicted(self) -> np.ndarray:
@@ -117,8 +119,8 @@ class Record:
     classes: tuple[str, ...]
     all_classes: tuple[str, ...]
     epochs: np.ndarray
-    followed: dict[str, Looked]
-    final: dict[str, Looked]
+    followed: dict[str, PredictedMosaics]
+    final: dict[str, PredictedMosaics]
     counts: dict[str, dict[str, int]]
     plane: Plane | None = None
     scale: str = "full"
@@ -133,7 +135,7 @@ class Record:
         }
         for part, groups in (("followed", self.followed), ("final", self.final)):
             for split, looked in groups.items():
-                arrays |= {f"{part}.{split}.{f.name}": getattr(looked, f.name) for f in fields(Looked)}
+                arrays |= {f"{part}.{split}.{f.name}": getattr(looked, f.name) for f in fields(PredictedMosaics)}
         for split, counts in self.counts.items():
             arrays[f"counts.{split}"] = np.array([counts[kind] for kind in KINDS])
         if self.plane is not None:
@@ -172,6 +174,8 @@ def _below(part: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name.removeprefix(f"{part}."): array for name, array in arrays.items() if name.startswith(f"{part}.")}
 
 
-def _by_split(part: str, arrays: dict[str, np.ndarray]) -> dict[str, Looked]:
+def _by_split(part: str, arrays: dict[str, np.ndarray]) -> dict[str, PredictedMosaics]:
     found = _below(part, arrays)
-    return {split: Looked(**_below(split, found)) for split in sorted({name.partition(".")[0] for name in found})}
+    return {
+        split: PredictedMosaics(**_below(split, found)) for split in sorted({name.partition(".")[0] for name in found})
+    }

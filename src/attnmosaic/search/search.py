@@ -12,7 +12,7 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
-from attnmosaic.cli.command import blames_disk, line_and_code, reason
+from attnmosaic.cli.command import error_line, is_disk_error, line_and_code
 from attnmosaic.config.resolution import resolve
 from attnmosaic.config.schedule import ORDERS, Schedule, Stage
 from attnmosaic.config.schema import other_networks
@@ -26,10 +26,10 @@ from attnmosaic.search.options import Options, instantiate_node
 from attnmosaic.search.space import parse_space
 from attnmosaic.search.summary import summarize
 from attnmosaic.sweeps.display import Display
-from attnmosaic.sweeps.hydra_callback import add_to_plan, begin_sweep, typed
+from attnmosaic.sweeps.hydra_callback import add_to_plan, begin_sweep, typed_command
 from attnmosaic.sweeps.monitor import FAILED, PRUNED, Job
 from attnmosaic.sweeps.packed_job import error_of
-from attnmosaic.sweeps.plan import Planned, alone, measures, planned_job, with_override
+from attnmosaic.sweeps.plan import PlannedJob, display_settings, job_config, planned_job, with_override
 
 JOURNAL = "study.journal"
 
@@ -129,13 +129,13 @@ class Search:
 
     def _corner_configs(self) -> Iterator[DictConfig]:
         first, *others = self.space.corners()
-        base = alone(self.example.config, str(self.folder))
+        base = job_config(self.example.config, str(self.folder))
         yield base
         for params in others:
             ((key, value),) = params.items() - first.items()
             # Composing a config is slow. The counts of a smoke run are cut by the composition.
             other = None if base.scale == "smoke" else with_override(base, f"{key}={value}")
-            yield other or alone(self._planned(0, params).config, str(self.folder))
+            yield other or job_config(self._planned(0, params).config, str(self.folder))
 
     def _common_cycle(self, schedules: Sequence[Schedule]) -> int:
         """Returns the epochs after which every possible trial is at the end of a cycle."""
@@ -159,7 +159,9 @@ class Search:
         for trial in self._trials():
             folder = self._folder(trial.number)
             if (folder / CHECKPOINTS).exists():
-                earlier_result(folder, resolve(alone(self._planned(trial.number, trial.params).config, str(folder))))
+                earlier_result(
+                    folder, resolve(job_config(self._planned(trial.number, trial.params).config, str(folder)))
+                )
                 break
 
     def _begin(self) -> Display:
@@ -168,11 +170,13 @@ class Search:
         trials = self._trials()
         jobs = []
         for number in range(max(self.options.n_trials, len(trials))):
-            job = Job(self.example.plan["name"], f"trial {number}", self._folder(number), **measures(self.example))
+            job = Job(
+                self.example.plan["name"], f"trial {number}", self._folder(number), **display_settings(self.example)
+            )
             if number < len(trials):
                 job.state = states.get(trials[number].state.name, job.state)
             jobs.append(job)
-        add_to_plan(self.folder, {"commands": [typed()], "jobs": {}})
+        add_to_plan(self.folder, {"commands": [typed_command()], "jobs": {}})
         display = begin_sweep(self.config, jobs, lambda: summarize(self))
         display.watch.begun = True
         return display
@@ -232,8 +236,8 @@ class Search:
         line = line_and_code(error)
         if line is not None and line[1] == 2:
             return UserError(line[0])
-        if blames_disk(error) or Run(self._folder(number)).state == "stopped":
-            return RunError(f"trial {number}: {reason(error)}")
+        if is_disk_error(error) or Run(self._folder(number)).state == "stopped":
+            return RunError(f"trial {number}: {error_line(error)}")
         return None
 
     def _record(self, number: int) -> None:
@@ -246,16 +250,16 @@ class Search:
         else:
             self.study.tell(number, state=TrialState.PRUNED if run.state == "pruned" else TrialState.FAIL)
 
-    def _planned(self, number: int, params: Mapping[str, Any]) -> Planned:
+    def _planned(self, number: int, params: Mapping[str, Any]) -> PlannedJob:
         subdir = f"hydra.sweep.subdir={number}"  # also where the rows of a table have folders of their own
         return planned_job(self.config, number, [*self.space.overrides(params), subdir])
 
-    def _show(self, number: int, planned: Planned, params: Mapping[str, Any]) -> None:
+    def _show(self, number: int, planned: PlannedJob, params: Mapping[str, Any]) -> None:
         """Adds a trial to the sweep's plan, and its parameters to the display."""
         add_to_plan(
             self.folder, {"commands": [], "jobs": {str(number): {**planned.plan, "swept": [*self.space.searched]}}}
         )
-        self.display.watch.jobs[number].schedule = measures(planned)["schedule"]
+        self.display.watch.jobs[number].schedule = display_settings(planned)["schedule"]
         values = (f"{key}={short_number(value)}" for key, value in params.items())
         self.display.rename(number, " ".join([f"trial {number}", *values]))
 

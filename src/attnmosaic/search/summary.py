@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from attnmosaic.core.console import drawn
-from attnmosaic.core.quoting import command, to_type
+from attnmosaic.core.console import render_text
+from attnmosaic.core.quoting import command, typed_override
 from attnmosaic.runs.run import Run
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def summarize(search: "Search") -> list[str]:
     if finished:
         texts += _best(search, finished[0])
     if len(trials) < search.options.n_trials or any(trial.state.name == "RUNNING" for trial in trials):
-        texts.append(f"to resume: the same command with {to_type('hydra.sweep.dir', str(search.folder))}")
+        texts.append(f"to resume: the same command with {typed_override('hydra.sweep.dir', str(search.folder))}")
     return texts
 
 
@@ -40,7 +40,7 @@ def _table(search: "Search", trials: list[Any]) -> str:
         params = [trial.params.get(key, "") for key in search.space.searched]
         shown = [f"{param:.4g}" if isinstance(param, float) else str(param) for param in params]
         table.add_row(str(trial.number), value, *shown, _state(search, trial))
-    return "\n".join([*(line.rstrip() for line in drawn(table).strip("\n").rstrip().splitlines()), ""])
+    return "\n".join([*(line.rstrip() for line in render_text(table).strip("\n").rstrip().splitlines()), ""])
 
 
 def _state(search: "Search", trial: Any) -> str:

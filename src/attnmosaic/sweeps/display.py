@@ -16,8 +16,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Column
 from rich.text import Text
 
-from attnmosaic.core.text import cut_middle, format_duration, format_fraction, substituted, without_accuracy
-from attnmosaic.sweeps.monitor import BEFORE, DONE, FAILED, LEFT, PRUNED, RUNNING, SKIPPED, STOPPED, Job, Watch
+from attnmosaic.core.text import format_duration, format_fraction, substituted, truncate_middle, without_accuracy
+from attnmosaic.sweeps.monitor import BEFORE, DONE, FAILED, LEFT, PRUNED, RUNNING, SKIPPED, STOPPED, Job, Monitor
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Display:
         self._common = "".join(tables.pop()) if mode == "live" and len(tables) == 1 else ""
         if mode == "live":
             self._start(jobs, console)
-        self.watch = Watch(jobs, self._report)
+        self.watch = Monitor(jobs, self._report)
         self._thread = threading.Thread(target=self._follow, name="sweep", daemon=True)
         self._thread.start()
 
@@ -182,7 +182,7 @@ class Display:
         return Constrain(lines, width)
 
 
-def _counts(watch: Watch) -> str:
+def _counts(watch: Monitor) -> str:
     counts = watch.counts
     done = f"{counts[DONE] + counts[BEFORE]}/{len(watch.jobs)} done"
     others = (RUNNING, PRUNED, FAILED, STOPPED, SKIPPED, LEFT)
@@ -224,7 +224,7 @@ class _Label(ProgressColumn):
         self.width = width
 
     def render(self, task: Task) -> Text:
-        return Text("  " + cut_middle(task.fields["label"], self.width))
+        return Text("  " + truncate_middle(task.fields["label"], self.width))
 
 
 class Stream(FileProxy):

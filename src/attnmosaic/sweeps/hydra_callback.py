@@ -16,24 +16,24 @@ from hydra.experimental.callback import Callback
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from attnmosaic.cli.command import guard_sweep, how_to_resume, reason
-from attnmosaic.cli.progress import OF_SWEEP, shown
+from attnmosaic.cli.command import error_line, guard_sweep, how_to_resume
+from attnmosaic.cli.progress import OF_SWEEP, progress_mode
 from attnmosaic.config.availability import check_available
 from attnmosaic.config.keys import check_keys
 from attnmosaic.config.resolution import unresolved
 from attnmosaic.config.schema import PROGRESS, TrainConfig
 from attnmosaic.core.errors import UserError, not_among
 from attnmosaic.core.files import locked, remove_unfinished, write_atomically
-from attnmosaic.core.processes import launched
+from attnmosaic.core.processes import launched_rank
 from attnmosaic.core.quoting import command, in_shell, path_word
-from attnmosaic.core.signals import in_order
+from attnmosaic.core.signals import end_in_order
 from attnmosaic.runs.discovery import read_plan
 from attnmosaic.runs.run import SWEEP, Run
 from attnmosaic.sweeps.display import Display, Stream
 from attnmosaic.sweeps.monitor import LEFT, SKIPPED, Job
 from attnmosaic.sweeps.overrides import expand_sweeps, is_own
 from attnmosaic.sweeps.packed_job import error_of
-from attnmosaic.sweeps.plan import check_one_folder, planned_jobs, settle_folder, swept_keys, watched
+from attnmosaic.sweeps.plan import check_one_folder, monitored_jobs, planned_jobs, settle_folder, swept_keys
 
 SKIPPED_JOBS = 75
 """Exit code of a sweep that skipped jobs of another process and had no failures: EX_TEMPFAIL of sysexits.h."""
@@ -65,7 +65,7 @@ class SweepPlan(Callback):
         guard_sweep(self._settle, config)
 
     def _settle(self, config: DictConfig) -> None:
-        if launched(os.environ) is not None:
+        if launched_rank(os.environ) is not None:
             raise UserError(
                 "hydra.mode: got MULTIRUN, but torchrun and srun start the processes of one run; leave out -m, or type "
                 "python -m attnmosaic.train -m hydra/launcher=submitit_slurm"
@@ -96,8 +96,11 @@ class SweepPlan(Callback):
         for job in planned:
             check_available(OmegaConf.to_container(job.config.data, resolve=True))  # type: ignore[arg-type]
         swept = swept_keys(planned)
-        self._plan = {"commands": [typed()], "jobs": {job.folder: {**job.plan, "swept": swept} for job in planned}}
-        begin_sweep(config, watched(planned, self._folder))
+        self._plan = {
+            "commands": [typed_command()],
+            "jobs": {job.folder: {**job.plan, "swept": swept} for job in planned},
+        }
+        begin_sweep(config, monitored_jobs(planned, self._folder))
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Writes the plan if the launcher has not: Hydra's own accepts all jobs."""
@@ -115,7 +118,7 @@ class SweepPlan(Callback):
         if _current is not None:
             job_ended(config.hydra.job.num, job_return)
         elif OF_SWEEP not in os.environ and config.hydra.mode == RunMode.MULTIRUN and (error := error_of(job_return)):
-            print(f"failed  {' '.join(job_return.overrides or [])}: {reason(error)}", file=sys.stderr)
+            print(f"failed  {' '.join(job_return.overrides or [])}: {error_line(error)}", file=sys.stderr)
 
 
 def write_plan(context: HydraContext) -> None:
@@ -144,7 +147,7 @@ def add_to_plan(sweep: Path, more: dict[str, Any]) -> None:
             write_atomically(sweep / SWEEP, json.dumps(plan, indent=1))
 
 
-def typed() -> str:
+def typed_command() -> str:
     """Returns the command line that this process was given."""
     return command("train", *sys.argv[1:])
 
@@ -171,9 +174,9 @@ def begin_sweep(config: DictConfig, jobs: list[Job], report: Callable[[], list[s
     """
     global _current
     folder = Path(config.hydra.sweep.dir)
-    os.environ[OF_SWEEP] = mode = shown(config.progress)
+    os.environ[OF_SWEEP] = mode = progress_mode(config.progress)
     timed = any(time in str(folder) for time in OmegaConf.get_cache(config)["now"].values())
-    in_order(True, lambda: how_to_resume("hydra.sweep.dir", str(folder), timed))
+    end_in_order(True, lambda: how_to_resume("hydra.sweep.dir", str(folder), timed))
     _current = _Sweep(folder, Display(mode, jobs), report or (lambda: _tables(folder)))
     return _current.display
 
@@ -202,7 +205,7 @@ def job_ended(number: int, done: JobReturn) -> None:
         watch.skipped(number)
         return
     error = error_of(done)
-    why = reason(error) if error is not None else None
+    why = error_line(error) if error is not None else None
     # The line of the display begins with the job's label.
     watch.ended(number, why and why.removeprefix(f"job {number} ({' '.join(done.overrides or [])}): "))
 

@@ -32,7 +32,7 @@ from attnmosaic.sweeps.allocation import devices, environment, groups, plan
 from attnmosaic.sweeps.display import Stream
 from attnmosaic.sweeps.fork_server import CONTEXT
 from attnmosaic.sweeps.hydra_callback import job_began, job_ended, job_output, job_prefix, write_plan
-from attnmosaic.sweeps.packed_job import Packed, failed, portable
+from attnmosaic.sweeps.packed_job import PackedJob, failed, portable
 
 
 def run_jobs(
@@ -75,14 +75,14 @@ def run_jobs(
 
     write_plan(context)
 
-    def packed() -> Iterator[tuple[Packed, Sequence[str], Path]]:
+    def packed() -> Iterator[tuple[PackedJob, Sequence[str], Path]]:
         for number, own in enumerate(overrides, start=first):
             composed = context.config_loader.load_sweep_config(config, [*own])
             with open_dict(composed):
                 composed.hydra.job.num = number
             log_file = Path(composed.hydra.sweep.dir, composed.hydra.sweep.subdir, f"{composed.hydra.job.name}.log")
             environ = os.environ | environment(number, threads, gpus, devices(composed))
-            yield Packed(number, composed, task, context, environ), own, log_file
+            yield PackedJob(number, composed, task, context, environ), own, log_file
 
     # A thread waits for each running job; Hydra, which is not thread-safe, runs in the job's process.
     with ThreadPoolExecutor(at_once) as pool, Jobs() as running:
@@ -108,7 +108,7 @@ class Jobs:
         for process in running:  # the locks of their folders end with them
             wait([process.sentinel], timeout=5)
 
-    def run(self, job: Packed, overrides: Sequence[str], log_file: Path) -> JobReturn:
+    def run(self, job: PackedJob, overrides: Sequence[str], log_file: Path) -> JobReturn:
         """Runs a job to its end; a failure, or the death of its process, is part of the result."""
         if self._over:
             return failed(overrides, RunError(f"job {job.number} was not begun"))
@@ -119,7 +119,7 @@ class Jobs:
             job_ended(job.number, done)
         return done
 
-    def _run(self, job: Packed, overrides: Sequence[str], log_file: Path, output: Connection | None) -> JobReturn:
+    def _run(self, job: PackedJob, overrides: Sequence[str], log_file: Path, output: Connection | None) -> JobReturn:
         import cloudpickle
 
         receive, send = CONTEXT.Pipe(duplex=False)
@@ -192,7 +192,7 @@ def _copy(receive: Connection, stream: Stream) -> None:
     stream.end_line()
 
 
-def _serve(job: Packed, overrides: list[str], prefix: str, send: Connection, output: Connection | None) -> None:
+def _serve(job: PackedJob, overrides: list[str], prefix: str, send: Connection, output: Connection | None) -> None:
     """Runs a job, in its own process, and sends the result."""
     import cloudpickle
 

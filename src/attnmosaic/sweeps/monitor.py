@@ -91,7 +91,7 @@ class Job:
             self.evaluated = {name: float(row[f"test/{name}"]) for name in self.headline}
 
 
-class Watch:
+class Monitor:
     """Keeps the states of a sweep's jobs. Its methods may be called from any thread.
 
     Args:

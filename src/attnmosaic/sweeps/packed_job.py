@@ -13,11 +13,11 @@ from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from attnmosaic.cli.command import blames_disk, line_and_code
+from attnmosaic.cli.command import is_disk_error, line_and_code
 from attnmosaic.core.errors import DiskError, JobError, RunError, UserError
 
 
-class Packed:
+class PackedJob:
     """A job that can be sent to another process, with its composed config: ``conf/`` may change before it runs.
 
     Args:
@@ -62,7 +62,7 @@ def portable(error: Exception) -> Exception:
     if line is None:
         sent: Exception = JobError(f"{type(error).__name__}: {error}")
     else:
-        kind = UserError if line[1] == 2 else DiskError if blames_disk(error) else RunError
+        kind = UserError if line[1] == 2 else DiskError if is_disk_error(error) else RunError
         sent = kind(line[0])
     sent.add_note("".join(traceback.format_exception(error)).rstrip())
     return sent

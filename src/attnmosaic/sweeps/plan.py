@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from attnmosaic.config.paths import with_absolute_paths
-from attnmosaic.config.resolution import scaled
+from attnmosaic.config.resolution import with_scale
 from attnmosaic.config.schedule import ORDERS, Schedule
 from attnmosaic.config.schema import PAIR, metrics_of, networks_of
 from attnmosaic.core.errors import UserError
@@ -26,7 +26,7 @@ from attnmosaic.tables.varied import comparable, key_of
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedJob:
     """A planned job.
 
     Attributes:
@@ -123,17 +123,17 @@ def _common_prefix(parts: Sequence[Sequence[str]]) -> list[str]:
     return [each[0] for each in itertools.takewhile(lambda each: len({*each}) == 1, zip(*parts, strict=False))]
 
 
-def planned_jobs(config: DictConfig) -> list[Planned]:
+def planned_jobs(config: DictConfig) -> list[PlannedJob]:
     """Returns all jobs of a sweep of Hydra's own."""
     products = itertools.product(*job_overrides(config).values())
     return [planned_job(config, number, overrides) for number, overrides in enumerate(products)]
 
 
-def planned_job(config: DictConfig, number: int, overrides: Sequence[str]) -> Planned:
+def planned_job(config: DictConfig, number: int, overrides: Sequence[str]) -> PlannedJob:
     """Returns one job of a sweep."""
     job = _numbered(GlobalHydra.instance().config_loader().load_sweep_config(config, list(overrides)), number)
     folder = str(job.hydra.sweep.subdir)
-    scale = scaled(job)
+    scale = with_scale(job)
     plan = {
         "name": job.name,
         "scale": job.scale,
@@ -141,12 +141,12 @@ def planned_job(config: DictConfig, number: int, overrides: Sequence[str]) -> Pl
         "seed": OmegaConf.to_container(scale.seed, resolve=True),
         "overrides": [text for text in overrides if not text.startswith("hydra.")],
         "choices": OmegaConf.to_container(job.hydra.runtime.choices),
-        "settings": _settings(alone(scale, "RUN_DIR")),
+        "settings": _settings(job_config(scale, "RUN_DIR")),
     }
-    return Planned(folder, tuple(overrides), scale, plan)
+    return PlannedJob(folder, tuple(overrides), scale, plan)
 
 
-def alone(config: DictConfig, run_dir: str) -> DictConfig:
+def job_config(config: DictConfig, run_dir: str) -> DictConfig:
     """Returns a job's config as its run will see it, except for what Hydra knows only then."""
     own = config.copy()
     with open_dict(own):
@@ -164,18 +164,18 @@ def _settings(config: DictConfig) -> dict[str, Any]:
         return {}
 
 
-def swept_keys(planned: Sequence[Planned]) -> list[str]:
+def swept_keys(planned: Sequence[PlannedJob]) -> list[str]:
     """Returns the keys whose overrides differ between the jobs of a sweep, in the order in which they were typed."""
     jobs = [_by_key(job) for job in planned]
     keys = dict.fromkeys(key for overrides in jobs for key in overrides)
     return [key for key in keys if len({overrides.get(key) for overrides in jobs}) > 1]
 
 
-def _by_key(job: Planned) -> dict[str, str]:
+def _by_key(job: PlannedJob) -> dict[str, str]:
     return {key_of(override): override.partition("=")[2] for override in job.overrides}
 
 
-def watched(planned: Sequence[Planned], sweep: Path) -> list[Job]:
+def monitored_jobs(planned: Sequence[PlannedJob], sweep: Path) -> list[Job]:
     """Returns the jobs of a sweep for its display, each with a label of its own."""
     varied = [key for key in swept_keys(planned) if key not in ("experiment", "seed.all")]  # these are in every label
     jobs = []
@@ -183,11 +183,11 @@ def watched(planned: Sequence[Planned], sweep: Path) -> list[Job]:
         overrides = _by_key(job)
         others = [f"{key}={overrides[key]}" for key in varied if key in overrides]
         label = " ".join([job.plan["name"], f"seed {job.config.seed.all}", *others])
-        jobs.append(Job(job.plan["name"], label, sweep / job.folder, **measures(job)))
+        jobs.append(Job(job.plan["name"], label, sweep / job.folder, **display_settings(job)))
     return jobs
 
 
-def measures(job: Planned) -> dict[str, Any]:
+def display_settings(job: PlannedJob) -> dict[str, Any]:
     """Returns a job's schedule and metrics for its display; harmless ones if its config is invalid."""
     try:
         schedule = Schedule(**job.plan["schedule"])

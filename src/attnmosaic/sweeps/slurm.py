@@ -17,16 +17,16 @@ from hydra.types import HydraContext
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from attnmosaic.config.resolution import resolve, scaled
+from attnmosaic.config.resolution import resolve, with_scale
 from attnmosaic.config.schema import processes_of
 from attnmosaic.core.errors import RunError, UserError, one_line
 from attnmosaic.core.files import write_atomically
-from attnmosaic.core.quoting import to_type
+from attnmosaic.core.quoting import typed_override
 from attnmosaic.runs.run import ERROR, Run, earlier_result
 from attnmosaic.sweeps.allocation import devices
 from attnmosaic.sweeps.hydra_callback import job_began, job_ended, jobs_left, write_plan
 from attnmosaic.sweeps.packed_job import failed
-from attnmosaic.sweeps.plan import alone
+from attnmosaic.sweeps.plan import job_config
 from attnmosaic.sweeps.slurm_node import OnNode
 
 FOLDER = "slurm"
@@ -86,7 +86,7 @@ class _Row:
         """Returns what comes of it if its run has finished with these settings."""
         folder = self.run.folder.absolute()
         try:
-            result = earlier_result(folder, resolve(alone(scaled(self.config), str(folder))))
+            result = earlier_result(folder, resolve(job_config(with_scale(self.config), str(folder))))
         except (UserError, OmegaConfBaseException):  # the job itself reports it
             return None
         if result is None:
@@ -155,7 +155,7 @@ class SlurmJobs:
             return wait_for(jobs, lambda number, state: self._lost(by_number[number], jobs[number], state))
         except BaseException:  # Ctrl-C, say
             jobs_left()
-            again = f"the same command with {to_type('hydra.sweep.dir', str(self.sweep))} waits for them"
+            again = f"the same command with {typed_override('hydra.sweep.dir', str(self.sweep))} waits for them"
             print(f"the jobs continue; {again}, scancel {arrays} ends them", file=sys.stderr)
             raise
 

@@ -7,10 +7,10 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 
 from attnmosaic.core.text import use_substitutes
-from attnmosaic.sweeps.packed_job import Packed
+from attnmosaic.sweeps.packed_job import PackedJob
 
 
-class OnNode(Packed):
+class OnNode(PackedJob):
     """A job that Slurm starts, and starts again whenever it was put back into the queue.
 
     It always gets the same run folder, so the run there resumes from its newest checkpoint.

@@ -8,7 +8,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table as Grid
 
-from attnmosaic.core.console import drawn
+from attnmosaic.core.console import render_text
 from attnmosaic.core.text import short_number
 from attnmosaic.tables.table import Cell, Row, Table
 
@@ -151,7 +151,7 @@ def terminal(table: Table, width: int | None = None) -> str:
         lines, padding = _fitting(table, width)
         grids, states = [_grid("", lines, padding)], "runs" not in lines[0]
     below = [line for line in (*_remarks(table, states), _below(table)) if line]
-    return drawn(table.title, *grids, *(["\n".join(below)] if below else []), width=width)
+    return render_text(table.title, *grids, *(["\n".join(below)] if below else []), width=width)
 
 
 WIDE = 110

@@ -10,16 +10,16 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from attnmosaic.config.paths import shortest
+from attnmosaic.config.paths import short_path
 from attnmosaic.config.schema import conf_dir, register
 from attnmosaic.runs.run import STATES, Run
 from attnmosaic.tables.published import Published, published_tables
 from attnmosaic.tables.table import SMOKE, Cell, Row, Table, by_seed
 from attnmosaic.tables.varied import (
-    Given,
+    GroupSettings,
     comparable,
     differing,
-    given,
+    group_settings,
     order,
     settings_of,
     shared_values,
@@ -55,7 +55,7 @@ class _Group:
 
     name: str
     runs: tuple[Run, ...] = ()
-    given: Given | None = None
+    group_settings: GroupSettings | None = None
 
     @property
     def smoke(self) -> bool:
@@ -64,10 +64,10 @@ class _Group:
     @property
     def departures(self) -> tuple[str, ...]:
         """The settings in which its runs are not the experiment of their name, but for where the images come from."""
-        own = _as_published(self.name, self.given)
-        if self.given is None or own is None or self.smoke or not any(run.config for run in self.runs):
+        own = _as_published(self.name, self.group_settings)
+        if self.group_settings is None or own is None or self.smoke or not any(run.config for run in self.runs):
             return ()
-        found, usual = self.given.settings, own.settings
+        found, usual = self.group_settings.settings, own.settings
         keys = sorted(key for key in found.keys() | usual.keys() if found.get(key) != usual.get(key))
         return tuple(f"{key}={found.get(key)}, not {usual.get(key)}" for key in keys)
 
@@ -86,9 +86,9 @@ def _key(settings: Any) -> str:
     return str(sorted((settings or {}).items()))
 
 
-def _given(name: str, runs: Sequence[Run]) -> Given | None:
+def _given(name: str, runs: Sequence[Run]) -> GroupSettings | None:
     """Returns what a group was given. Runs that no command started were given what their experiment has otherwise."""
-    found = given(runs)
+    found = group_settings(runs)
     own = _experiment(name) if found and all(run.overrides is None for run in runs) else None
     return replace(found, typed=tuple(differing([found, own]))) if found and own else found
 
@@ -97,7 +97,7 @@ def _given(name: str, runs: Sequence[Run]) -> Given | None:
 
 
 @cache
-def _experiment(name: str) -> Given | None:
+def _experiment(name: str) -> GroupSettings | None:
     """Returns the settings that an experiment has of its own; None if there is none of that name."""
     register()
     try:
@@ -109,7 +109,7 @@ def _experiment(name: str) -> Given | None:
     with open_dict(config):
         del config["hydra"]
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    return Given(comparable(plain), choices)
+    return GroupSettings(comparable(plain), choices)
 
 
 _SOURCE = (
@@ -119,7 +119,7 @@ _DEFAULTS: dict[str, Any] = {"data.image_size": None, "data.color": True, "data.
 """Settings that only some data sets have: at these values it is as if they were not there."""
 
 
-def _as_published(name: str, one: Given | None) -> Given | None:
+def _as_published(name: str, one: GroupSettings | None) -> GroupSettings | None:
     """Returns an experiment's own settings, with the images of some runs: these may come from anywhere."""
     own = _experiment(name)
     if own is None or one is None:
@@ -130,7 +130,7 @@ def _as_published(name: str, one: Given | None) -> Given | None:
 
     settings = {key: value for key, value in own.settings.items() if not is_free(key, value)}
     settings |= {key: value for key, value in one.settings.items() if is_free(key, value)}
-    return Given(settings, own.choices | {"data": one.choices.get("data", own.choices["data"])})
+    return GroupSettings(settings, own.choices | {"data": one.choices.get("data", own.choices["data"])})
 
 
 def _own_table(groups: Sequence[_Group]) -> Published:
@@ -148,12 +148,16 @@ def _own_table(groups: Sequence[_Group]) -> Published:
 
 def _table(table: Published, groups: Sequence[_Group]) -> Table:
     own = not table.rows
-    known = [(group.name, group.given) for group in groups if group.given is not None]
+    known = [(group.name, group.group_settings) for group in groups if group.group_settings is not None]
     if own:
         keys = varied_keys(known)
         shared = shared_values([one for _, one in known])
     else:
-        usual = [(g.name, published) for g in groups if g.departures and (published := _as_published(g.name, g.given))]
+        usual = [
+            (g.name, published)
+            for g in groups
+            if g.departures and (published := _as_published(g.name, g.group_settings))
+        ]
         keys = varied_keys([*known, *usual])
         # What differs from all published rows in the same way is no column.
         shared = {key: known[0][1].value(key) for key in keys if len({one.value(key) for _, one in known}) == 1}
@@ -173,7 +177,7 @@ def _row(group: _Group, table: Published, keys: Sequence[str]) -> Row:
         if metric in published or not results or any(metric in result for result in results)
     ]
     config = next((run.config for run in group.runs if run.config is not None), None)
-    values = group.given or (_experiment(group.name) if keys and not group.runs else None)
+    values = group.group_settings or (_experiment(group.name) if keys and not group.runs else None)
     departures = group.departures if table.rows else ()
     return Row(
         name=group.name,
@@ -202,7 +206,7 @@ def _detail(state: str, runs: Sequence[Run]) -> str:
 
 def _data(data: dict[str, Any]) -> str:
     if "root" in data:
-        return f"images in {shortest(data['root'])}"
+        return f"images in {short_path(data['root'])}"
     source = data.get("train_set")
     target = source["_target_"] if isinstance(source, dict) else data["_target_"]
     return str(target).rpartition(".")[2]

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from attnmosaic.config.identity import GROUPS, Kind, decisive, kind_of
+from attnmosaic.config.identity import GROUPS, Kind, identity_settings, kind_of
 from attnmosaic.config.resolution import flat
 from attnmosaic.core.text import short_number
 from attnmosaic.runs.rows import number
@@ -20,12 +20,12 @@ _MOST = 4
 
 def comparable(config: dict[str, Any]) -> dict[str, Any]:
     """Returns what runs of one group share, by dotted key: what decides numbers, but for seeds and machine."""
-    settings = {"scale": config["scale"]} | flat(decisive(config))  # first, as others follow from it
+    settings = {"scale": config["scale"]} | flat(identity_settings(config))  # first, as others follow from it
     return {key: value for key, value in settings.items() if kind_of(key) not in (Kind.SEED, Kind.MACHINE)}
 
 
 @dataclass(frozen=True)
-class Given:
+class GroupSettings:
     """The settings of a group of runs, and which of them were typed.
 
     Attributes:
@@ -57,7 +57,7 @@ class Given:
         return key in GROUPS or any(k == path or k.startswith(f"{path}.") for k in self.settings)
 
 
-def given(runs: Sequence[Run]) -> Given | None:
+def group_settings(runs: Sequence[Run]) -> GroupSettings | None:
     """Returns what a group of runs with the same settings was given; None if no run's settings are known."""
     settings = next((found for run in runs if (found := settings_of(run))), None)
     if settings is None:
@@ -65,7 +65,7 @@ def given(runs: Sequence[Run]) -> Given | None:
     typed = dict.fromkeys(key_of(text) for run in runs for text in run.overrides or ())
     swept = dict.fromkeys(key for run in runs for key in run.from_plan("swept") or ())
     choices = next((found for run in runs if (found := run.choices)), {})
-    return Given(settings, choices, tuple(typed), tuple(swept))
+    return GroupSettings(settings, choices, tuple(typed), tuple(swept))
 
 
 def settings_of(run: Run) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def path_of(key: str) -> str:
     return key.replace("/", ".")
 
 
-def varied_keys(groups: Sequence[tuple[str, Given]]) -> list[str]:
+def varied_keys(groups: Sequence[tuple[str, GroupSettings]]) -> list[str]:
     """Returns the keys that tell groups of runs apart.
 
     These are typed keys with several values and, where they leave two groups of an experiment alike, the settings in
@@ -99,13 +99,13 @@ def varied_keys(groups: Sequence[tuple[str, Given]]) -> list[str]:
     return list(dict.fromkeys(keys))
 
 
-def shared_values(groups: Sequence[Given]) -> dict[str, str]:
+def shared_values(groups: Sequence[GroupSettings]) -> dict[str, str]:
     """Returns the typed keys, and their values, that all groups have in common."""
     keys = [key for key in _typed(groups) if key != "experiment"]
     return {key: groups[0].value(key) for key in keys if len(_values(key, groups)) == 1}
 
 
-def differing(groups: Sequence[Given]) -> list[str]:
+def differing(groups: Sequence[GroupSettings]) -> list[str]:
     """Returns the settings in which groups differ, without those that follow from another one of them."""
     keys = dict.fromkeys(key for one in groups for key in one.settings)
     several = [key for key in keys if len({str(one.settings.get(key, NOT_SET)) for one in groups}) > 1]
@@ -138,24 +138,24 @@ def order(value: str) -> tuple[bool, float, list[tuple[int, str]]]:
     return size is None, size or 0.0, [(int(digits or -1), word) for digits, word in parts]
 
 
-def _typed(groups: Sequence[Given]) -> list[str]:
+def _typed(groups: Sequence[GroupSettings]) -> list[str]:
     """Returns the typed keys that decide numbers."""
     keys = dict.fromkeys(key for one in groups for key in one.typed)
     return [key for key in keys if any(one.decides(key) for one in groups)]
 
 
-def _values(key: str, groups: Sequence[Given]) -> set[str]:
+def _values(key: str, groups: Sequence[GroupSettings]) -> set[str]:
     return {one.value(key) for one in groups}
 
 
-def _is_varied(key: str, groups: Sequence[tuple[str, Given]]) -> bool:
+def _is_varied(key: str, groups: Sequence[tuple[str, GroupSettings]]) -> bool:
     values = {(name if key == "experiment" else "", one.value(key)) for name, one in groups}
     return len(values) > len({name for name, _ in values})
 
 
-def _alike(groups: Sequence[tuple[str, Given]], keys: Sequence[str]) -> Iterator[list[Given]]:
+def _alike(groups: Sequence[tuple[str, GroupSettings]], keys: Sequence[str]) -> Iterator[list[GroupSettings]]:
     """Yields groups of one experiment that have the same values of all keys."""
-    found: dict[tuple[str, ...], list[Given]] = {}
+    found: dict[tuple[str, ...], list[GroupSettings]] = {}
     for name, one in groups:
         found.setdefault((name, *map(one.value, keys)), []).append(one)
     yield from (alike for alike in found.values() if len(alike) > 1)
@@ -166,21 +166,21 @@ def _is_head(key: str) -> bool:
     return key == "scale" or key.endswith("._target_")
 
 
-def _head(key: str, groups: Sequence[Given]) -> str:
+def _head(key: str, groups: Sequence[GroupSettings]) -> str:
     """Returns the name of such a setting: the config group if options of it were chosen, else the section."""
     section, _, rest = key.partition(".")
     chosen = {one.value(section) for one in groups if section in one.choices}
     return section if section == "data" or not rest or len(chosen) > 1 else key.removesuffix("._target_")
 
 
-def _follows(key: str, head: str, groups: Sequence[Given]) -> bool:
+def _follows(key: str, head: str, groups: Sequence[GroupSettings]) -> bool:
     """Whether a setting is the same wherever the head is, and belongs to it."""
     if head != "scale" and not key.startswith(f"{head}."):
         return False
     return len({(one.value(head), one.value(key)) for one in groups}) == len(_values(head, groups))
 
 
-def _is_length(key: str, groups: Sequence[Given]) -> bool:
+def _is_length(key: str, groups: Sequence[GroupSettings]) -> bool:
     """Whether a setting is no more than ``schedule.epochs`` under another name."""
     is_named_so = key.rpartition(".")[2] in ("max_epochs", "T_max") and key != "schedule.epochs"
     return is_named_so and all(one.settings.get(key) == one.settings.get("schedule.epochs") for one in groups)

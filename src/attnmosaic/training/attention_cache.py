@@ -78,11 +78,11 @@ class FrozenWhere:
         """Returns the where network's score of every patch of a pool."""
         if id(pool) not in self._scores:
             size = rows_per_piece(math.prod(pool.patch_shape) * self.dtype.itemsize, pool.device)
-            mine, _ = distributed.share(torch.arange(len(pool), device=pool.device))
+            mine, _ = distributed.shard(torch.arange(len(pool), device=pool.device))
             pieces = mine.split(size)
             with eval_mode(self.pair.where):
                 scores = self.workers.map(lambda piece: self.pair.score(pool.gather(piece, self.dtype)), pieces)
-            self._scores[id(pool)] = distributed.whole(torch.cat(scores), len(pool))
+            self._scores[id(pool)] = distributed.gathered(torch.cat(scores), len(pool))
         return self._scores[id(pool)]
 
     @torch.no_grad()
@@ -129,7 +129,7 @@ class FrozenWhere:
         size = n * (patches + math.prod(mosaics.pool.patch_shape)) * self.dtype.itemsize
         if split in self._kept or size > self.budget:
             return
-        mine, _ = distributed.share(torch.arange(n, device=mosaics.index.device))
+        mine, _ = distributed.shard(torch.arange(n, device=mosaics.index.device))
         pieces = mine.split(self.mosaics_per_piece(split))
 
         def sum_up(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,5 +147,5 @@ class FrozenWhere:
             whole[pieces[0]] = part
         self.workers.map(fill, pieces[1:])
         for whole in kept:
-            distributed.fill(whole)
+            distributed.gather_into(whole)
         self._kept[split] = kept

@@ -193,7 +193,7 @@ class RunModule(pl.LightningModule, ABC):
         # The last step's loss is from before that step, so the weights after it are checked, too.
         weights = torch.stack([value.isfinite().all() for value in networks.state_dict().values()]).all()
         # All processes must find the same, or one would wait for another that has ended.
-        of_all = distributed.summed(torch.stack([*losses]))
+        of_all = distributed.all_sum(torch.stack([*losses]))
         finite = torch.cat([of_all.isfinite(), weights.view(1)]).tolist()
         if not all(finite):
             step = finite.index(False) + 1

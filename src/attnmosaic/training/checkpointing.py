@@ -14,13 +14,13 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from attnmosaic.config.digit_operations import OPERATIONS
-from attnmosaic.config.paths import absolute, located, shortest
+from attnmosaic.config.paths import absolute, relocate_images, short_path
 from attnmosaic.config.schema import PAIR, TrainConfig, networks_of
 from attnmosaic.config.trusted import NotPlainError, check_plain
 from attnmosaic.config.validation import check_ckpt_path, check_settings
 from attnmosaic.core.errors import UserError
 from attnmosaic.core.files import write_atomically
-from attnmosaic.core.text import cut
+from attnmosaic.core.text import truncate
 
 COMPLETE = "complete"
 """In a checkpoint that was written between two epochs, and so holds the last one's rows, too: how many ``epochs`` were
@@ -30,7 +30,7 @@ THREADS = "threads"
 """In every checkpoint: how many threads its run computes on."""
 
 
-class WholeCheckpoints(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints atomically, and reads none that is damaged. Lightning handles addresses of other machines.
 
     (Lightning's own syncs nothing, and torch does not compare the checksums that it writes: it would load a flipped bit
@@ -83,7 +83,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             loaded: dict[str, Any] = torch.load(file, map_location=map_location, weights_only=True)
     except Exception as error:  # zipfile, pickle and torch raise whatever the file makes them raise
         why = f"it is damaged: {error}" if isinstance(error, zipfile.BadZipFile) else type(error).__name__
-        raise UserError(f"ckpt_path: '{shortest(path)}' is no readable attnmosaic checkpoint ({why})") from error
+        raise UserError(f"ckpt_path: '{short_path(path)}' is no readable attnmosaic checkpoint ({why})") from error
     return loaded
 
 
@@ -117,7 +117,7 @@ def check_weights_fit(checkpoint: Mapping[str, Any], module: nn.Module, path: st
     for name in sorted(saved.keys() | wanted.keys()):
         if saved.get(name) != wanted.get(name):
             raise UserError(
-                f"ckpt_path: '{shortest(path)}' is of another architecture: {name} is {saved.get(name, 'absent')} in "
+                f"ckpt_path: '{short_path(path)}' is of another architecture: {name} is {saved.get(name, 'absent')} in "
                 f"it and {wanted.get(name, 'absent')} in this config; give the model, patches and classes it was "
                 "trained with"
             )
@@ -130,7 +130,7 @@ MOST_PIXELS = 2**24
 def read_saved(path: str | Path) -> dict[str, Any]:
     """Reads a checkpoint and checks that it holds what a run saves, before any of it is used.
 
-    The folders of its images are where they are now, see `attnmosaic.config.paths.located`. Callers that instantiate
+    The folders of its images are where they are now, see `attnmosaic.config.paths.relocate_images`. Callers that instantiate
     nodes of its config call `attnmosaic.config.trusted.check_trusted` first.
 
     Raises:
@@ -148,11 +148,11 @@ def read_saved(path: str | Path) -> dict[str, Any]:
         if not all(isinstance(value, Tensor) for value in checkpoint["state_dict"].values()):
             raise TypeError("weights are no tensors")
     except Exception as error:  # whatever such a tree makes the checks raise
-        why = cut(str(error) if isinstance(error, (NotPlainError, UserError)) else repr(error), 200)
+        why = truncate(str(error) if isinstance(error, (NotPlainError, UserError)) else repr(error), 200)
         raise UserError(
-            f"ckpt_path: '{shortest(path)}' is not what a run of attnmosaic saves ({why}); give another checkpoint"
+            f"ckpt_path: '{short_path(path)}' is not what a run of attnmosaic saves ({why}); give another checkpoint"
         ) from error
-    saved["config"] = located(config, Path(absolute(path)).parents[1])
+    saved["config"] = relocate_images(config, Path(absolute(path)).parents[1])
     return checkpoint
 
 

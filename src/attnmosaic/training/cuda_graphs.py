@@ -14,17 +14,19 @@ from attnmosaic.config.schedule import Stage
 from attnmosaic.core.errors import RunError
 from attnmosaic.data.pool import HostPool, Pool
 from attnmosaic.training.instantiation import first_line
-from attnmosaic.training.steps import Seen, Steps
+from attnmosaic.training.steps import StepOutputs, Steps
 
 log = logging.getLogger(__name__)
 
 WARM_UP = 3
 """Steps before one is captured: they choose algorithms, and create the optimizers' state."""
 
-Capture = Callable[[Callable[[], Seen], torch.cuda.Stream | None], tuple[Seen, Callable[[], None]]]
+Capture = Callable[[Callable[[], StepOutputs], torch.cuda.Stream | None], tuple[StepOutputs, Callable[[], None]]]
 
 
-def cuda_graph(work: Callable[[], Seen], stream: torch.cuda.Stream | None) -> tuple[Seen, Callable[[], None]]:
+def cuda_graph(
+    work: Callable[[], StepOutputs], stream: torch.cuda.Stream | None
+) -> tuple[StepOutputs, Callable[[], None]]:
     """Captures work on a stream without doing it.
 
     Returns:
@@ -75,7 +77,7 @@ class GraphedSteps:
 
     def __call__(
         self, rows: Tensor, stage: Stage, optimizers: Sequence[Optimizer], learning: Sequence[Iterable[nn.Parameter]]
-    ) -> Seen:
+    ) -> StepOutputs:
         """Takes a step; see `Steps`.
 
         Raises:
@@ -89,7 +91,7 @@ class GraphedSteps:
         if self._taken < WARM_UP:
             self._taken += 1
             last = self._taken == WARM_UP
-            with self._aside(), noted_waits(self.stream if last else None) as waits:
+            with self._aside(), gpu_waits(self.stream if last else None) as waits:
                 seen = self.steps(rows, stage, optimizers, learning)
             if waits:
                 self._give_up(f"waiting for the GPU at {waits[0]}")
@@ -109,7 +111,7 @@ class GraphedSteps:
                 return self.steps(rows, stage, optimizers, learning)
         self._rows.copy_(rows)
         self._replay()
-        return Seen(*(part.clone() for part in self._seen))
+        return StepOutputs(*(part.clone() for part in self._seen))
 
     def _give_up(self, reason: str) -> None:
         self.failed = True
@@ -129,7 +131,7 @@ class GraphedSteps:
 
 
 @contextlib.contextmanager
-def noted_waits(stream: torch.cuda.Stream | None) -> Iterator[list[str]]:
+def gpu_waits(stream: torch.cuda.Stream | None) -> Iterator[list[str]]:
     """Yields a list that holds, once a block is done, the lines of code that waited for the GPU.
 
     Args:

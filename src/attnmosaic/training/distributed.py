@@ -19,7 +19,7 @@ def count() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def share(rows: Int[Tensor, " B"]) -> tuple[Int[Tensor, " b"], int]:
+def shard(rows: Int[Tensor, " B"]) -> tuple[Int[Tensor, " b"], int]:
     """Returns this process's shard of some rows.
 
     Returns:
@@ -32,26 +32,26 @@ def share(rows: Int[Tensor, " B"]) -> tuple[Int[Tensor, " b"], int]:
     return (mine, len(mine)) if len(mine) else (rows[:1], 0)
 
 
-def fill(whole: Tensor) -> None:
+def gather_into(gathered: Tensor) -> None:
     """Copies the shards of the other processes into a contiguous tensor ``[n, ...]`` that has this process's shard."""
     if count() > 1:
-        for rank, part in enumerate(whole.tensor_split(count())):
+        for rank, part in enumerate(gathered.tensor_split(count())):
             if len(part):
                 dist.broadcast(part, rank)
 
 
-def whole(part: Tensor, rows: int) -> Tensor:
+def gathered(part: Tensor, rows: int) -> Tensor:
     """Returns the tensor ``[rows, ...]`` of which each process has its shard ``[b, ...]``."""
     if count() == 1:
         return part
     joined = part.new_empty((rows, *part.shape[1:]))
     mine = joined.tensor_split(count())[dist.get_rank()]
     mine.copy_(part[: len(mine)])
-    fill(joined)
+    gather_into(joined)
     return joined
 
 
-def summed(value: Tensor) -> Tensor:
+def all_sum(value: Tensor) -> Tensor:
     """Returns the sum of all processes' values."""
     if count() == 1:
         return value
@@ -86,7 +86,7 @@ def average_buffers(module: nn.Module) -> None:
                 buffer /= count()
 
 
-class SharedSteps(DDPStrategy):
+class ConnectedDDPStrategy(DDPStrategy):
     """Lightning's DDP for processes that are connected already and for steps that exchange their gradients themselves.
 
     Torch's wrapper exchanges them in the backward pass that follows its own forward pass, of which a block of steps

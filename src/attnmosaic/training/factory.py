@@ -20,7 +20,7 @@ from attnmosaic.data.numbers import NumbersDataModule
 from attnmosaic.nn.attention import WhereWhat
 from attnmosaic.training.attention_cache import eval_mode
 from attnmosaic.training.base import RunModule, step_scheduler
-from attnmosaic.training.instantiation import first_line, make, refused, remedy
+from attnmosaic.training.instantiation import build_object, first_line, refused, remedy
 from attnmosaic.training.stagewise import StagewiseModule
 from attnmosaic.training.two_outputs import TwoOutputModule
 
@@ -216,7 +216,7 @@ def _smallest_part(n: int, batch_size: int, *, processes: int, pieces: int) -> i
 
 def _objective(config: dict[str, Any], **arguments: torch.Tensor) -> Any:
     """Builds the objective and checks that it gives one number for such arguments, in this order."""
-    objective, target = make("objective", config["objective"]), config["objective"]["_target_"]
+    objective, target = build_object("objective", config["objective"]), config["objective"]["_target_"]
     shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in arguments.items())
     instead = "; fix it, or type objective=cross_entropy for a pair, objective=two_outputs for one network"
     with refused(f"objective: {target} fails for {shapes}", instead), torch.random.fork_rng(devices=[]):
@@ -233,12 +233,14 @@ def _optimizers(config: dict[str, Any], networks: Mapping[str, nn.Module]) -> tu
     schedule = Schedule(**config["schedule"])
     for name, network in networks.items():
         node = config["optimizer"][name]
-        optimizers[name] = make(f"optimizer.{name}", node, _partial_=True, lr=config["lr"][name], **_fused(node))
+        optimizers[name] = build_object(
+            f"optimizer.{name}", node, _partial_=True, lr=config["lr"][name], **_fused(node)
+        )
         optimizer = _tried_optimizer(
             name, node["_target_"], partial(optimizers[name], copy.deepcopy(network).parameters())
         )
         if config["scheduler"][name] is not None:
-            schedulers[name] = make(f"scheduler.{name}", config["scheduler"][name], _partial_=True)
+            schedulers[name] = build_object(f"scheduler.{name}", config["scheduler"][name], _partial_=True)
             epochs = sum(name in (*schedule.stage(e).learners, "network") for e in range(schedule.epochs))
             _try_scheduler(name, partial(schedulers[name], optimizer), epochs)
     return optimizers, schedulers

@@ -7,13 +7,13 @@ import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from attnmosaic.config.schema import PRECISIONS
-from attnmosaic.core.errors import UserError, gpu_memory_trouble
+from attnmosaic.core.errors import UserError, gpu_memory_message
 from attnmosaic.core.processes import RankInfo
 from attnmosaic.training import distributed
 from attnmosaic.training.base import RunModule
-from attnmosaic.training.checkpointing import WholeCheckpoints
+from attnmosaic.training.checkpointing import AtomicCheckpointIO
 from attnmosaic.training.factory import build_module
-from attnmosaic.training.instantiation import first_line, make
+from attnmosaic.training.instantiation import build_object, first_line
 from attnmosaic.training.resume import check_resume
 from attnmosaic.training.trainer import build_trainer, interruptible
 
@@ -39,13 +39,13 @@ def fit(
         RunError: the loss became infinite or not a number.
     """
     trainer = build_trainer(config, PRECISIONS[config["precision"]], info)
-    data = make("data", config["data"])
+    data = build_object("data", config["data"])
     data.prepare_data()
     data.setup()
     module = build_module(config, data)
     if checkpoint is not None:
         check_resume(config, checkpoint, module)
-        if isinstance(trainer.strategy.checkpoint_io, WholeCheckpoints):
+        if isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO):
             trainer.strategy.checkpoint_io.read = config["ckpt_path"], checkpoint
     with interruptible():
         try:
@@ -54,7 +54,7 @@ def fit(
             raise UserError(f"trainer: {first_line(error)}; leave out what asks for it") from error
         except _OF_CALLBACKS as error:
             # Of several processes the one that is lost is not to blame; nor is a callback for a device that is full.
-            callback = None if distributed.count() > 1 or gpu_memory_trouble(error) else _raised_by(error)
+            callback = None if distributed.count() > 1 or gpu_memory_message(error) else _raised_by(error)
             if callback is None:
                 raise
             raise UserError(

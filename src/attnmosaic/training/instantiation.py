@@ -11,7 +11,7 @@ from hydra.utils import get_object, instantiate
 from attnmosaic.core.errors import RunError, UserError, nearest
 
 
-def make(key: str, node: Any, **arguments: Any) -> Any:
+def build_object(key: str, node: Any, **arguments: Any) -> Any:
     """Instantiates a ``_target_`` node, its containers as plain ones.
 
     Args:

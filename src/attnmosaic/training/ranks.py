@@ -29,7 +29,7 @@ from attnmosaic.cli.command import describe
 from attnmosaic.config.schema import processes_of
 from attnmosaic.core.errors import RunError, UserError, one_line
 from attnmosaic.core.library_internals import import_lightning
-from attnmosaic.core.processes import RankInfo, launched
+from attnmosaic.core.processes import RankInfo, launched_rank
 from attnmosaic.core.signals import SIGNALS
 
 PATIENCE = 60
@@ -63,7 +63,7 @@ class Ranks:
     def __enter__(self) -> "Ranks":
         if (count := processes_of(self._config)) == 1:
             return self
-        self.info = launched(os.environ)
+        self.info = launched_rank(os.environ)
         if self.info is None:
             # It listens from now on, so that the others need not try again and again.
             self._listener = socket.create_server(("127.0.0.1", 0))

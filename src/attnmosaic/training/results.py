@@ -18,7 +18,7 @@ from rich.table import Table
 
 import attnmosaic
 from attnmosaic.config.identity import config_hash
-from attnmosaic.core.console import drawn
+from attnmosaic.core.console import render_text
 from attnmosaic.core.errors import RunError
 from attnmosaic.core.files import sync_files, write_atomically
 from attnmosaic.runs.discovery import run_of
@@ -108,4 +108,4 @@ def final_table(metrics: Mapping[str, float], module: RunModule) -> str:
         table.add_column(name.upper() if name[0] == "f" and len(name) == 4 else name, justify="right")
     for split in dict.fromkeys(name.split("/")[0] for name in metrics):
         table.add_row(split, *(f"{metrics[f'{split}/{name}']:.4f}" for name in module.table_columns))
-    return "\n" + "\n".join(line.rstrip() for line in drawn(table).splitlines()).strip("\n")
+    return "\n" + "\n".join(line.rstrip() for line in render_text(table).splitlines()).strip("\n")

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from attnmosaic.config.identity import Kind, config_hash, decisive, kind_of
-from attnmosaic.config.paths import shortest
+from attnmosaic.config.identity import Kind, config_hash, identity_settings, kind_of
+from attnmosaic.config.paths import short_path
 from attnmosaic.config.resolution import flat
 from attnmosaic.core.errors import UserError
-from attnmosaic.core.quoting import in_shell, to_type
-from attnmosaic.core.text import cut
+from attnmosaic.core.quoting import in_shell, typed_override
+from attnmosaic.core.text import truncate
 from attnmosaic.runs.run import CHECKPOINTS, LAST
 from attnmosaic.training.base import RunModule
 from attnmosaic.training.checkpointing import COMPLETE, check_weights_fit, read_saved
@@ -66,7 +66,9 @@ def _newest(config: dict[str, Any]) -> dict[str, Any] | None:
     for reason in damaged:
         log.warning("%s; %s", reason, instead)
     if partial:
-        log.info("skipped checkpoints that cannot be resumed exactly: %s; %s", cut(", ".join(partial), 200), instead)
+        log.info(
+            "skipped checkpoints that cannot be resumed exactly: %s; %s", truncate(", ".join(partial), 200), instead
+        )
     return found
 
 
@@ -90,7 +92,7 @@ def _obstacle(checkpoint: Mapping[str, Any]) -> str | None:
 
 def _differences(checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Yields each setting in which a run's identity differs from that of a checkpoint's run: key, before and now."""
-    before, now = flat(decisive(checkpoint["hyper_parameters"]["config"])), flat(decisive(config))
+    before, now = flat(identity_settings(checkpoint["hyper_parameters"]["config"])), flat(identity_settings(config))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             yield key, before.get(key), now.get(key)
@@ -112,14 +114,14 @@ def check_resume(config: Mapping[str, Any], checkpoint: Mapping[str, Any], modul
     check_weights_fit(checkpoint, module, path)
     if obstacle := _obstacle(checkpoint):
         raise UserError(
-            f"ckpt_path: '{shortest(path)}' cannot be resumed exactly ({obstacle}); give one of all states "
+            f"ckpt_path: '{short_path(path)}' cannot be resumed exactly ({obstacle}); give one of all states "
             f"that is written when an epoch is complete (checkpoints/{LAST}, or a ModelCheckpoint with "
             "save_on_train_epoch_end=true), or measure this one with attnmosaic.evaluate"
         )
     done = checkpoint[COMPLETE]["epochs"]
     if done >= epochs:
         raise UserError(
-            f"ckpt_path: '{shortest(path)}' has all {done} epochs done and schedule.epochs is {epochs}; type "
+            f"ckpt_path: '{short_path(path)}' has all {done} epochs done and schedule.epochs is {epochs}; type "
             f"schedule.epochs={2 * done} to train on, or use attnmosaic.evaluate"
         )
     saved = checkpoint["hyper_parameters"]["config"]
@@ -147,7 +149,7 @@ def _as_before(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> s
     """Returns the override that gives a key the value that it had, or removes a key that there was not."""
     if key not in before:
         return in_shell(f"~{key}")
-    return to_type(key if key in now else f"+{key}", before[key])
+    return typed_override(key if key in now else f"+{key}", before[key])
 
 
 def _callbacks(config: Mapping[str, Any]) -> str:

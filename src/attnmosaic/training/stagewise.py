@@ -21,7 +21,7 @@ from attnmosaic.training.attention_cache import FrozenWhere
 from attnmosaic.training.base import RunModule, mean_loss, step_scheduler
 from attnmosaic.training.cuda_graphs import GraphedSteps, can_capture, set_capturable
 from attnmosaic.training.probes import decomposes
-from attnmosaic.training.steps import Objective, Seen, Steps
+from attnmosaic.training.steps import Objective, StepOutputs, Steps
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 MakeScheduler = Callable[[Optimizer], LRScheduler]
@@ -79,7 +79,7 @@ class StagewiseModule(RunModule):
         self.make_schedulers = schedulers
         self.running = FocusMetrics()
         self.evaluations: dict[str, FocusMetrics] = {}
-        self._seen: list[Seen] = []
+        self._seen: list[StepOutputs] = []
 
     @property
     def stage(self) -> Stage:
@@ -182,7 +182,7 @@ class StagewiseModule(RunModule):
         """Measures mosaics; returns their ``logits`` and ``alpha`` for callbacks."""
         split = list(self.evaluations)[dataloader_idx]
         data = self.mosaics[split]
-        mine, own = distributed.share(rows)
+        mine, own = distributed.shard(rows)
         # Piece by piece, so that aggregates stay in a CPU's caches until What has seen them.
         pieces = mine.split(self.frozen_where.mosaics_per_piece(split))
 
@@ -197,4 +197,4 @@ class StagewiseModule(RunModule):
             label = data.label[mine]
             loss = self.objective(logits, alpha, label)
             self.evaluations[split].update(loss, logits, alpha, label, data.foreground[mine])
-        return {"logits": distributed.whole(logits, len(rows)), "alpha": distributed.whole(alpha, len(rows))}
+        return {"logits": distributed.gathered(logits, len(rows)), "alpha": distributed.gathered(alpha, len(rows))}

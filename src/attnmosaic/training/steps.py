@@ -27,7 +27,7 @@ class Stepper(Protocol):
     def step(self) -> object: ...
 
 
-class Seen(NamedTuple):
+class StepOutputs(NamedTuple):
     """What a step computed before it changed the weights; no gradients. Of several processes each has its own mosaics.
 
     Attributes:
@@ -87,7 +87,7 @@ class Steps:
         optimizers: Sequence[Stepper],
         learning: Sequence[Iterable[nn.Parameter]],
         backward: Backward = torch.Tensor.backward,
-    ) -> Seen:
+    ) -> StepOutputs:
         """Takes a step.
 
         Args:
@@ -99,7 +99,7 @@ class Steps:
         """
         for optimizer in optimizers:
             optimizer.zero_grad()
-        mine, own = distributed.share(rows)
+        mine, own = distributed.shard(rows)
 
         def compute(piece: Tensor, scores: Tensor | None = None) -> Computed:
             logits, alpha = self._forward(piece, stage, scores)
@@ -123,12 +123,12 @@ class Steps:
                 nn.utils.clip_grad_norm_(parameters, self.clip_norm)
             optimizer.step()
         if len(seen) == 1 and own == len(rows):
-            return Seen(rows, *seen[0])
+            return StepOutputs(rows, *seen[0])
         losses, all_logits, alphas = zip(*seen, strict=True)
         loss = torch.stack(losses).sum()
         if own < len(rows):  # so far a part of the mean over the minibatch
             loss = loss * (len(rows) / max(own, 1))
-        return Seen(mine[:own], loss, torch.cat(all_logits)[:own], torch.cat(alphas)[:own])
+        return StepOutputs(mine[:own], loss, torch.cat(all_logits)[:own], torch.cat(alphas)[:own])
 
     def _in_pieces(
         self,

@@ -7,10 +7,10 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import hparams
 
-from attnmosaic.config.identity import Kind, decisive, kind_of, often_varied
+from attnmosaic.config.identity import Kind, identity_settings, kind_of, often_varied
 from attnmosaic.config.resolution import flat
 from attnmosaic.runs.run import Run
-from attnmosaic.tables.varied import Given, comparable, key_of, path_of
+from attnmosaic.tables.varied import GroupSettings, comparable, key_of, path_of
 
 
 class EventLogger(TensorBoardLogger):
@@ -46,7 +46,7 @@ def hyperparameters(config: dict[str, Any], run: Run) -> tuple[dict[str, Any], s
         differ from run to run: the swept ones, or of a lone run the typed ones. Then the keys to show: a job of a sweep
         leaves out what nobody typed, a lone run does not know which others it will stand beside.
     """
-    one = Given(comparable(config), run.choices)
+    one = GroupSettings(comparable(config), run.choices)
     swept = [str(key) for key in run.from_plan("swept") or ()]
     typed = [key for key in map(key_of, run.overrides or ()) if one.decides(key) or kind_of(key) is Kind.SEED]
     usual = _usual(config)
@@ -55,7 +55,7 @@ def hyperparameters(config: dict[str, Any], run: Run) -> tuple[dict[str, Any], s
     return values, {*(swept or typed)}, {*swept, *typed, *(() if swept else usual)}
 
 
-def _value(config: dict[str, Any], one: Given, key: str) -> Any:
+def _value(config: dict[str, Any], one: GroupSettings, key: str) -> Any:
     """Returns the value of a key as TensorBoard takes it: a number, or text."""
     node: Any = config
     for part in path_of(key).split("."):
@@ -65,7 +65,7 @@ def _value(config: dict[str, Any], one: Given, key: str) -> Any:
 
 def _usual(config: dict[str, Any]) -> dict[str, Any]:
     """Returns what is often varied."""
-    settings = flat(decisive(config))
+    settings = flat(identity_settings(config))
     usual = {"experiment": config["name"], **{key: settings[key] for key in often_varied(settings)}}
     usual["data._target_"] = usual["data._target_"].rpartition(".")[2]
     seeds = {f"seed.{key}": config["seed"][key] for key in ("data", "init", "order")}

@@ -18,9 +18,9 @@ from attnmosaic.core.errors import UserError, not_among
 from attnmosaic.core.library_internals import keep_signal_handlers
 from attnmosaic.core.processes import RankInfo
 from attnmosaic.data.datamodule import SPLITS
-from attnmosaic.training.checkpointing import WholeCheckpoints
-from attnmosaic.training.distributed import SharedSteps
-from attnmosaic.training.instantiation import make
+from attnmosaic.training.checkpointing import AtomicCheckpointIO
+from attnmosaic.training.distributed import ConnectedDDPStrategy
+from attnmosaic.training.instantiation import build_object
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +56,10 @@ def build_trainer(config: Mapping[str, Any], precision: str, info: RankInfo | No
         "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
         **_processes(config["trainer"], info),
     }
-    trainer: pl.Trainer = make("trainer", config["trainer"], **given)
+    trainer: pl.Trainer = build_object("trainer", config["trainer"], **given)
     keep_signal_handlers(trainer)
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # none of the user's own (trainer.plugins)
-        trainer.strategy.checkpoint_io = WholeCheckpoints()
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     _check_devices(config["trainer"], trainer, 1 if info is None else info.count)
     return trainer
 
@@ -71,7 +71,7 @@ def _processes(node: Mapping[str, Any], info: RankInfo | None) -> dict[str, Any]
         plugins = {} if node.get("plugins") else {"plugins": [LightningEnvironment()]}
         return {**plugins, **({"strategy": "auto"} if node.get("strategy") == "ddp" else {})}
     devices = node["devices"] if isinstance(node["devices"], list) else info.local_count
-    return {"strategy": SharedSteps(), "devices": devices, "num_nodes": info.count // info.local_count}
+    return {"strategy": ConnectedDDPStrategy(), "devices": devices, "num_nodes": info.count // info.local_count}
 
 
 def _check_devices(node: Mapping[str, Any], trainer: pl.Trainer, processes: int) -> None:
@@ -153,7 +153,9 @@ def interruptible() -> Iterator[None]:
 def _instances(group: str, nodes: Mapping[str, Any] | None) -> list[Any]:
     if nodes is None:
         return []
-    made = {f"{group}.{name!s}": make(f"{group}.{name!s}", node) for name, node in nodes.items() if node is not None}
+    made = {
+        f"{group}.{name!s}": build_object(f"{group}.{name!s}", node) for name, node in nodes.items() if node is not None
+    }
     for key, instance in made.items():
         if isinstance(instance, OnExceptionCheckpoint):
             raise UserError(

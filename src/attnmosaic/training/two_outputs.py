@@ -120,7 +120,7 @@ class TwoOutputModule(RunModule):
         self._losses, self._classes = [], []
 
     def training_step(self, rows: Tensor, batch_idx: int) -> Tensor:
-        mine, own = distributed.share(rows)
+        mine, own = distributed.shard(rows)
         loss, classes = self._in_pieces(mine)
         self._losses.append(loss.detach())
         self._classes.append(classes[:, :own])
@@ -177,7 +177,7 @@ class TwoOutputModule(RunModule):
 
     def validation_step(self, rows: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
         split = SPLITS[dataloader_idx]
-        mine, own = distributed.share(rows)
+        mine, own = distributed.shard(rows)
         pieces = mine.chunk(self.workers.pieces(len(mine) * self._flop))
         seen = self.workers.map(
             lambda piece: self._predict(self.examples[split].take(piece, self.dtype_of_images)), pieces
