@@ -7,7 +7,7 @@ UV_VERSION := 0.13.8
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-runs test-faults test-matrix test-base lint bench train report tensorboard lock clean
+.PHONY: help demo test test-runs test-faults test-matrix test-base docs lint bench train report tensorboard lock clean
 .PHONY: reproduce reproduce-table1 reproduce-table2 reproduce-averages reproduce-gradients reproduce-mnist
 
 help: ## list the targets
@@ -45,6 +45,9 @@ test-base: $(VENV)/installed ## import every module with the base dependencies a
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-base
 	$(BIN)/uv pip install --quiet --python $(VENV)-base/bin/python --constraint requirements.lock -r pyproject.toml
 	PYTHONPATH=src $(VENV)-base/bin/python tests/helpers/import_everything.py
+
+docs: $(VENV)/installed ## write docs/config.md from the comments in conf/
+	$(BIN)/python docs/config_page.py
 
 lint: $(VENV)/installed ## check style and types
 	$(BIN)/ruff check .
