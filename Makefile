@@ -25,8 +25,8 @@ test-runs: $(VENV)/installed ## complete runs, sweeps and searches, commands, br
 test-faults: $(VENV)/installed ## kills, clusters, hostile input, a thousand epochs (docs/reliability.md)
 	$(BIN)/python -m pytest -m faults $(ARGS)
 
-# Settings that stand in for other machines: CPUs without AVX or AVX-512, other numbers of threads, a core that is not ours.
-# Of the unit tests those of what computes; pages, commands and files are the same on any of them.
+# Settings like those of other machines: CPUs without AVX or AVX-512, other numbers of threads, a core that another process keeps busy.
+# Only the unit tests of numbers: pages, commands and files are the same on any machine.
 COMPUTES := $(addprefix tests/,callbacks data metrics nn training)
 SETTINGS ?= default avx2 one four busy
 on_default := env ATEN_CPU_CAPABILITY=default
@@ -55,7 +55,7 @@ lint: $(VENV)/installed ## check style and types
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: $(VENV)/installed ## measure speed and memory, against the documents' loop and a plain script (ten minutes)
+bench: $(VENV)/installed ## measure speed and memory, against the published loop and a plain script (ten minutes)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 train: $(VENV)/installed ## train: make train ARGS="experiment=stagewise lr.what=0.001"
