@@ -1,5 +1,6 @@
 """The commands of README, CONTRIBUTING and docs/ run, their examples work, and their links lead somewhere."""
 
+import importlib
 import re
 import shlex
 import shutil
@@ -244,6 +245,16 @@ def test_commands_in_sentences(page: str) -> None:
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
     for path in re.findall(r"`((?:tests|conf|src|docs|benchmarks)/[\w./-]+\.(?:py|yaml|md))`", PAGES[page]):
         assert (ROOT / path).is_file() or re.search(r"[A-Z]{3}|rings", path), path
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "docs/config.md"])
+def test_names_of_the_code_exist(page: str) -> None:
+    """Such as ``runs.run.Run`` and ``attnmosaic.runs.snapshots.read_record``."""
+    for name in re.findall(r"`(?:attnmosaic\.)?([a-z_]+(?:\.\w+)+)", PAGES[page]):
+        package, module, *inner = name.split(".")
+        file = ROOT / "src" / "attnmosaic" / package / f"{module}.py"
+        if file.is_file() and inner:
+            assert hasattr(importlib.import_module(f"attnmosaic.{package}.{module}"), inner[0]), name
 
 
 def test_extras_that_are_installed_exist() -> None:
