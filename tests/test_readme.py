@@ -92,7 +92,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return folder
 
 
-SHOWN = {"predict": "digit: ", "collect": "accuracy", "explain": "looks at", "draw": "loss.png", "report": "report: "}
+SHOWN = {"predict": "digit: ", "collect": "accuracy", "explain": "attends to", "draw": "loss.png", "report": "report: "}
 
 
 RUN_ELSEWHERE = "hydra/launcher=joblib"  # in tests/sweeps, which start its server once

@@ -15,9 +15,9 @@ from PIL import Image, ImageColor
 
 from attnmosaic.core.errors import UserError
 from attnmosaic.inference import explanation
-from attnmosaic.inference.explanation import Explained, explain
+from attnmosaic.inference.explanation import Explanation, explain
 from attnmosaic.nn.networks import ConvNet
-from attnmosaic.plotting.explanation import BANNER, LOOKED_AT
+from attnmosaic.plotting.explanation import ATTENDED, BANNER
 from attnmosaic.plotting.palette import RED
 
 pytestmark = pytest.mark.runs
@@ -90,13 +90,13 @@ def by_hand(path: Path, cells: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray
     return alpha.numpy(), logits.softmax(dim=0).numpy()
 
 
-def check(seen: Explained, path: Path, cells: list[np.ndarray]) -> None:
+def check(seen: Explanation, path: Path, cells: list[np.ndarray]) -> None:
     weights, probabilities = by_hand(path, cells)
     np.testing.assert_allclose(seen.weights, weights, rtol=0, atol=1e-10)
     np.testing.assert_allclose(seen.probabilities, probabilities, rtol=0, atol=1e-10)
     assert seen.classes == ("horse", "ship", "truck")
     assert seen.predicted == seen.classes[probabilities.argmax()]
-    assert seen.looks_at == weights.argmax() + 1
+    assert seen.attended_patch == weights.argmax() + 1
     assert seen.entropy == pytest.approx(-(weights * np.log(weights)).sum())
     assert weights.std() > 0.01, "weights that are all alike show nothing"
 
@@ -148,7 +148,7 @@ def test_it_looks_at_the_bright_cell(bright: Path, tmp_path: Path, grid: int) ->
             tmp_path / f"{at:02}.png"
         )
     seen = explain(bright, tmp_path, grid)
-    assert [mosaic.looks_at for mosaic in seen] == [at + 1 for at in range(grid**2)]
+    assert [mosaic.attended_patch for mosaic in seen] == [at + 1 for at in range(grid**2)]
     assert {mosaic.predicted for mosaic in seen} == {"9"}
     assert all(mosaic.weights.max() > 0.9 for mosaic in seen)
 
@@ -195,10 +195,10 @@ def test_what_is_written(cli: Cli, bright: Path, tmp_path: Path) -> None:
         assert weights[len(mosaic.weights) :] == [""] * (11 - len(mosaic.weights))
         assert [float(row[f"p({name})"]) for name in "789"] == mosaic.probabilities.tolist()
         assert row["predicted"] == mosaic.predicted
-        assert (int(row["looks_at"]), float(row["weight"])) == (mosaic.looks_at, mosaic.weights.max())
+        assert (int(row["looks_at"]), float(row["weight"])) == (mosaic.attended_patch, mosaic.weights.max())
         assert float(row["entropy"]) == pytest.approx(mosaic.entropy)
-        assert f"patch {mosaic.looks_at} of {len(mosaic.weights)}" in out
-    assert [mosaic.looks_at for mosaic in seen] == [3, 2, 11]
+        assert f"patch {mosaic.attended_patch} of {len(mosaic.weights)}" in out
+    assert [mosaic.attended_patch for mosaic in seen] == [3, 2, 11]
     assert str(folder / "explained.csv") in out
 
     code, _, err = cli("explain", f"ckpt_path={bright}", "images=middle.png", "grid=1", "hydra.run.dir=one")
@@ -214,7 +214,7 @@ def test_what_is_written(cli: Cli, bright: Path, tmp_path: Path) -> None:
 
 def framed(picture: Image.Image) -> tuple[float, float]:
     """Returns the middle of the frame in a picture, (y, x)."""
-    y, x = np.where((np.asarray(picture) == ImageColor.getrgb(LOOKED_AT)).all(axis=-1))
+    y, x = np.where((np.asarray(picture) == ImageColor.getrgb(ATTENDED)).all(axis=-1))
     return (y.min() + y.max()) / 2, (x.min() + x.max()) / 2
 
 
