@@ -101,8 +101,8 @@ class Dashboards(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        wanted = trainer.state.fn == TrainerFn.FITTING and any(_writers(trainer))
-        if not wanted or not isinstance(pl_module, StagewiseModule):
+        active = trainer.state.fn == TrainerFn.FITTING and any(_writers(trainer))
+        if not active or not isinstance(pl_module, StagewiseModule):
             return
         split = list(pl_module.evaluations)[dataloader_idx]
         alpha = outputs["alpha"].float()

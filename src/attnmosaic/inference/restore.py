@@ -110,7 +110,7 @@ def _check_pair(saved: dict[str, Any], path: str | Path) -> None:
     trained = saved["config"]
     if networks_of(trained) != PAIR:
         raise UserError(
-            f"ckpt_path: '{path}' is of a network with two outputs, which predicts on a single image; type "
+            f"ckpt_path: '{path}' is a checkpoint of a network with two outputs, which predicts on one image; type "
             f"{command('predict', as_override('ckpt_path', str(path)), 'image=FILE', 'number=5')}"
         )
     data, shape = trained["data"], saved["patch_shape"]
@@ -121,7 +121,8 @@ def _check_pair(saved: dict[str, Any], path: str | Path) -> None:
         )
     if len(shape) != 3 or shape[0] not in (1, 3) or not {"mean", "std"} <= data.keys():
         raise UserError(
-            f"ckpt_path: '{path}' is of a pair with patches of shape {tuple(shape)}, needs grey or RGB images; "
+            f"ckpt_path: '{path}' is a checkpoint of a pair with patches of shape {tuple(shape)}, "
+            "needs grey or RGB images; "
             "use a checkpoint of a pair trained on images, for example of experiment=stagewise data=digits"
         )
 
@@ -140,7 +141,7 @@ def restore_two_outputs(path: str | Path, trust: Any = ()) -> RestoredTwoOutputs
     trained = checkpoint["hyper_parameters"]["config"]
     if networks_of(trained) == PAIR:
         raise UserError(
-            f"ckpt_path: '{path}' is of a where/what pair, which predicts on mosaics; "
+            f"ckpt_path: '{path}' is a checkpoint of a where/what pair, which predicts on mosaics; "
             "use a checkpoint of experiment=mnist_sum or experiment=mnist_product"
         )
     check_trusted(trained, ("model",), path, trust)

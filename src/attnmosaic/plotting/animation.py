@@ -1,4 +1,4 @@
-"""Draws ``animation.gif``, the attention weights of a few mosaics through training, with Pillow."""
+"""Draws ``animation.gif``, the attention weights of a few mosaics during training, with Pillow."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,10 +36,11 @@ SUPERSAMPLING = 2
 """Points are drawn this many times larger and then reduced, because Pillow draws circles with jagged edges."""
 
 TEXT_COLORS = (INK, BLUE, ORANGE, GREEN, RED)
+"""Colours that must be in the palette of the GIF."""
 
 
 def weights_change(record: Record, split: str = "held_out") -> bool:
-    """Returns whether a plottable attention weight changes during training; fixed attention weights do not."""
+    """Returns whether mosaics that can be drawn have attention weights that change during training."""
     followed = record.followed.get(split)
     if followed is None or not (followed.is_image or record.plane is not None):
         return False
@@ -57,9 +58,9 @@ def frames(
 ) -> list[Image.Image]:
     """Draws a few mosaics with their attention weights, one frame for each of several epochs.
 
-    Patches that are images are drawn the darker, the smaller their weight, with the aggregate below. Points are circles
-    on the plane, with the weight as area and the aggregate as a star. The true foreground is framed. A strip at the
-    bottom shows the schedule.
+    Image patches with small weights are drawn dark, and the aggregate is below the patches. Points are circles on the
+    plane, whose area grows with the weight, and the aggregate is a star. The true foreground has a frame. A strip at
+    the bottom shows the schedule.
 
     Args:
         record: the snapshots of a run.
@@ -86,10 +87,10 @@ def draw_animation(path: Path, record: Record, stages: Sequence[Span], smoke: bo
     drawn = frames(record, stages, smoke=smoke)
     # All frames share one palette, sampled from a few frames: with separate palettes, parts that do not change would
     # flicker and the file would be larger.
-    some = [drawn[t] for t in sorted({0, len(drawn) // 3, 2 * len(drawn) // 3, len(drawn) - 1})]
+    sampled = [drawn[t] for t in sorted({0, len(drawn) // 3, 2 * len(drawn) // 3, len(drawn) - 1})]
     swatch = 24
-    sample = Image.new("RGB", (drawn[0].width, drawn[0].height * len(some) + swatch * len(TEXT_COLORS)))
-    for i, frame in enumerate(some):
+    sample = Image.new("RGB", (drawn[0].width, drawn[0].height * len(sampled) + swatch * len(TEXT_COLORS)))
+    for i, frame in enumerate(sampled):
         sample.paste(frame, (0, i * frame.height))
     for i, color in enumerate(TEXT_COLORS):  # so that the many colours of photos do not displace those of the text
         sample.paste(color, (0, sample.height - (i + 1) * swatch, sample.width, sample.height - i * swatch))

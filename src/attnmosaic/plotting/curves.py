@@ -70,7 +70,7 @@ def draw_gradients(run: Run) -> "Figure":
     axes.set(xlabel="epoch", title="gradient of the loss w.r.t. attention weights")
     # A run measures the first mosaics only; with callbacks=gradients all mosaics.
     mosaics = f"{int(rows[-1]['mosaics']):,}" if rows[-1].get("mosaics") else "the"
-    axes.set_ylabel(f"mean over {mosaics} training mosaics\n(negative: more weight lowers the loss)")
+    axes.set_ylabel(f"mean over {mosaics} training mosaics\n(negative: more weight, less loss)")
     absolute.set(xlabel="epoch", title="absolute value of the gradient", yscale="log")
     add_legend(figure, [*lines, *stage_entries(run.stages)])
     return figure

@@ -63,7 +63,7 @@ def number_cells(
 
 
 def draw_tables(tables: Iterable["Table"], folder: Path, formats: Iterable[str] = DEFAULT_FORMATS) -> PlottedFiles:
-    """Plots and saves ``<table>_heat_map`` and ``<table>_training_loss`` of each matrix-like table that has runs."""
+    """Plots and saves ``<table>_heat_map`` and ``<table>_training_loss`` of tables that have matrices and runs."""
     drawn = PlottedFiles([], [])
     for table in tables:
         if not table.matrices or not table.measured:

@@ -41,7 +41,7 @@ class PlottedFiles(NamedTuple):
 
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
-    """Context in which figures have the package's style, whatever the user's matplotlib settings are."""
+    """Applies the package's style to all figures within the context, independent of the user's matplotlib settings."""
     import matplotlib.style
 
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it logs every letter of a PDF
