@@ -407,7 +407,7 @@ def test_unsuitable_checkpoints_and_arguments_are_refused(bright: Path, tmp_path
     refused(r"\(2,\), .*grey", patch_shape=[2])
     refused(r"\(4, 8, 8\), .*grey", patch_shape=[4, 8, 8])
     refused(r"another architecture: pair\.wh\w+\.layers\.0\.w", patch_shape=[1, 9, 9])
-    refused(r"grid: has no value .* 8 patches .*grid=2", data={"patches": 8})
+    refused(r"grid: has no value .* 8 patches.*grid=2", data={"patches": 8})
     assert len(explain(edit(data={"patches": 8}), tmp_path / "a.png", grid=3)[0].weights) == 9
     (tmp_path / "mine" / "set").mkdir(parents=True)
     os.rename(tmp_path / "a.png", tmp_path / "mine" / "set" / "a.png")
