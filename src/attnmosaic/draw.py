@@ -1,4 +1,4 @@
-"""Draws the figures of runs again, from the files in their folders: ``python -m attnmosaic.draw outputs``."""
+"""Plots the figures of runs again from the files in their folders: ``python -m attnmosaic.draw outputs``."""
 
 import argparse
 import sys
@@ -18,26 +18,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     use_substitutes()
     parser = argparse.ArgumentParser(prog="python -m attnmosaic.draw", description=__doc__.replace("``", ""))
     parser.add_argument("--version", action="version", version=f"attnmosaic {__version__}")
-    parser.add_argument("folder", type=Path, help="a run's folder, or one with runs below it")
+    parser.add_argument("folder", type=Path, help="folder of a run, or a folder that contains runs")
     parser.add_argument(
         "--formats", nargs="+", choices=FORMATS, default=DEFAULT_FORMATS, metavar="FORMAT",
-        help=f"of the figures: {', '.join(FORMATS)} (default: {' '.join(DEFAULT_FORMATS)})",
+        help=f"file formats of the figures: {', '.join(FORMATS)} (default: {' '.join(DEFAULT_FORMATS)})",
     )  # fmt: skip
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        begun = [run.folder for run in some_runs(given.folder) if run.config is not None]
+        begun = [run.folder for run in some_runs(options.folder) if run.config is not None]
         if not begun:
-            raise UserError(f"'{given.folder}' holds no run that has begun; train one first")
+            raise UserError(
+                f"'{options.folder}' holds no run that has begun; start a run with python -m attnmosaic.train"
+            )
     except UserError as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
     failed = False
     for folder in begun:
-        drawn = draw_run(folder, given.formats)
-        names = ", ".join(path.name for path in drawn.paths) or "nothing to draw yet"
+        drawn = draw_run(folder, options.formats)
+        names = ", ".join(path.name for path in drawn.paths) or "no files to plot yet"
         print(f"{folder}: {names}", flush=True)
         if drawn.failed:
-            print(f"{folder}: could not draw {', '.join(drawn.failed)}", file=sys.stderr)
+            print(f"{folder}: could not plot {', '.join(drawn.failed)}", file=sys.stderr)
             failed = True
     sys.exit(1 if failed else 0)
 

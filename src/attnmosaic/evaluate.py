@@ -1,4 +1,4 @@
-"""Measures a trained pair or network again: ``python -m attnmosaic.evaluate ckpt_path=.../last.ckpt``."""
+"""Evaluates a trained pair or network again: ``python -m attnmosaic.evaluate ckpt_path=.../last.ckpt``."""
 
 import json
 import logging
@@ -22,21 +22,21 @@ log = logging.getLogger(__name__)
 register()
 
 TARGET_KEYS = ("data", "model", "objective", "optimizer", "scheduler")
-"""The sections of a saved config that objects are made of."""
+"""Sections of a saved config whose nodes are instantiated."""
 
 
 def evaluate(config: DictConfig) -> dict[str, float]:
     """Evaluates a checkpoint on the data of its own run.
 
     Args:
-        config: a composition of ``conf/evaluate.yaml``. What its ``data`` and ``compute`` hold replaces the
-            run's settings, ``data.root=DIR`` for images that have moved, say.
+        config: a composition of ``conf/evaluate.yaml``. Its ``data`` and ``compute`` sections replace settings of the
+            run, for example ``data.root=DIR`` for images that were moved.
 
     Returns:
-        ``{"<split>/<metric>": value}``; those of the run's ``result.json`` if nothing was replaced.
+        ``{"<split>/<metric>": value}``; equal to the run's ``result.json`` if no setting was replaced.
 
     Raises:
-        UserError: the checkpoint or its data will not do, or it names what ``config.trust`` does not.
+        UserError: the checkpoint or its data are unusable, or the checkpoint uses a class that is not trusted.
     """
     check_keys(config, EvaluateConfig)
     if OmegaConf.is_missing(config, "ckpt_path"):
@@ -61,7 +61,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     assert isinstance(trained, DictConfig)
     trained.trainer = config.trainer
     trained.logger = trained.callbacks = None
-    for key in ("cache_dir", "lock_dir"):  # written to: never where a file says
+    for key in ("cache_dir", "lock_dir"):  # these folders are written to, so never take them from a file
         if key in trained.data and key not in config.data:
             trained.data[key] = config.paths.cache
     for part in ("train_set", "test_set"):
@@ -87,7 +87,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "evaluation.json", json.dumps({**metrics, **stamp}, indent=2))
     log.info("%s", final_table(metrics, module))
-    log.info("written to %s", folder / "evaluation.json")
+    log.info("metrics written to %s", folder / "evaluation.json")
     return metrics
 
 

@@ -1,4 +1,4 @@
-"""Shows where a trained pair attends in a user's images: ``python -m attnmosaic.explain ckpt_path=... images=DIR``."""
+"""Predicts on a user's images with a trained pair: ``python -m attnmosaic.explain ckpt_path=... images=DIR``."""
 
 import contextlib
 import csv
@@ -18,7 +18,7 @@ from attnmosaic.core.errors import UserError, one_line
 from attnmosaic.inference.explanation import (
     INDEX,
     TABLE,
-    Explained,
+    Explanation,
     explain,
     picture_names,
     predictions,
@@ -38,14 +38,14 @@ log = logging.getLogger(__name__)
 register()
 
 ROWS = 20
-"""Of the table on the terminal."""
+"""Largest number of rows of the table on the terminal."""
 
 LOGGED_EVERY = 100
-"""Mosaics between two lines of the log that count those done."""
+"""Number of mosaics between two progress lines of the log."""
 
 
 def _explain(config: DictConfig) -> None:
-    """Explains a user's images; table and pictures go into ``run_dir``."""
+    """Writes attention weights and predictions for a user's images as a table and pictures into ``run_dir``."""
     check_keys(config, ExplainConfig)
     for key, example in (("ckpt_path", "outputs/.../checkpoints/last.ckpt"), ("images", "DIR")):
         if OmegaConf.is_missing(config, key):
@@ -56,66 +56,66 @@ def _explain(config: DictConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     smoke = pair.config["scale"] == "smoke"
     log.info("%s", _table(_write(pair, sources, grid, folder, smoke), smoke))
-    log.info("weights and predictions: %s\npictures: %s", folder / TABLE, folder)
+    log.info("attention weights and predictions: %s\npictures: %s", folder / TABLE, folder)
 
 
-def _write(pair: "RestoredPair", sources: Sequence[Source], grid: int, folder: Path, smoke: bool) -> list[Explained]:
-    """Writes table and pictures, one mosaic after the other, and returns the predictions."""
+def _write(pair: "RestoredPair", sources: Sequence[Source], grid: int, folder: Path, smoke: bool) -> list[Explanation]:
+    """Writes the table and the pictures, one mosaic at a time, and returns the predictions."""
     scale = {"scale": "smoke"} if smoke else {}
     names = dict(zip((source.path for source in sources), picture_names(sources), strict=True))
     columns = table_columns(pair.classes, max(len(source.files) or grid**2 for source in sources))
     index = Index()
-    done: list[Explained] = []
+    done: list[Explanation] = []
     with (
-        (folder / TABLE).open("w", newline="", encoding="utf-8", buffering=1) as file,  # each row is written at once
+        (folder / TABLE).open("w", newline="", encoding="utf-8", buffering=1) as file,  # writes each row at once
         contextlib.closing(predictions(pair, sources, grid)) as predicted,
     ):
         table = csv.DictWriter(file, [*columns, *scale])
         table.writeheader()
-        for mosaic, seen in predicted:
-            table.writerow(seen.row() | scale)
-            draw_explained(mosaic, seen, smoke).save(folder / names[mosaic.source.path])
-            index.add(mosaic, seen)
-            done.append(seen)
+        for mosaic, explanation in predicted:
+            table.writerow(explanation.row() | scale)
+            draw_explained(mosaic, explanation, smoke).save(folder / names[mosaic.source.path])
+            index.add(mosaic, explanation)
+            done.append(explanation)
             if len(done) % LOGGED_EVERY == 0:
-                log.info("%d of %d", len(done), len(sources))
+                log.info("%d of %d mosaics done", len(done), len(sources))
     if len(done) > 1:
         index.draw(smoke).save(folder / INDEX)
     return done
 
 
 def _check_folder(folder: Path, images: Path) -> None:
-    """Checks that no image that is read and nothing of a run can be replaced."""
-    inside = images if images.is_dir() else images.parent
-    here = folder.resolve()
-    if here == inside.resolve() or here.parent == images.resolve():
+    """Checks that the pictures cannot overwrite input images or files of a run."""
+    image_folder = images if images.is_dir() else images.parent
+    target = folder.resolve()
+    if target == image_folder.resolve() or target.parent == images.resolve():
         raise UserError(
-            f"run_dir: '{folder}' is among the images, which its pictures could replace; type hydra.run.dir=DIR"
+            f"run_dir: '{folder}' is a folder of the images, which could be overwritten; type hydra.run.dir=DIR"
         )
     if (folder / CONFIG).exists():
-        raise UserError(f"run_dir: '{folder}' holds a run; type hydra.run.dir=DIR, or leave it out")
+        raise UserError(f"run_dir: '{folder}' holds a run; type another hydra.run.dir=DIR, or leave out hydra.run.dir")
 
 
-def _table(done: Sequence[Explained], smoke: bool) -> str:
+def _table(done: Sequence[Explanation], smoke: bool) -> str:
     """Returns the first mosaics as a table for the terminal."""
     from rich.table import Table
 
     from attnmosaic.core.console import render_text
 
-    title = "SMOKE: few examples, few epochs, no result" if smoke else None
-    more = f"and {len(done) - ROWS} more in {TABLE}" if len(done) > ROWS else None
+    title = "SMOKE RUN: few examples and epochs, no result" if smoke else None
+    more = f"{len(done) - ROWS} more mosaics in {TABLE}" if len(done) > ROWS else None
     table = Table(title=title, caption=more)
     table.add_column("image", overflow="fold")
     table.add_column("predicted")
-    for name in ("probability", "looks at", "weight"):
+    for name in ("probability", "attends to", "weight"):
         table.add_column(name, justify="right")
-    for seen in done[:ROWS]:
+    for explanation in done[:ROWS]:
         table.add_row(
-            one_line(seen.name),
-            one_line(seen.predicted),
-            f"{seen.probabilities.max():.4f}",
-            f"patch {seen.looks_at} of {len(seen.weights)}",
-            f"{seen.weights.max():.4f}",
+            one_line(explanation.name),
+            one_line(explanation.predicted),
+            f"{explanation.probabilities.max():.4f}",
+            f"patch {explanation.attended_patch} of {len(explanation.weights)}",
+            f"{explanation.weights.max():.4f}",
         )
     return "\n" + render_text(table).rstrip()
 

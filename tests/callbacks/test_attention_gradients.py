@@ -1,4 +1,4 @@
-"""The gradient curves: the document's definition mosaic by mosaic, where they are written, what they leave alone."""
+"""Gradient curves: their definition, the files they are written to, and that training stays the same."""
 
 import copy
 import csv
@@ -42,7 +42,7 @@ def numbers(folder: Path) -> Tensor:
 
 
 def by_definition(module: StagewiseModule) -> Tensor:
-    """Document 000's two sums over the training mosaics, one mosaic and one weight at a time, divided by N."""
+    """Returns both sums of the 2-D gradient study, divided by N, computed for one mosaic and one weight at a time."""
     pair, objective, data = copy.deepcopy(module.pair).eval(), module.objective, module.mosaics["train"]
     dtype = next(pair.parameters()).dtype
     foreground = background = 0.0
@@ -50,8 +50,8 @@ def by_definition(module: StagewiseModule) -> Tensor:
         patches = data.pool.gather(data.index[i], dtype)
         alpha = pair.where(patches).flatten().softmax(0).detach()
         weights = [a.clone().requires_grad_() for a in alpha]
-        summed = sum(a * x for a, x in zip(weights, patches, strict=True))
-        loss = objective(pair.what(summed[None]), torch.stack(weights)[None], data.label[i : i + 1])
+        aggregate = sum(a * x for a, x in zip(weights, patches, strict=True))
+        loss = objective(pair.what(aggregate[None]), torch.stack(weights)[None], data.label[i : i + 1])
         loss.backward()
         for p, weight in enumerate(weights):
             if p == int(data.foreground[i]):
@@ -84,35 +84,37 @@ class Definition(pl.Callback):
     ],
     ids=[*ORDERS, "entropy", "dropout", "images"],
 )
-def test_definition(config: Config, tmp_path: Path, order: str, more: tuple[str, ...]) -> None:
-    """In every stage, whatever was computed and kept before."""
+def test_gradients_follow_the_definition(config: Config, tmp_path: Path, order: str, more: tuple[str, ...]) -> None:
+    """In every stage, and independent of kept scores."""
     definition = Definition()
     fit(config(*more, f"schedule={order}", *FIVE, *QUIET, "precision=float64"), definition)
-    wanted = torch.stack(definition.measured)
-    assert len(wanted) == 6
-    assert (wanted[1:] - wanted[:-1]).abs().min() > 1e-8, "every epoch must have an effect, or this shows little"
-    torch.testing.assert_close(numbers(tmp_path / "run"), wanted, rtol=0, atol=1e-10)
+    expected = torch.stack(definition.measured)
+    assert len(expected) == 6
+    assert (expected[1:] - expected[:-1]).abs().min() > 1e-8, "each epoch must change the gradients in this test"
+    torch.testing.assert_close(numbers(tmp_path / "run"), expected, rtol=0, atol=1e-10)
 
 
-def test_rows(config: Config, tmp_path: Path) -> None:
+def test_rows_have_epoch_and_stage(config: Config, tmp_path: Path) -> None:
     fit(config(*FIVE, *QUIET))
     stages = [(row[0], row[1]) for row in table(tmp_path / "run")]
     assert stages == [("0", ""), ("1", "what"), ("2", "what"), ("3", "where"), ("4", "where"), ("5", "what")]
 
 
 @pytest.mark.parametrize("data", [(), DIGITS], ids=["points", "images"])
-def test_pieces(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: tuple[str, ...]) -> None:
-    """In float64 the pieces of 7 mosaics, the last one smaller, give what one piece gives."""
+def test_gradients_do_not_depend_on_the_size_of_pieces(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: tuple[str, ...]
+) -> None:
+    """Pieces of all, of 7 (the last one is smaller) and of single mosaics give the same in float64."""
     module, _ = build(config(*data, *FIVE, *QUIET, "precision=float64"))
     sizes: list[int] = []
 
-    def look(what: nn.Module, inputs: tuple[Tensor], _: Tensor) -> None:
+    def note_size(what: nn.Module, inputs: tuple[Tensor], _: Tensor) -> None:
         sizes.append(len(inputs[0]))
 
     results = []
 
     def compare(epoch: int, module: StagewiseModule) -> None:
-        handle = module.pair.what.register_forward_hook(look)
+        handle = module.pair.what.register_forward_hook(note_size)
         patch = 9 * 8 * (64 if data else 2)
         for size in (10**9, 7 * patch, patch):
             monkeypatch.setitem(attention_cache.PIECE, "cpu", size)
@@ -120,7 +122,7 @@ def test_pieces(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         handle.remove()
 
     fit(config(*data, *FIVE, *QUIET, "schedule.epochs=1", "precision=float64"), AfterEpoch(compare), module=module)
-    assert sorted(sizes) == sorted([60, *[7] * 8, 4, *[1] * 60]), "in any order, if there are several threads"
+    assert sorted(sizes) == sorted([60, *[7] * 8, 4, *[1] * 60]), "several threads process pieces in any order"
     for result in results[1:]:
         torch.testing.assert_close(result, results[0], rtol=1e-12, atol=0)
 
@@ -131,27 +133,27 @@ def test_pieces(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
      ("what_then_where", DIGITS)],
     ids=["points", "dropout", "bfloat16", "images"],
 )  # fmt: skip
-def test_training_is_as_without(config: Config, order: str, more: tuple[str, ...]) -> None:
-    """Bit for bit: the weights, running statistics and what each epoch measured."""
+def test_training_is_the_same_without_gradients(config: Config, order: str, more: tuple[str, ...]) -> None:
+    """Every bit of the weights, running statistics and metrics of each epoch."""
     settings = (*more, f"schedule={order}", *FIVE, "trainer.check_val_every_n_epoch=2")
-    seen: list[list[dict[str, float]]] = [[], []]
+    metrics: list[list[dict[str, float]]] = [[], []]
     modules = [
         fit(config(*settings, *quiet), AfterEpoch(lambda _, module, to=to: to.append(dict(module.epoch_metrics))))
-        for to, quiet in zip(seen, (QUIET, (*QUIET, "callbacks.gradients=null")), strict=True)
+        for to, quiet in zip(metrics, (QUIET, (*QUIET, "callbacks.gradients=null")), strict=True)
     ]
-    assert seen[0] == seen[1]
+    assert metrics[0] == metrics[1]
     first, second = (module.state_dict() for module in modules)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_it_leaves_everything_as_it_was(config: Config) -> None:
-    """Modes, gradients and random state, in each stage and with dropout."""
+def test_measuring_does_not_change_the_module(config: Config) -> None:
+    """Checks modes, gradients, weights and random state, in each stage and with dropout."""
 
     def state(module: StagewiseModule) -> list[object]:
         grads = [(p.requires_grad, None if p.grad is None else p.grad.tolist()) for p in module.parameters()]
         return [[m.training for m in module.modules()], grads, torch.get_rng_state().tolist()]
 
-    def look(epoch: int, module: StagewiseModule) -> None:
+    def measure(epoch: int, module: StagewiseModule) -> None:
         assert module.pair.what.training is (epoch % 2 == 0)
         assert module.pair.where.training is (epoch % 2 == 1)
         before, values = state(module), copy.deepcopy(module.pair.state_dict())
@@ -160,35 +162,35 @@ def test_it_leaves_everything_as_it_was(config: Config) -> None:
         assert state(module) == before
         assert all(torch.equal(value, values[name]) for name, value in module.pair.state_dict().items())
 
-    fit(config(*FIVE, *NORMED, *QUIET, "schedule.k=1"), AfterEpoch(look))
+    fit(config(*FIVE, *NORMED, *QUIET, "schedule.k=1"), AfterEpoch(measure))
 
 
 @pytest.mark.parametrize("order", ["what_then_where", "joint"])
-def test_resuming(train: Train, tmp_path: Path, order: str) -> None:
-    """The file of a resumed run is the uninterrupted one's, though the stopped one had gone further."""
+def test_file_of_a_resumed_run_equals_an_uninterrupted_one(train: Train, tmp_path: Path, order: str) -> None:
+    """Also if the stopped run had written rows after the checkpoint."""
     settings = (f"schedule={order}", *FIVE, *QUIET, "objective.entropy=0.2")
-    train(*settings, EVERY_EPOCH, run_dir="whole")
-    whole = table(tmp_path / "whole")
-    assert [row[0] for row in whole] == list("012345")
+    train(*settings, EVERY_EPOCH, run_dir="uninterrupted")
+    uninterrupted = table(tmp_path / "uninterrupted")
+    assert [row[0] for row in uninterrupted] == list("012345")
     for epoch in (1, 4):
-        checkpoint = tmp_path / "whole" / "checkpoints" / f"epoch-{epoch:04}.ckpt"
+        checkpoint = tmp_path / "uninterrupted" / "checkpoints" / f"epoch-{epoch:04}.ckpt"
         (tmp_path / f"from{epoch}").mkdir()
-        (tmp_path / f"from{epoch}" / "gradients.csv").write_text("what the stopped run wrote\n")
+        (tmp_path / f"from{epoch}" / "gradients.csv").write_text("rows of the stopped run\n")
         train(*settings, f"ckpt_path={checkpoint}", run_dir=f"from{epoch}")
-        assert table(tmp_path / f"from{epoch}") == whole
+        assert table(tmp_path / f"from{epoch}") == uninterrupted
 
 
-def test_resuming_a_run_that_had_no_such_callback(config: Config, train: Train, tmp_path: Path) -> None:
-    """The curves then begin with the weights of the checkpoint."""
+def test_curves_begin_at_a_checkpoint_without_gradients(config: Config, train: Train, tmp_path: Path) -> None:
+    """The stopped run had no such callback; the first row is measured with the weights of the checkpoint."""
     settings = (*FIVE, *QUIET)
     fit(config(*settings, "callbacks.gradients=null", "callbacks.cycle=null"), EveryEpoch(dirpath=tmp_path / "kept"))
     train(*settings, f"ckpt_path={tmp_path / 'kept' / 'epoch-0003.ckpt'}", run_dir="resumed")
-    train(*settings, run_dir="whole")
+    train(*settings, run_dir="uninterrupted")
     assert [row[:2] for row in table(tmp_path / "resumed")] == [["3", "where"], ["4", "where"], ["5", "what"]]
-    assert table(tmp_path / "resumed") == table(tmp_path / "whole")[3:]
+    assert table(tmp_path / "resumed") == table(tmp_path / "uninterrupted")[3:]
 
 
-def test_tensorboard(train: Train, tmp_path: Path) -> None:
+def test_tensorboard_has_the_gradients(train: Train, tmp_path: Path) -> None:
     train(*FIVE, *QUIET, "logger=tensorboard")
     events = EventAccumulator(str(tmp_path / "run")).Reload()
     for column, side in enumerate(("foreground", "background"), start=3):

@@ -1,4 +1,4 @@
-"""The time left, as a run logs it."""
+"""A run logs its time left."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 
-def test_the_time_left_is_logged(
+def test_time_left_is_logged(
     train: Callable[..., dict[str, float]], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the second epoch of each stage on; stages without epochs so far are named."""
+    """After the second epoch of each kind of stage; the message names stages without a complete epoch."""
     caplog.set_level("INFO")
     seconds = iter(range(0, 10**6, 50))  # an epoch takes 50 s
     monkeypatch.setattr("attnmosaic.callbacks.eta.time", SimpleNamespace(monotonic=lambda: float(next(seconds))))

@@ -1,4 +1,4 @@
-"""What a run keeps of where its pair looked: the networks' own answers, the worst mistakes, the same after resuming."""
+"""The snapshots of a run equal the networks' predictions, have the worst mosaics, and survive resuming."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,79 +31,83 @@ def record(folder: Path) -> Record:
 
 
 @pytest.mark.parametrize(
-    "data", [(), DIGITS, ("data/weights=fixed", "schedule=what_only")], ids=["2-D", "images", "decreed"]
+    "data", [(), DIGITS, ("data/weights=fixed", "schedule=what_only")], ids=["2-D", "images", "fixed weights"]
 )
-def test_it_holds_the_networks_answers(config: Config, train: Train, tmp_path: Path, data: tuple[str, ...]) -> None:
-    """Computed anew from the last checkpoint, patch by patch."""
+def test_record_equals_the_networks_predictions(
+    config: Config, train: Train, tmp_path: Path, data: tuple[str, ...]
+) -> None:
+    """Compares with predictions computed from the last checkpoint, patch by patch."""
     data = tuple(f"+{o}" if o.startswith("data/weights") else o for o in data)
     metrics = train(*data, *SIX, *QUIET)
     kept = record(tmp_path / "run")
-    module, made = build(config(*data, *SIX, *QUIET))
+    module, datamodule = build(config(*data, *SIX, *QUIET))
     module.load_state_dict(read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["state_dict"])
     pair = module.pair.eval()
-    assert kept.classes == made.mosaics["train"].foreground_classes
+    assert kept.classes == datamodule.mosaics["train"].foreground_classes
     assert kept.epochs.tolist() == list(range(7))
-    for split, mosaics in made.mosaics.items():
+    for split, mosaics in datamodule.mosaics.items():
         counts = kept.counts[split]
         assert sum(counts.values()) == len(mosaics)
         for kind in KINDS:
             assert counts[kind] / len(mosaics) == pytest.approx(metrics[f"{split}/{kind}"])
-        for looked in (kept.final[split], *([kept.followed[split].at(-1)] if split in kept.followed else [])):
-            assert len(looked) > 0
-            for m, row in enumerate(looked.rows):
+        for recorded in (kept.final[split], *([kept.followed[split].at(-1)] if split in kept.followed else [])):
+            assert len(recorded) > 0
+            for m, row in enumerate(recorded.rows):
                 patches = mosaics.pool.gather(mosaics.index[row], torch.float64)
                 if mosaics.weights is not None:
                     alpha = mosaics.weights[row]
                 else:
                     alpha = torch.cat([pair.where(patch[None]) for patch in patches]).flatten().softmax(0)
-                summed = sum(a * x for a, x in zip(alpha, patches, strict=True))
-                probabilities = pair.what(summed[None]).softmax(1)[0].detach()
-                assert looked.alpha[m] == pytest.approx(alpha.detach().numpy(), abs=1e-6)
-                assert looked.probabilities[m] == pytest.approx(probabilities.numpy(), abs=1e-6)
-                assert (looked.foreground[m], looked.label[m]) == (
+                aggregate = sum(a * x for a, x in zip(alpha, patches, strict=True))
+                probabilities = pair.what(aggregate[None]).softmax(1)[0].detach()
+                assert recorded.alpha[m] == pytest.approx(alpha.detach().numpy(), abs=1e-6)
+                assert recorded.probabilities[m] == pytest.approx(probabilities.numpy(), abs=1e-6)
+                assert (recorded.foreground[m], recorded.label[m]) == (
                     int(mosaics.foreground[row]),
                     int(mosaics.label[row]),
                 )
                 shown = mosaics.pool.patches[mosaics.index[row]].numpy()
-                assert np.array_equal(looked.patches[m], shown.astype(looked.patches.dtype))
+                assert np.array_equal(recorded.patches[m], shown.astype(recorded.patches.dtype))
     assert (kept.plane is not None) == (not kept.final["test"].is_image)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nothing stopped."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns the folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
     train_in(folder, *SMALL, *SIX, *QUIET)
     return folder
 
 
-def test_it_changes_nothing(train: Train, tmp_path: Path, whole: Path) -> None:
+def test_training_is_the_same_without_a_record(train: Train, tmp_path: Path, uninterrupted: Path) -> None:
     train(*SIX, *QUIET, "callbacks.record=null")
-    assert (whole / "metrics.csv").read_text() == (tmp_path / "run" / "metrics.csv").read_text()
+    assert (uninterrupted / "metrics.csv").read_text() == (tmp_path / "run" / "metrics.csv").read_text()
     assert not (tmp_path / "run" / "mosaics.npz").exists()
 
 
-def test_resuming(train: Train, tmp_path: Path, whole: Path) -> None:
-    """The record of a resumed run is that of the uninterrupted one, its past included."""
-    train(*SIX, *QUIET, f"ckpt_path={whole / 'checkpoints' / 'epoch-0004.ckpt'}")
-    with np.load(whole / "mosaics.npz") as one, np.load(tmp_path / "run" / "mosaics.npz") as other:
-        assert one.files == other.files
-        assert all(np.array_equal(one[name], other[name]) for name in one.files)
-    kept = record(whole)
+def test_record_of_a_resumed_run_equals_an_uninterrupted_one(train: Train, tmp_path: Path, uninterrupted: Path) -> None:
+    """Including the epochs before the checkpoint."""
+    train(*SIX, *QUIET, f"ckpt_path={uninterrupted / 'checkpoints' / 'epoch-0004.ckpt'}")
+    with np.load(uninterrupted / "mosaics.npz") as first, np.load(tmp_path / "run" / "mosaics.npz") as second:
+        assert first.files == second.files
+        assert all(np.array_equal(first[name], second[name]) for name in first.files)
+    kept = record(uninterrupted)
     assert kept.epochs.tolist() == list(range(7))
-    assert len(np.unique(kept.followed["train"].alpha[:, 0], axis=0)) > 2  # Where did learn
+    assert len(np.unique(kept.followed["train"].alpha[:, 0], axis=0)) > 2  # Where changed
 
 
 @pytest.mark.parametrize("other", ["data.patches=5", "callbacks.record.followed=4", "data.seed=7"])
-def test_other_mosaics_are_followed_anew(train: Train, tmp_path: Path, whole: Path, other: str) -> None:
-    train(*SIX, *QUIET, f"ckpt_path={whole / 'checkpoints' / 'epoch-0004.ckpt'}", other)
+def test_other_mosaics_are_followed_from_the_checkpoint_on(
+    train: Train, tmp_path: Path, uninterrupted: Path, other: str
+) -> None:
+    train(*SIX, *QUIET, f"ckpt_path={uninterrupted / 'checkpoints' / 'epoch-0004.ckpt'}", other)
     kept = record(tmp_path / "run")
     assert kept.epochs.tolist() == [4, 5, 6]
     assert all(len(kept.followed[split].alpha) == 3 for split in ("train", "held_out"))
 
 
-def test_the_worst_of_each_kind() -> None:
-    # Mosaic i has weight w[i] on its foreground, patch 0; it focuses if that is more than the other's.
+def test_worst_mosaics_of_each_kind_are_chosen() -> None:
+    # Mosaic i has weight w[i] on its foreground, patch 0, and 1 - w[i] on its other patch.
     w = torch.tensor([0.9, 0.1, 0.2, 0.6, 0.3, 0.8, 0.05, 0.55])
     alpha = torch.stack([w, 1 - w], dim=1)
     right = torch.tensor([True, True, True, False, False, True, True, True])
@@ -114,7 +118,7 @@ def test_the_worst_of_each_kind() -> None:
     assert rows.tolist() == [6, 1, 4, 3, 7, 5]
 
 
-def test_looking_leaves_modes_and_what_is_kept_alone(config: Config) -> None:
+def test_predicting_changes_neither_modes_nor_kept_scores(config: Config) -> None:
     module = fit(config(*DIGITS, *SIX, *QUIET, "callbacks.record=null"))
     for name, training in (("where", True), ("what", False)):
         getattr(module.pair, name).train(training)
@@ -125,7 +129,7 @@ def test_looking_leaves_modes_and_what_is_kept_alone(config: Config) -> None:
     assert module.frozen_where._scores.keys() == scores.keys()
 
 
-def test_large_and_odd_patches_are_kept_small() -> None:
+def test_large_patches_are_reduced_and_many_channels_averaged() -> None:
     pixels = torch.randint(256, (5, 200, 100, 3), dtype=torch.uint8)
     pool = Pool(pixels, torch.zeros(5, dtype=torch.int64), ("a",))
     kept = shown_patches(pool, torch.tensor([[0, 1], [4, 0]]))
@@ -136,18 +140,18 @@ def test_large_and_odd_patches_are_kept_small() -> None:
     assert np.array_equal(shown_patches(five, torch.tensor([[0]])), np.full((1, 1, 4, 4, 1), 7))
 
 
-def test_a_run_of_two_outputs_leaves_none(train: Train, tmp_path: Path) -> None:
+def test_run_of_two_outputs_has_no_record(train: Train, tmp_path: Path) -> None:
     train("experiment=mnist_sum", "schedule.epochs=1", *QUIET)
     assert not (tmp_path / "run" / "mosaics.npz").exists()
     assert not (tmp_path / "run" / "gradients.csv").exists()
 
 
-@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 torn", "truncated"])
-def test_what_cannot_be_read(train: Train, tmp_path: Path, content: bytes | str | None) -> None:
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 incomplete", "truncated"])
+def test_unreadable_record_is_a_user_error(tmp_path: Path, content: bytes | str | None) -> None:
     path = tmp_path / "mosaics.npz"
     if content == "truncated":
         np.savez(path, classes=np.array(["a"]))
     elif isinstance(content, bytes):
         path.write_bytes(content)
-    with pytest.raises(UserError, match="no record of mosaics"):
+    with pytest.raises(UserError, match=r"mosaics\.npz"):
         read_record(path)

@@ -1,4 +1,4 @@
-"""What TensorBoard is given beside scalars, against the run's own files."""
+"""TensorBoard's charts, histograms, pictures and texts equal the run's own files."""
 
 import csv
 import io
@@ -41,18 +41,18 @@ def rows(file: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of a pair that nothing stopped."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns the folder of an uninterrupted run of a pair."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
     train_in(folder, *SMALL, *EIGHT, *PLAIN, "logger=tensorboard")
     return folder
 
 
-def test_a_pair(whole: Path) -> None:
-    folder = whole
+def test_dashboards_of_a_pair(uninterrupted: Path) -> None:
+    folder = uninterrupted
     events = events_of(folder)
 
-    # The published plots, each tag a scalar that is there.
+    # The charts of the published plots use existing scalars only.
     (layout,) = (
         layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
         for event in events.Tensors("custom_scalars__config__")
@@ -79,7 +79,7 @@ def test_a_pair(whole: Path) -> None:
             [int(row["argmax < 0.5"]) / (int(row["argmax < 0.5"]) + int(row["argmax > 0.5"])) for row in published]
         )
 
-    # Histograms of all mosaics: what they add up to is what the metrics say.
+    # The sums of the histograms over all mosaics equal the metrics.
     table = [row for row in rows(folder / "metrics.csv") if row["epoch"] in ("4", "8")]
     for split, n in zip(SPLITS, (60, 30, 30), strict=True):
         largest, foreground = (events.Histograms(f"{split}/alpha_{name}") for name in ("largest", "foreground"))
@@ -99,29 +99,28 @@ def test_a_pair(whole: Path) -> None:
         assert [event.step for event in pictures] == [0, 4, 8]
         first, *_, last = (np.array(Image.open(io.BytesIO(event.encoded_image_string))) for event in pictures)
         assert first.shape == last.shape
-        assert (first != last).any()  # the networks changed, and so does what is seen
+        assert (first != last).any()  # the networks changed, so the pictures differ
 
 
-def test_mosaics_of_images(train: Train, tmp_path: Path) -> None:
-    """The picture of the last epoch shows what the run's record holds: the same patches, lit by the same weights."""
+def test_picture_of_the_last_epoch_equals_the_record(train: Train, tmp_path: Path) -> None:
     from attnmosaic.plotting import tiles
 
     train("experiment=stagewise", "data=digits", *EIGHT, *PLAIN, "logger=tensorboard", "callbacks.dashboards.mosaics=3")
     events = events_of(tmp_path / "run")
-    kept = read_record(tmp_path / "run" / "mosaics.npz")
-    followed = kept.followed["held_out"].at(-1)
-    expected = tiles.sheet([tiles.card(followed, i, kept.classes) for i in range(3)], 1)
+    record = read_record(tmp_path / "run" / "mosaics.npz")
+    followed = record.followed["held_out"].at(-1)
+    expected = tiles.sheet([tiles.card(followed, i, record.classes) for i in range(3)], 1)
     shown = Image.open(io.BytesIO(events.Images("mosaics/held_out")[-1].encoded_image_string))
     assert np.array_equal(np.array(shown), np.array(expected))
     assert "networks" not in events.Tags()["images"]
 
 
-def test_it_changes_nothing(train: Train, tmp_path: Path, whole: Path) -> None:
+def test_training_is_the_same_without_dashboards(train: Train, tmp_path: Path, uninterrupted: Path) -> None:
     train(*EIGHT, *PLAIN, "logger=none", "callbacks.dashboards=null")
-    assert (whole / "metrics.csv").read_text() == (tmp_path / "run" / "metrics.csv").read_text()
+    assert (uninterrupted / "metrics.csv").read_text() == (tmp_path / "run" / "metrics.csv").read_text()
 
 
-def test_two_outputs(train: Train, tmp_path: Path) -> None:
+def test_dashboards_of_two_outputs(train: Train, tmp_path: Path) -> None:
     train("experiment=mnist_product", "schedule.epochs=1", *PLAIN, "logger=tensorboard")
     events = events_of(tmp_path / "run")
     layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
@@ -134,9 +133,9 @@ def test_two_outputs(train: Train, tmp_path: Path) -> None:
     assert events.Tags()["histograms"] == events.Tags()["images"] == []
 
 
-def test_a_restarted_run_shows_each_epoch_once(train: Train, tmp_path: Path, whole: Path) -> None:
-    """What was written after the last checkpoint is written again, and shown once."""
-    shutil.copytree(whole, tmp_path / "run")
+def test_restarted_run_shows_each_epoch_once(train: Train, tmp_path: Path, uninterrupted: Path) -> None:
+    """Events after the last checkpoint are written again, and shown once."""
+    shutil.copytree(uninterrupted, tmp_path / "run")
     for name in ("result.json", "checkpoints/last.ckpt", "checkpoints/epoch-0008.ckpt"):  # as if killed in epoch 8
         (tmp_path / "run" / name).unlink()
     train(*EIGHT, *PLAIN, "logger=tensorboard")
@@ -147,30 +146,34 @@ def test_a_restarted_run_shows_each_epoch_once(train: Train, tmp_path: Path, who
     assert [event.step for event in events.Scalars("running/loss")] == list(range(1, 9))
 
 
-def test_a_run_begun_again_from_nothing_shows_each_epoch_once(train: Train, tmp_path: Path, whole: Path) -> None:
-    shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("result.json", "checkpoints"))
+def test_run_restarted_without_checkpoints_shows_each_epoch_once(
+    train: Train, tmp_path: Path, uninterrupted: Path
+) -> None:
+    shutil.copytree(uninterrupted, tmp_path / "run", ignore=shutil.ignore_patterns("result.json", "checkpoints"))
     train(*EIGHT, *PLAIN, "logger=tensorboard")
     events = events_of(tmp_path / "run")
     assert [event.step for event in events.Scalars("running/loss")] == list(range(1, 9))
     assert [event.step for event in events.Images("networks")] == [0, 4, 8]
 
 
-def test_a_run_that_goes_on_elsewhere_has_its_dashboards_there(train: Train, tmp_path: Path, whole: Path) -> None:
-    checkpoint = f"ckpt_path={whole / 'checkpoints' / 'epoch-0004.ckpt'}"
+def test_run_resumed_in_another_folder_has_its_dashboards_there(
+    train: Train, tmp_path: Path, uninterrupted: Path
+) -> None:
+    checkpoint = f"ckpt_path={uninterrupted / 'checkpoints' / 'epoch-0004.ckpt'}"
     train(*EIGHT, *PLAIN, "logger=tensorboard", checkpoint, run_dir="then")
     events = events_of(tmp_path / "then")
     assert {"custom_scalars__config__", "config/text_summary"} <= set(events.Tags()["tensors"])
     assert [event.step for event in events.Images("networks")] == [4, 8]
 
 
-def test_a_run_that_ends_early_shows_its_end(train: Train, tmp_path: Path) -> None:
+def test_run_that_ends_early_has_pictures_of_its_end(train: Train, tmp_path: Path) -> None:
     stop = ("callbacks=stop_at_loss", "callbacks.stop.stopping_threshold=100")  # after the first epoch
     train(*EIGHT, *PLAIN, *stop, "logger=tensorboard")
     assert [event.step for event in events_of(tmp_path / "run").Images("networks")] == [0, 1]
 
 
-def test_pictures_cost_no_run(
-    train: Train, whole: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_run_ends_normally_if_callbacks_fail(
+    train: Train, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object, **__: object) -> None:
         raise OSError("no space left")
@@ -178,23 +181,26 @@ def test_pictures_cost_no_run(
     monkeypatch.setattr("attnmosaic.plotting.point_tiles.networks", broken)
     monkeypatch.setattr("attnmosaic.runs.snapshots.Record.save", broken)
     monkeypatch.setattr("attnmosaic.callbacks.attention_gradients.mean_alpha_gradients", broken)
-    assert train(*EIGHT, *PLAIN, "logger=tensorboard") == json.loads((whole / "result.json").read_text())["metrics"]
+    assert (
+        train(*EIGHT, *PLAIN, "logger=tensorboard")
+        == json.loads((uninterrupted / "result.json").read_text())["metrics"]
+    )
     for name in ("Dashboards", "MosaicRecord", "AlphaGradients"):
         assert sum(f"{name} failed" in record.message for record in caplog.records) == 1
 
 
-def test_weights_that_are_no_numbers_get_the_runs_own_answer(train: Train) -> None:
+def test_run_with_weights_that_are_not_finite_ends_with_its_own_error(train: Train) -> None:
     with pytest.raises(RunError, match=r"Try a smaller lr\.where"):
         train(*PLAIN, "schedule=where_then_what", "trainer.check_val_every_n_epoch=1", "lr.where=1e12")
 
 
 @pytest.mark.parametrize(
-    "slip", ["dashboards.mosaics=0", "dashboards.every_n_epochs=0", "gradients.mosaics=-3", "record.followed=0"]
+    "override", ["dashboards.mosaics=0", "dashboards.every_n_epochs=0", "gradients.mosaics=-3", "record.followed=0"]
 )
-def test_slips(train: Train, slip: str) -> None:
-    key = slip.partition("=")[0]
+def test_counts_below_one_are_refused(train: Train, override: str) -> None:
+    key = override.partition("=")[0]
     with pytest.raises(Exception, match=rf"callbacks\.{key}: got .*at least 1") as error:
-        train(f"callbacks.{slip}")
+        train(f"callbacks.{override}")
     assert line_and_code(error.value) is not None
 
 
@@ -208,14 +214,14 @@ def test_chosen_epochs() -> None:
         for cycle in (1, 2, 10, 100):
             chosen = chosen_epochs(epochs, cycle)
             assert epochs in chosen
-            assert len(chosen) <= 9  # and the one before training: as many as TensorBoard keeps
+            assert len(chosen) <= 9  # with the pictures before training as many as TensorBoard keeps
 
 
-def test_hyperparameters_that_the_command_gave_come_first() -> None:
+def test_hyperparameters_of_the_command_line_come_first() -> None:
     params = {"experiment": "gaussian", "lr.what": 0.01, "lr.where": 0.03, "seed.all": 1}
     metrics = {"train/loss": 0.5, "train/accuracy": 0.9, "test/accuracy": 0.8}
-    given = {"lr.where", "data.weights", "seed.all"}
-    experiment, start, _ = hparams_summaries(params, metrics, given, {*params} - {"experiment"})
+    overridden = {"lr.where", "data.weights", "seed.all"}
+    experiment, start, _ = hparams_summaries(params, metrics, overridden, {*params} - {"experiment"})
     held = HParamsPluginData.FromString(experiment.value[0].metadata.plugin_data.content).experiment
     assert {info.name for info in held.hparam_infos if info.differs} == {"lr.where", "seed.all"}
     assert "experiment" not in {info.name for info in held.hparam_infos}

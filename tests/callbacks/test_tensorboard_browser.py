@@ -1,4 +1,4 @@
-"""TensorBoard as people see it: a small sweep, opened and clicked through in a real browser."""
+"""TensorBoard's pages of a small sweep, opened in a real browser."""
 
 import json
 import re
@@ -27,7 +27,7 @@ TEXT = """
     walk(document.body);
     return texts;
 """
-"""Every text on the page, within shadow roots too."""
+"""Script that returns all texts of the page, including those in shadow roots."""
 
 PICTURES = """
     const found = [];
@@ -39,11 +39,12 @@ PICTURES = """
     walk(document.body);
     return found;
 """
+"""Script that returns width and height of all loaded pictures of the page."""
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep of two runs that differ in a learning rate."""
+    """Returns the folder of a sweep of two runs that differ in a learning rate."""
     folder = tmp_path_factory.mktemp("sweep")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -52,13 +53,13 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
         from attnmosaic.train import main
 
         main()
-    (found,) = (folder / "outputs" / "sweeps" / "gaussian").iterdir()
-    return found
+    (sweep_folder,) = (folder / "outputs" / "sweeps" / "gaussian").iterdir()
+    return sweep_folder
 
 
 @pytest.fixture(scope="module")
 def page(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Browser, str]]:
-    """A browser, and the address of TensorBoard on the sweep."""
+    """Yields a browser, and the address of TensorBoard for the sweep."""
     log = tmp_path_factory.mktemp("tensorboard") / "log"
     with log.open("w") as file:
         command = [
@@ -95,7 +96,7 @@ def texts(browser: Browser) -> list[str]:
 
 
 def wait_for(browser: Browser, *wanted: str) -> list[str]:
-    """Waits until all these texts stand on the page; returns all there are."""
+    """Waits until the page has all the wanted texts; returns all texts of the page."""
     end = time.monotonic() + 60
     while not set(wanted) <= set(found := texts(browser)):
         assert time.monotonic() < end, f"waited for {set(wanted) - set(found)}; the page has {found}"
@@ -109,10 +110,10 @@ def show(page: tuple[Browser, str], name: str) -> Browser:
     return browser
 
 
-def test_hparams_are_the_runs_numbers(page: tuple[Browser, str], sweep: Path) -> None:
+def test_hparams_equal_the_results(page: tuple[Browser, str], sweep: Path) -> None:
     browser = show(page, "hparams")
     found = wait_for(browser, "lr.where", "schedule.k", "test/accuracy", "held_out/accuracy")
-    # What was swept comes before what all runs share, and what nobody gave is not there.
+    # Swept keys come before keys that are equal in all runs; keys that were not set are missing.
     assert found.index("lr.where") < min(found.index("data.train_mosaics"), found.index("schedule.k"))
     assert not {"lr.what", "precision", "seed.all"} & {*found}
     for job in ("0", "1"):
@@ -126,10 +127,10 @@ def _number(text: str) -> float | None:
     return float(text) if re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", text) else None
 
 
-def test_the_published_plots(page: tuple[Browser, str]) -> None:
+def test_custom_scalars_have_the_published_plots(page: tuple[Browser, str]) -> None:
     browser = show(page, "custom_scalars")
     wait_for(browser, "focus against prediction", "largest weight above or below one half", "0", "1")
-    # For either run its lines, and the strip of stages; TensorBoard fills them in one by one.
+    # Each run has its lines and the strip of stages; TensorBoard adds them one after the other.
     wanted = ["Matches (10)"] * 3 + ["Matches (6)"] * 3
     end = time.monotonic() + 60
     found: list[str] = []
@@ -138,10 +139,10 @@ def test_the_published_plots(page: tuple[Browser, str]) -> None:
         time.sleep(0.2)
         found = texts(browser)
     for title in ("train", "test", "held out"):
-        assert found.count(title) == 2  # one for the shares, one for the halves
+        assert found.count(title) == 2  # a chart of each of both published plots
 
 
-def test_scalars_by_split(page: tuple[Browser, str]) -> None:
+def test_time_series_are_grouped_by_split(page: tuple[Browser, str]) -> None:
     wait_for(show(page, "timeseries"), "gradient", "held_out", "mosaics")
 
 
@@ -155,13 +156,13 @@ def test_mosaics_are_shown(page: tuple[Browser, str]) -> None:
     assert all(width > 300 and height > 300 for width, height in pictures)
 
 
-def test_nothing_went_wrong_and_nothing_left(page: tuple[Browser, str]) -> None:
+def test_pages_have_no_errors_and_no_outside_requests(page: tuple[Browser, str]) -> None:
     browser, address = page
-    for name, own in (
+    for name, text in (
         ("scalars", "running"), ("distributions", "held_out"), ("histograms", "held_out"), ("text", "config"),
     ):  # fmt: skip
         show(page, name)
-        wait_for(browser, own)
+        wait_for(browser, text)
     assert browser.complaints() == []
     assert browser.left_the_machine() == []
     assert any(url.startswith(address) for url in browser.requests)

@@ -1,4 +1,4 @@
-"""The commands: what they leave on disk, and that jobs of a sweep share nothing."""
+"""Commands: the files they write, and that jobs of a sweep do not affect each other."""
 
 import csv
 import json
@@ -40,7 +40,7 @@ def run_folder(tmp_path: Path, name: str = "gaussian") -> Path:
 
 
 @pytest.mark.pictures
-def test_what_a_run_leaves(cli: Cli, tmp_path: Path) -> None:
+def test_files_of_a_run(cli: Cli, tmp_path: Path) -> None:
     code, out, _ = cli("train", *SMALL, *SHORT, "lr.what=0.1")
     assert code == 0
     folder = run_folder(tmp_path)
@@ -63,7 +63,7 @@ def test_what_a_run_leaves(cli: Cli, tmp_path: Path) -> None:
     assert resolved["run_dir"] == str(folder)
     assert "${" not in (folder / "config.yaml").read_text()
 
-    # Epochs count from 1; the fifth is evaluated by the cadence, the last by the final pass.
+    # Epochs count from 1. The fifth is evaluated during training, the last in the final pass.
     table = rows(folder / "metrics.csv")
     assert [(row["epoch"], row["stage"]) for row in table] == [
         (str(e + 1), stage) for e, stage in enumerate(["what", "what", "where", "where"] * 2)
@@ -92,7 +92,7 @@ def test_what_a_run_leaves(cli: Cli, tmp_path: Path) -> None:
 
 
 def check_tensorboard(folder: Path) -> None:
-    """Checks that TensorBoard has the numbers of a run's tables."""
+    """Checks that TensorBoard's scalars equal a run's tables."""
     events = EventAccumulator(str(folder)).Reload()
     tags = set(events.Tags()["scalars"])
     assert {f"{prefix}/{m}" for prefix in ("running", *SPLITS) for m in METRICS} | {"stage"} <= tags
@@ -109,10 +109,16 @@ def check_tensorboard(folder: Path) -> None:
         assert events.Scalars(name)[-1].value == pytest.approx(value)
 
 
-def test_evaluate_gives_the_runs_numbers(cli: Cli, tmp_path: Path) -> None:
-    # Other threads and precision than the defaults: evaluate takes the run's.
-    own = ("precision=float64", "compute.threads=2", "lr.what=0.1", "lr.where=0.1", "trainer.check_val_every_n_epoch=2")
-    cli("train", *SMALL, "schedule.k=1", "schedule.epochs=4", "data=digits", "model=cnn", *own)
+def test_evaluation_equals_the_result_of_the_run(cli: Cli, tmp_path: Path) -> None:
+    # Threads and precision differ from the defaults, because evaluate must use those of the run.
+    settings = (
+        "precision=float64",
+        "compute.threads=2",
+        "lr.what=0.1",
+        "lr.where=0.1",
+        "trainer.check_val_every_n_epoch=2",
+    )
+    cli("train", *SMALL, "schedule.k=1", "schedule.epochs=4", "data=digits", "model=cnn", *settings)
     folder = run_folder(tmp_path)
     code, out, _ = cli("evaluate", f"ckpt_path={folder / 'checkpoints' / 'last.ckpt'}")
     assert code == 0
@@ -132,10 +138,10 @@ def test_evaluate_gives_the_runs_numbers(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.pictures
-def test_what_a_run_of_two_outputs_leaves(cli: Cli, tmp_path: Path) -> None:
-    """And that evaluating its checkpoints gives its numbers."""
-    chosen = ("experiment=mnist_sum", "precision=float64", "lr.network=0.01", "trainer.check_val_every_n_epoch=2")
-    code, out, err = cli("train", *SMALL_NUMBERS, *chosen, "schedule.k=2", "schedule.epochs=5")
+def test_files_of_a_run_of_two_outputs(cli: Cli, tmp_path: Path) -> None:
+    """Evaluating its checkpoints gives the same numbers."""
+    settings = ("experiment=mnist_sum", "precision=float64", "lr.network=0.01", "trainer.check_val_every_n_epoch=2")
+    code, out, err = cli("train", *SMALL_NUMBERS, *settings, "schedule.k=2", "schedule.epochs=5")
     assert code == 0, err
     folder = run_folder(tmp_path, "mnist_sum")
     assert {p.name for p in folder.iterdir() if not p.name.startswith("events.out.tfevents.")} == {
@@ -169,10 +175,10 @@ def test_what_a_run_of_two_outputs_leaves(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_same_seed_same_numbers(train: Callable[..., dict[str, float]], tmp_path: Path) -> None:
-    one = train(*SHORTER, run_dir="one")
-    assert train(*SHORTER, run_dir="two") == one
+    metrics = train(*SHORTER, run_dir="one")
+    assert train(*SHORTER, run_dir="two") == metrics
     assert result(tmp_path / "one")["config_hash"] == result(tmp_path / "two")["config_hash"]
-    assert train(*SHORTER, "seed.all=1", run_dir="three") != one
+    assert train(*SHORTER, "seed.all=1", run_dir="three") != metrics
     assert result(tmp_path / "three")["config_hash"] != result(tmp_path / "one")["config_hash"]
 
 
@@ -186,13 +192,13 @@ def global_state() -> list[Any]:
         torch.backends.cudnn.benchmark,
         torch.get_rng_state().tolist(),
         np.random.get_state()[1].tolist(),
-        # Not Python's own generator: the shape checks of these tests draw from it.
+        # Without Python's random state, because the shape checks of these tests use it.
     ]
 
 
 def test_jobs_of_a_sweep_share_nothing(cli: Cli, tmp_path: Path) -> None:
-    """The second job gives what it gives alone, though the one before it set other globals."""
-    cli("train", *SMALL, *SHORTER)  # what importing torch and Lightning leaves behind is not a job's
+    """The second job has the same results as alone, although the first job set other globals."""
+    cli("train", *SMALL, *SHORTER)  # imports torch and Lightning, which change globals
     before = global_state()
     others = ("compute.matmul_precision=medium", "+trainer.deterministic=true", "seed.all=1")
     code, _, _ = cli("train", *SMALL, *SHORTER, *others, "precision=float64,float32", "-m")
@@ -209,7 +215,7 @@ def test_jobs_of_a_sweep_share_nothing(cli: Cli, tmp_path: Path) -> None:
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def test_a_failed_job_does_not_stop_the_sweep(cli: Cli, tmp_path: Path) -> None:
+def test_failed_job_does_not_stop_the_sweep(cli: Cli, tmp_path: Path) -> None:
     code, _, err = cli("train", *SMALL, *SHORTER, "data.patches=1,4", "-m")
     assert code == 2
     assert "data.patches: got 1" in err
@@ -218,8 +224,8 @@ def test_a_failed_job_does_not_stop_the_sweep(cli: Cli, tmp_path: Path) -> None:
     assert (sweep / "1" / "result.json").exists()
 
 
-def test_the_missions_command(cli: Cli, tmp_path: Path) -> None:
-    """Exactly ``experiment=stagewise lr.what=0.001 -m``, on stand-in images and few mosaics."""
+def test_sweep_of_one_run(cli: Cli, tmp_path: Path) -> None:
+    """The command is ``experiment=stagewise lr.what=0.001 -m``, here on stand-in images and few mosaics."""
     code, _, _ = cli("train", *SMALL, *SHORTER, *TINY_CIFAR10, "experiment=stagewise", "lr.what=0.001", "-m")
     assert code == 0
     (sweep,) = (tmp_path / "outputs" / "sweeps" / "stagewise").iterdir()
@@ -228,7 +234,7 @@ def test_the_missions_command(cli: Cli, tmp_path: Path) -> None:
 
 
 CONF = ROOT / "conf" / "experiment"
-# Of the tables of images some rows are run as sweeps (test_sweep.py).
+# Rows of tables on images are tested as sweeps (test_sweep.py).
 SWEPT = ("table1/", "table2/", "averages/", "mnist/")
 EXPERIMENTS = sorted(
     name
@@ -256,16 +262,18 @@ def test_every_debug_config(train: Callable[..., dict[str, float]], tmp_path: Pa
         assert "training_step" in next((tmp_path / "run").glob("*profile*.txt")).read_text()
 
 
-def test_a_finished_run_is_told_by_its_result_alone(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that stops in its last step leaves no result, and no half of one."""
+def test_run_that_fails_in_its_last_step_has_no_result(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also no incomplete one: only finished runs have a ``result.json``."""
     replace = os.replace
 
-    def full(source: Path, target: Path) -> None:
+    def replace_on_full_disk(source: Path, target: Path) -> None:
         if Path(target).name == "result.json":
             raise OSError(28, "No space left on device")
         replace(source, target)
 
-    monkeypatch.setattr("attnmosaic.core.files.os.replace", full)
+    monkeypatch.setattr("attnmosaic.core.files.os.replace", replace_on_full_disk)
     code, _, err = cli("train", *SMALL, *SHORTER, "hydra.run.dir=run")
     assert code == 1
     assert "run/result.json' (No space left on device)" in err

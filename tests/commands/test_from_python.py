@@ -1,4 +1,4 @@
-"""Training, and what belongs to it, from a notebook or a script: no command, no job of Hydra's."""
+"""Training and evaluation from a notebook or a script, without a command line."""
 
 import asyncio
 import logging
@@ -27,7 +27,7 @@ SHORT = (*SMALL, "schedule.k=1", "schedule.epochs=5", "compute.threads=1")
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As in a new process, whatever was tested before in this one."""
+    """Sets up the state of a new process: an empty working directory, and logging at its default level."""
     monkeypatch.chdir(tmp_path)
     assert not HydraConfig.initialized()
     root = logging.getLogger()
@@ -37,13 +37,13 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     root.setLevel(level)
 
 
-def unconfigured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves logging as it is in a new process: pytest has handlers of its own."""
+def remove_log_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Removes pytest's log handlers, as in a new process."""
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
 
 
-def test_each_call_has_a_folder_of_its_own(tmp_path: Path) -> None:
-    """Of one config that is changed in between, of the same again, and of another composition."""
+def test_each_call_has_its_own_folder(tmp_path: Path) -> None:
+    """Calls with a config that is changed in between, with the same config again, and with another composition."""
     config = composed("train", *SHORT)
     folders, losses = [], []
     for seed in (0, 1, 1):
@@ -60,20 +60,20 @@ def test_each_call_has_a_folder_of_its_own(tmp_path: Path) -> None:
         assert {"result.json", "config.yaml", "train.log", "checkpoints"} <= {path.name for path in folder.iterdir()}
 
 
-def test_a_folder_that_is_named(tmp_path: Path) -> None:
-    """The finished run there is not run again; another one is refused."""
+def test_finished_run_in_a_named_folder_is_not_repeated(tmp_path: Path) -> None:
+    """A run with other settings is refused there."""
     config = composed("train", *SHORT, "run_dir=mine")
     first = train(config)
-    written = (tmp_path / "mine" / "result.json").stat().st_mtime_ns
+    written_at = (tmp_path / "mine" / "result.json").stat().st_mtime_ns
     assert train(config) == first
-    assert (tmp_path / "mine" / "result.json").stat().st_mtime_ns == written
+    assert (tmp_path / "mine" / "result.json").stat().st_mtime_ns == written_at
     config.lr.what = 0.5
     with pytest.raises(UserError, match="run_dir"):
         train(config)
 
 
-def test_in_a_running_event_loop() -> None:
-    """As a cell of a notebook is."""
+def test_training_in_a_running_event_loop() -> None:
+    """Cells of a notebook run in an event loop."""
 
     async def cell() -> dict[str, float]:
         return train(composed("train", *SHORT))
@@ -81,7 +81,7 @@ def test_in_a_running_event_loop() -> None:
     assert 0 <= asyncio.run(cell())["held_out/focus"] <= 1
 
 
-SLIPS: dict[str, tuple[str, ...]] = {
+USER_ERRORS: dict[str, tuple[str, ...]] = {
     "lr.what": ("lr.what=-1",),
     "data.root": ("experiment=stagewise", "data=image_folder", "data.root=missing", "data.foreground=[a,b]"),
     "name": ("name=../x",),
@@ -92,25 +92,25 @@ SLIPS: dict[str, tuple[str, ...]] = {
 }
 
 
-@pytest.mark.parametrize("key", SLIPS)
-def test_an_error_is_a_users(tmp_path: Path, key: str) -> None:
+@pytest.mark.parametrize("key", USER_ERRORS)
+def test_user_errors_name_the_key(tmp_path: Path, key: str) -> None:
     with pytest.raises(UserError, match=re.escape(key)):
-        train(composed("train", *SMALL, *SLIPS[key]))
+        train(composed("train", *SMALL, *USER_ERRORS[key]))
     assert not (tmp_path / "outputs").exists()
 
 
-def test_an_evaluation() -> None:
+def test_evaluation_equals_the_result() -> None:
     config = composed("train", *SHORT)
     final = train(config)
     checkpoint = f"ckpt_path={config.run_dir}/checkpoints/last.ckpt"
-    asked = composed("evaluate", checkpoint)
-    assert evaluate(asked) == final
-    assert (Path(asked.run_dir) / "evaluation.json").is_file()
+    evaluation = composed("evaluate", checkpoint)
+    assert evaluate(evaluation) == final
+    assert (Path(evaluation.run_dir) / "evaluation.json").is_file()
     with pytest.raises(UserError, match="ckpt_path"):
         evaluate(composed("evaluate", "ckpt_path=missing.ckpt"))
 
 
-def state() -> dict[str, Any]:
+def process_state() -> dict[str, Any]:
     return {
         "threads": torch.get_num_threads(),
         "torch": torch.get_rng_state().tolist(),
@@ -123,41 +123,39 @@ def state() -> dict[str, Any]:
     }
 
 
-def test_what_it_leaves_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    unconfigured(monkeypatch)
-    train(composed("train", *SHORT))  # what importing torch and Lightning leaves is not a run's
-    before = state()
+def test_training_does_not_change_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    remove_log_handlers(monkeypatch)
+    train(composed("train", *SHORT))  # imports torch and Lightning, which change the process
+    before = process_state()
     train(composed("train", *SHORT, "compute.threads=2", "seed.all=3", "compute.matmul_precision=high"))
     with pytest.raises(UserError):
         train(composed("train", *SHORT, "lr.what=-1"))
-    assert state() == before
+    assert process_state() == before
 
 
-@pytest.mark.parametrize(("mode", "line"), [("auto", True), ("quiet", False)])
-def test_what_it_prints(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, mode: str, line: bool
+@pytest.mark.parametrize(("mode", "has_lines"), [("auto", True), ("quiet", False)])
+def test_training_prints_and_logs_its_progress(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, mode: str, has_lines: bool
 ) -> None:
-    """As the command does where there is no terminal, and into the log of its folder."""
-    unconfigured(monkeypatch)
+    """Prints the same lines as the command without a terminal, and writes them into the log of the run's folder."""
+    remove_log_handlers(monkeypatch)
     config = composed("train", *SHORT, f"progress={mode}")
     metrics = train(config)
     out, err = capfd.readouterr()
     assert out == ""
     assert f"{metrics['held_out/focus']:.4f}" in err
-    assert ("epoch 5/5" in err) == line
+    assert ("epoch 5/5" in err) == has_lines
     log = (Path(config.run_dir) / "train.log").read_text(encoding="utf-8")
     assert "epoch 5/5" in log
     assert f"{metrics['held_out/focus']:.4f}" in log
 
 
-def test_logging_that_was_set_up_stays_as_it_is(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mine = [logging.StreamHandler()]
-    monkeypatch.setattr(logging.getLogger(), "handlers", mine)
+def test_configured_logging_is_not_changed(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers = [logging.StreamHandler()]
+    monkeypatch.setattr(logging.getLogger(), "handlers", handlers)
     train(composed("train", *SHORT))
-    assert logging.getLogger().handlers is mine
-    assert len(mine) == 1
+    assert logging.getLogger().handlers is handlers
+    assert len(handlers) == 1
     assert capfd.readouterr() == ("", "")
 
 
@@ -165,7 +163,7 @@ def readme_examples() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.M | re.S)
 
 
-def test_the_readmes_example(capfd: pytest.CaptureFixture[str]) -> None:
+def test_example_of_the_readme(capfd: pytest.CaptureFixture[str]) -> None:
     (example,) = readme_examples()
     exec(example, {})
     focus, folder = capfd.readouterr().out.split()

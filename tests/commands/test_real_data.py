@@ -1,4 +1,4 @@
-"""The JPEG copy of CIFAR-10 and the real MNIST, through the commands; skips where they are absent."""
+"""Commands on the JPEG copy of CIFAR-10 and on the real MNIST; skipped if the data are missing."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 @pytest.mark.real_data
 def test_cifar10_as_image_folder(cli: Cli, tmp_path: Path, real_data: Path) -> None:
-    """Decodes a fifth of the images once; trains a little, and a row of document 001's table on the cached images."""
+    """Decodes a fifth of the images once, and trains two experiments on the cached images."""
     with tarfile.open(real_data / "cifar10-jpeg.tar.xz") as opened:
         fifth = [member for member in opened if member.name.endswith(("0.jpg", "5.jpg"))]
         opened.extractall(tmp_path / "cifar", fifth, filter="data")
@@ -30,7 +30,7 @@ def test_cifar10_as_image_folder(cli: Cli, tmp_path: Path, real_data: Path) -> N
     code, _, err = cli("train", "experiment=stagewise", *source, "data.foreground=[horse,ship,truck]", *few)
     assert code == 0, err
     files = sorted((tmp_path / "cache").glob("*.npy"))
-    written = [file.stat().st_mtime_ns for file in files]
+    written_at = [file.stat().st_mtime_ns for file in files]
     cached = [np.load(file) for file in files]
     assert sorted(images.shape for images in cached) == [(2_000, 32, 32, 3), (10_000, 32, 32, 3)]
     assert all(images.dtype == np.uint8 for images in cached)
@@ -39,23 +39,23 @@ def test_cifar10_as_image_folder(cli: Cli, tmp_path: Path, real_data: Path) -> N
     assert sorted(p.name for p in (tmp_path / "cifar" / "train").iterdir()) == CLASSES
     code, _, err = cli("train", "experiment=averages/dataset9", *source, *few[:-1], "hydra.run.dir=average")
     assert code == 0, err
-    assert [file.stat().st_mtime_ns for file in sorted((tmp_path / "cache").glob("*.npy"))] == written
+    assert [file.stat().st_mtime_ns for file in sorted((tmp_path / "cache").glob("*.npy"))] == written_at
     metrics = json.loads((tmp_path / "average" / "result.json").read_text())["metrics"]
     assert metrics["dataset_9/loss"] == metrics["train/loss"] != metrics["dataset_8/loss"]
 
 
 @pytest.mark.real_data
 def test_mnist_and_number(cli: Cli, config: Callable[..., DictConfig], tmp_path: Path, real_data: Path) -> None:
-    """All 60,000 and 10,000 images with uniform numbers; then a little training on some of them."""
+    """All 60,000 and 10,000 images have uniform numbers; a short training run on some images reaches the accuracies."""
     raw = tmp_path / "data" / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for path in (real_data / "MNIST" / "raw").glob("*.gz"):
         shutil.copy(path, raw)
     source = ("experiment=mnist_product", "data=mnist_and_number")
-    # The composition order of groups puts the data after the experiment's own; its operation must survive.
-    chosen = config(*source, small=False)
-    assert chosen.data.operation == "product"
-    data = hydra.utils.instantiate(chosen.data, _convert_="all")
+    # The data group is composed after the experiment; the experiment's operation must survive.
+    composed = config(*source, small=False)
+    assert composed.data.operation == "product"
+    data = hydra.utils.instantiate(composed.data, _convert_="all")
     data.setup()
     assert data.image_shape == (1, 28, 28)
     for split, n in (("train", 60_000), ("test", 60_000), ("held_out", 10_000)):
@@ -64,7 +64,7 @@ def test_mnist_and_number(cli: Cli, config: Callable[..., DictConfig], tmp_path:
         counts = torch.bincount(examples.number, minlength=10).double()
         assert ((counts - n / 10) ** 2 / (n / 10)).sum() < 27.9  # chi-square, 9 degrees of freedom, p = 0.001
     batch = data.examples["held_out"].take(torch.arange(10), torch.float32)
-    assert batch.digit.tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]  # how MNIST's test set begins
+    assert batch.digit.tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]  # the first digits of MNIST's test set
     few = ("data.train_images=2000", "data.held_out_images=500", "schedule.epochs=3", "lr.network=0.003")
     code, _, err = cli("train", *source, *few, "trainer.accelerator=cpu", "hydra.run.dir=run")
     assert code == 0, err

@@ -1,4 +1,4 @@
-"""Relative paths of commands: of the folder where a command is started, wherever a run works or is moved to."""
+"""Relative paths of commands: they start at the folder where a command is started."""
 
 import contextlib
 import json
@@ -35,7 +35,7 @@ def make_photos(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns a folder with images and a run on them, named by relative paths."""
+    """Returns a folder with images and a run that was trained on them with relative paths."""
     folder = tmp_path_factory.mktemp("project")
     make_photos(folder / "photos")
     with contextlib.chdir(folder):
@@ -45,7 +45,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def project(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Returns the folder, moved to where this test may change it; the working directory."""
+    """Returns a copy of the folder that a test can change, and makes it the working directory."""
     folder = tmp_path / "project"
     shutil.copytree(trained, folder)
     for file in (folder / "run" / "config.yaml", *(folder / "run" / "checkpoints").iterdir()):
@@ -55,7 +55,7 @@ def project(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def move_paths(file: Path, old: str, new: str) -> None:
-    """Replaces a folder in a run's saved config."""
+    """Replaces a folder in the config of a run's file."""
     if file.suffix == ".yaml":
         file.write_text(file.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
         return
@@ -66,36 +66,37 @@ def move_paths(file: Path, old: str, new: str) -> None:
 
 
 def metrics_of(folder: Path) -> dict[str, float]:
-    found: dict[str, float] = json.loads((folder / "result.json").read_text())["metrics"]
-    return found
+    metrics: dict[str, float] = json.loads((folder / "result.json").read_text())["metrics"]
+    return metrics
 
 
 def measured(folder: Path) -> dict[str, float]:
-    found: dict[str, float] = json.loads((folder / "evaluation.json").read_text())
-    return found
+    metrics: dict[str, float] = json.loads((folder / "evaluation.json").read_text())
+    return metrics
 
 
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def enter_other_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Creates another folder, makes it the working directory, and returns it."""
     other = tmp_path / "else" / "where"
     other.mkdir(parents=True)
     monkeypatch.chdir(other)
     return other
 
 
-def test_a_run_is_measured_and_known_from_another_folder(
+def test_run_is_evaluated_and_found_from_another_folder(
     cli: Cli, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert yaml.safe_load((project / "run" / "config.yaml").read_text())["data"]["root"] == str(project / "photos")
-    other = elsewhere(tmp_path, monkeypatch)
+    other = enter_other_folder(tmp_path, monkeypatch)
     code, _, err = cli("evaluate", "ckpt_path=../../project/run/checkpoints/last.ckpt", "hydra.run.dir=measured")
     assert code == 0, err
     assert measured(other / "measured") == metrics_of(project / "run")
     code, out, _ = cli("train", *PHOTOS, "data.root=../../project/photos", "hydra.run.dir=../../project/run")
-    assert (code, "finished before" in out) == (0, True)
+    assert (code, "finished" in out) == (0, True)
 
 
-def test_images_that_were_moved(cli: Cli, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = elsewhere(tmp_path, monkeypatch)
+def test_evaluation_with_moved_images(cli: Cli, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = enter_other_folder(tmp_path, monkeypatch)
     shutil.move(project / "photos", other / "album")
     checkpoint = f"ckpt_path={project / 'run' / 'checkpoints' / 'last.ckpt'}"
     code, _, err = cli("evaluate", checkpoint, "hydra.run.dir=lost")
@@ -105,11 +106,9 @@ def test_images_that_were_moved(cli: Cli, project: Path, tmp_path: Path, monkeyp
     assert measured(other / "measured") == metrics_of(project / "run")
 
 
-def test_a_run_that_was_moved_with_its_images(
-    cli: Cli, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """To another machine, for example: it is measured there unchanged, and the same command resumes it."""
-    other = elsewhere(tmp_path, monkeypatch)
+def test_run_moved_with_its_images(cli: Cli, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For example to another machine: evaluation works without changes, and the same command resumes the run."""
+    other = enter_other_folder(tmp_path, monkeypatch)
     moved = tmp_path / "moved"
     shutil.move(project, moved)
     code, _, err = cli("evaluate", f"ckpt_path={moved / 'run' / 'checkpoints' / 'last.ckpt'}", "hydra.run.dir=measured")
@@ -131,11 +130,11 @@ LAUNCHERS = {
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_jobs_that_change_directory(cli: Cli, project: Path, launcher: str) -> None:
-    """Every path that is given is read as ever, and all that is written lies where it lies without."""
-    where, folder = LAUNCHERS[launcher]
+def test_training_with_chdir(cli: Cli, project: Path, launcher: str) -> None:
+    """``hydra.job.chdir=true`` changes neither the paths that are read nor the paths that are written."""
+    overrides, folder = LAUNCHERS[launcher]
     paths = ("data.root=photos", "paths.cache=cache", "ckpt_path=run/checkpoints/before_last.ckpt")
-    code, out, err = cli("train", *PHOTOS, *paths, CHDIR, *where)
+    code, out, err = cli("train", *PHOTOS, *paths, CHDIR, *overrides)
     assert code == 0, out + err
     assert metrics_of(project / folder) == metrics_of(project / "run")
     saved = yaml.safe_load((project / folder / "config.yaml").read_text())
@@ -145,7 +144,7 @@ def test_jobs_that_change_directory(cli: Cli, project: Path, launcher: str) -> N
     assert not [*(project / folder).glob("*/**/result.json")]
 
 
-def test_other_commands_that_change_directory(cli: Cli, project: Path) -> None:
+def test_other_commands_with_chdir(cli: Cli, project: Path) -> None:
     checkpoint = "ckpt_path=run/checkpoints/last.ckpt"
     code, _, err = cli("evaluate", checkpoint, "data.root=photos", "hydra.run.dir=measured", CHDIR)
     assert code == 0, err
@@ -154,13 +153,13 @@ def test_other_commands_that_change_directory(cli: Cli, project: Path) -> None:
     assert code == 0, err
     assert (project / "explained" / "explained.csv").is_file()
     train(composed("train", "experiment=mnist_sum", *SMALL_NUMBERS, "schedule.epochs=1", "run_dir=numbers"))
-    given = ("ckpt_path=numbers/checkpoints/last.ckpt", "image=photos/cat/0.png", "number=5")
-    code, out, err = cli("predict", *given, "hydra.run.dir=away", CHDIR)
+    overrides = ("ckpt_path=numbers/checkpoints/last.ckpt", "image=photos/cat/0.png", "number=5")
+    code, out, err = cli("predict", *overrides, "hydra.run.dir=away", CHDIR)
     assert (code, "digit: " in out) == (0, True), err
 
 
-def test_the_home_folder(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A ``~`` means it wherever a path is given, those of Hydra included."""
+def test_tilde_is_the_home_folder(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every path, including those of Hydra."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     code, _, err = cli("train", *SHORT, 'paths.output="~/outs"')
     assert code == 0, err
@@ -175,20 +174,20 @@ def test_the_home_folder(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "~").exists()
 
 
-def test_named_data_sets_of_an_evaluation(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are where the run had them, or where ``paths.data`` says."""
+def test_evaluation_finds_torchvision_data_sets(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the folder that the run used, or in ``paths.data``."""
     from helpers.user_code import TINY_CIFAR10, TinyCifar10
 
     roots: list[str] = []
-    made: Callable[..., None] = TinyCifar10.__init__
+    original: Callable[..., None] = TinyCifar10.__init__
 
-    def noted(self: Any, root: str, **arguments: Any) -> None:
+    def note_root(self: Any, root: str, **arguments: Any) -> None:
         roots.append(root)
-        made(self, root, **arguments)
+        original(self, root, **arguments)
 
-    monkeypatch.setattr(TinyCifar10, "__init__", noted)
+    monkeypatch.setattr(TinyCifar10, "__init__", note_root)
     train(composed("train", "experiment=stagewise", *SHORT, *TINY_CIFAR10, "paths.data=sets", "run_dir=run"))
-    other = elsewhere(tmp_path, monkeypatch)
+    other = enter_other_folder(tmp_path, monkeypatch)
     checkpoint = f"ckpt_path={tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}"
     for override, root in ((), tmp_path / "sets"), (("paths.data=mine",), other / "mine"):
         roots.clear()

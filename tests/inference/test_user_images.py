@@ -1,4 +1,4 @@
-"""Mosaics of a user's images: which files are found, how they are cut, and what their pictures are called."""
+"""Mosaics of a user's images: which files are read, how images are cut, and the names of the pictures."""
 
 from pathlib import Path
 
@@ -18,8 +18,8 @@ def save(*paths: Path) -> None:
         Image.fromarray(np.random.default_rng(3).integers(256, size=(24, 24), dtype=np.uint8)).save(path)
 
 
-def test_a_picture_is_cut_into_cells(tmp_path: Path) -> None:
-    """Row by row, equal to a pixel; nothing of a cell leaks into the next."""
+def test_picture_is_cut_into_cells(tmp_path: Path) -> None:
+    """Row by row, with sizes that differ by at most a pixel; each patch depends on its own cell only."""
     pixels = np.random.default_rng(0).integers(256, size=(70, 200, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "wide.png")
     (source,) = find_sources(tmp_path / "wide.png")
@@ -31,8 +31,8 @@ def test_a_picture_is_cut_into_cells(tmp_path: Path) -> None:
         read_mosaic(source, 71, (3, 8, 6))
 
 
-def test_a_folder_is_one_mosaic(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Of the images that can be read, by name; what is not square is cropped at its centre."""
+def test_folder_is_one_mosaic(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of its readable images, sorted by name; images that are not square are cropped at their centre."""
     pixels = np.random.default_rng(0).integers(256, size=(8, 20), dtype=np.uint8)
     (tmp_path / "set").mkdir()
     Image.fromarray(pixels).save(tmp_path / "set" / "b.png")
@@ -44,7 +44,7 @@ def test_a_folder_is_one_mosaic(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert "'set/cut.png' cannot be read" in caplog.text
     for name in "ab":
         (tmp_path / "set" / f"{name}.png").unlink()
-    with pytest.raises(UnreadableError, match=r"no image .* 'set/cut\.png'"):
+    with pytest.raises(UnreadableError, match=r"no readable image.*'set/cut\.png'"):
         read_mosaic(find_sources(tmp_path)[0], 3, (1, 8, 8))
 
 
@@ -72,32 +72,32 @@ def test_skipped_files_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert line.levelname == ("INFO" if "hidden" in SKIPPED[name] else "WARNING")
 
 
-def test_links(tmp_path: Path) -> None:
-    """A link that leads nowhere is an image that cannot be read."""
+def test_links_are_followed(tmp_path: Path) -> None:
+    """A link to a missing file is an image that cannot be read."""
     save(tmp_path / "there.png")
     (tmp_path / "mine" / "set").mkdir(parents=True)
-    (tmp_path / "mine" / "gone.png").symlink_to("nowhere")
+    (tmp_path / "mine" / "dangling.png").symlink_to("nowhere")
     (tmp_path / "mine" / "linked.png").symlink_to("../there.png")
     (tmp_path / "mine" / "set" / "linked.png").symlink_to(tmp_path / "there.png")
     (tmp_path / "mine" / "sets").symlink_to("set")
-    gone, linked, *sets = find_sources(tmp_path / "mine")
+    dangling, linked, *sets = find_sources(tmp_path / "mine")
     assert [len(source.files) for source in sets] == [1, 1]
     assert read_mosaic(linked, 3, (1, 8, 8)).patches.shape == (9, 8, 8, 1)
     with pytest.raises(UnreadableError, match="No such file"):
-        read_mosaic(gone, 3, (1, 8, 8))
+        read_mosaic(dangling, 3, (1, 8, 8))
 
 
-def test_skipped_files_alone(tmp_path: Path) -> None:
+def test_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "0.heic").touch()
     with pytest.raises(UserError, match=r"images: .* no images.*\.heic: 1; "):
         find_sources(tmp_path)
 
 
 def test_picture_names() -> None:
-    """Each is another, on systems that ignore capitals too, and as near to the image's name as can be."""
+    """Names are distinct, also if upper and lower case are not distinguished, and similar to the image's name."""
 
-    def names(*given: str) -> list[str]:
-        return picture_names([Source(Path(name), () if "." in name else (Path(name, "1.png"),)) for name in given])
+    def names(*paths: str) -> list[str]:
+        return picture_names([Source(Path(path), () if "." in path else (Path(path, "1.png"),)) for path in paths])
 
     assert names("a.jpg", "b.png", "c") == ["a.png", "b.png", "c.png"]
     assert names("a", "a.jpg", "a.png", "b.png") == ["a.png", "a_2.png", "a_3.png", "b.png"]

@@ -1,4 +1,4 @@
-"""2-D networks and mosaics as pixels: what lies where."""
+"""Drawings of 2-D networks and mosaics: the pixels at known positions."""
 
 import numpy as np
 from PIL import ImageColor
@@ -7,11 +7,11 @@ from attnmosaic.plotting import point_tiles, tiles
 from attnmosaic.plotting.palette import CLASS_STYLES, FRAME
 from attnmosaic.runs.snapshots import Plane, PredictedMosaics
 
-CLASSES, ALL = ("a", "b"), ("a", "b", "c")
+CLASSES, ALL_CLASSES = ("a", "b"), ("a", "b", "c")
 
 
 def plane() -> Plane:
-    """Class b is seen on the right; Where scores the top higher; one point a class, at x = 1, 2 and 3."""
+    """Returns a plane: What predicts b on the right; Where scores the top higher; a point per class at x = 1, 2, 3."""
     regions = np.zeros((10, 10), dtype=np.uint8)
     regions[:, 5:] = 1
     return Plane(
@@ -27,11 +27,11 @@ def plane() -> Plane:
     )
 
 
-def test_the_plane_lies_the_right_way_up() -> None:
+def test_plane_has_x_to_the_right_and_y_upwards() -> None:
     to_pixels = point_tiles.Transform(np.array([0.0, 4.0, 0.0, 2.0]), 100)
     assert to_pixels(np.array([[0, 0], [4, 2], [1, 2]])).tolist() == [[0, 100], [100, 0], [25, 0]]
     side = 200
-    image = np.array(point_tiles.networks(plane(), CLASSES, ALL, side))
+    image = np.array(point_tiles.networks(plane(), CLASSES, ALL_CLASSES, side))
     gap, heading = 12, 24
     regions, scores = (image[heading : heading + side, x : x + side].astype(int) for x in (gap, 2 * gap + side))
     tints = point_tiles.region_colors(np.array([[0, 1]]))[0].astype(int)
@@ -43,8 +43,8 @@ def test_the_plane_lies_the_right_way_up() -> None:
         assert scores[150, x].tolist() == list(ImageColor.getrgb(color))
 
 
-def test_a_mosaic_shows_weights_foreground_and_aggregate() -> None:
-    looked = PredictedMosaics(
+def test_mosaic_shows_weights_foreground_and_aggregate() -> None:
+    mosaics = PredictedMosaics(
         rows=np.array([0]),
         patches=np.array([[[1.0, 1.0], [3.0, 3.0]]], dtype=np.float32),
         foreground=np.array([1]),
@@ -53,14 +53,14 @@ def test_a_mosaic_shows_weights_foreground_and_aggregate() -> None:
         probabilities=np.array([[0.1, 0.9]], dtype=np.float32),
     )
     side = 200
-    image = np.array(point_tiles.card(looked, 0, plane(), CLASSES, side))[tiles.MARGIN :, tiles.MARGIN :]
+    image = np.array(point_tiles.card(mosaics, 0, plane(), CLASSES, side))[tiles.MARGIN :, tiles.MARGIN :]
 
-    def dark(x: int, y: int, within: int) -> int:
-        """Columns, from a patch outwards, that its circle's ink reaches."""
+    def circle_radius(x: int, y: int, within: int) -> int:
+        """Returns the radius of the circle around a patch, in pixels."""
         row = image[y, x : x + within].astype(int)
         return int(np.flatnonzero((row < 80).all(axis=1)).max())
 
-    assert dark(50, 150, 25) < dark(150, 50, 25)  # the radius grows with the weight
+    assert circle_radius(50, 150, 25) < circle_radius(150, 50, 25)  # the weights are 0.25 and 0.75
     frame = (image == ImageColor.getrgb(FRAME)).all(axis=-1)
     ys, xs = np.nonzero(frame)
     assert abs(xs.mean() - 150) < 2
@@ -72,5 +72,9 @@ def test_a_mosaic_shows_weights_foreground_and_aggregate() -> None:
 
 
 def test_class_colors() -> None:
-    assert point_tiles.colors_of(ALL, CLASSES) == [CLASS_STYLES[0][0], CLASS_STYLES[1][0], point_tiles.BEHIND]
+    assert point_tiles.colors_of(ALL_CLASSES, CLASSES) == [
+        CLASS_STYLES[0][0],
+        CLASS_STYLES[1][0],
+        point_tiles.BACKGROUND,
+    ]
     assert point_tiles.colors_of("g", "abcdefgh") == [CLASS_STYLES[0][0]]

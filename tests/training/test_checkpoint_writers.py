@@ -240,7 +240,7 @@ def test_measured_all_the_same(cli: Cli, train: Train, tmp_path: Path) -> None:
 def test_the_runs_own_are_not_overwritten(config: Callable[..., DictConfig], given: tuple[str, ...]) -> None:
     """Else a kill within an epoch would leave none to resume from."""
     trainer = build_trainer(config(LIGHTNINGS, HERE, *given), "32-true")
-    with pytest.raises(UserError, match=r"callbacks: .*last\.ckpt' into .*save_last=false"):
+    with pytest.raises(UserError, match=r"callbacks: .*last\.ckpt' in .*save_last=false"):
         trainer.callbacks[-1].setup(trainer, None, "fit")  # type: ignore[attr-defined]
     trainer = build_trainer(config(LIGHTNINGS, ELSEWHERE, *given), "32-true")
     trainer.callbacks[-1].setup(trainer, None, "fit")  # type: ignore[attr-defined]

@@ -1,1 +1,1 @@
-"""What is written, drawn and shown while a run trains."""
+"""Callbacks that write files, plot figures and show progress while a run trains."""

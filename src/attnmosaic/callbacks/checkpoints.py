@@ -1,4 +1,4 @@
-"""The checkpoints of a run: the last epoch's and the one before it, and one for every cycle of stages."""
+"""Writes the checkpoints of a run: of the last two epochs, and of the end of every cycle of stages."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from attnmosaic.training.base import RunModule
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes ``last.ckpt`` after every epoch and keeps the one that it replaces as ``before_last.ckpt``.
+    """Writes ``last.ckpt`` after every epoch and keeps the previous ``last.ckpt`` as ``before_last.ckpt``.
 
     Args:
         dirpath: the folder of the checkpoints.
@@ -24,7 +24,7 @@ class LastCheckpoint(Checkpoint):
         written_last: the trainer calls this callback after all others.
 
     Raises:
-        UserError: another callback would write files of these names into the same folder.
+        UserError: another callback would write files of the same names into the same folder.
     """
 
     written_last = True
@@ -41,38 +41,39 @@ class LastCheckpoint(Checkpoint):
             names = {other.filename, other.CHECKPOINT_NAME_LAST if other.save_last else None}
             if taken := names & {self.path.stem, self.previous.stem}:
                 raise UserError(
-                    f"callbacks: a ModelCheckpoint would write '{taken.pop()}.ckpt' into '{self.path.parent}', where "
-                    "the run keeps its own; type save_last=false, another filename or another dirpath for it"
+                    f"callbacks: a ModelCheckpoint would overwrite the run's own '{taken.pop()}.ckpt' in "
+                    f"'{self.path.parent}'; set its save_last=false, another filename or another dirpath"
                 )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # A file that was there before counts if this run resumes from it: another may be the damaged one.
-        kept = self._complete or (self.path.exists() and _same(self.path, trainer.ckpt_path or ""))
-        if kept and trainer.is_global_zero:
+        # A `last.ckpt` from before this start is kept only if the run resumes from it: any other may be damaged.
+        valid = self._complete or (self.path.exists() and _same(self.path, trainer.ckpt_path or ""))
+        if valid and trainer.is_global_zero:
             keep_as(self.previous, self.path)
         trainer.save_checkpoint(self.path)
         self._complete = True
 
 
-def _same(one: Any, other: Any) -> bool:
-    return os.path.realpath(one) == os.path.realpath(other)
+def _same(first: Any, second: Any) -> bool:
+    """Returns whether two paths are the same after following links."""
+    return os.path.realpath(first) == os.path.realpath(second)
 
 
 def keep_as(kept: Path, path: Path) -> None:
-    """Gives a file, without writing it again, a second name that it keeps when it is replaced."""
+    """Keeps the present content of `path` under the name `kept`, without copying it."""
     link = kept.with_name(f".{kept.name}.{os.getpid()}{UNFINISHED}")
     try:
         os.link(path, link)
-    except OSError:  # a file system without links: for an instant there is no file of the first name
+    except OSError:  # a file system without hard links: until the next save, `path` does not exist
         os.replace(path, kept)
         return
     os.replace(link, kept)
     with contextlib.suppress(FileNotFoundError):
-        link.unlink()  # if `kept` was a name of the same file, renaming did nothing
+        link.unlink()  # renaming does nothing if `kept` is the same file already
 
 
 class CycleCheckpoint(Checkpoint):
-    """Writes ``epoch-0010.ckpt``, ``epoch-0020.ckpt``, ...: one after each cycle, named by the epochs done.
+    """Writes a checkpoint after each cycle, named by the epochs done: ``epoch-0010.ckpt``, ``epoch-0020.ckpt``, ....
 
     Args:
         dirpath: the folder of the checkpoints.

@@ -1,4 +1,4 @@
-"""The CSV files of a run."""
+"""Writes the CSV files of a run."""
 
 import csv
 import io
@@ -20,18 +20,18 @@ from attnmosaic.training.two_outputs import TwoOutputModule
 Row = dict[str, Any]
 
 FOCUS_COLUMNS = ("epochs", *(curve.column for curve in (*LARGEST_WEIGHT.values(), *FOCUS_PREDICTION.values())))
-"""The published columns (``protocol.md``, "Focus against prediction"); raw counts."""
+"""The published columns of raw counts (docs/sources.md)."""
 
 
 class CsvTable(Sequence[Row]):
-    """The rows of a CSV file, kept as its text: a checkpoint copies it, and a resumed run writes the same bytes.
+    """The rows of a CSV file, stored as the text of the file, so that a resumed run writes the same bytes.
 
-    A row gives integers, floats and words by column, without the columns that are empty.
+    A row read from the table is a dict of integers, floats and strings by column, without empty columns.
 
     Args:
         path: the file.
-        columns: their names.
-        scale: ``full``, or ``smoke``, which then is the last value of every row.
+        columns: names of the columns.
+        scale: ``full`` or ``smoke``. With ``smoke``, a last column ``scale`` marks every row.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], scale: str = "full") -> None:
@@ -51,6 +51,7 @@ class CsvTable(Sequence[Row]):
 
     @property
     def text(self) -> str:
+        """The text of the file."""
         return "".join(self._lines)
 
     @text.setter
@@ -59,7 +60,7 @@ class CsvTable(Sequence[Row]):
         (self.columns,) = csv.reader(self._lines[:1])
 
     def append(self, row: Mapping[str, Any], *, write: bool) -> None:
-        """Adds a row, to the file too if ``write``; columns that it lacks stay empty."""
+        """Adds a row to the table and, if ``write``, to the file; columns without a value stay empty."""
         stamped = {**row, **self._stamp}
         self._lines.append(_line(stamped.get(column) for column in self.columns))
         if write:
@@ -78,12 +79,14 @@ class CsvTable(Sequence[Row]):
 
 
 def _line(cells: Iterable[Any]) -> str:
+    """Returns a line of a CSV file, with its line ending."""
     text = io.StringIO(newline="")
     csv.writer(text).writerow(cells)
     return text.getvalue()
 
 
 def _value(cell: str) -> Any:
+    """Returns the text of a cell as an integer or a float if possible."""
     for kind in (int, float):
         try:
             return kind(cell)
@@ -93,16 +96,17 @@ def _value(cell: str) -> Any:
 
 
 class RunTables(pl.Callback):
-    """Writes ``metrics.csv``, a row an epoch, and ``focus_vs_pred_<split>.csv`` of a pair, a row an evaluation.
+    """Writes ``metrics.csv``, with a row per epoch, and further tables that depend on the kind of run.
 
-    Of two outputs it writes confusion matrices when the run ends, ``confusion_digit_<split>.csv`` and
-    ``confusion_sum_<split>.csv`` (or product), measured with the final weights.
+    For a pair, ``focus_vs_pred_<split>.csv`` has a row per evaluation. For two outputs, the confusion matrices
+    ``confusion_digit_<split>.csv`` and ``confusion_sum_<split>.csv`` (or ``product``) are measured with the final
+    weights when the run ends.
 
-    Epochs are counted from 1. Checkpoints hold the rows, so a resumed run's files equal an uninterrupted run's.
-    (Lightning's CSVLogger starts a new file on resuming, and writes training and evaluation in separate rows.)
+    Epochs count from 1. Checkpoints hold the rows, so the files of a resumed run equal those of an uninterrupted run.
+    (Lightning's CSVLogger starts a new file when a run resumes, and writes separate rows for training and evaluation.)
 
     Args:
-        folder: where the files go.
+        folder: folder of the files.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -111,7 +115,7 @@ class RunTables(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, RunModule)
-        if self.tables:  # the full pass at the end adds to what training left
+        if self.tables:  # the final pass adds to the tables of training
             return
         measured = [f"{p}/{m}" for p in ("running", *SPLITS) for m in pl_module.metric_names]
         if isinstance(pl_module, StagewiseModule):
@@ -120,11 +124,11 @@ class RunTables(pl.Callback):
         else:
             columns = {"metrics": ["epoch", *measured]}
         self.tables = {
-            name: CsvTable(self.folder / f"{name}.csv", own, pl_module.scale) for name, own in columns.items()
+            name: CsvTable(self.folder / f"{name}.csv", names, pl_module.scale) for name, names in columns.items()
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the text of every table."""
+        """Returns the text of every table, as part of a checkpoint."""
         return {name: table.text for name, table in self.tables.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -137,17 +141,17 @@ class RunTables(pl.Callback):
                 table.rewrite()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Adds what the final weights gave in the full pass at the end."""
+        """Adds the metrics of the final pass, which evaluates the final weights."""
         assert isinstance(pl_module, RunModule)
         if trainer.state.fn == TrainerFn.FITTING:
             return
-        self.tables["metrics"].fill(_known(pl_module))
+        self.tables["metrics"].fill(_epoch_metrics(pl_module))
         if trainer.is_global_zero:
             self.tables["metrics"].rewrite()
         self._add_focus(trainer, pl_module)
         if isinstance(pl_module, TwoOutputModule):
             for split in SPLITS:
-                with pl_module.evaluations[split].sync_context():  # counts of all processes, as in `compute`
+                with pl_module.evaluations[split].sync_context():  # sums the counts of all processes, as `compute` does
                     if trainer.is_global_zero:
                         write_confusion(self.folder, split, pl_module.evaluations[split], pl_module.scale)
 
@@ -156,12 +160,12 @@ class RunTables(pl.Callback):
         head: Row = {"epoch": pl_module.epochs_done}
         if isinstance(pl_module, StagewiseModule):
             head["stage"] = pl_module.stage.name.lower()
-        self._add(trainer, "metrics", head | _known(pl_module))
+        self._add(trainer, "metrics", head | _epoch_metrics(pl_module))
         if f"{SPLITS[0]}/loss" in pl_module.epoch_metrics:  # the epoch had an evaluation
             self._add_focus(trainer, pl_module)
 
     def _add_focus(self, trainer: pl.Trainer, module: RunModule) -> None:
-        """Adds the last evaluation of a pair to the published tables, unless they have that epoch already."""
+        """Adds the last evaluation of a pair to ``focus_vs_pred_<split>.csv``, unless the epoch is already there."""
         if not isinstance(module, StagewiseModule):
             return
         for split in SPLITS:
@@ -175,7 +179,7 @@ class RunTables(pl.Callback):
 
 
 def write_confusion(folder: Path, split: str, metrics: TwoOutputMetrics, scale: str) -> None:
-    """Writes ``confusion_<output>_<split>.csv``: counts, a row for each true class, a column for each predicted."""
+    """Writes ``confusion_<output>_<split>.csv``: counts with true classes in rows and predicted classes in columns."""
     operation, stamp = metrics.operation, ["smoke"] if scale == "smoke" else []
     outputs = {"digit": (range(10), metrics.digit), operation.name: (operation.values, metrics.result)}
     for name, (values, counts) in outputs.items():
@@ -184,14 +188,14 @@ def write_confusion(folder: Path, split: str, metrics: TwoOutputMetrics, scale: 
         write_atomically(folder / f"confusion_{name}_{split}.csv", "".join(map(_line, rows)).encode())
 
 
-def _known(module: RunModule) -> Row:
-    """Returns what the epoch measured, without the views: those are measured once, and are in ``result.json``."""
+def _epoch_metrics(module: RunModule) -> Row:
+    """Returns the metrics of the epoch, without those of views, which are measured once and are in ``result.json``."""
     names = (f"{prefix}/{metric}" for prefix in ("running", *SPLITS) for metric in module.metric_names)
     return {name: module.epoch_metrics[name] for name in names if name in module.epoch_metrics}
 
 
 def focus_row(epoch: int, counts: dict[str, int]) -> Row:
-    """Returns a row of the published focus-against-prediction table."""
+    """Returns a row of ``focus_vs_pred_<split>.csv``."""
     confident, n = counts["confident"], counts["mosaics"]
     kinds = (counts[kind] for kind in FOCUS_PREDICTION)
     return dict(zip(FOCUS_COLUMNS, (epoch, confident, n - confident, *kinds), strict=True))

@@ -14,16 +14,16 @@ log = logging.getLogger(__name__)
 
 
 class RunPictures(pl.Callback):
-    """Plots all figures of a run after its last evaluation, from the files that earlier callbacks wrote.
+    """Plots all figures of a run after its last evaluation, from the files of earlier callbacks.
 
-    See `attnmosaic.plotting.run.draw_run`; ``python -m attnmosaic.draw`` plots them again. Errors are logged.
+    See `attnmosaic.plotting.run.draw_run`; ``python -m attnmosaic.draw`` plots the figures again. Errors are logged.
 
     Args:
         folder: the run's folder.
-        formats: of the figures, some of png, pdf and svg.
+        formats: file formats of the figures: png, pdf, svg.
 
     Raises:
-        UserError: there is no such format.
+        UserError: a format is unknown.
     """
 
     def __init__(self, folder: str | Path, formats: str | Sequence[str] = DEFAULT_FORMATS) -> None:
@@ -40,5 +40,5 @@ class RunPictures(pl.Callback):
             from attnmosaic.plotting.run import draw_run
 
             draw_run(self.folder, self.formats)
-        except Exception:  # no picture is worth a run
-            log.warning("the figures could not be drawn", exc_info=True)
+        except Exception:  # a failed picture must not end the run
+            log.warning("the figures could not be plotted", exc_info=True)

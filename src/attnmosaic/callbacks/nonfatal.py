@@ -1,4 +1,4 @@
-"""Keeps errors of callbacks that only observe from ending a run."""
+"""Keeps errors of observing callbacks from ending a run."""
 
 import functools
 import logging
@@ -11,10 +11,10 @@ from attnmosaic.core.files import disk_message
 log = logging.getLogger(__name__)
 
 
-def harmless(hook: Callable[..., None]) -> Callable[..., None]:
-    """Makes a callback's hook log what it raises; from then on the callback does nothing.
+def log_errors(hook: Callable[..., None]) -> Callable[..., None]:
+    """Decorates a hook so that errors are logged, and the callback does nothing after the first error.
 
-    Errors of the disk do end the run: otherwise nobody would notice what is missing, and it resumes when they are gone.
+    Disk errors still end the run, because files would be missing otherwise. The run resumes once the disk works again.
     """
 
     @functools.wraps(hook)
@@ -27,7 +27,7 @@ def harmless(hook: Callable[..., None]) -> Callable[..., None]:
             if disk_message(error) is not None:
                 raise
             self._failed = True
-            log.warning("%s failed and is left out from now on", type(self).__name__, exc_info=True)
+            log.warning("%s failed and is disabled for the rest of the run", type(self).__name__, exc_info=True)
 
     return guarded
 

@@ -1,4 +1,4 @@
-"""Shows the progress of a run: a bar on a terminal, a line an evaluation in the log."""
+"""Shows the progress of a run: a bar on a terminal, and a line per evaluation in the log."""
 
 import logging
 import multiprocessing
@@ -22,9 +22,10 @@ log = logging.getLogger(__name__)
 
 
 class RunProgress(ProgressBar):
-    """Shows one bar over all epochs: what learns, the epoch, the time left and the running headline metrics.
+    """Shows one bar over all epochs: training networks, epoch, time left and the headline metrics during training.
 
-    There is no bar without a terminal, or where a sweep shows its own. Each evaluation is logged in any case.
+    Without a terminal, or in a sweep, which has a display of its own, no bar is shown. Each evaluation is logged in any
+    case.
 
     Args:
         mode: ``auto``, ``live``, ``lines`` or ``quiet``; see `attnmosaic.cli.progress`.
@@ -35,15 +36,15 @@ class RunProgress(ProgressBar):
         self.mode = mode
         self._progress: Progress | None = None
         self._times = EpochTimes()
-        self._begun: float
+        self._epoch_start: float
 
     def disable(self) -> None:
         self._stop()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        alone = multiprocessing.parent_process() is None and OF_SWEEP not in os.environ
-        if not (progress_mode(self.mode) == "live" and alone and trainer.is_global_zero):
+        single_run = multiprocessing.parent_process() is None and OF_SWEEP not in os.environ
+        if not (progress_mode(self.mode) == "live" and single_run and trainer.is_global_zero):
             return
         self._progress = Progress(
             TextColumn("{task.fields[stage]:>10} | {task.fields[epoch]:>4}/{task.fields[epochs]}"),
@@ -66,7 +67,7 @@ class RunProgress(ProgressBar):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, RunModule)
-        self._begun = time.monotonic()
+        self._epoch_start = time.monotonic()
         self._update(stage="+".join(pl_module.learners), epoch=pl_module.epochs_done)
 
     def on_train_batch_end(
@@ -78,18 +79,18 @@ class RunProgress(ProgressBar):
         assert isinstance(pl_module, RunModule)
         if self._progress is None:
             return
-        epoch, now = trainer.current_epoch, pl_module.epoch_metrics
-        self._times.add(pl_module.schedule, epoch, epoch + 1, time.monotonic() - self._begun)
+        epoch, metrics = trainer.current_epoch, pl_module.epoch_metrics
+        self._times.add(pl_module.schedule, epoch, epoch + 1, time.monotonic() - self._epoch_start)
         seconds, unknown = time_left(pl_module.schedule, epoch + 1, self._times)
         measured = (
-            f"{without_accuracy(name)} {format_fraction(now[f'running/{name}'])}" for name in pl_module.headline
+            f"{without_accuracy(name)} {format_fraction(metrics[f'running/{name}'])}" for name in pl_module.headline
         )
         self._update(left="?" if unknown else format_duration(seconds), measured=" ".join(measured))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, RunModule)
         if trainer.state.fn == TrainerFn.FITTING:
-            now = pl_module.epoch_metrics
+            metrics = pl_module.epoch_metrics
             first, second = pl_module.headline
             log.info(
                 "epoch %d/%d (%s): %s train %.3f, test %.3f, held_out %.3f; %s train %.3f",
@@ -97,9 +98,9 @@ class RunProgress(ProgressBar):
                 trainer.max_epochs,
                 " + ".join(pl_module.learners),
                 first,
-                *(now[f"{split}/{first}"] for split in SPLITS),
+                *(metrics[f"{split}/{first}"] for split in SPLITS),
                 second,
-                now[f"train/{second}"],
+                metrics[f"train/{second}"],
             )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""Keeps what a pair attends to: in a few mosaics through training, in chosen ones with the final weights."""
+"""Records attention weights and predictions: of a few mosaics during training, of chosen ones at its end."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnmosaic.callbacks.nonfatal import check_count, harmless
+from attnmosaic.callbacks.nonfatal import check_count, log_errors
 from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.data.mosaics import Mosaics
 from attnmosaic.data.pool import Pool
@@ -21,27 +21,30 @@ from attnmosaic.training.attention_cache import eval_mode
 from attnmosaic.training.stagewise import StagewiseModule
 
 FOLLOWED = ("train", "held_out")
+"""Splits with mosaics that are followed during training."""
+
 LONGEST = 64
-"""Pixels of the longer side of a kept patch; larger ones are reduced."""
+"""Largest side of a recorded patch, in pixels; larger patches are reduced."""
 
 SIDE = 160
 """Cells along each side of the plane that 2-D networks are evaluated on."""
 
 
 class MosaicRecord(pl.Callback):
-    """Writes ``mosaics.npz`` when a pair's run ends, and nothing in other runs; see `attnmosaic.runs.snapshots.Record`.
+    """Writes ``mosaics.npz`` (`attnmosaic.runs.snapshots.Record`) when the run of a pair ends.
 
-    Before training and after every epoch the networks predict the same few mosaics in eval mode. The predictions are
-    saved in checkpoints, so a resumed run's record equals an uninterrupted one's; if other mosaics are followed than in
-    the checkpoint, they are followed from there. The callback does not change training, bit for bit.
+    Before training and after every epoch, the networks predict the same few mosaics in eval mode. Checkpoints hold the
+    predictions, so the file of a resumed run equals that of an uninterrupted run. If the config follows other mosaics
+    than the checkpoint, the predictions of the new mosaics begin at the checkpoint's epoch. The callback does not
+    change the results of training in any bit, and writes nothing in runs without a pair.
 
     Args:
-        folder: where the file goes.
-        followed: how many mosaics of either split of `FOLLOWED` to follow through training.
-        chosen: how many mosaics of each of `KINDS` to keep of each split, with the final weights.
+        folder: folder of the file.
+        followed: number of mosaics to follow during training, for each split of `FOLLOWED`.
+        chosen: number of mosaics to record with the final weights, for each split and each of `KINDS`.
 
     Raises:
-        UserError: one of these is no count.
+        UserError: ``followed`` or ``chosen`` is not a whole number of at least 1.
     """
 
     def __init__(self, folder: str | Path, followed: int = 8, chosen: int = 8) -> None:
@@ -51,63 +54,71 @@ class MosaicRecord(pl.Callback):
         self.followed = followed
         self.chosen = chosen
         self.epochs: list[int] = []
-        self.answers: dict[str, list[Tensor]] = {}
-        self.asked: dict[str, Tensor] = {}
-        self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self.predictions: dict[str, list[Tensor]] = {}
+        self.identities: dict[str, Tensor] = {}
+        self._final: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
-    # ---- through training
+    # ---- during training
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns epochs ``[T]``, each split's weights ``[T, M, P]`` and probabilities ``[T, M, F]``, and of what."""
-        # Tensors are copied into a checkpoint at once; lists of a thousand epochs would take longer than an epoch.
+        """Returns the state for checkpoints.
+
+        Returns:
+            The epochs ``[T]``, the weights ``[T, M, P]`` and probabilities ``[T, M, F]`` of each split, and the
+            identity of the followed mosaics.
+        """
+        # Tensors are copied quickly; copying lists of a thousand epochs would take longer than an epoch.
         return {
             "epochs": torch.tensor(self.epochs, dtype=torch.int64),
-            "answers": {**self.answers},
-            "asked": self.asked,
+            "answers": {**self.predictions},
+            "asked": self.identities,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.epochs = state_dict["epochs"].tolist()
-        self.answers, self.asked = {**state_dict["answers"]}, state_dict["asked"]
+        self.predictions, self.identities = {**state_dict["answers"]}, state_dict["asked"]
 
-    @harmless
+    @log_errors
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not isinstance(pl_module, StagewiseModule):
             return
-        now = {split: self._question(pl_module.mosaics[split]) for split in FOLLOWED}
-        if self.asked.keys() != now.keys() or not all(torch.equal(self.asked[split], now[split]) for split in now):
-            self.asked, self.epochs, self.answers = now, [], {}
+        new, old = {split: self._identity(pl_module.mosaics[split]) for split in FOLLOWED}, self.identities
+        if old.keys() != new.keys() or not all(torch.equal(old[split], new[split]) for split in new):
+            self.identities, self.epochs, self.predictions = new, [], {}
         if not self.epochs:
             self._follow(trainer, pl_module, pl_module.current_epoch)
 
-    @harmless
+    @log_errors
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if isinstance(pl_module, StagewiseModule):
             self._follow(trainer, pl_module, pl_module.epochs_done)
 
-    def _question(self, mosaics: Mosaics) -> Tensor:
-        """Returns what identifies the mosaics that are followed: their patches, and which is the foreground."""
+    def _identity(self, mosaics: Mosaics) -> Tensor:
+        """Returns the identity of the followed mosaics: indices of their patches, and position of the foreground."""
         rows = self._rows(mosaics)
         return torch.cat([mosaics.index[rows], mosaics.foreground[rows].unsqueeze(1)], dim=1).cpu()
 
     def _follow(self, trainer: pl.Trainer, module: StagewiseModule, epochs: int) -> None:
+        """Adds the predictions after `epochs` epochs."""
         with trainer.precision_plugin.val_step_context():
-            seen = {s: predict(module, module.mosaics[s], self._rows(module.mosaics[s])) for s in FOLLOWED}
+            new = {s: predict(module, module.mosaics[s], self._rows(module.mosaics[s])) for s in FOLLOWED}
         self.epochs.append(epochs)
-        for split, parts in seen.items():
+        for split, parts in new.items():
             latest = [part.float().cpu().unsqueeze(0) for part in parts]
-            earlier = self.answers.get(split)
-            self.answers[split] = [torch.cat(both) for both in zip(earlier, latest, strict=True)] if earlier else latest
+            if earlier := self.predictions.get(split):
+                latest = [torch.cat(both) for both in zip(earlier, latest, strict=True)]
+            self.predictions[split] = latest
 
     def _rows(self, mosaics: Mosaics) -> Tensor:
+        """Returns the row numbers of the followed mosaics."""
         return torch.arange(min(self.followed, len(mosaics)), device=mosaics.index.device)
 
     # ---- with the final weights
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._seen = {split: [] for split in SPLITS}
+        self._final = {split: [] for split in SPLITS}
 
-    @harmless
+    @log_errors
     def on_validation_batch_end(
         self,
         trainer: pl.Trainer,
@@ -120,30 +131,30 @@ class MosaicRecord(pl.Callback):
         if trainer.state.fn == TrainerFn.FITTING or not isinstance(pl_module, StagewiseModule):
             return
         split = list(pl_module.evaluations)[dataloader_idx]
-        if split in self._seen:
+        if split in self._final:
             probabilities = outputs["logits"].float().softmax(dim=1)
-            self._seen[split].append((outputs["alpha"].float().cpu(), probabilities.cpu()))
+            self._final[split].append((outputs["alpha"].float().cpu(), probabilities.cpu()))
 
-    @harmless
+    @log_errors
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING or not isinstance(pl_module, StagewiseModule):
             return
-        if trainer.is_global_zero and any(self._seen.values()):
+        if trainer.is_global_zero and any(self._final.values()):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._record(pl_module).save(self.folder / RECORD)
-        self._seen = {}
+        self._final = {}
 
     def _record(self, module: StagewiseModule) -> Record:
         final, counts = {}, {}
-        for split, seen in self._seen.items():
+        for split, batches in self._final.items():
             data = module.mosaics[split]
-            alpha, probabilities = (torch.cat(part) for part in zip(*seen, strict=True))
+            alpha, probabilities = (torch.cat(part) for part in zip(*batches, strict=True))
             rows, counts[split] = worst_mosaics(
                 alpha, probabilities, data.foreground.cpu(), data.label.cpu(), self.chosen
             )
             final[split] = predicted_mosaics(data, rows, alpha[rows], probabilities[rows])
         followed = {}
-        for split, (alpha, probabilities) in self.answers.items():
+        for split, (alpha, probabilities) in self.predictions.items():
             followed[split] = predicted_mosaics(
                 module.mosaics[split], self._rows(module.mosaics[split]), alpha, probabilities
             )
@@ -162,7 +173,7 @@ class MosaicRecord(pl.Callback):
 
 @torch.no_grad()
 def predict(module: StagewiseModule, mosaics: Mosaics, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Predicts a few mosaics in eval mode, without what is kept for training (`FrozenWhere`).
+    """Predicts a few mosaics in eval mode, without the scores kept for training (`FrozenWhere`).
 
     Returns:
         The attention weights ``[M, P]`` and What's probabilities ``[M, F]``.
@@ -176,10 +187,11 @@ def predict(module: StagewiseModule, mosaics: Mosaics, rows: Tensor) -> tuple[Te
 def worst_mosaics(
     alpha: Tensor, probabilities: Tensor, foreground: Tensor, label: Tensor, chosen: int
 ) -> tuple[Tensor, dict[str, int]]:
-    """Chooses the worst mosaics of each of `KINDS`: those with the least weight on the foreground.
+    """Chooses the mosaics with the least weight on the foreground, for each of `KINDS`.
 
     Returns:
-        Their rows, in the order of `KINDS`, from the least to the most weight; and how many of each kind there are.
+        The row numbers of the chosen mosaics, in the order of `KINDS` and within a kind from the least to the most
+        weight; and the number of all mosaics of each kind.
     """
     focused = alpha.argmax(dim=1) == foreground
     right = probabilities.argmax(dim=1) == label
@@ -193,7 +205,7 @@ def worst_mosaics(
 
 
 def predicted_mosaics(mosaics: Mosaics, rows: Tensor, alpha: Tensor, probabilities: Tensor) -> PredictedMosaics:
-    """Returns mosaics as files and pictures hold them, with their attention weights and probabilities."""
+    """Returns mosaics with attention weights and probabilities in the form of files and pictures."""
     rows = rows.to(mosaics.index.device)
     return PredictedMosaics(
         rows=rows.cpu().numpy(),
@@ -206,11 +218,14 @@ def predicted_mosaics(mosaics: Mosaics, rows: Tensor, alpha: Tensor, probabiliti
 
 
 def shown_patches(pool: Pool, index: Tensor) -> np.ndarray:
-    """Returns patches of a pool as files hold them: images as uint8 of at most `LONGEST` pixels a side, else floats."""
+    """Returns patches of a pool in the form of files and pictures.
+
+    Images become uint8 with sides of at most `LONGEST` pixels, and points become float32.
+    """
     picked = pool.patches[index.to(pool.patches.device)]
     if not pool.is_image:
         return picked.float().cpu().numpy()
-    if picked.shape[-1] not in (1, 3):  # no picture as it is: its mean over the channels
+    if picked.shape[-1] not in (1, 3):  # cannot be shown; the mean over the channels can
         picked = picked.float().mean(dim=-1, keepdim=True).to(torch.uint8)
     *lead, height, width, channels = picked.shape
     if max(height, width) > LONGEST:
@@ -224,33 +239,33 @@ def shown_patches(pool: Pool, index: Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def plane_of(module: StagewiseModule, side: int = SIDE, points: int = 2000, mosaics: int = 1000) -> Plane:
-    """Evaluates What's class and Where's score in each of side x side cells of the plane.
+    """Evaluates What's class and Where's score in each of S x S cells of the plane.
 
     Args:
-        module: of a run on 2-D points.
-        side: S.
-        points: base points to show, at most.
-        mosaics: of either split, whose aggregates to show, at most.
+        module: the module of a run on 2-D points.
+        side: S, the number of cells along each side.
+        points: largest number of base points to return.
+        mosaics: largest number of mosaics of each split whose aggregates to return.
     """
     train, held_out = module.mosaics["train"], module.mosaics["held_out"]
-    every = torch.cat([train.pool.patches, held_out.pool.patches]).double().cpu()
-    low, high = every.min(dim=0).values, every.max(dim=0).values
+    all_points = torch.cat([train.pool.patches, held_out.pool.patches]).double().cpu()
+    low, high = all_points.min(dim=0).values, all_points.max(dim=0).values
     margin = 0.05 * (high - low).clamp_min(1e-6)
     (left, bottom), (right, top) = (low - margin).tolist(), (high + margin).tolist()
-    middle = (torch.arange(side, dtype=torch.float64) + 0.5) / side
-    y, x = torch.meshgrid(bottom + (top - bottom) * middle, left + (right - left) * middle, indexing="ij")
+    centers = (torch.arange(side, dtype=torch.float64) + 0.5) / side
+    y, x = torch.meshgrid(bottom + (top - bottom) * centers, left + (right - left) * centers, indexing="ij")
     cells = torch.stack([x, y], dim=-1).view(-1, 2).to(train.pool.device, train.pool.patches.dtype)
 
     pair = module.pair
     with eval_mode(pair.what, pair.where):
         regions = pair.what(cells).argmax(dim=1)
         scores = torch.zeros(len(cells)) if pair.where is None else pair.score(cells)
-    seen: list[np.ndarray] = []
+    parts: list[np.ndarray] = []
     for data in (train, held_out):
         rows = torch.arange(min(mosaics, len(data)), device=data.index.device)
         alpha, _ = predict(module, data, rows)
-        seen.append(aggregate(alpha, data.patches(rows, alpha.dtype)).float().cpu().numpy())
-        seen.append(data.label[rows].cpu().numpy())
+        parts.append(aggregate(alpha, data.patches(rows, alpha.dtype)).float().cpu().numpy())
+        parts.append(data.label[rows].cpu().numpy())
 
     every_nth = max(1, math.ceil(len(train.pool) / points))
     return Plane(
@@ -259,8 +274,8 @@ def plane_of(module: StagewiseModule, side: int = SIDE, points: int = 2000, mosa
         scores=scores.float().view(side, side).cpu().numpy(),
         points=train.pool.patches[::every_nth].float().cpu().numpy(),
         point_classes=train.pool.labels[::every_nth].cpu().numpy(),
-        aggregates=seen[0],
-        label=seen[1],
-        held_out_aggregates=seen[2],
-        held_out_label=seen[3],
+        aggregates=parts[0],
+        label=parts[1],
+        held_out_aggregates=parts[2],
+        held_out_label=parts[3],
     )

@@ -1,4 +1,4 @@
-"""Fills TensorBoard's dashboards beside its scalars."""
+"""Fills TensorBoard's dashboards in addition to the scalars."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -16,7 +16,7 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 from torch import Tensor
 
-from attnmosaic.callbacks.nonfatal import check_count, harmless
+from attnmosaic.callbacks.nonfatal import check_count, log_errors
 from attnmosaic.callbacks.snapshots import plane_of, predict, predicted_mosaics
 from attnmosaic.config.schedule import Stage
 from attnmosaic.data.datamodule import SPLITS
@@ -26,36 +26,41 @@ from attnmosaic.training.base import RunModule
 from attnmosaic.training.stagewise import StagewiseModule
 
 IMAGES = 10
-"""Pictures of a tag that TensorBoard keeps by default."""
+"""Number of pictures per tag that TensorBoard keeps by default."""
 
 BINS = 50
-"""Of the histograms, from 0 to 1."""
+"""Number of bins of a histogram of weights from 0 to 1."""
 
 SHOWN = ("train", "held_out")
+"""Splits with pictures of mosaics."""
 
 STRIP, BASE = "stage/strip", "stage/base"
-"""Scalars with a strip between them, above the curves of a chart, in the epochs in which Where alone learns."""
+"""Tags of two scalars. A chart fills the area between them, which marks the epochs in which only Where trains."""
 
 ABOVE, HEIGHT = 1.05, 0.08
-"""Where the strip lies. Shades as high as the curves would hide them where many runs are shown."""
+"""Lower edge and height of the strip. The strip is above the curves, as the shades of many runs would hide them."""
 
 
 class Dashboards(pl.Callback):
-    """Fills TensorBoard's dashboards, if there is a `TensorBoardLogger`.
+    """Fills TensorBoard's dashboards if the run has a `TensorBoardLogger`.
 
-    Custom Scalars: the published plots of a pair's run, the four focus/prediction fractions and the largest weight
-    above and below one half, of each split, with a strip above them where Where learns (of two outputs: their
-    accuracies). Histograms, at each evaluation: the attention weight of the foreground, and the largest one. Images, at
-    chosen epochs: the same mosaics with their weights; of 2-D points also the networks' outputs on the plane. Text: the
-    config. The callback does not change training, bit for bit.
+    - Custom Scalars: for a pair, the published plots of each split, which are the four focus/prediction fractions and
+      the fractions of mosaics whose largest weight is above and below one half; for two outputs, both accuracies. A
+      strip above the curves marks the epochs in which only Where trains.
+    - Histograms, at each evaluation: the attention weight of the foreground, and the largest attention weight.
+    - Images, at chosen epochs: the same mosaics with their weights; for 2-D points also the networks' outputs over the
+      plane.
+    - Text: the config.
+
+    The callback does not change the results of training in any bit.
 
     Args:
-        mosaics: how many of either split of `SHOWN` to show.
-        every_n_epochs: when to; None for the ends of as many cycles of stages as TensorBoard keeps pictures. The last
-            epoch is always shown.
+        mosaics: number of mosaics to show of each split of `SHOWN`.
+        every_n_epochs: number of epochs between pictures; None for ends of cycles, at most as many as TensorBoard
+            keeps. The last epoch always has pictures.
 
     Raises:
-        UserError: one of these is no count.
+        UserError: an argument is not a whole number of at least 1.
     """
 
     def __init__(self, mosaics: int = 6, every_n_epochs: int | None = None) -> None:
@@ -65,20 +70,20 @@ class Dashboards(pl.Callback):
         self.mosaics = mosaics
         self.every_n_epochs = every_n_epochs
         self._histograms: dict[str, Tensor] = {}
-        self._drawn = self._measured = 0
+        self._drawn_epoch = self._measured_epoch = 0
 
-    # ---- once
+    # ---- at the start
 
-    @harmless
+    @log_errors
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, RunModule)
         for writer in _writers(trainer):
-            # Has TensorBoard drop what an earlier start of this run wrote after the checkpoint that is resumed.
-            after = trainer.current_epoch + 1 if trainer.current_epoch else 0
-            writer.file_writer.add_event(Event(step=after, session_log=SessionLog(status=SessionLog.START)))
+            # The START event makes TensorBoard drop events that an earlier process wrote after the resumed checkpoint.
+            start = trainer.current_epoch + 1 if trainer.current_epoch else 0
+            writer.file_writer.add_event(Event(step=start, session_log=SessionLog(status=SessionLog.START)))
             writer.file_writer.add_summary(_layout_summary(layout(pl_module)))
             config = yaml.safe_dump(pl_module.config, sort_keys=False)
-            writer.add_text("config", "".join(f"    {line}\n" for line in config.splitlines()), after)
+            writer.add_text("config", "".join(f"    {line}\n" for line in config.splitlines()), start)
         self._draw(trainer, pl_module, trainer.current_epoch)
 
     # ---- at evaluations
@@ -86,7 +91,7 @@ class Dashboards(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._histograms = {}
 
-    @harmless
+    @log_errors
     def on_validation_batch_end(
         self,
         trainer: pl.Trainer,
@@ -96,27 +101,27 @@ class Dashboards(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        wanted = trainer.state.fn == TrainerFn.FITTING and any(_writers(trainer))
-        if not wanted or not isinstance(pl_module, StagewiseModule):
+        active = trainer.state.fn == TrainerFn.FITTING and any(_writers(trainer))
+        if not active or not isinstance(pl_module, StagewiseModule):
             return
         split = list(pl_module.evaluations)[dataloader_idx]
         alpha = outputs["alpha"].float()
         foreground = pl_module.mosaics[split].foreground[batch].unsqueeze(1)
         for name, values in (("foreground", alpha.gather(1, foreground)), ("largest", alpha.amax(dim=1))):
-            # Added up on the device, and fetched once an evaluation. (`histc` is not deterministic on GPUs.)
-            # A weight that is not finite ends the run elsewhere (`RunModule.check_finite`).
-            places = (values.flatten().nan_to_num() * BINS).long().clamp(0, BINS - 1)
-            counts = torch.bincount(places, minlength=BINS)
+            # Counts are summed on the device and fetched once per evaluation. (`histc` is not deterministic on GPUs.)
+            # `RunModule.check_finite` ends the run if a weight is not finite, so NaN is replaced here.
+            bins = (values.flatten().nan_to_num() * BINS).long().clamp(0, BINS - 1)
+            counts = torch.bincount(bins, minlength=BINS)
             sums = torch.stack([values.sum(), values.square().sum()])
             tag = f"{split}/alpha_{name}"
             self._histograms[tag] = self._histograms.get(tag, 0) + torch.cat([counts, sums])
 
-    @harmless
+    @log_errors
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not isinstance(pl_module, StagewiseModule):
             return
-        if self._measured != pl_module.epochs_done:  # not again in the last pass
-            self._measured = pl_module.epochs_done
+        if self._measured_epoch != pl_module.epochs_done:  # the final pass can repeat the last evaluation
+            self._measured_epoch = pl_module.epochs_done
             for writer in _writers(trainer):
                 for split in SPLITS:
                     below = 1 - pl_module.epoch_metrics[f"{split}/confident"]
@@ -134,26 +139,26 @@ class Dashboards(pl.Callback):
 
     # ---- at chosen epochs
 
-    @harmless
+    @log_errors
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, RunModule)
         schedule = pl_module.schedule
         for writer in _writers(trainer):
-            alone = schedule.stage(trainer.current_epoch) is Stage.WHERE
-            writer.add_scalar(STRIP, ABOVE + HEIGHT * alone, pl_module.epochs_done)
+            only_where = schedule.stage(trainer.current_epoch) is Stage.WHERE
+            writer.add_scalar(STRIP, ABOVE + HEIGHT * only_where, pl_module.epochs_done)
             writer.add_scalar(BASE, ABOVE, pl_module.epochs_done)
         epochs = trainer.max_epochs or schedule.epochs
         if pl_module.epochs_done in chosen_epochs(epochs, schedule.cycle, self.every_n_epochs):
             self._draw(trainer, pl_module, pl_module.epochs_done)
 
-    @harmless
+    @log_errors
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, RunModule)
-        if self._drawn != trainer.current_epoch:  # it ended early
+        if self._drawn_epoch != trainer.current_epoch:  # the run ended before its schedule
             self._draw(trainer, pl_module, trainer.current_epoch)
 
     def _draw(self, trainer: pl.Trainer, module: RunModule, epochs: int) -> None:
-        self._drawn = epochs
+        self._drawn_epoch = epochs
         writers = list(_writers(trainer))
         if not writers or not isinstance(module, StagewiseModule):
             return
@@ -165,7 +170,7 @@ class Dashboards(pl.Callback):
 
 
 def _pictures(module: StagewiseModule, n: int) -> Iterator[tuple[str, Any]]:
-    """Yields the pictures of an epoch by tag."""
+    """Yields tag and picture of each picture of an epoch; `n` is the number of mosaics of each split."""
     train = module.mosaics["train"]
     classes, shape = train.foreground_classes, train.pool.patch_shape
     if shape != (2,) and len(shape) != 3:
@@ -175,18 +180,18 @@ def _pictures(module: StagewiseModule, n: int) -> Iterator[tuple[str, Any]]:
         data = module.mosaics[split]
         rows = torch.arange(min(n, len(data)), device=data.index.device)
         alpha, probabilities = predict(module, data, rows)
-        seen = predicted_mosaics(data, rows, alpha.float().cpu(), probabilities.float().cpu())
+        mosaics = predicted_mosaics(data, rows, alpha.float().cpu(), probabilities.float().cpu())
         if plane is None:
-            sheet = tiles.sheet([tiles.card(seen, i, classes) for i in range(len(seen))], 1)
+            sheet = tiles.sheet([tiles.card(mosaics, i, classes) for i in range(len(mosaics))], 1)
         else:
-            sheet = tiles.sheet([point_tiles.card(seen, i, plane, classes) for i in range(len(seen))], 2)
+            sheet = tiles.sheet([point_tiles.card(mosaics, i, plane, classes) for i in range(len(mosaics))], 2)
         yield f"mosaics/{split}", sheet
     if plane is not None:
         yield "networks", point_tiles.networks(plane, classes, train.pool.classes)
 
 
 def chosen_epochs(epochs: int, cycle: int, every: int | None = None) -> set[int]:
-    """Returns the epochs, counted from 1, after which pictures are drawn; without `every` at most `IMAGES` - 1."""
+    """Returns the epochs, from 1, that end with pictures; at most `IMAGES` - 1 epochs if `every` is None."""
     if every is None:
         cycles = max(1, epochs // cycle)
         every = cycle * -(-cycles // (IMAGES - 2))
@@ -194,7 +199,7 @@ def chosen_epochs(epochs: int, cycle: int, every: int | None = None) -> set[int]
 
 
 def layout(module: RunModule) -> layout_pb2.Layout:
-    """Returns the charts of the Custom Scalars page; a strip marks where Where alone learns."""
+    """Returns the charts of the Custom Scalars page."""
     if isinstance(module, StagewiseModule):
         charts = {
             "focus against prediction": tuple(FOCUS_PREDICTION),
@@ -211,7 +216,8 @@ def layout(module: RunModule) -> layout_pb2.Layout:
 
 
 def _chart(split: str, metrics: Iterable[str]) -> layout_pb2.Chart:
-    # Charts with margins can shade, and do not smooth; a line is one whose margins are itself.
+    """Returns the chart of some metrics of a split, with the strip of stages."""
+    # Charts with margins are not smoothed and can fill areas. A plain line has its own values as margins.
     line = layout_pb2.MarginChartContent.Series
     series = [line(value=tag, lower=tag, upper=tag) for tag in (f"{split}/{metric}" for metric in metrics)]
     series.append(line(value=BASE, lower=BASE, upper=STRIP))
@@ -220,7 +226,7 @@ def _chart(split: str, metrics: Iterable[str]) -> layout_pb2.Chart:
 
 
 def _layout_summary(content: layout_pb2.Layout) -> Summary:
-    """Wraps a layout as TensorBoard wants it; its own function for that needs TensorFlow."""
+    """Returns the summary of a layout; TensorBoard's function for this purpose needs TensorFlow."""
     packed = TensorProto(dtype="DT_STRING", string_val=[content.SerializeToString()], tensor_shape=TensorShapeProto())
     plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME)
     value = Summary.Value(tag=metadata.CONFIG_SUMMARY_TAG, tensor=packed, metadata=SummaryMetadata(plugin_data=plugin))
@@ -228,6 +234,6 @@ def _layout_summary(content: layout_pb2.Layout) -> Summary:
 
 
 def _writers(trainer: pl.Trainer) -> Iterator[Any]:
-    """Yields the `SummaryWriter` of each TensorBoard logger, in the process that writes."""
+    """Yields the `SummaryWriter` of each TensorBoard logger; nothing in processes of rank above 0."""
     if trainer.is_global_zero:
         yield from (logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger))

@@ -1,1 +1,1 @@
-"""Predicting with trained pairs on a user's own images."""
+"""Predicts with trained networks on a user's own images."""

@@ -14,7 +14,7 @@ from attnmosaic.config.validation import check_ckpt_path
 from attnmosaic.core.errors import UserError, not_among, one_line
 from attnmosaic.core.library_internals import import_lightning
 from attnmosaic.data.image_files import UnreadableError
-from attnmosaic.inference.user_images import MOST_CELLS, OwnMosaic, Source, find_sources, read_mosaic
+from attnmosaic.inference.user_images import MOST_CELLS, Source, UserMosaic, find_sources, read_mosaic
 
 if TYPE_CHECKING:
     from attnmosaic.inference.restore import RestoredPair
@@ -26,14 +26,14 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True, eq=False)
-class Explained:
-    """A trained pair's prediction on a mosaic of a user's images.
+class Explanation:
+    """A trained pair's prediction and attention weights for a mosaic of a user's images.
 
     Attributes:
-        name: of the image or folder.
+        name: name of the image or folder.
         classes: names of the F foreground classes.
-        probabilities: What's, of each class, ``[F]``, float64.
-        weights: Where's, of each patch in reading order, ``[P]``, float64.
+        probabilities: What's probability of each class, ``[F]``, float64.
+        weights: Where's attention weight of each patch, row by row, ``[P]``, float64.
     """
 
     name: str
@@ -47,15 +47,15 @@ class Explained:
         return self.classes[int(self.probabilities.argmax())]
 
     @property
-    def looks_at(self) -> int:
-        """Which patch has the largest weight, counted from 1 in reading order (the first one on a tie)."""
+    def attended_patch(self) -> int:
+        """Number of the patch with the largest weight, from 1, row by row (on a tie, of the first such patch)."""
         return int(self.weights.argmax()) + 1
 
     @property
     def entropy(self) -> float:
-        """Of the weights, in nats."""
-        some = self.weights[self.weights > 0]
-        return max(0.0, -float((some * np.log(some)).sum()))
+        """Entropy of the weights, in nats."""
+        positive = self.weights[self.weights > 0]
+        return max(0.0, -float((positive * np.log(positive)).sum()))
 
     def row(self) -> dict[str, Any]:
         """Returns the mosaic's row of ``explained.csv``, by column."""
@@ -63,7 +63,7 @@ class Explained:
             "image": self.name,
             "predicted": self.predicted,
             **{f"p({name})": float(p) for name, p in zip(self.classes, self.probabilities, strict=True)},
-            "looks_at": self.looks_at,
+            "looks_at": self.attended_patch,
             "weight": float(self.weights.max()),
             "entropy": self.entropy,
             **{f"weight_{i}": float(weight) for i, weight in enumerate(self.weights, start=1)},
@@ -75,16 +75,17 @@ def table_columns(classes: Sequence[str], patches: int) -> list[str]:
 
     Args:
         classes: names of the foreground classes.
-        patches: of the mosaic that has most.
+        patches: largest number of patches of a mosaic.
     """
     probabilities, weights = (f"p({name})" for name in classes), (f"weight_{i + 1}" for i in range(patches))
     return ["image", "predicted", *probabilities, "looks_at", "weight", "entropy", *weights]
 
 
 def picture_names(sources: Sequence[Source]) -> list[str]:
-    """Returns a file name for the picture of each mosaic: its image's, with a number where another has that name.
+    """Returns the file name of each mosaic's picture: the name of the image, with a number if this name is taken.
 
-    Names differ by more than capitals, which some systems ignore, and hold nothing that leads out of a folder.
+    Names that differ only in upper and lower case count as taken, because some file systems do not distinguish them.
+    Path separators are replaced.
     """
     taken = {INDEX}
     names = []
@@ -97,41 +98,43 @@ def picture_names(sources: Sequence[Source]) -> list[str]:
 
 
 def _safe(name: str) -> str:
+    """Returns a name with all unsafe characters replaced, short enough for a file name."""
     letters = "".join(letter if letter.isalnum() or letter in " -_.()+," else "_" for letter in name)
-    # A file's name has 255 bytes at most, a number and a suffix among them.
+    # File names have at most 255 bytes, including a number and a suffix.
     return letters.encode()[:200].decode(errors="ignore").strip(" .") or "_"
 
 
 def explain(
     ckpt_path: str | Path, images: str | Path, grid: int | None = None, *, device: str = "auto", trust: Any = ()
-) -> list[Explained]:
-    """Returns where a trained pair attends in a user's images, and what it predicts.
+) -> list[Explanation]:
+    """Returns a trained pair's attention weights and predictions for a user's images.
 
     Args:
-        ckpt_path: a checkpoint of a where/what pair that was trained on images. Its data are not needed.
-        images: a folder, or one image. Each image in the folder is cut into a mosaic of grid x grid cells; each
-            sub-folder is one mosaic, whose patches, any number of them, are the images in it. All in the order of their
-            names. What cannot be read is logged and skipped.
-        grid: cells along each side of an image that is cut; None for as many patches as the pair was trained on.
-        device: "auto" for a GPU if there is one, "cpu" or "cuda".
-        trust: what the checkpoint may name beside what comes with this program, ``["my_package"]`` say, or "all".
+        ckpt_path: a checkpoint of a where/what pair that was trained on images. The training data are not needed.
+        images: a folder or one image. Each image in the folder is cut into a mosaic of grid x grid cells. Each
+            sub-folder is one mosaic, whose patches are its images, in any number. Images and sub-folders are sorted by
+            name. Images that cannot be read are logged and skipped.
+        grid: number of cells along each side of an image; None for as many patches as in training.
+        device: "auto" for a GPU if available, "cpu" or "cuda".
+        trust: packages, modules or classes that the checkpoint can use in addition to those of this program, for
+            example ``["my_package"]``; or "all".
 
     Raises:
-        UserError: an argument is not allowed, or none of the images can be read.
+        UserError: an argument is invalid, or none of the images can be read.
     """
-    return [seen for _, seen in predictions(*prepare(ckpt_path, images, grid, device, trust))]
+    return [explanation for _, explanation in predictions(*prepare(ckpt_path, images, grid, device, trust))]
 
 
 def prepare(
     ckpt_path: str | Path, images: str | Path, grid: int | None, device: str, trust: Any
 ) -> tuple["RestoredPair", list[Source], int]:
-    """Checks the arguments of `explain`, as far as possible before torch is imported.
+    """Checks the arguments of `explain`, most of them before torch is imported.
 
     Returns:
-        The pair on its device, where the mosaics come from, and the cells along each side of an image that is cut.
+        The pair on its device, the files of the mosaics, and the number of cells along each side of an image.
 
     Raises:
-        UserError: an argument is not allowed.
+        UserError: an argument is invalid.
     """
     check_ckpt_path(ckpt_path)
     if grid is not None and grid not in range(1, MOST_CELLS + 1):
@@ -144,21 +147,21 @@ def prepare(
     root = math.isqrt(patches)
     if grid is None and root**2 != patches and not all(source.files for source in sources):
         raise UserError(
-            f"grid: has no value and needs one, as the {patches} patches of training make no square; "
+            f"grid: has no value and needs one, because training used {patches} patches, which do not form a square; "
             f"type for example grid={max(2, root)}"
         )
     return pair, sources, grid or root
 
 
 def _restore(ckpt_path: str | Path, device: str, trust: Any) -> "RestoredPair":
-    """Returns the pair on its device."""
+    """Returns the pair of a checkpoint, on its device."""
     import_lightning()
     import torch
 
     from attnmosaic.inference.restore import restore_pair
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: got cuda, but PyTorch finds no GPU on this machine; type device=cpu (or auto)")
+        raise UserError("device: got cuda, but PyTorch finds no GPU on this machine; type device=cpu or device=auto")
     pair = restore_pair(ckpt_path, trust)
     pair.pair.to("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     return pair
@@ -166,8 +169,8 @@ def _restore(ckpt_path: str | Path, device: str, trust: Any) -> "RestoredPair":
 
 def predictions(
     pair: "RestoredPair", sources: Sequence[Source], grid: int
-) -> Generator[tuple[OwnMosaic, Explained], None, None]:
-    """Yields one mosaic after the other with the pair's prediction; logs what cannot be read.
+) -> Generator[tuple[UserMosaic, Explanation], None, None]:
+    """Yields each mosaic with the pair's prediction; logs and skips mosaics that cannot be read.
 
     Raises:
         UserError: no mosaic can be read.
@@ -177,18 +180,18 @@ def predictions(
     from attnmosaic.training.runtime import job_globals
 
     device = next(pair.pair.parameters()).device
-    unread: list[str] = []
+    unreadable: list[str] = []
     with job_globals(seed=0, threads=None, matmul_precision=pair.config["compute"]["matmul_precision"]):
         for source in sources:
             try:
                 mosaic = read_mosaic(source, grid, pair.patch_shape)
             except UnreadableError as error:
-                unread.append(f"'{one_line(source.name)}' {error}")
-                log.warning("%s; skipped", unread[-1])
+                unreadable.append(f"'{one_line(source.name)}' {error}")
+                log.warning("%s; skipped", unreadable[-1])
                 continue
             predicted = pair.predict(torch.from_numpy(mosaic.patches).to(device))
             weights, probabilities = (values.double().cpu().numpy() for values in predicted)
-            yield mosaic, Explained(source.name, pair.classes, probabilities, weights)
-    if len(unread) == len(sources):
-        what = unread[0] if len(unread) == 1 else f"none of {len(unread)} mosaics can be read, the first: {unread[0]}"
-        raise UserError(f"images: {what}; give other images, PNG or JPEG files say")
+            yield mosaic, Explanation(source.name, pair.classes, probabilities, weights)
+    if (n := len(unreadable)) == len(sources):
+        reason = unreadable[0] if n == 1 else f"none of {n} mosaics can be read, first error: {unreadable[0]}"
+        raise UserError(f"images: {reason}; use other images, for example PNG or JPEG files")

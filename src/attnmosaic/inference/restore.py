@@ -1,4 +1,4 @@
-"""Restores trained networks from their checkpoints alone: no data are loaded."""
+"""Restores trained networks from their checkpoints, without their training data."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +28,10 @@ class RestoredPair:
     """A pair that was trained on mosaics of images, in eval mode.
 
     Attributes:
-        pair: the networks, in float64 if they were trained so, otherwise in float32.
+        pair: the networks, in float64 if they were trained in float64, otherwise in float32.
         patch_shape: ``(C, H, W)``, C 1 or 3.
         classes: names of the F foreground classes, in label order.
-        config: of the run that trained it.
+        config: config of the run that trained the pair.
     """
 
     pair: WhereWhat
@@ -41,10 +41,10 @@ class RestoredPair:
 
     @torch.no_grad()
     def predict(self, pixels: Tensor) -> tuple[Float[Tensor, " P"], Float[Tensor, " F"]]:
-        """Returns the attention weights of one mosaic's patches, and What's probability of each class.
+        """Returns the attention weights of a mosaic's patches, and What's probability of each class.
 
         Args:
-            pixels: the patches, uint8 ``[P, H, W, C]``, on the pair's device.
+            pixels: pixels of the patches, uint8 ``[P, H, W, C]``, on the pair's device.
         """
         logits, alpha = self.pair(_scaled(pixels, self.config["data"], self.pair).unsqueeze(0))
         return alpha.squeeze(0), logits.squeeze(0).softmax(dim=0)
@@ -55,9 +55,9 @@ class RestoredTwoOutputs:
     """A network that was trained on digits with a number, in eval mode.
 
     Attributes:
-        network: in float64 if it was trained so, otherwise in float32.
+        network: the network, in float64 if it was trained in float64, otherwise in float32.
         image_shape: ``(C, H, W)``, C 1 or 3.
-        config: of the run that trained it.
+        config: config of the run that trained the network.
     """
 
     network: nn.Module
@@ -66,12 +66,13 @@ class RestoredTwoOutputs:
 
     @torch.no_grad()
     def predict(self, image: Image.Image, number: int, invert: bool) -> dict[str, int]:
-        """Returns the digit of an image and what it gives with a number, by name.
+        """Returns the predicted digit of an image, and the predicted sum or product with a number, by name.
 
         Args:
-            image: of any size and mode; it is resized to the size trained on, and made grey if that was.
+            image: an image of any size and mode. It is resized to the size of the training images, and converted to
+                grey if these were grey.
             number: 0 to 9.
-            invert: the image is black on white.
+            invert: whether the digit is black on white.
         """
         channels, *size = self.image_shape
         operation = OPERATIONS[self.config["data"]["operation"]]
@@ -86,12 +87,12 @@ def restore_pair(path: str | Path, trust: Any = ()) -> RestoredPair:
     """Restores the pair of a checkpoint, on the CPU.
 
     Args:
-        path: of the checkpoint.
-        trust: what it may name, see `attnmosaic.config.trusted.trusted_prefixes`.
+        path: path of the checkpoint.
+        trust: trusted names, see `attnmosaic.config.trusted.check_trusted`.
 
     Raises:
-        UserError: the checkpoint is unreadable, names what is not trusted, or is not of a pair that learned where to
-            attend in images.
+        UserError: the checkpoint is unreadable, uses a class that is not trusted, or is not of a pair that learned
+            attention weights on images.
     """
     checkpoint = read_saved(path)
     saved = checkpoint["hyper_parameters"]
@@ -105,23 +106,24 @@ def restore_pair(path: str | Path, trust: Any = ()) -> RestoredPair:
 
 
 def _check_pair(saved: dict[str, Any], path: str | Path) -> None:
-    """Checks that a checkpoint's hyperparameters are those of a pair that learned where to attend in images."""
+    """Checks that a checkpoint is of a pair that learned attention weights on images."""
     trained = saved["config"]
     if networks_of(trained) != PAIR:
         raise UserError(
-            f"ckpt_path: '{path}' is of a network with two outputs, which takes one image; type "
+            f"ckpt_path: '{path}' is a checkpoint of a network with two outputs, which predicts on one image; type "
             f"{command('predict', as_override('ckpt_path', str(path)), 'image=FILE', 'number=5')}"
         )
     data, shape = trained["data"], saved["patch_shape"]
     if data.get("weights") is not None:
         raise UserError(
-            f"ckpt_path: '{path}' has no where network: its data fixed the attention weights (data.weights); give a "
-            "checkpoint of a pair that learned where to attend, of experiment=stagewise say"
+            f"ckpt_path: '{path}' has no where network: it was trained with fixed attention weights (data.weights); "
+            "use a checkpoint of a pair with a where network, for example of experiment=stagewise"
         )
     if len(shape) != 3 or shape[0] not in (1, 3) or not {"mean", "std"} <= data.keys():
         raise UserError(
-            f"ckpt_path: '{path}' is of a pair whose patches, of shape {tuple(shape)}, are no grey or RGB images; give "
-            "one trained on images, of experiment=stagewise data=digits say"
+            f"ckpt_path: '{path}' is a checkpoint of a pair with patches of shape {tuple(shape)}, "
+            "needs grey or RGB images; "
+            "use a checkpoint of a pair trained on images, for example of experiment=stagewise data=digits"
         )
 
 
@@ -129,18 +131,18 @@ def restore_two_outputs(path: str | Path, trust: Any = ()) -> RestoredTwoOutputs
     """Restores the network with two outputs of a checkpoint, on the CPU.
 
     Args:
-        path: of the checkpoint.
-        trust: what it may name, see `attnmosaic.config.trusted.trusted_prefixes`.
+        path: path of the checkpoint.
+        trust: trusted names, see `attnmosaic.config.trusted.check_trusted`.
 
     Raises:
-        UserError: the checkpoint is unreadable, names what is not trusted, or is of a where/what pair.
+        UserError: the checkpoint is unreadable, uses a class that is not trusted, or is of a where/what pair.
     """
     checkpoint = read_saved(path)
     trained = checkpoint["hyper_parameters"]["config"]
     if networks_of(trained) == PAIR:
         raise UserError(
-            f"ckpt_path: '{path}' is of a where/what pair, which takes mosaics; "
-            "give a checkpoint of experiment=mnist_sum or experiment=mnist_product"
+            f"ckpt_path: '{path}' is a checkpoint of a where/what pair, which predicts on mosaics; "
+            "use a checkpoint of experiment=mnist_sum or experiment=mnist_product"
         )
     check_trusted(trained, ("model",), path, trust)
     check_targets(trained["model"]["network"], "model.network")
@@ -153,16 +155,23 @@ def restore_two_outputs(path: str | Path, trust: Any = ()) -> RestoredTwoOutputs
 
 
 def _load_weights(name: str, network: nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Loads a network's weights, which a checkpoint holds under the network's name, and puts it into eval mode."""
+    """Loads the weights of a network from a checkpoint, and puts the network into eval mode.
+
+    Args:
+        name: prefix of the network's weights in the checkpoint.
+        network: the network.
+        checkpoint: the checkpoint.
+        path: path of the checkpoint, for error messages.
+    """
     module = nn.ModuleDict({name: network.eval()})
-    # An objective of one's own may have weights, too.
+    # A user's objective can have weights, too; they are skipped.
     weights = {key: value for key, value in checkpoint["state_dict"].items() if key.startswith(f"{name}.")}
     check_weights_fit({"state_dict": weights}, module, path)
     module.load_state_dict(weights)
 
 
 def _scaled(pixels: Tensor, data: dict[str, Any], network: nn.Module) -> Tensor:
-    """Returns images, uint8 ``[N, H, W, C]``, scaled as the training data were, ``[N, C, H, W]``."""
+    """Returns images, uint8 ``[N, H, W, C]``, as network inputs ``[N, C, H, W]``, scaled like the training data."""
     labels = torch.zeros(len(pixels), dtype=torch.int64, device=pixels.device)
     pool = image_pool(Images(pixels, labels, ["unknown"]), data["mean"], data["std"])
     return pool.gather(torch.arange(len(pixels), device=pixels.device), next(network.parameters()).dtype)

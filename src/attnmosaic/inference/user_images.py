@@ -1,4 +1,4 @@
-"""Mosaics of a user's images: a picture cut into cells, or a folder of patches. Light: imports no torch."""
+"""Reads mosaics of a user's images: a picture cut into cells, or a folder of patches. Does not import torch."""
 
 import logging
 import os
@@ -17,10 +17,10 @@ from attnmosaic.data.image_files import UnreadableError, open_image
 log = logging.getLogger(__name__)
 
 LONGEST = 768
-"""Pixels of the longer side that a picture is kept with, to be drawn."""
+"""Largest side of a picture kept for drawing, in pixels."""
 
 MOST_CELLS = 32
-"""Along each side of a picture."""
+"""Largest number of cells along each side of a picture."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Source:
     """The files of a mosaic.
 
     Attributes:
-        path: the image to cut; or the folder.
-        files: the folder's images, one a patch; empty for an image to cut.
+        path: the image to cut, or the folder.
+        files: the images of the folder, one per patch; empty for an image to cut.
     """
 
     path: Path
@@ -37,19 +37,19 @@ class Source:
 
     @property
     def name(self) -> str:
-        """The image's or folder's name as text; bytes that are none become replacement characters."""
+        """Name of the image or folder; bytes that are not UTF-8 become replacement characters."""
         return os.fsencode(self.path.name).decode("utf-8", "replace")
 
 
 @dataclass(frozen=True, eq=False)
-class OwnMosaic:
+class UserMosaic:
     """A mosaic of a user's images.
 
     Attributes:
-        source: its files.
-        patches: of the size that networks take, with unscaled pixels, uint8 ``[P, H, W, C]``, C 1 or 3.
-        picture: the image that was cut, no side longer than `LONGEST`; None of a folder of patches.
-        grid: cells along each side of it; None likewise.
+        source: the files of the mosaic.
+        patches: patches of the networks' input size, unscaled, uint8 ``[P, H, W, C]``, C 1 or 3.
+        picture: the image that was cut, reduced to sides of at most `LONGEST`; None for a folder of patches.
+        grid: number of cells along each side of the picture; None for a folder of patches.
     """
 
     source: Source
@@ -59,17 +59,17 @@ class OwnMosaic:
 
 
 def find_sources(images: Path) -> list[Source]:
-    """Returns the mosaics that an image, or a folder of images and of folders of images, holds, by name.
+    """Returns the mosaics of an image, or of a folder of images and sub-folders, sorted by name.
 
-    How many files and folders are skipped, and why, is logged in one line.
+    Logs the number of skipped files and folders, and the reasons, in one line.
 
     Raises:
-        UserError: there are none.
+        UserError: there are no mosaics.
     """
     if images.is_file():
         return [Source(images)]
     if not images.is_dir():
-        raise UserError(f"images: '{images}' does not exist; type images=DIR, a folder of images, or images=FILE")
+        raise UserError(f"images: '{images}' does not exist; type images=DIR with a folder of images, or images=FILE")
     sources = []
     skipped: Counter[str] = Counter()
     for path in _listed(images, skipped):
@@ -85,9 +85,9 @@ def find_sources(images: Path) -> list[Source]:
         else:
             skipped["folders without images"] += 1
     if not sources:
-        found = f"skipped {reasons(skipped)}; " if skipped else ""
+        skips = f"skipped {reasons(skipped)}; " if skipped else ""
         raise UserError(
-            f"images: '{images}' holds no images, nor folders of images ({found}looked for "
+            f"images: '{images}' has no images and no sub-folders with images ({skips}needs "
             f"{', '.join(sorted(IMAGE_SUFFIXES))}); type images=DIR"
         )
     report_skipped("images", images, skipped)
@@ -95,31 +95,33 @@ def find_sources(images: Path) -> list[Source]:
 
 
 def _listed(folder: Path, skipped: Counter[str]) -> list[Path]:
-    """Returns the images and visible folders in a folder, sorted, and counts what else there is."""
+    """Returns the images and visible folders in a folder, sorted, and counts all other entries as skipped."""
     listed = []
     for path in sorted(folder.iterdir()):
-        why = HIDDEN if path.name.startswith(".") else None if path.is_dir() else why_skipped(path.name)
-        if why is None:
+        reason = HIDDEN if path.name.startswith(".") else None if path.is_dir() else why_skipped(path.name)
+        if reason is None:
             listed.append(path)
         else:
-            skipped[why] += 1
+            skipped[reason] += 1
     return listed
 
 
-def read_mosaic(source: Source, grid: int, patch_shape: Sequence[int]) -> OwnMosaic:
+def read_mosaic(source: Source, grid: int, patch_shape: Sequence[int]) -> UserMosaic:
     """Reads a mosaic's patches.
 
-    A picture is cut into grid x grid cells, equal to a pixel, row by row, and each is resized to a patch: nothing of
-    the picture is left out, nothing of a cell leaks into the next. The images of a folder are cropped at their centre
-    to a patch's proportions and resized, as ``data.image_size`` does it in training.
+    A picture is cut into grid x grid cells, row by row, and each cell is resized to a patch. The sizes of the cells
+    differ by at most one pixel, cells together cover the picture, and a patch depends on the pixels of its own cell
+    only. The images of a folder are cropped at their centre to the proportions of a patch and resized, as with
+    ``data.image_size`` in training.
 
     Args:
-        source: what `find_sources` found.
-        grid: cells along each side of a picture.
+        source: an item of `find_sources`.
+        grid: number of cells along each side of a picture.
         patch_shape: ``(C, H, W)``, C 1 for grey or 3 for RGB.
 
     Raises:
-        UnreadableError: the picture, or every image of the folder, cannot be read, or it has fewer pixels than cells.
+        UnreadableError: the picture cannot be read, or has fewer pixels than cells along a side, or none of the
+            folder's images can be read.
     """
     channels, height, width = patch_shape
     mode = "L" if channels == 1 else "RGB"
@@ -130,23 +132,23 @@ def read_mosaic(source: Source, grid: int, patch_shape: Sequence[int]) -> OwnMos
             raise UnreadableError(f"has {across} x {down} pixels, too few for {grid} x {grid} cells")
         cells = [picture.crop(box).resize((width, height), Image.Resampling.BICUBIC) for box in cut(picture.size, grid)]
         picture.thumbnail((LONGEST, LONGEST))
-        return OwnMosaic(source, _stacked(cells), picture, grid)
+        return UserMosaic(source, _stacked(cells), picture, grid)
     patches: list[Image.Image] = []
-    unread: list[str] = []
+    unreadable: list[str] = []
     for file in source.files:
         try:
             patches.append(ImageOps.fit(open_image(file, mode), (width, height), Image.Resampling.BICUBIC))
         except UnreadableError as error:
-            unread.append(one_line(f"'{source.name}/{file.name}' {error}"))
+            unreadable.append(one_line(f"'{source.name}/{file.name}' {error}"))
     if not patches:
-        raise UnreadableError(f"holds no image that can be read; the first: {unread[0]}")
-    for line in unread:
+        raise UnreadableError(f"has no readable image; first error: {unreadable[0]}")
+    for line in unreadable:
         log.warning("%s; skipped", line)
-    return OwnMosaic(source, _stacked(patches))
+    return UserMosaic(source, _stacked(patches))
 
 
 def cut(size: tuple[int, int], grid: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yields left, top, right and bottom of the cells of a picture of so many pixels (width, height), row by row."""
+    """Yields left, top, right and bottom of the cells of a picture of size (width, height), row by row."""
     x, y = ([round(i * side / grid) for i in range(grid + 1)] for side in size)
     for row in range(grid):
         for column in range(grid):
@@ -154,5 +156,6 @@ def cut(size: tuple[int, int], grid: int) -> Iterator[tuple[int, int, int, int]]
 
 
 def _stacked(images: Sequence[Image.Image]) -> np.ndarray:
+    """Returns images as an array ``[P, H, W, C]``."""
     pixels = np.stack([np.asarray(image) for image in images])
     return pixels if pixels.ndim == 4 else pixels[..., None]

@@ -1,1 +1,1 @@
-"""Figures, drawn from files on the disk. Nothing here imports torch; matplotlib only when a figure is drawn."""
+"""Plots figures from the files of a run. No module imports torch; matplotlib is imported when a figure is plotted."""

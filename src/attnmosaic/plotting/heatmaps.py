@@ -1,4 +1,4 @@
-"""Heat maps and matrices: of reproduced tables, and of what two outputs confuse."""
+"""Plots heat maps of reproduced tables, and confusion matrices of two outputs."""
 
 import textwrap
 from collections.abc import Iterable
@@ -20,33 +20,33 @@ if TYPE_CHECKING:
 
 
 def confusions(run: Run, split: str = "held_out") -> list[Confusion]:
-    """Returns the confusion matrices of a run's outputs that were measured on a split."""
-    return [found for output in run.outputs if (found := run.confusion(output, split))]
+    """Returns the confusion matrices of a run's outputs on a split; empty if there are none."""
+    return [matrix for output in run.outputs if (matrix := run.confusion(output, split))]
 
 
 def draw_confusion(run: Run, split: str = "held_out") -> "Figure":
-    """Draws the confusion matrices of both outputs, each row as fractions of its true value, in percent."""
+    """Plots the confusion matrices of both outputs; each row holds the fractions of one true value, in percent."""
     from matplotlib.figure import Figure
 
-    found = confusions(run, split)
+    matrices = confusions(run, split)
     figure = Figure(figsize=(PAGE, 4.5), layout="constrained")
-    panels: Any = figure.subplots(1, len(found), squeeze=False, width_ratios=[1, 1.6][: len(found)])[0]
-    for axes, confusion in zip(panels, found, strict=True):
+    panels: Any = figure.subplots(1, len(matrices), squeeze=False, width_ratios=[1, 1.6][: len(matrices)])[0]
+    for axes, confusion in zip(panels, matrices, strict=True):
         output, values, fractions = confusion.output, confusion.values, np.array(confusion.fractions)
         image = axes.imshow(fractions, vmin=0, vmax=1)
-        what = f"{confusion.examples:,} {split.replace('_', '-')} images"
-        axes.set(title=f"{output}: {confusion.accuracy:.2%} of {what} right", aspect="equal", anchor="N")
+        images = f"{confusion.examples:,} {split.replace('_', '-')} images"
+        axes.set(title=f"{output}: {confusion.accuracy:.2%} right ({images})", aspect="equal", anchor="N")
         axes.set(xlabel=f"predicted {output}", ylabel=f"true {output}")
         size = 4.5 if len(values) > 20 else 6.5
-        turned = 90 if len(values) > 20 else 0
-        axes.set_xticks(range(len(values)), values, fontsize=size, rotation=turned)
+        rotation = 90 if len(values) > 20 else 0
+        axes.set_xticks(range(len(values)), values, fontsize=size, rotation=rotation)
         axes.set_yticks(range(len(values)), values, fontsize=size)
         axes.grid(False)
         axes.spines[:].set_visible(False)
         if len(values) <= 20:
             number_cells(axes, image, 100 * fractions, "{:.0f}", 6 if len(values) <= 10 else 5, at_least=0.5)
     bar = figure.colorbar(image, ax=panels, shrink=0.4, aspect=40, location="bottom")
-    bar.set_label("share of the true value; in cells percent")
+    bar.set_label("fraction of the images with this true value (numbers in cells: percent)")
     bar.outline.set_visible(False)
     return figure
 
@@ -54,7 +54,7 @@ def draw_confusion(run: Run, split: str = "held_out") -> "Figure":
 def number_cells(
     axes: "Axes", image: Any, values: np.ndarray, form: str, fontsize: float, at_least: float = -np.inf
 ) -> None:
-    """Writes values into the cells of a heat map, dark on light and light on dark; what is no number is left out."""
+    """Writes values into the cells of a heat map, black or white for contrast; skips values that are not finite."""
     shades = image.to_rgba(image.get_array())[..., :3] @ np.array([0.299, 0.587, 0.114])
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value) and value >= at_least:
@@ -63,7 +63,7 @@ def number_cells(
 
 
 def draw_tables(tables: Iterable["Table"], folder: Path, formats: Iterable[str] = DEFAULT_FORMATS) -> PlottedFiles:
-    """Draws ``<table>_heat_map`` and ``<table>_training_loss`` of each matrix that has any runs."""
+    """Plots and saves ``<table>_heat_map`` and ``<table>_training_loss`` of tables that have matrices and runs."""
     drawn = PlottedFiles([], [])
     for table in tables:
         if not table.matrices or not table.measured:
@@ -80,19 +80,19 @@ def draw_tables(tables: Iterable["Table"], folder: Path, formats: Iterable[str] 
 
 
 def draw_matrix(table: "Table") -> "Figure":
-    """Draws published values, reproduced means and their difference as three heat maps; in cells percent."""
+    """Plots published values, reproduced means and their difference as three heat maps, in percent."""
     from matplotlib.figure import Figure
 
     views = {view.title: np.array([values for _, values in view.rows], dtype=float) for view in table.matrices}
     figure = Figure(figsize=(PAGE, 3.1), layout="constrained")
     panels: Any = figure.subplots(1, 3, sharey=True)
-    # cividis is read alike by colour-blind readers and in grey; so is brown against blue-green.
-    kinds = (
+    # Both colour maps are readable for colour-blind readers and in grey.
+    maps = (
         ("published", views["published"], "cividis", (0.3, 1.0), "{:.0f}"),
         ("reproduced, mean over seeds", views["reproduced"], "cividis", (0.3, 1.0), "{:.0f}"),
         ("reproduced minus published", views["difference"], "BrBG", (-0.2, 0.2), "{:+.0f}"),
     )
-    for axes, (title, values, colors, (low, high), form) in zip(panels, kinds, strict=True):
+    for axes, (title, values, colors, (low, high), form) in zip(panels, maps, strict=True):
         image = axes.imshow(values, cmap=colors, vmin=low, vmax=high, aspect="auto")
         number_cells(axes, image, 100 * values, form, 5.5)
         bar = figure.colorbar(image, ax=axes, location="bottom", aspect=30, shrink=0.9)
@@ -111,23 +111,23 @@ def draw_matrix(table: "Table") -> "Figure":
 
 
 def draw_losses(table: "Table") -> "Figure":
-    """Draws the training loss of each row against epochs, on a logarithmic scale, a line a run."""
+    """Plots the training loss of each row over epochs on a logarithmic scale, one line per run."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter, MaxNLocator
 
     figure = Figure(figsize=(COLUMN, 3.2), layout="constrained")
     axes = figure.subplots()
-    for place, row in enumerate(table.rows):
+    for i, row in enumerate(table.rows):
         label: str | None = table.label(row)
         for run in row.runs:
             epochs, losses = curve(run.metrics, "running/loss")
             if not epochs:
                 continue
-            color = colormaps["viridis"](0.95 * place / max(1, len(table.rows) - 1))
-            style = ("-", "--", "-.", ":")[place % 4]
+            color = colormaps["viridis"](0.95 * i / max(1, len(table.rows) - 1))
+            style = ("-", "--", "-.", ":")[i % 4]
             axes.plot(epochs, losses, color=color, linestyle=style, linewidth=1, label=label)
-            label = None  # one entry of the legend a row
+            label = None  # one legend entry per row
     axes.set(xlabel="epoch", ylabel="training loss", yscale="log")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(LogFormatter())

@@ -1,6 +1,7 @@
-"""Colours, and the style of each curve, class, split and stage, for all pictures of a run.
+"""Defines colours, and the style of each curve, class, split and stage, for all pictures of a run.
 
-Colour-blind readers tell the colours apart, by Okabe and Ito (2008); line styles and markers do so in grey.
+Colour-blind readers can distinguish the colours (Okabe and Ito, 2008). In grey, line styles and markers distinguish the
+curves.
 """
 
 from typing import Any, NamedTuple
@@ -18,18 +19,18 @@ GREEN, BLUE, ORANGE, RED, GREY, PINK, SKY = COLORS.values()
 COLOR_NAMES = {color: name for name, color in COLORS.items()}
 
 FRAME = ORANGE
-"""Of the true foreground patch."""
+"""Colour of the frame around the true foreground patch."""
 
 
 class Curve(NamedTuple):
     """The style of a curve.
 
     Attributes:
-        label: its name in a legend.
-        color: of line and markers.
-        line: line style, as matplotlib writes it.
-        marker: likewise.
-        column: that has its values, in a table of the run.
+        label: text in a legend.
+        color: colour of line and markers.
+        line: matplotlib's line style.
+        marker: matplotlib's marker.
+        column: the column with the values, in a CSV file of the run.
     """
 
     label: str
@@ -40,7 +41,7 @@ class Curve(NamedTuple):
 
     @property
     def style(self) -> dict[str, Any]:
-        """Matplotlib's arguments for it, but for the label."""
+        """Matplotlib's arguments for the curve, without the label."""
         return {"color": self.color, "linestyle": self.line, "marker": self.marker}
 
 
@@ -48,7 +49,7 @@ LARGEST_WEIGHT = {
     "confident": Curve("largest weight ≥ 0.5", BLUE, "-", "o", "argmax > 0.5"),
     "not_confident": Curve("largest weight < 0.5", ORANGE, "--", "s", "argmax < 0.5"),
 }
-"""The published plot of how sharp attention is, by metric: columns of ``focus_vs_pred_<split>.csv``."""
+"""Curves of the published plot of the largest weight, by metric; columns of ``focus_vs_pred_<split>.csv``."""
 
 FOCUS_PREDICTION = {
     "ftpt": Curve("focus, right", GREEN, "-", "o", "focus_true_pred_true"),
@@ -56,13 +57,13 @@ FOCUS_PREDICTION = {
     "ftpf": Curve("focus, wrong", ORANGE, "-.", "^", "focus_true_pred_false"),
     "ffpf": Curve("no focus, wrong", RED, ":", "D", "focus_false_pred_false"),
 }
-"""The published plot of focus against prediction, likewise."""
+"""Curves of the published plot of focus against prediction, by metric; columns of the same files."""
 
 GRADIENTS = {
     "foreground": Curve("foreground patch", GREEN, "-", "", "foreground"),
-    "background": Curve("background patches, their sum", RED, "--", "", "background"),
+    "background": Curve("background patches, summed", RED, "--", "", "background"),
 }
-"""Columns of ``gradients.csv``."""
+"""Curves of the gradients, by column of ``gradients.csv``."""
 
 SPLITS = {
     "train": Curve("train", BLUE, "-", "o"),
@@ -70,14 +71,18 @@ SPLITS = {
     "held_out": Curve("held out", RED, "-.", "^"),
 }
 
-STAGES = {"what": ("What learns", BLUE), "where": ("Where learns", ORANGE), "joint": ("both learn", GREEN)}
-"""Label of each stage, and its colour where it has one; behind curves Where's are grey, the others white."""
+STAGES = {
+    "what": ("What network trains", BLUE),
+    "where": ("Where network trains", ORANGE),
+    "joint": ("both networks train", GREEN),
+}
+"""Label and colour of each stage. Behind curves, stages of Where are grey and all others white."""
 
 CLASS_STYLES = ((BLUE, "o"), (ORANGE, "^"), (GREEN, "s"), (PINK, "D"), (SKY, "v"), (RED, "P"))
-"""Colour and marker of the foreground classes, in label order; from the seventh on they repeat."""
+"""Colour and marker of each foreground class, in label order; they repeat from the seventh class on."""
 
 SMOKE, SMOKE_COLOR = "SMOKE RUN: no result", RED
-"""Banner of all pictures of a smoke run, so that none is taken for a result."""
+"""Text and colour of the banner on all pictures of a smoke run."""
 
 
 def class_style(label: int) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""2-D mosaics and networks as pixels, by Pillow alone: fast enough to be drawn while a run trains."""
+"""Draws 2-D mosaics and networks with Pillow, fast enough while a run trains."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,22 +6,22 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
 from attnmosaic.plotting.palette import FRAME, RED, class_style
-from attnmosaic.plotting.tiles import MARGIN, PAPER, disc, font, verdict, write
+from attnmosaic.plotting.tiles import MARGIN, PAPER, caption, disc, font, write
 from attnmosaic.runs.snapshots import Plane, PredictedMosaics
 
-DARK, BEHIND = "#222222", "#444444"
-"""Outlines, and points of the background."""
+OUTLINE, BACKGROUND = "#222222", "#444444"
+"""Colours of outlines and of background points."""
 
 TINT = 0.25
-"""How much of its class's colour a region has, the rest is white."""
+"""Fraction of the class colour in a region's colour; the rest is white."""
 
 
 class Transform:
-    """Takes points of the plane to pixels of a square picture.
+    """Maps points of the plane to pixels of a square picture.
 
     Args:
-        extent: left, right, bottom, top.
-        side: pixels of the picture's sides.
+        extent: left, right, bottom and top of the plane.
+        side: pixels of each side of the picture.
     """
 
     def __init__(self, extent: np.ndarray, side: int) -> None:
@@ -30,66 +30,72 @@ class Transform:
         self.scale = np.array([side / (right - left), -side / (top - bottom)])
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
-        """Returns pixels ``[..., 2]``, x from the left and y from the top."""
+        """Returns pixel coordinates ``[..., 2]``: x from the left and y from the top."""
         return (np.asarray(points, dtype=np.float64) - self.origin) * self.scale
 
 
 def class_colors(labels: int) -> np.ndarray:
-    """Returns the colours of so many foreground classes, uint8 ``[F, 3]``."""
+    """Returns the colours of the first F foreground classes, uint8 ``[F, 3]``."""
     return np.array([ImageColor.getrgb(class_style(label)[0]) for label in range(labels)], dtype=np.uint8)
 
 
 def region_colors(regions: np.ndarray) -> np.ndarray:
-    """Returns the light tint of each cell's class, uint8 ``[y, x, 3]``."""
+    """Returns a light tint of the class colour of each cell, uint8 ``[y, x, 3]``."""
     return np.rint(255 - TINT * (255.0 - class_colors(int(regions.max()) + 1)))[regions].astype(np.uint8)
 
 
 def score_colors(scores: np.ndarray) -> np.ndarray:
-    """Returns scores as greys, the highest white, uint8 ``[y, x, 3]``; equal ones are all light."""
+    """Returns grey levels of scores, uint8 ``[y, x, 3]``: the highest score is white; equal scores are all white."""
     low, high = float(scores.min()), float(scores.max())
     light = (scores.astype(np.float64) - low) / (high - low) if high > low else np.ones_like(scores, dtype=np.float64)
     return np.repeat((70 + 185 * light).astype(np.uint8)[..., None], 3, axis=-1)
 
 
 def backdrop(colors: np.ndarray, side: int, resample: Image.Resampling = Image.Resampling.BILINEAR) -> Image.Image:
-    """Returns a square picture of the plane from the colour of each cell, uint8 ``[y, x, C]``, from the bottom."""
+    """Returns a square picture of the plane.
+
+    Args:
+        colors: colour of each cell, uint8 ``[y, x, C]``, with the bottom row first.
+        side: pixels of each side of the picture.
+        resample: Pillow's method of enlarging.
+    """
     return Image.fromarray(np.ascontiguousarray(colors[::-1])).resize((side, side), resample)
 
 
 def base_points(
     draw: ImageDraw.ImageDraw, to_pixels: Transform, plane: Plane, colors: Sequence[object], radius: float = 1.5
 ) -> None:
-    """Draws the pool's points; `colors` has one for each of all classes."""
-    for (x, y), of in zip(to_pixels(plane.points), plane.point_classes, strict=True):
-        disc(draw, x, y, radius, fill=colors[int(of)])
+    """Draws the pool's points; `colors` has a colour for each class of the pool."""
+    for (x, y), index in zip(to_pixels(plane.points), plane.point_classes, strict=True):
+        disc(draw, x, y, radius, fill=colors[int(index)])
 
 
-def colors_of(names: Iterable[str], classes: Sequence[str], other: str = BEHIND) -> list[str]:
-    """Returns a colour for each class: its own if it is a foreground class, one for all others."""
+def colors_of(names: Iterable[str], classes: Sequence[str], other: str = BACKGROUND) -> list[str]:
+    """Returns the colour of each named class: its class colour for a foreground class, `other` for all others."""
     return [class_style(classes.index(name))[0] if name in classes else other for name in names]
 
 
 def networks(plane: Plane, classes: Sequence[str], all_classes: Sequence[str], side: int = 380) -> Image.Image:
-    """Draws What's decision regions with the aggregates in them, and Where's scores with the base points on them.
+    """Draws What's decision regions with aggregates, and Where's scores with base points.
 
     Args:
-        plane: what the networks make of the plane.
-        classes: foreground classes, in label order.
-        all_classes: of the pool.
-        side: pixels of either panel's sides.
+        plane: the networks' outputs over the plane.
+        classes: names of the foreground classes, in label order.
+        all_classes: names of all classes of the pool.
+        side: pixels of each side of a panel.
     """
     to_pixels = Transform(plane.extent, side)
     regions = backdrop(region_colors(plane.regions), side)
     for (x, y), label in zip(to_pixels(plane.held_out_aggregates), plane.held_out_label, strict=True):
-        disc(ImageDraw.Draw(regions), x, y, 2.5, fill=class_style(label)[0], outline=DARK)
+        disc(ImageDraw.Draw(regions), x, y, 2.5, fill=class_style(label)[0], outline=OUTLINE)
     scores = backdrop(score_colors(plane.scores), side)
     base_points(ImageDraw.Draw(scores), to_pixels, plane, colors_of(all_classes, classes))
     heading, gap = 24, 12
     image = Image.new("RGB", (2 * side + 3 * gap, side + heading + 28), PAPER)
     draw = ImageDraw.Draw(image)
     for column, (panel, title) in enumerate((
-        (regions, "What sees: regions by class; weighted sums by true class"),
-        (scores, "Where's score, from dark to light; base points by class"),
+        (regions, "What: predicted class; dots: aggregates by true class"),
+        (scores, "Where: score, dark to light; dots: base points by class"),
     )):  # fmt: skip
         left = gap + column * (side + gap)
         image.paste(panel, (left, heading))
@@ -99,32 +105,35 @@ def networks(plane: Plane, classes: Sequence[str], all_classes: Sequence[str], s
 
 
 def legend(draw: ImageDraw.ImageDraw, x: float, y: float, classes: Sequence[str]) -> None:
-    """Names the colours of the foreground classes, and of the rest."""
+    """Draws a legend of the colours of the foreground classes and the background."""
     names = [*classes, "background"]
-    for name, color in zip(names, [*colors_of(classes, classes), BEHIND], strict=True):
+    for name, color in zip(names, [*colors_of(classes, classes), BACKGROUND], strict=True):
         draw.ellipse((x, y + 1, x + 9, y + 10), fill=color)
         write(draw, (x + 13, y - 2), name, 12)
         x += 26 + draw.textlength(name, font=font(12))
 
 
-def card(looked: PredictedMosaics, i: int, plane: Plane, classes: Sequence[str], side: int = 230) -> Image.Image:
-    """Draws a mosaic of points over What's regions: patches by weight, the foreground framed, the aggregate a cross."""
+def card(mosaics: PredictedMosaics, i: int, plane: Plane, classes: Sequence[str], side: int = 230) -> Image.Image:
+    """Draws a mosaic of points on What's decision regions, with prediction and truth below.
+
+    Patches are circles that grow with their weight, the true foreground has a frame, and the aggregate is a cross.
+    """
     to_pixels = Transform(plane.extent, side)
     panel = backdrop(region_colors(plane.regions), side)
     draw = ImageDraw.Draw(panel)
-    for p, (x, y) in enumerate(to_pixels(looked.patches[i])):
-        radius = 3 + 14 * float(looked.alpha[i, p]) ** 0.5
-        disc(draw, x, y, radius, outline=DARK, width=2)
-        disc(draw, x, y, 1.5, fill=DARK)
-        if p == looked.foreground[i]:
-            reach = radius + 4
-            draw.rectangle((x - reach, y - reach, x + reach, y + reach), outline=FRAME, width=3)
-    (x, y) = to_pixels(looked.aggregates[i])
+    for p, (x, y) in enumerate(to_pixels(mosaics.patches[i])):
+        radius = 3 + 14 * float(mosaics.alpha[i, p]) ** 0.5
+        disc(draw, x, y, radius, outline=OUTLINE, width=2)
+        disc(draw, x, y, 1.5, fill=OUTLINE)
+        if p == mosaics.foreground[i]:
+            half = radius + 4
+            draw.rectangle((x - half, y - half, x + half, y + half), outline=FRAME, width=3)
+    (x, y) = to_pixels(mosaics.aggregates[i])
     for width, color in ((6, PAPER), (3, RED)):
         draw.line((x - 7, y - 7, x + 7, y + 7), fill=color, width=width)
         draw.line((x - 7, y + 7, x + 7, y - 7), fill=color, width=width)
     image = Image.new("RGB", (side + 2 * MARGIN, side + 2 * MARGIN + 18), PAPER)
     image.paste(panel, (MARGIN, MARGIN))
-    text, color = verdict(looked, i, classes)
+    text, color = caption(mosaics, i, classes)
     write(ImageDraw.Draw(image), (MARGIN, side + MARGIN + 3), text, 12, color)
     return image

@@ -1,4 +1,4 @@
-"""Draws every figure of a run from the files in its folder."""
+"""Plots every figure of a run from the files in its folder."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 
 
 def draw_run(folder: Path, formats: Iterable[str] = DEFAULT_FORMATS) -> PlottedFiles:
-    """Draws each figure that a run's files suffice for into its folder.
+    """Plots each figure whose input files exist, and saves it in the run's folder.
 
-    All pictures of a smoke run have a banner. A figure that cannot be drawn, and a file that cannot be read, is logged
-    and left out.
+    All pictures of a smoke run have a banner. A figure that cannot be plotted, and a file that cannot be read, is
+    logged and skipped.
 
     Args:
-        folder: the run's folder; the run may be at work.
-        formats: of the figures, some of `attnmosaic.plotting.style.FORMATS`.
+        folder: the run's folder; the run can still be running.
+        formats: file formats of the figures, from `attnmosaic.plotting.style.FORMATS`.
     """
     run = Run(folder)
     record = run.snapshots
@@ -35,17 +35,17 @@ def draw_run(folder: Path, formats: Iterable[str] = DEFAULT_FORMATS) -> PlottedF
         log.warning("%s: %s", folder / name, reason)
     if RECORD in run.problems:
         drawn.failed.append("mosaics")
-    if record is not None and animation.moves(record):
+    if record is not None and animation.weights_change(record):
         try:
             drawn.paths.append(animation.draw_animation(folder / animation.NAME, record, run.stages, run.smoke))
-        except Exception:  # a picture that fails ends no run
+        except Exception:  # a failed picture must not end the run
             log.warning("%s: %s could not be drawn", folder, animation.NAME, exc_info=True)
             drawn.failed.append("animation")
     return drawn
 
 
 def figures_of(run: Run) -> dict[str, Callable[[], "Figure"]]:
-    """Returns by name a function for each figure that a run's files suffice for."""
+    """Returns a function for each figure whose input files exist, by name."""
     figures: dict[str, Callable[[], Figure]] = {}
     if run.outputs and run.metrics:
         figures["accuracy"] = partial(curves.draw_outputs, run)
@@ -63,7 +63,7 @@ def figures_of(run: Run) -> dict[str, Callable[[], "Figure"]]:
     if record is not None and record.plane is not None:
         figures["mosaics"] = partial(points.draw_points, record)
         figures["regions"] = partial(points.draw_regions, record)
-    elif record is not None and any(looked.is_image for looked in record.final.values()):
+    elif record is not None and any(group.is_image for group in record.final.values()):
         figures["mosaics"] = partial(mosaics.draw_mosaics, record)
         figures["classes"] = partial(mosaics.draw_classes, record)
     return figures

@@ -1,4 +1,4 @@
-"""Styles and saves figures, and draws the stages behind curves."""
+"""Styles and saves figures, and marks the stages behind curves."""
 
 import contextlib
 import logging
@@ -11,7 +11,7 @@ from attnmosaic.core.text import truncate
 from attnmosaic.plotting.palette import SMOKE, SMOKE_COLOR, STAGES
 from attnmosaic.runs.rows import Span
 
-if TYPE_CHECKING:  # matplotlib is imported when a figure is drawn, not before
+if TYPE_CHECKING:  # matplotlib is imported only when a figure is plotted
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -23,17 +23,17 @@ FORMATS = ("png", "pdf", "svg")
 DEFAULT_FORMATS = ("png", "pdf")
 
 COLUMN, PAGE = 3.4, 7.0
-"""Inches: the width of a figure in one column of a paper, and across two."""
+"""Width of a figure in inches: in one column of a paper, and across two columns."""
 
 SHADE = "0.92"
-"""Behind the epochs in which Where alone learns."""
+"""Grey behind the epochs in which only Where trains."""
 
-# Files drawn again from the same folder are the same, byte by byte.
+# Without dates, figures plotted again from the same folder are the same files byte by byte.
 _METADATA: dict[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 
 class PlottedFiles(NamedTuple):
-    """The files that were written, and the names of the figures that failed."""
+    """Paths of the written files, and names of the failed figures."""
 
     paths: list[Path]
     failed: list[str]
@@ -41,7 +41,7 @@ class PlottedFiles(NamedTuple):
 
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
-    """Applies the package's style to all figures drawn within, whatever the user's own settings are."""
+    """Applies the package's style to all figures within the context, independent of the user's matplotlib settings."""
     import matplotlib.style
 
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it logs every letter of a PDF
@@ -55,14 +55,14 @@ def styled() -> Iterator[None]:
 def draw_all(
     figures: Mapping[str, Callable[[], "Figure"]], folder: Path, formats: Iterable[str], smoke: bool = False
 ) -> PlottedFiles:
-    """Draws and saves figures by their names; one that fails is logged, and the others are drawn."""
+    """Plots and saves figures by name; logs and skips figures that fail."""
     drawn = PlottedFiles([], [])
     with styled():
         for name, draw in figures.items():
             try:
                 drawn.paths.extend(save(draw(), folder, name, formats, smoke))
-            except Exception:  # a picture that fails ends no run
-                log.warning("%s: %s could not be drawn", folder, name, exc_info=True)
+            except Exception:  # a failed picture must not end the run
+                log.warning("%s: %s could not be plotted", folder, name, exc_info=True)
                 drawn.failed.append(name)
     return drawn
 
@@ -71,15 +71,15 @@ def save(figure: "Figure", folder: Path, name: str, formats: Iterable[str], smok
     """Writes ``<folder>/<name>.<format>`` in each format and returns the paths.
 
     Args:
-        figure: the figure; it is laid out here, once for all formats.
-        folder: where the files go.
-        name: of the files.
-        formats: some of `FORMATS`.
-        smoke: puts a banner over it.
+        figure: the figure; its layout is computed here, once for all formats.
+        folder: folder of the files.
+        name: file name without a suffix.
+        formats: file formats, from `FORMATS`.
+        smoke: whether to add the banner of smoke runs.
     """
     if (engine := figure.get_layout_engine()) is not None:
         engine.execute(figure)
-        figure.set_layout_engine(None)  # "none" would have every format drawn twice
+        figure.set_layout_engine(None)  # "none" would draw every format twice
     box = _banner(figure) if smoke else None
     paths = []
     for form in formats:
@@ -89,32 +89,32 @@ def save(figure: "Figure", folder: Path, name: str, formats: Iterable[str], smok
 
 
 def _banner(figure: "Figure", height: float = 0.3) -> Any:
-    """Puts a banner on top of a figure, outside of it, and returns the box (in inches) that holds both."""
+    """Adds a banner above a figure and returns the box, in inches, that holds both."""
     from matplotlib.patches import Rectangle
     from matplotlib.transforms import Bbox
 
     width, top = figure.get_size_inches()
-    share = height / top
-    box = Rectangle((0, 1), 1, share, transform=figure.transFigure, color=SMOKE_COLOR, linewidth=0, clip_on=False)
+    fraction = height / top
+    box = Rectangle((0, 1), 1, fraction, transform=figure.transFigure, color=SMOKE_COLOR, linewidth=0, clip_on=False)
     figure.add_artist(box, clip=False)
-    figure.text(0.5, 1 + share / 2, SMOKE, color="white", fontsize=10, weight="bold", ha="center", va="center")
+    figure.text(0.5, 1 + fraction / 2, SMOKE, color="white", fontsize=10, weight="bold", ha="center", va="center")
     return Bbox.from_bounds(0, 0, width, top + height)
 
 
-def over_epochs(panels: Iterable["Axes"], stages: Sequence[Span], epochs: int) -> None:
-    """Prepares panels for curves over epochs; stages in which Where alone learns are shaded.
+def set_up_epoch_axes(panels: Iterable["Axes"], stages: Sequence[Span], epochs: int) -> None:
+    """Prepares panels for curves over epochs; stages in which only Where trains are shaded.
 
-    A stage is shaded from what was measured before its first epoch to what was measured after its last. Where there
-    is room, stages are named.
+    A stage is shaded from the evaluation before its first epoch to the evaluation after its last. A stage that is wide
+    enough is named.
     """
     from matplotlib.ticker import MaxNLocator
 
-    room = epochs / 12
+    shortest_named = epochs / 12
     for axes in panels:
         for stage, start, end in stages:
             if stage == "where":
                 axes.axvspan(start, end, color=SHADE, linewidth=0, zorder=0)
-            if len(stages) > 1 and end - start >= room:
+            if len(stages) > 1 and end - start >= shortest_named:
                 axes.annotate(
                     stage.capitalize(), ((start + end) / 2, 1), (0, -4), va="top", ha="center", color="0.45",
                     xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=6,
@@ -123,39 +123,39 @@ def over_epochs(panels: Iterable["Axes"], stages: Sequence[Span], epochs: int) -
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 5, 10]))
 
 
-def stage_key(stages: Sequence[Span]) -> list["Artist"]:
-    """Returns the legend's entries for the stages; none where all epochs are of one."""
+def stage_entries(stages: Sequence[Span]) -> list["Artist"]:
+    """Returns the legend entries of the stages; none if all epochs are of one stage."""
     from matplotlib.patches import Patch
 
-    there = {span.stage for span in stages}
-    if len(there) < 2:
+    present = {span.stage for span in stages}
+    if len(present) < 2:
         return []
     return [
         Patch(facecolor=SHADE if stage == "where" else "white", edgecolor="0.6", label=label)
         for stage, (label, _) in STAGES.items()
-        if stage in there
+        if stage in present
     ]
 
 
-def points_for(values: Sequence[Any]) -> str:
-    """Returns a marker for each of few values, as one value has no line; none for many."""
+def marker_for(values: Sequence[Any]) -> str:
+    """Returns a marker for a curve of at most two values, otherwise none: a single value has no line."""
     return "o" if len(values) <= 2 else ""
 
 
-def literal(name: str, most: int = 16) -> str:
-    """Returns a name as matplotlib is to be given it: no longer than its place, and no mathematics between dollars."""
+def label_text(name: str, most: int = 16) -> str:
+    """Returns a shortened name with escaped dollar signs, which matplotlib would take for mathematics."""
     return truncate(name, most).replace("$", r"\$")
 
 
-def key(figure: "Figure", handles: Sequence["Artist"], columns: int | None = None) -> None:
-    """Puts a legend below all panels."""
-    laid_out = figure.get_layout_engine() is not None
-    place: Any = "outside lower center" if laid_out else "lower center"
-    figure.legend(handles=[*handles], loc=place, ncols=columns or len(handles))
+def add_legend(figure: "Figure", handles: Sequence["Artist"], columns: int | None = None) -> None:
+    """Adds a legend below all panels."""
+    has_layout = figure.get_layout_engine() is not None
+    location: Any = "outside lower center" if has_layout else "lower center"
+    figure.legend(handles=[*handles], loc=location, ncols=columns or len(handles))
 
 
-def entry(label: str, **style: Any) -> "Line2D":
-    """Returns a legend's entry in this style."""
+def legend_entry(label: str, **style: Any) -> "Line2D":
+    """Returns a legend entry in the given style."""
     from matplotlib.lines import Line2D
 
     return Line2D([], [], label=label, **style)
@@ -164,17 +164,17 @@ def entry(label: str, **style: Any) -> "Line2D":
 def panels_in_inches(
     rows: int, columns: int, height: float, margins: tuple[float, float, float, float], gaps: tuple[float, float]
 ) -> tuple["Figure", Any]:
-    """Returns a figure of panels at given places, which is faster than having them laid out.
+    """Returns a figure with panels of fixed size and position, which is faster than matplotlib's automatic layout.
 
     Args:
-        rows: of panels.
-        columns: of panels.
-        height: of a panel, in inches.
-        margins: left, right, below and above all panels, in inches.
-        gaps: between columns and between rows, in inches.
+        rows: number of rows of panels.
+        columns: number of columns of panels.
+        height: height of a panel, in inches.
+        margins: space to the left of, to the right of, below and above all panels, in inches.
+        gaps: space between columns and between rows, in inches.
 
     Returns:
-        The figure, as wide as a page, and its panels ``[rows, columns]``.
+        The figure, which has the width of a page, and its panels ``[rows, columns]``.
     """
     from matplotlib.figure import Figure
 
