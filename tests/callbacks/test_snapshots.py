@@ -149,5 +149,5 @@ def test_what_cannot_be_read(train: Train, tmp_path: Path, content: bytes | str 
         np.savez(path, classes=np.array(["a"]))
     elif isinstance(content, bytes):
         path.write_bytes(content)
-    with pytest.raises(UserError, match="no record of mosaics"):
+    with pytest.raises(UserError, match="cannot read"):
         read_record(path)
