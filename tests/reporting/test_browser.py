@@ -62,7 +62,7 @@ def page(browser: Browser, outputs: Path) -> Iterator[Browser]:
     assert browser.left_the_machine() == []
 
 
-def found(page: Browser, selector: str, within: WebElement | None = None) -> list[WebElement]:
+def elements(page: Browser, selector: str, within: WebElement | None = None) -> list[WebElement]:
     return (within or page.driver).find_elements("css selector", selector)
 
 
@@ -103,8 +103,8 @@ def test_list_of_runs_shows_their_results(page: Browser, outputs: Path) -> None:
 
 
 def test_headings_sort_a_table(page: Browser) -> None:
-    heading = found(page, "#all-runs thead th")[5]
-    button = found(page, "button", heading)[0]
+    heading = elements(page, "#all-runs thead th")[5]
+    button = elements(page, "button", heading)[0]
     assert button.text == "test"
     scrolled_to(page, button).click()
     values = [float(text) for text in column(page, 5)]
@@ -113,7 +113,7 @@ def test_headings_sort_a_table(page: Browser) -> None:
     button.send_keys(Keys.ENTER)
     assert [float(text) for text in column(page, 5)] == sorted(values, reverse=True)
     assert heading.get_attribute("aria-sort") == "descending"
-    scrolled_to(page, found(page, "#all-runs thead th button")[0]).click()
+    scrolled_to(page, elements(page, "#all-runs thead th button")[0]).click()
     assert heading.get_attribute("aria-sort") is None
     names = column(page, 0)
     assert names == sorted(names)
@@ -124,7 +124,7 @@ def test_button_switches_colours(page: Browser) -> None:
         return page.run("const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]")
 
     light = colours()
-    button = found(page, "#theme")[0]
+    button = elements(page, "#theme")[0]
     assert (light[0], button.text) == ("rgb(255, 255, 255)", "Dark")
     button.click()
     dark = colours()
@@ -135,53 +135,53 @@ def test_button_switches_colours(page: Browser) -> None:
 
 
 def test_link_opens_the_section_of_a_run(page: Browser) -> None:
-    runs = found(page, "details.run")
+    runs = elements(page, "details.run")
     assert [run.get_attribute("open") is not None for run in runs] == [True, False, False]
-    link = found(page, "#all-runs tbody a[href='#run-3']")[0]
+    link = elements(page, "#all-runs tbody a[href='#run-3']")[0]
     scrolled_to(page, link).click()
     assert runs[2].get_attribute("open") is not None
     page.wait("Math.abs(document.getElementById('run-3').getBoundingClientRect().top) < 200", 5)
-    scrolled_to(page, found(page, "summary", runs[1])[0]).click()
-    assert found(page, ".chart", runs[1])[0].is_displayed()
+    scrolled_to(page, elements(page, "summary", runs[1])[0]).click()
+    assert elements(page, ".chart", runs[1])[0].is_displayed()
 
 
 def test_chart_shows_values_at_the_pointer(page: Browser, outputs: Path) -> None:
-    run = found(page, "details.run")[0]  # digits
-    (accuracy,) = [figure for figure in found(page, "figure.chart", run) if figure.text.startswith("Accuracy")]
-    plot = scrolled_to(page, found(page, ".plot", accuracy)[0])
+    run = elements(page, "details.run")[0]  # digits
+    (accuracy,) = [figure for figure in elements(page, "figure.chart", run) if figure.text.startswith("Accuracy")]
+    plot = scrolled_to(page, elements(page, ".plot", accuracy)[0])
     ActionChains(page.driver).move_to_element_with_offset(plot, plot.size["width"] // 2 - 15, 0).perform()
-    tip = found(page, "#tip")[0]
+    tip = elements(page, "#tip")[0]
     final = results(outputs)["digits"]["metrics"]
     lines = tip.text.splitlines()
     assert lines[0] == "epoch 10 (What)"  # With k = 2, What trains in epochs 9 and 10.
     assert lines[1:] == [f"{split} {final[f'{split}/accuracy']:.3f}" for split in ("train", "test", "held_out")]
-    assert len(found(page, ".cross", accuracy)) == 1
+    assert len(elements(page, ".cross", accuracy)) == 1
     page.run("arguments[0].focus()", plot)
     plot.send_keys(Keys.ARROW_LEFT)
     assert tip.text.splitlines()[0] == "epoch 5 (What)"
     plot.send_keys(Keys.ESCAPE)
     assert not tip.is_displayed()
-    assert not found(page, ".cross", accuracy)
+    assert not elements(page, ".cross", accuracy)
 
 
 def test_strip_shows_values_by_seed(page: Browser, outputs: Path) -> None:
-    strip = scrolled_to(page, found(page, "g[data-tip]")[0])
+    strip = scrolled_to(page, elements(page, "g[data-tip]")[0])
     page.run("arguments[0].focus()", strip)
-    tip = found(page, "#tip")[0]
+    tip = elements(page, "#tip")[0]
     value = results(outputs)["gradients/joint/seed1"]["metrics"]["train/accuracy"]
     assert "joint: " in tip.text
     assert f"seed 1 {value:.4f}" in tip.text
 
 
 def test_buttons_filter_mosaics_and_keys_select_them(page: Browser, outputs: Path) -> None:
-    gallery = found(page, "details.run .gallery")[0]
+    gallery = elements(page, "details.run .gallery")[0]
     final = results(outputs)["digits"]["metrics"]
 
     def shown() -> list[WebElement]:
-        return [card for card in found(page, ".card", gallery) if card.is_displayed()]
+        return [card for card in elements(page, ".card", gallery) if card.is_displayed()]
 
     def press(choice: str) -> str:
-        button = scrolled_to(page, found(page, f"[data-choice={choice}]", gallery)[0])
+        button = scrolled_to(page, elements(page, f"[data-choice={choice}]", gallery)[0])
         button.click()
         assert button.get_attribute("aria-pressed") == "true"
         return button.text
@@ -194,7 +194,7 @@ def test_buttons_filter_mosaics_and_keys_select_them(page: Browser, outputs: Pat
         assert press(kind).rpartition(" ")[2] == str(count)
         assert {card.get_attribute("data-kind") for card in shown()} == ({kind} if count else set())
         assert min(1, count) <= len(shown()) <= min(8, count)
-        status = found(page, "[role=status]", gallery)[0].text
+        status = elements(page, "[role=status]", gallery)[0].text
         assert status.startswith(f"{len(shown())} of {count} ")
     press("all")
     cards = shown()
@@ -207,7 +207,7 @@ def test_buttons_filter_mosaics_and_keys_select_them(page: Browser, outputs: Pat
     cards[-1].send_keys(Keys.ARROW_LEFT)
     assert page.driver.switch_to.active_element == cards[-2]
     assert [card.get_attribute("tabindex") for card in cards].count("0") == 1
-    numbers = found(page, ".weights span", cards[-2])
+    numbers = elements(page, ".weights span", cards[-2])
     assert all(number.value_of_css_property("opacity") == "1" for number in numbers)
     images = page.run("return [...document.querySelectorAll('.mosaic img')].map(i => i.complete && i.naturalWidth)")
     assert images
@@ -215,11 +215,11 @@ def test_buttons_filter_mosaics_and_keys_select_them(page: Browser, outputs: Pat
 
 
 def test_2d_mosaic_is_drawn_on_the_plane(page: Browser) -> None:
-    run = found(page, "details.run")[1]
-    scrolled_to(page, found(page, "summary", run)[0]).click()
-    plane = scrolled_to(page, next(plane for plane in found(page, "svg.plane", run) if plane.is_displayed()))
+    run = elements(page, "details.run")[1]
+    scrolled_to(page, elements(page, "summary", run)[0]).click()
+    plane = scrolled_to(page, next(plane for plane in elements(page, "svg.plane", run) if plane.is_displayed()))
     assert plane.value_of_css_property("background-image").startswith('url("data:image/png')
-    assert len(found(page, "circle", plane)) == 9
+    assert len(elements(page, "circle", plane)) == 9
 
 
 def test_buttons_switch_views_of_a_matrix_and_copy_the_command(browser: Browser, tmp_path: Path) -> None:
@@ -230,13 +230,13 @@ def test_buttons_switch_views_of_a_matrix_and_copy_the_command(browser: Browser,
     load(browser, tmp_path / "report.html")
 
     def shown() -> list[str | None]:
-        return [view.get_attribute("data-view") for view in found(browser, ".view") if view.is_displayed()]
+        return [view.get_attribute("data-view") for view in elements(browser, ".view") if view.is_displayed()]
 
     assert shown() == ["reproduced"]
-    found(browser, "[data-choice=difference]")[0].click()
+    elements(browser, "[data-choice=difference]")[0].click()
     assert shown() == ["difference"]
-    assert "+0.01" in found(browser, ".view[data-view=difference]")[0].text
-    copy = found(browser, ".copy-it")[0]
+    assert "+0.01" in elements(browser, ".view[data-view=difference]")[0].text
+    copy = elements(browser, ".copy-it")[0]
     copy.click()
     browser.wait("document.querySelector('.copy-it').textContent != 'Copy'", 5)
     assert browser.complaints() == []
@@ -255,10 +255,10 @@ def test_page_fits_into_the_window(page: Browser, width: int) -> None:
 def test_page_is_complete_without_scripts(outputs: Path, tmp_path: Path) -> None:
     with chromium(tmp_path, "--blink-settings=scriptEnabled=false") as plain:
         load(plain, outputs / "page.html")
-        cards = [card for card in found(plain, "details.run[open] .card") if card.is_displayed()]
+        cards = [card for card in elements(plain, "details.run[open] .card") if card.is_displayed()]
         assert {card.get_attribute("data-split") for card in cards} == {"train", "test", "held_out"}
-        assert not [button for button in found(plain, "button") if button.is_displayed()]
-        assert "All 30 held_out mosaics" in found(plain, ".gallery")[0].text
+        assert not [button for button in elements(plain, "button") if button.is_displayed()]
+        assert "All 30 held_out mosaics" in elements(plain, ".gallery")[0].text
 
 
 def test_report_of_forty_runs_loads(browser: Browser, tmp_path: Path, record_property: Any) -> None:
@@ -273,5 +273,5 @@ def test_report_of_forty_runs_loads(browser: Browser, tmp_path: Path, record_pro
     loaded = browser.run("return performance.getEntriesByType('navigation')[0].loadEventEnd")
     record_property("milliseconds", loaded)
     print(f"40 runs load in {loaded:.0f} ms")
-    assert len(found(browser, "details.run")) == 40
+    assert len(elements(browser, "details.run")) == 40
     assert browser.complaints() == []

@@ -101,8 +101,8 @@ def test_different_devices_get_a_column(tmp_path: Path) -> None:
         folder = write_run(tmp_path / f"seed{seed}", seed=seed, metrics=pair_metrics())
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         (folder / "result.json").write_text(json.dumps(result | {"device": device}), encoding="utf-8")
-    found = page(tmp_path)
-    assert [found.row(f"table1/row1 seed{seed}")[10] for seed in (0, 1)] == ["cpu", "cuda"]
+    report = page(tmp_path)
+    assert [report.row(f"table1/row1 seed{seed}")[10] for seed in (0, 1)] == ["cpu", "cuda"]
 
 
 def test_strip_shows_the_values_of_all_seeds(swept: Page) -> None:
@@ -122,23 +122,23 @@ def test_matrix_table_has_four_views(tmp_path: Path) -> None:
     for seed, value in ((0, 0.5), (1, 0.56)):
         metrics = {f"dataset_{i}/accuracy": value for i in range(1, 11)}
         write_run(tmp_path / f"seed{seed}", "averages/dataset1", seed, metrics, epochs=5)
-    found = page(tmp_path)
-    assert [tag["data-view"] for tag in found.having("div", class_="view")] == [
+    report = page(tmp_path)
+    assert [tag["data-view"] for tag in report.having("div", class_="view")] == [
         "reproduced", "published", "difference", "standard deviation over seeds",
     ]  # fmt: skip
-    first_rows = [row[1:4] for row in found.rows if row[0] == "1"]
+    first_rows = [row[1:4] for row in report.rows if row[0] == "1"]
     assert first_rows == [["0.53", "0.53", "0.53"], ["0.52", "0.64", "0.68"], ["+0.01", "-0.11 ○", "-0.15 ○"],
                     ["0.042", "0.042", "0.042"]]  # fmt: skip
-    assert "dataset_1/accuracy" in found.text
+    assert "dataset_1/accuracy" in report.text
 
 
 def test_smoke_run_outside_published_tables(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "gaussian", metrics=pair_metrics(held_out=0.75), overrides=("scale=smoke",))
-    found = page(tmp_path)
-    assert found.row("row")[1:4] == ["train/accuracy", "test/accuracy", "held_out/accuracy"]
-    assert found.row("gaussian (SMOKE)")[3] == "0.750"
-    assert "SMOKE. Few examples" in found.text
-    assert not found.having("a", href="#seeds")  # One seed without published values needs no plot by seed.
+    report = page(tmp_path)
+    assert report.row("row")[1:4] == ["train/accuracy", "test/accuracy", "held_out/accuracy"]
+    assert report.row("gaussian (SMOKE)")[3] == "0.750"
+    assert "SMOKE. Few examples" in report.text
+    assert not report.having("a", href="#seeds")  # One seed without published values needs no plot by seed.
 
 
 # ---- curves
@@ -179,10 +179,10 @@ def test_run_with_gradients_has_their_charts(tmp_path: Path) -> None:
     [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0, 180, [0, 50, 100, 150]), (-0.3, 5.3, [0, 2, 4]), (0.312, 0.318, None)],
 )
 def test_ticks_are_round(low: float, high: float, ticks: list[float] | None) -> None:
-    found = round_ticks(low, high)
-    assert ticks is None or found == ticks
-    assert 2 <= len(found) <= 6
-    assert all(low <= tick <= high for tick in found)
+    values = round_ticks(low, high)
+    assert ticks is None or values == ticks
+    assert 2 <= len(values) <= 6
+    assert all(low <= tick <= high for tick in values)
 
 
 def test_wide_range_of_losses_has_a_logarithmic_axis() -> None:
@@ -213,7 +213,7 @@ def test_mosaic_card_shows_kind_weights_and_probabilities(swept: Page) -> None:
     assert all(tag["src"].startswith("data:image/") for tag in swept.having("img"))
     assert len(swept.having("img")) == 2 * len(cards)
     assert "no focus, right held_out 100 0.05 (true foreground) 0.60 0.05" in swept.text
-    assert "predicted class horse , correct" in swept.text
+    assert "predicted: horse , correct" in swept.text
     assert swept.row("horse", "", "0.80", "true")
     (gallery,) = [json.loads(text) for kind, text in swept.data if '"counts"' in text]
     assert gallery["counts"]["held_out"] == {"ftpt": 50, "ffpt": 30, "ftpf": 15, "ffpf": 5}
@@ -222,13 +222,13 @@ def test_mosaic_card_shows_kind_weights_and_probabilities(swept: Page) -> None:
 
 def test_2d_mosaics_are_shown_on_the_plane(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "gaussian", metrics=pair_metrics(), record=point_record(), epochs=10)
-    found = page(tmp_path)
-    cards = found.having("li", class_="card")
-    assert len(found.having("svg", class_="plane")) == len(cards) == 24
-    assert len(found.having("rect", class_="frame")) == len(found.having("path", class_="star")) == len(cards)
-    (shared,) = [tag["style"] for tag in found.having("ul", class_="cards")]
+    report = page(tmp_path)
+    cards = report.having("li", class_="card")
+    assert len(report.having("svg", class_="plane")) == len(cards) == 24
+    assert len(report.having("rect", class_="frame")) == len(report.having("path", class_="star")) == len(cards)
+    (shared,) = [tag["style"] for tag in report.having("ul", class_="cards")]
     assert shared.startswith("--plane: url(data:image/png;base64,")
-    assert not found.having("img")
+    assert not report.having("img")
 
 
 def test_worst_mosaics_of_each_kind_are_chosen() -> None:
@@ -251,12 +251,12 @@ def test_report_of_forty_runs_is_small(tmp_path: Path) -> None:
         result["metrics"]["test/accuracy"] = seed / 40
         (copy / "result.json").write_text(json.dumps(result))
     html = render(tmp_path / "all", tmp_path / "report.html")
-    found = Page(html)
-    assert len(found.having("details", class_="run")) == 40
-    assert len(found.having("li", class_="card")) == MOSAICS
-    assert len(found.having("ul", class_="cards")) == 40
+    report = Page(html)
+    assert len(report.having("details", class_="run")) == 40
+    assert len(report.having("li", class_="card")) == MOSAICS
+    assert len(report.having("ul", class_="cards")) == 40
     assert len(html) < 3e6
-    assert found.row("table1/row1 39")[5] == "0.975"
+    assert report.row("table1/row1 39")[5] == "0.975"
 
 
 # ---- two outputs
@@ -272,14 +272,14 @@ def test_two_outputs(tmp_path: Path) -> None:
     lines = [["epoch", *columns], *rows]
     (folder / "metrics.csv").write_text("\n".join(",".join(map(str, line)) for line in lines) + "\n")
     (folder / "confusion_digit_held_out.csv").write_text("true digit,0,1\n0,3,1\n1,0,4\n")
-    found = page(tmp_path)
-    assert found.row("mnist_sum a")[4] == "0.900 · 0.700"
-    assert "digit, held_out: 87.50 % correct" in found.text
-    assert ["0", "75", "25"] in found.rows
-    assert ["1", "", "100"] in found.rows
-    titles = [tag["aria-label"].split(".")[0] for tag in found.having("svg", role="img")]
+    report = page(tmp_path)
+    assert report.row("mnist_sum a")[4] == "0.900 · 0.700"
+    assert "digit, held_out: 87.50 % correct" in report.text
+    assert ["0", "75", "25"] in report.rows
+    assert ["1", "", "100"] in report.rows
+    titles = [tag["aria-label"].split(".")[0] for tag in report.having("svg", role="img")]
     assert titles == ["Accuracy of the digit", "Accuracy of the sum", "Loss"]
-    assert found.row("row")[1:4] == ["held_out/digit_accuracy", "held_out/sum_accuracy", "test/digit_accuracy"]
+    assert report.row("row")[1:4] == ["held_out/digit_accuracy", "held_out/sum_accuracy", "test/digit_accuracy"]
 
 
 # ---- unfinished runs and incomplete files
@@ -295,16 +295,16 @@ def test_states_of_unfinished_runs(tmp_path: Path) -> None:
     plan = {"commands": [], "jobs": {"not_begun": {"name": "table1/row5", "scale": "full"}}}
     (root / "sweep.json").write_text(json.dumps(plan))
     with FileLock(running / ".lock"):
-        found = page(root)
-    lines = {row[0].split()[-1]: row[2].split()[0] for row in found.rows if len(row) == 11 and row[0] != "name"}
+        report = page(root)
+    lines = {row[0].split()[-1]: row[2].split()[0] for row in report.rows if len(row) == 11 and row[0] != "name"}
     assert lines.pop("not_begun") == "missing"
     assert lines == {state: state for state in ("failed", "finished", "running", "stopped")}
-    assert "1 of 5 runs finished" in found.text
-    assert found.row("table1/row1 stopped")[3] == "7 of 180"
-    line = found.row("table1/row2 failed")
+    assert "1 of 5 runs finished" in report.text
+    assert report.row("table1/row1 stopped")[3] == "7 of 180"
+    line = report.row("table1/row2 failed")
     assert "RunError: the loss became nan" in line[2]
     assert "Traceback: there RunError" in line[2]
-    assert not [tag for tag in found.having("a") if "not_begun" in tag["href"]]  # The folder does not exist yet.
+    assert not [tag for tag in report.having("a") if "not_begun" in tag["href"]]  # The folder does not exist yet.
 
 
 @pytest.mark.parametrize(
@@ -319,10 +319,10 @@ def test_incomplete_file_is_reported(tmp_path: Path, name: str, content: bytes |
     folder = write_run(tmp_path / "odd", metrics=pair_metrics(), record=image_record())
     (folder / name).write_bytes((folder / name).read_bytes()[:2000] if content is None else content)
     write_run(tmp_path / "complete", seed=1, metrics=pair_metrics(test=0.77))
-    found = page(tmp_path)
-    (problem,) = [text for text in found.texts if reason in text]
+    report = page(tmp_path)
+    (problem,) = [text for text in report.texts if reason in text]
     assert name in problem
-    assert found.row("table1/row1 complete")[5] == "0.770"
+    assert report.row("table1/row1 complete")[5] == "0.770"
 
 
 # ---- the user's text is never markup, and the page loads nothing
@@ -342,14 +342,14 @@ def test_markup_in_names_is_escaped(tmp_path: Path) -> None:
     (folder / "metrics.csv").write_text(table.replace(",what,", f',"{HOSTILE.replace(chr(34), chr(34) * 2)}",'))
     stopped = write_run(root / "b", "gaussian", overrides=(f"name='{HOSTILE.split(chr(39))[0]}'",), epochs=5)
     (stopped / "error.txt").write_text(HOSTILE)
-    found = page(root)
-    assert [text for kind, text in found.data if kind == "script"] == [script()]
-    assert all("alert" not in f"{name} {list(own)}" for name, own in found.tags)
-    assert not [own for name, own in found.tags if any(key.startswith("on") for key in own)]
-    assert {urlsplit(tag["src"]).scheme for tag in found.having("img")} == {"data"}
-    assert "49" not in [text.strip("'& ") for text in found.texts]  # Names are not evaluated as templates.
-    assert found.text.count(HOSTILE) >= 8
-    assert all("<" not in text for kind, text in found.data if kind == "application/json")
+    report = page(root)
+    assert [text for kind, text in report.data if kind == "script"] == [script()]
+    assert all("alert" not in f"{name} {list(own)}" for name, own in report.tags)
+    assert not [own for name, own in report.tags if any(key.startswith("on") for key in own)]
+    assert {urlsplit(tag["src"]).scheme for tag in report.having("img")} == {"data"}
+    assert "49" not in [text.strip("'& ") for text in report.texts]  # Names are not evaluated as templates.
+    assert report.text.count(HOSTILE) >= 8
+    assert all("<" not in text for kind, text in report.data if kind == "application/json")
 
 
 def script() -> str:
@@ -362,10 +362,10 @@ def test_page_loads_no_other_files(sweep: Path) -> None:
     html = render(sweep, sweep / "report.html")
     assert set(re.findall(r"https?://[^\s\"']*", html)) == {"http://www.w3.org/2000/svg"}
     assert set(re.findall(r"url\(([^)]{0,5})", html)) <= {"data:"}
-    found = Page(html)
-    addresses = [own[key] for _, own in found.tags for key in ("src", "href", "action", "data") if key in own]
+    report = Page(html)
+    addresses = [own[key] for _, own in report.tags for key in ("src", "href", "action", "data") if key in own]
     assert {urlsplit(address).scheme for address in addresses} == {"", "data"}
-    (policy,) = [tag["content"] for tag in found.having("meta", http_equiv="Content-Security-Policy")]
+    (policy,) = [tag["content"] for tag in report.having("meta", http_equiv="Content-Security-Policy")]
     digest = base64.b64encode(hashlib.sha256(script().encode()).digest()).decode()
     assert policy.split("; ")[:4] == [
         "default-src 'none'", "img-src data:", "style-src 'unsafe-inline'", f"script-src 'sha256-{digest}'",
@@ -377,8 +377,8 @@ def test_links_are_relative_to_the_page(tmp_path: Path) -> None:
     (folder / "loss.png").write_bytes(b"")
     out = tmp_path / "elsewhere" / "page.html"
     main([str(tmp_path / "a b"), "--out", str(out)])
-    found = Page(out.read_text())
-    links = [tag["href"] for tag in found.having("a") if not tag["href"].startswith("#")]
+    report = Page(out.read_text())
+    links = [tag["href"] for tag in report.having("a") if not tag["href"].startswith("#")]
     targets = {(out.parent / unquote(link)).resolve() for link in links}
     names = ("config.yaml", "train.log", "metrics.csv", "result.json", "loss.png")
     assert targets == {folder, *(folder / name for name in names)}
@@ -391,10 +391,10 @@ def test_links_are_relative_to_the_page(tmp_path: Path) -> None:
 def test_command_of_a_single_run_is_rebuilt(tmp_path: Path) -> None:
     overrides = ("data.foreground=[0, 1]",)
     write_run(tmp_path / "run", "gaussian", metrics=pair_metrics(test=0.875), overrides=overrides)
-    found = page(tmp_path / "run")
-    assert "python -m attnmosaic.train experiment=gaussian 'data.foreground=[0, 1]'" in found.text
-    assert "0.875 test accuracy" in found.text
-    assert found.text.count("python -m attnmosaic.train ") == 1
+    report = page(tmp_path / "run")
+    assert "python -m attnmosaic.train experiment=gaussian 'data.foreground=[0, 1]'" in report.text
+    assert "0.875 test accuracy" in report.text
+    assert report.text.count("python -m attnmosaic.train ") == 1
 
 
 def test_newest_folder_is_the_sweep_or_run_that_wrote_last(tmp_path: Path, sweep: Path) -> None:
@@ -452,6 +452,6 @@ def test_values_that_are_not_finite_are_skipped(tmp_path: Path) -> None:
     record = image_record()
     record.final["test"].alpha[:] = np.nan
     record.save(folder / "mosaics.npz")
-    found = page(tmp_path)
-    assert found.row("table1/row1 a")[5] == "-"
-    assert "Loss" in {tag["aria-label"].split(".")[0] for tag in found.having("svg", role="img")}
+    report = page(tmp_path)
+    assert report.row("table1/row1 a")[5] == "-"
+    assert "Loss" in {tag["aria-label"].split(".")[0] for tag in report.having("svg", role="img")}

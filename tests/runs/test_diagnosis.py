@@ -81,8 +81,8 @@ def test_chance_with_sharp_weights_reports_focus() -> None:
     assert "foreground in 0.120" in line
     assert "0.111 by chance" in line
     assert "uniform" not in line
-    given = config("what_only", data={"patches": 9, "weights": {"_target_": "FixedWeights"}})
-    (line,) = findings_of(given, rows_of(("what", changing())), final_metrics(0.33, 2.19, 0.12, 0.33))
+    fixed_weights = config("what_only", data={"patches": 9, "weights": {"_target_": "FixedWeights"}})
+    (line,) = findings_of(fixed_weights, rows_of(("what", changing())), final_metrics(0.33, 2.19, 0.12, 0.33))
     assert "weights" not in line
     assert "lr.where" not in line
 

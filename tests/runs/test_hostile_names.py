@@ -29,7 +29,7 @@ def test_invalid_name_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "given",
+    "overrides",
     [
         ("name=../../out",),
         ("-m", "reproduce=mnist", "seed.all=0", "name=a/.."),  # A row's name is a folder below the table's folder.
@@ -37,13 +37,13 @@ def test_invalid_name_is_refused(name: str) -> None:
     ids=["run", "table"],
 )
 def test_invalid_name_creates_no_folder(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...]
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]
 ) -> None:
     """Hydra's own folder, which is created first, is not created either."""
     (tmp_path / "deep" / "here").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "deep" / "here")
     before = everything(tmp_path)
-    code, _, err = cli("train", *given)
+    code, _, err = cli("train", *overrides)
     check_line(code, err, r"name: got .*needs a name that a folder can have.*type for example name=mine")
     assert everything(tmp_path) == before
 

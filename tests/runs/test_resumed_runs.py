@@ -31,7 +31,7 @@ Train = Callable[..., dict[str, float]]
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished, uninterrupted run."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
     register()
     with pytest.MonkeyPatch.context() as patch, initialize_config_dir(conf_dir(), version_base="1.3"):
         patch.setattr("attnmosaic.plotting.run.draw_run", lambda *_: None)

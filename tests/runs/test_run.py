@@ -102,7 +102,7 @@ def test_find_runs_returns_started_and_planned_runs(tmp_path: Path) -> None:
     (tmp_path / ".hidden" / "config.yaml").write_text("")
     plan = {"commands": [], "jobs": {"b/seed0": {"name": "b"}, "b/seed1": {"name": "b"}}}
     (tmp_path / "sweep" / "sweep.json").write_text(json.dumps(plan))
-    found = {str(run.folder.relative_to(tmp_path)): run.state for run in find_runs(tmp_path)}
-    assert found == {"a": "stopped", "sweep/b/seed0": "stopped", "sweep/b/seed1": "missing"}
+    states = {str(run.folder.relative_to(tmp_path)): run.state for run in find_runs(tmp_path)}
+    assert states == {"a": "stopped", "sweep/b/seed0": "stopped", "sweep/b/seed1": "missing"}
     assert sweep_of(tmp_path / "sweep" / "b" / "seed0") == tmp_path / "sweep"
     assert sweep_of(tmp_path / "a") is None

@@ -24,10 +24,10 @@ def test_epochs_of_several_stages_share_a_duration_equally() -> None:
 
 
 def test_durations_of_this_run_precede_those_of_others() -> None:
-    own, others = EpochTimes(), EpochTimes()
-    own.add(STAGES, 0, 1, 1)
+    this_run, others = EpochTimes(), EpochTimes()
+    this_run.add(STAGES, 0, 1, 1)
     others.add(STAGES, 0, 1, 100)
     others.add(STAGES, 5, 6, 10)
-    assert time_left(STAGES, 0, own, others) == (10 * 1 + 10 * 10, set())
-    own.add_all(others)
-    assert time_left(STAGES, 10, own) == (5 * 50.5 + 5 * 10, set())
+    assert time_left(STAGES, 0, this_run, others) == (10 * 1 + 10 * 10, set())
+    this_run.add_all(others)
+    assert time_left(STAGES, 10, this_run) == (5 * 50.5 + 5 * 10, set())

@@ -21,7 +21,7 @@ def options(**changed: Any) -> Options:
 
 
 @pytest.mark.parametrize(
-    ("metric", "given", "direction"),
+    ("metric", "typed", "direction"),
     [
         ("test/loss", None, "minimize"),
         ("test/ffpf", None, "minimize"),
@@ -31,8 +31,8 @@ def options(**changed: Any) -> Options:
         ("test/entropy", "maximize", "maximize"),
     ],
 )
-def test_direction_of_a_metric(metric: str, given: str | None, direction: str) -> None:
-    assert options(direction=given).with_direction(metric).direction == direction
+def test_direction_of_a_metric(metric: str, typed: str | None, direction: str) -> None:
+    assert options(direction=typed).with_direction(metric).direction == direction
 
 
 def test_every_metric_has_a_direction_or_needs_one() -> None:
@@ -41,10 +41,10 @@ def test_every_metric_has_a_direction_or_needs_one() -> None:
     assert DIRECTION.keys() <= every
 
 
-@pytest.mark.parametrize(("metric", "given"), [("test/accuracy", "minimize"), ("test/entropy", None)])
-def test_wrong_or_missing_direction_is_a_user_error(metric: str, given: str | None) -> None:
+@pytest.mark.parametrize(("metric", "typed"), [("test/accuracy", "minimize"), ("test/entropy", None)])
+def test_wrong_or_missing_direction_is_a_user_error(metric: str, typed: str | None) -> None:
     with pytest.raises(UserError, match=r"hydra\.sweeper\.direction"):
-        options(direction=given).with_direction(metric)
+        options(direction=typed).with_direction(metric)
 
 
 @pytest.mark.parametrize(

@@ -247,10 +247,10 @@ def test_search_killed_at_any_point_resumes(searches: Searches, monkeypatch: pyt
 
 def test_hyperband_compares_trials_where_all_cycles_end(searches: Searches) -> None:
     """Cycles of 4, 8 and 12 epochs, for all k in the range, end together every 24 epochs."""
-    given = (*SPACE[:2], "schedule.k=range(2,7,2)")
+    overrides = (*SPACE[:2], "schedule.k=range(2,7,2)")
     pruner = {"_target_": "optuna.pruners.HyperbandPruner"}
     launcher = runs()
-    searches.run(*given, "schedule.epochs=96", n_trials=1, launcher=launcher, pruner=pruner)
+    searches.run(*overrides, "schedule.epochs=96", n_trials=1, launcher=launcher, pruner=pruner)
     callback = instantiate_callback(launcher.jobs[0][-1])
     assert (callback.every, callback.trial, callback.metric) == (24, 0, "test/accuracy")
     assert (callback.pruner["min_resource"], callback.pruner["max_resource"]) == (24, 96)
@@ -294,11 +294,11 @@ def test_folder_with_another_search_is_refused(searches: Searches, changed: str,
 
 
 def test_folder_with_a_search_in_the_other_direction_is_refused(searches: Searches) -> None:
-    given = (*ONE_K, "optimized_metric=test/entropy")
-    searches.run(*given, n_trials=1, direction="minimize")
+    overrides = (*ONE_K, "optimized_metric=test/entropy")
+    searches.run(*overrides, n_trials=1, direction="minimize")
     assert study_of("search").direction.name == "MINIMIZE"
     with pytest.raises(UserError, match=r"hydra\.sweeper\.direction was minimize"):
-        searches.run(*given, n_trials=2, direction="maximize")
+        searches.run(*overrides, n_trials=2, direction="maximize")
 
 
 def test_folder_with_trials_with_other_settings_is_refused(searches: Searches) -> None:
@@ -324,7 +324,7 @@ def test_second_search_in_a_folder_is_refused(searches: Searches) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "key", "word"),
+    ("overrides", "key", "word"),
     [
         (("schedule.k=choice(1,0)",), "schedule.k", "got 0"),
         (("schedule=joint", "schedule.k=1,2"), "schedule.k", "single stage"),
@@ -333,10 +333,10 @@ def test_second_search_in_a_folder_is_refused(searches: Searches) -> None:
     ],
     ids=["value", "unused", "differs", "held_out"],
 )
-def test_user_errors(searches: Searches, given: tuple[str, ...], key: str, word: str) -> None:
+def test_user_errors(searches: Searches, overrides: tuple[str, ...], key: str, word: str) -> None:
     """Errors are raised before anything is written to the study."""
     with pytest.raises(UserError) as caught:
-        searches.new(*given)
+        searches.new(*overrides)
     assert str(caught.value).startswith(f"{key}: ")
     assert word in str(caught.value)
     assert not Path("search").exists()
@@ -345,9 +345,9 @@ def test_user_errors(searches: Searches, given: tuple[str, ...], key: str, word:
 def test_sweeper_needs_optuna_and_the_command_train(monkeypatch: pytest.MonkeyPatch) -> None:
     sweeper = Plugins.instance().class_name_to_class["hydra_plugins.attnmosaic_sweeper.AttnmosaicSweeper"]
     config = OmegaConf.create({"hydra": {"job": {"config_name": "evaluate"}}})
-    given: Any = {"hydra_context": None, "task_function": None, "config": config}
+    arguments: Any = {"hydra_context": None, "task_function": None, "config": config}
     with pytest.raises(UserError, match=r"attnmosaic\.train"):
-        sweeper().setup(**given)
+        sweeper().setup(**arguments)
     monkeypatch.setitem(sweeper.setup.__globals__, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"hydra/sweeper=optuna: .*pip install 'optuna"):
-        sweeper().setup(**given)
+        sweeper().setup(**arguments)

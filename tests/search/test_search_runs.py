@@ -31,8 +31,8 @@ def metrics_of(folder: str) -> dict[str, float]:
 
 def test_search_prints_its_table_and_the_command_of_the_best_trial(cli: Cli) -> None:
     """With progress=quiet it also prints one line when a trial ends."""
-    given = ("lr.what=tag(log,interval(0.01,0.3))", "schedule.k=1", "hydra.sweeper.n_trials=2")
-    code, out, err = cli("train", *LEAN, *given, *SEARCH)
+    overrides = ("lr.what=tag(log,interval(0.01,0.3))", "schedule.k=1", "hydra.sweeper.n_trials=2")
+    code, out, err = cli("train", *LEAN, *overrides, *SEARCH)
     assert code == 0, err
     trials = study_of("search").trials
     results = [metrics_of(f"search/{n}") for n in range(2)]
@@ -65,8 +65,13 @@ def test_search_prints_its_table_and_the_command_of_the_best_trial(cli: Cli) -> 
 
 
 def test_failed_trial_is_shown_in_the_table(cli: Cli) -> None:
-    given = ("lr.what=choice(0.01,1e30)", "schedule.k=1", "hydra/sweeper/sampler=random", "hydra.sweeper.n_trials=2")
-    code, out, err = cli("train", *LEAN, *given, *SEARCH)
+    overrides = (
+        "lr.what=choice(0.01,1e30)",
+        "schedule.k=1",
+        "hydra/sweeper/sampler=random",
+        "hydra.sweeper.n_trials=2",
+    )
+    code, out, err = cli("train", *LEAN, *overrides, *SEARCH)
     assert code == 0, err
     assert {trial.params["lr.what"]: trial.state.name for trial in study_of("search").trials} == {
         "0.01": "COMPLETE", "1e+30": "FAIL",
@@ -77,10 +82,10 @@ def test_failed_trial_is_shown_in_the_table(cli: Cli) -> None:
 
 def test_search_over_experiments_has_one_folder(cli: Cli) -> None:
     """The folder is not named after an experiment and contains all trials with their results."""
-    given = ("experiment=choice(gaussian,gaussian_type1)", "lr.what=0.01", "hydra.sweeper.n_trials=2")
+    overrides = ("experiment=choice(gaussian,gaussian_type1)", "lr.what=0.01", "hydra.sweeper.n_trials=2")
     search = [override for override in SEARCH if not override.startswith("hydra.sweep.dir")]
     random = ("hydra/sweeper/sampler=random", "hydra.sweeper.params={}")
-    code, out, err = cli("train", *LEAN, *given, *random, *search)
+    code, out, err = cli("train", *LEAN, *overrides, *random, *search)
     assert code == 0, err
     (folder,) = Path("outputs/sweeps").iterdir()
     assert sorted(path.parent.name for path in folder.glob("*/result.json")) == ["0", "1"]
@@ -91,15 +96,15 @@ def test_search_over_experiments_has_one_folder(cli: Cli) -> None:
 
 def test_pruned_trial_resumes_outside_the_search(cli: Cli) -> None:
     """The pruned trial has no result; its resumed run has the numbers of an uninterrupted run."""
-    own = (
+    settings = (
         *LEAN[:-1], "schedule.epochs=12", "schedule.k=2", "trainer.check_val_every_n_epoch=1",
         "optimized_metric=test/loss",
     )  # fmt: skip
-    given = (
+    overrides = (
         "lr.what=choice(1e-9,0.1)", "hydra/sweeper/sampler=random", "hydra.sweeper.n_trials=2",
         "hydra/sweeper/pruner=median", "+hydra.sweeper.pruner.n_startup_trials=1",
     )  # fmt: skip
-    code, out, err = cli("train", *own, *given, *SEARCH)
+    code, out, err = cli("train", *settings, *overrides, *SEARCH)
     assert code == 0, err
     good, bad = study_of("search").trials
     assert (good.state.name, good.params["lr.what"], {*good.intermediate_values}) == ("COMPLETE", "0.1", {4, 8})
@@ -114,12 +119,12 @@ def test_pruned_trial_resumes_outside_the_search(cli: Cli) -> None:
     assert not any(cell.values for cell in rows["pruned"].cells)
     assert "pruned after epoch" in rows["pruned"].state
 
-    code, out, err = cli("train", *own, "lr.what=1e-9", "hydra.run.dir=search/1")
+    code, out, err = cli("train", *settings, "lr.what=1e-9", "hydra.run.dir=search/1")
     assert code == 0, err
     assert "resuming after epoch" in out
     assert Run(Path("search/1")).state == "finished"
-    assert cli("train", *own, "lr.what=1e-9", "hydra.run.dir=whole")[0] == 0
-    assert metrics_of("search/1") == metrics_of("whole")
+    assert cli("train", *settings, "lr.what=1e-9", "hydra.run.dir=uninterrupted")[0] == 0
+    assert metrics_of("search/1") == metrics_of("uninterrupted")
 
 
 def test_interrupted_search_exits_with_130_and_resumes(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ def test_command_line_replaces_the_config() -> None:
     assert space.overrides({"+lr.other": 3, "lr.where": 1}) == [
         "lr.what=0.1", "scale=smoke", "lr.where=1", "+lr.other=3",
     ]  # fmt: skip
-    assert [*space.corners()] == [
+    assert [*space.at_limits()] == [
         {"+lr.other": 3, "lr.where": 1}, {"+lr.other": 3, "lr.where": 2}, {"+lr.other": 4, "lr.where": 1},
     ]  # fmt: skip
     assert [*space.integers("lr.where")] == [1, 2]

@@ -198,9 +198,9 @@ def test_settings_that_decide_numbers_are_noted(
         OmegaConf.update(config, key, value, merge=False)
     OmegaConf.save(config, write(row, 0, metrics) / "config.yaml")
     (table,) = collect(tmp_path / "runs")
-    (found,) = (candidate for candidate in table.rows if candidate.name == row)
-    assert bool(found.notes) == (note is not None)
-    assert note is None or found.notes[0].startswith(note)
+    (written,) = (candidate for candidate in table.rows if candidate.name == row)
+    assert bool(written.notes) == (note is not None)
+    assert note is None or written.notes[0].startswith(note)
 
 
 def test_planned_runs_join_the_row_of_their_scale(write: Write, tmp_path: Path) -> None:

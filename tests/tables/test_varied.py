@@ -102,13 +102,13 @@ def two_keys(tmp_path: Path) -> Path:
 
 
 def test_rows_of_two_swept_keys_average_the_seeds(two_keys: Path) -> None:
-    found = table(two_keys)
-    assert found.title == "Runs of mine"
-    assert found.varied == ("lr.what", "schedule.k")
+    result = table(two_keys)
+    assert result.title == "Runs of mine"
+    assert result.varied == ("lr.what", "schedule.k")
     assert varied_values(two_keys) == [("0.003", "5"), ("0.003", "10"), ("0.1", "5"), ("0.1", "10")]  # numbers by size
-    assert found.label(found.rows[0]) == "lr.what=0.003, schedule.k=5"
-    assert {row.state for row in found.rows} == {"3 finished"}
-    assert dict(found.shared) == {"schedule.epochs": "4"}
+    assert result.label(result.rows[0]) == "lr.what=0.003, schedule.k=5"
+    assert {row.state for row in result.rows} == {"3 finished"}
+    assert dict(result.shared) == {"schedule.epochs": "4"}
 
 
 @pytest.mark.parametrize("form", [terminal, markdown, as_csv, latex])
@@ -125,9 +125,9 @@ def test_every_format_has_a_column_for_each_key_and_no_empty_column(
         assert lines[0] == ["table", "row", "lr.what", "schedule.k", "runs", "metric", "mean", "std", "n"]
     else:
         marks = {terminal: None, markdown: "|", latex: "&"}
-        found = [line for line in text.splitlines() if "3 finished" in line]
-        assert len(found) == 4
-        lines = [line.strip("|\\ ").split(marks[form]) for line in found]
+        selected = [line for line in text.splitlines() if "3 finished" in line]
+        assert len(selected) == 4
+        lines = [line.strip("|\\ ").split(marks[form]) for line in selected]
         assert lines[0][0].strip() == "0.003"
     assert all(cell.strip() for line in lines for cell in line)
 
@@ -236,16 +236,16 @@ def test_two_sweeps_with_planned_jobs_in_one_folder(tmp_path: Path) -> None:
     plan(tmp_path / "first", {"0": ["lr.what=0.1"], "1": ["lr.what=0.3"], "2": ["lr.what=0.3"], "3": ["lr.what=0.5"]},
          ["lr.what"])  # fmt: skip
     plan(tmp_path / "second", {"0": ["schedule.k=2"], "1": ["schedule.k=10"]}, ["schedule.k"])
-    found = table(tmp_path)
-    assert found.varied == ("lr.what", "schedule.k")
-    assert [(*row.varied.values(), row.state) for row in found.rows] == [
+    result = table(tmp_path)
+    assert result.varied == ("lr.what", "schedule.k")
+    assert [(*row.varied.values(), row.state) for row in result.rows] == [
         ("0.01", "2", "1 missing"),
         ("0.01", "10", "1 missing"),
         ("0.1", "5", "1 finished"),
         ("0.3", "5", "1 stopped after epoch 0 of 10, 1 missing"),
         ("0.5", "5", "1 missing"),
     ]
-    for text in (terminal(found), markdown(found), latex(found), as_csv(found)):
+    for text in (terminal(result), markdown(result), latex(result), as_csv(result)):
         assert "0.5" in text
     page = Page(render(tmp_path, tmp_path / "report.html"))
     assert page.row("mine first/3", "0.5", "5")[4] == "missing"
@@ -265,12 +265,12 @@ def test_several_experiments(tmp_path: Path) -> None:
     for name in ("one", "two"):
         for lr in ("0.1", "0.3"):
             write(tmp_path / name / lr, f"experiment={name}", f"lr.what={lr}", name=name)
-    found = table(tmp_path)
-    assert (found.title, found.varied) == ("Other runs", ("lr.what",))
-    assert [found.label(row) for row in found.rows] == [
+    result = table(tmp_path)
+    assert (result.title, result.varied) == ("Other runs", ("lr.what",))
+    assert [result.label(row) for row in result.rows] == [
         f"{n}, lr.what={lr}" for n in ("one", "two") for lr in (0.1, 0.3)
     ]
-    assert "experiment" not in found.shared
+    assert "experiment" not in result.shared
 
 
 def test_experiments_of_one_name(tmp_path: Path) -> None:
@@ -284,20 +284,20 @@ def test_search_has_a_row_for_each_trial(tmp_path: Path) -> None:
     plan(tmp_path, {str(i): [f"lr.what={lr}"] for i, lr in enumerate(sampled)}, ["lr.what", "lr.where"])
     for i, lr in enumerate(sampled):
         write(tmp_path / str(i), f"lr.what={lr}", "lr.where=0.02")
-    found = table(tmp_path)
-    assert found.varied == ("lr.what", "lr.where")  # also a searched key with a single value so far
-    assert [found.label(row) for row in found.rows] == ["lr.what=0.009085", "lr.what=0.067"]
-    assert "0.009084512345678" in as_csv(found)
-    assert " 0.009085 " in terminal(found)
+    result = table(tmp_path)
+    assert result.varied == ("lr.what", "lr.where")  # also a searched key with a single value so far
+    assert [result.label(row) for row in result.rows] == ["lr.what=0.009085", "lr.what=0.067"]
+    assert "0.009084512345678" in as_csv(result)
+    assert " 0.009085 " in terminal(result)
 
 
 def test_table_without_a_finished_run(tmp_path: Path) -> None:
     write(tmp_path / "a", "lr.what=0.1", test=None)
     write(tmp_path / "b", "lr.what=0.2", test=None)
-    found = table(tmp_path)
-    assert found.measured == []
-    assert markdown(found).splitlines()[2] == "| lr.what | n | runs |"
-    assert len(as_csv(found).splitlines()) == 3
+    result = table(tmp_path)
+    assert result.measured == []
+    assert markdown(result).splitlines()[2] == "| lr.what | n | runs |"
+    assert len(as_csv(result).splitlines()) == 3
 
 
 def test_several_tables_are_one_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -313,10 +313,10 @@ def test_several_tables_are_one_csv(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_smoke_runs_are_marked_in_a_csv(tmp_path: Path) -> None:
     write(tmp_path / "a", "scale=smoke", "lr.what=0.1")
     write(tmp_path / "b", "scale=smoke", "lr.what=0.2")
-    found = table(tmp_path)
-    assert found.varied == ("lr.what",)
-    assert {line["scale"] for line in csv.DictReader(io.StringIO(as_csv(found)))} == {"smoke"}
-    assert found.title.startswith("SMOKE")
+    result = table(tmp_path)
+    assert result.varied == ("lr.what",)
+    assert {line["scale"] for line in csv.DictReader(io.StringIO(as_csv(result)))} == {"smoke"}
+    assert result.title.startswith("SMOKE")
     write(tmp_path / "c", "lr.what=0.1")
     assert varied_values(tmp_path) == [("full", "0.1"), ("smoke", "0.1"), ("smoke", "0.2")]
 

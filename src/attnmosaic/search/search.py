@@ -63,7 +63,7 @@ class Search:
         self.launcher = launcher
         self.folder = Path(config.hydra.sweep.dir)
         self.space = parse_space(options.params, arguments, loader, self._unused)
-        self.example = self._planned(0, next(self.space.corners()))
+        self.example = self._planned(0, next(self.space.at_limits()))
         self.metric, schedules = self._check()
         self.options = options.with_direction(self.metric)
         self.common_cycle = self._common_cycle(schedules)
@@ -111,7 +111,7 @@ class Search:
 
     def _check(self) -> tuple[str, list[Schedule]]:
         """Checks the configs at the limits of the space; returns the metric that they share, and their schedules."""
-        configs = [*self._corner_configs()]
+        configs = [*self._configs_at_limits()]
         for config in configs:
             check(config)
         metric, *others = dict.fromkeys(str(config.optimized_metric) for config in configs)
@@ -122,13 +122,14 @@ class Search:
             )
         if metric.startswith("held_out/"):
             raise UserError(
-                f"optimized_metric: got {metric}, but a held_out metric must not select the settings that it measures; "
+                f"optimized_metric: got {metric}, but a search must not select settings by a held_out metric; "
                 f"type optimized_metric=test/{metric.partition('/')[2]}"
             )
         return metric, [Schedule(**config.schedule) for config in configs]
 
-    def _corner_configs(self) -> Iterator[DictConfig]:
-        first, *others = self.space.corners()
+    def _configs_at_limits(self) -> Iterator[DictConfig]:
+        """Yields the configs of trials at the limits of the space."""
+        first, *others = self.space.at_limits()
         base = job_config(self.example.config, str(self.folder))
         yield base
         for params in others:

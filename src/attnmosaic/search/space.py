@@ -29,7 +29,7 @@ class Space:
         """Returns a trial's overrides for its sampled parameters."""
         return [*self.fixed, *(f"{key}={params[key]}" for key in self.searched)]
 
-    def corners(self) -> Iterator[dict[str, Any]]:
+    def at_limits(self) -> Iterator[dict[str, Any]]:
         """Yields parameters at the limits of the space, to check their configs before the first trial.
 
         The first yielded parameters have the first choice or lower limit of every key. Each of the others differs from
