@@ -10,7 +10,7 @@ from attnmosaic.core.errors import UserError, one_line
 from attnmosaic.core.text import use_substitutes
 from attnmosaic.plotting.run import draw_run
 from attnmosaic.plotting.style import DEFAULT_FORMATS, FORMATS
-from attnmosaic.runs.discovery import some_runs
+from attnmosaic.runs.discovery import require_runs
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     options = parser.parse_args(arguments)
     try:
-        begun = [run.folder for run in some_runs(options.folder) if run.config is not None]
+        begun = [run.folder for run in require_runs(options.folder) if run.config is not None]
         if not begun:
             raise UserError(
                 f"'{options.folder}' holds no run that has begun; start a run with python -m attnmosaic.train"

@@ -1,4 +1,4 @@
-"""Writes one HTML file about a run or a sweep: ``python -m attnmosaic.report outputs/table1``."""
+"""Writes one HTML file on a run or a sweep: ``python -m attnmosaic.report outputs/table1``."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ from attnmosaic import __version__
 from attnmosaic.core.errors import UserError, one_line
 from attnmosaic.core.text import use_substitutes
 from attnmosaic.reporting.page import write_report
-from attnmosaic.runs.discovery import newest
+from attnmosaic.runs.discovery import newest_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -19,17 +19,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--version", action="version", version=f"attnmosaic {__version__}")
     parser.add_argument(
         "folder", type=Path, nargs="?",
-        help="of a run, a sweep, or several; they may be at work (the newest sweep or run under outputs)",
+        help="folder of a run, of a sweep or of several, finished or running (the newest sweep or run in outputs)",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="FILE", help="the file to write (report.html in the folder)")
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
-        folder = newest(Path("outputs")) if given.folder is None else given.folder
-        out = folder / "report.html" if given.out is None else given.out
+        folder = newest_folder(Path("outputs")) if args.folder is None else args.folder
+        out = folder / "report.html" if args.out is None else args.out
         try:
             write_report(folder, out)
         except OSError as error:
-            raise UserError(f"--out: cannot write '{out}' ({error.strerror}); name another file") from error
+            raise UserError(f"--out: cannot write '{out}' ({error.strerror}); type another file") from error
     except UserError as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         sys.exit(2)

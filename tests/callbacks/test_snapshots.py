@@ -153,5 +153,5 @@ def test_unreadable_record_is_a_user_error(tmp_path: Path, content: bytes | str 
         np.savez(path, classes=np.array(["a"]))
     elif isinstance(content, bytes):
         path.write_bytes(content)
-    with pytest.raises(UserError, match=r"mosaics\.npz"):
+    with pytest.raises(UserError, match="cannot read"):
         read_record(path)

@@ -378,14 +378,14 @@ def test_draw_command(cli: Cli, small: Path, tmp_path: Path, caplog: pytest.LogC
     code, _, err = cli("draw", str(small))
     assert code == 1
     assert f"{small}: could not plot mosaics" in err
-    assert "mosaics.npz" in caplog.text
+    assert "cannot read" in caplog.text
     assert {path.name for path in small.glob("*.p*")} == {
         f"{name}.{form}" for name in ("loss", "accuracy_vs_focus") for form in ("png", "pdf")
     }
     (tmp_path / "empty").mkdir()
     code, _, err = cli("draw", str(tmp_path / "empty"))
     assert (code, err.count("\n")) == (2, 1)
-    assert "holds no runs" in err
+    assert "no runs" in err
     assert cli("draw", str(tmp_path / "absent"))[0] == 2
     (tmp_path / "planned").mkdir()
     (tmp_path / "planned" / "sweep.json").write_text('{"commands": [], "jobs": {"0": {}}}')

@@ -1,4 +1,4 @@
-"""Names never become paths outside a run's folder, and files that others wrote are read as text and numbers alone."""
+"""Names never become paths outside a run's folder, and files from elsewhere are read only as text and numbers."""
 
 import os
 from collections.abc import Callable
@@ -22,47 +22,47 @@ def everything(folder: Path) -> set[Path]:
 
 
 @pytest.mark.parametrize("name", [*NAMES, "a\nb", "a\0b", "a\x1b[2J"], ids=lambda name: ascii(name)[:20])
-def test_what_is_no_folder_s_name(name: str) -> None:
+def test_invalid_name_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"^name: got .*needs a name that a folder can have.*name=mine$") as caught:
         folder_name(name)
     assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize(
-    "given",
+    "overrides",
     [
         ("name=../../out",),
-        ("-m", "reproduce=mnist", "seed.all=0", "name=a/.."),  # the rows of a table are folders in the table's
+        ("-m", "reproduce=mnist", "seed.all=0", "name=a/.."),  # A row's name is a folder below the table's folder.
     ],
     ids=["run", "table"],
 )
-def test_a_name_leads_nowhere(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...]
+def test_invalid_name_creates_no_folder(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]
 ) -> None:
-    """Not even Hydra's own folder is made, which comes before anything of ours."""
+    """Hydra's own folder, which is created first, is not created either."""
     (tmp_path / "deep" / "here").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "deep" / "here")
     before = everything(tmp_path)
-    code, _, err = cli("train", *given)
+    code, _, err = cli("train", *overrides)
     check_line(code, err, r"name: got .*needs a name that a folder can have.*type for example name=mine")
     assert everything(tmp_path) == before
 
 
-def test_a_name_from_python(config: Callable[..., Any], tmp_path: Path) -> None:
+def test_invalid_name_from_python_is_refused(config: Callable[..., Any], tmp_path: Path) -> None:
     from attnmosaic.train import train
 
-    made = config()
-    made.name = "../x"
+    settings = config()
+    settings.name = "../x"
     with pytest.raises(UserError, match="name: got "):
-        train(made)
+        train(settings)
     assert not (tmp_path / "run").exists()
 
 
 RANDOM = "attnmosaic.data.weights.RandomPatch"
 
 
-def test_a_view_called_as_a_split(cli: Cli) -> None:
-    """It would be measured in the split's place."""
+def test_view_with_the_name_of_a_split_is_refused(cli: Cli) -> None:
+    """Its metrics would replace those of the split."""
     code, _, err = cli("train", f"+data.views={{train:{{split:train,weights:{{_target_:{RANDOM}}}}}}}")
     check_line(code, err, r"^error: data\.views\.train: is no name for a view")
 
@@ -70,19 +70,19 @@ def test_a_view_called_as_a_split(cli: Cli) -> None:
 VIEWS = ("../../x", "train", "held_out", "a/b", ".x", "a b", "a\nb", "", "x\n", "-x", "x" * 62)
 
 
-def test_a_view_s_name(config: Callable[..., Any]) -> None:
-    """Most of these no command line takes."""
+def test_invalid_name_of_a_view_is_refused(config: Callable[..., Any]) -> None:
+    """Most of these names cannot be typed on a command line."""
     from attnmosaic.config.validation import check
 
-    made = config()
+    settings = config()
     for view in VIEWS:
-        with open_dict(made):
-            made.data.views = {view: {"split": "train", "weights": {"_target_": RANDOM}}}
+        with open_dict(settings):
+            settings.data.views = {view: {"split": "train", "weights": {"_target_": RANDOM}}}
         with pytest.raises(UserError, match="is no name for a view"):
-            check(made)
+            check(settings)
 
 
-# ---- what others wrote
+# ---- files from elsewhere
 
 
 YAMLS = {
@@ -93,8 +93,8 @@ YAMLS = {
 
 
 @pytest.mark.parametrize("what", YAMLS)
-def test_an_odd_config_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    """It is no config, and nothing of it is instantiated."""
+def test_config_with_yaml_tags_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Nothing in the file is instantiated or executed."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text(YAMLS[what])
     run = Run(tmp_path)
@@ -103,22 +103,22 @@ def test_an_odd_config_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert not (tmp_path / "pwned").exists()
 
 
-def test_errors_move_no_cursor(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_error_lines_have_no_control_characters(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from attnmosaic.collect import main
 
     with pytest.raises(SystemExit):
         main([str(tmp_path / "no\x1b[2Jsuch\nfolder")])
-    said = capfd.readouterr().err
-    assert said.startswith("error: ")
-    assert said.removesuffix("\n").isprintable()
+    error = capfd.readouterr().err
+    assert error.startswith("error: ")
+    assert error.removesuffix("\n").isprintable()
     assert one_line("a\x1b[2J\n b") == "a\N{REPLACEMENT CHARACTER}[2J b"
 
 
-# ---- numbers
+# ---- arrays
 
 
-def test_an_odd_record_is_no_record(tmp_path: Path) -> None:
-    """Objects in it are not unpickled."""
+def test_mosaics_file_with_objects_is_refused(tmp_path: Path) -> None:
+    """Objects in the file are not unpickled."""
     from attnmosaic.runs.snapshots import read_record
 
     class Evil:
@@ -127,6 +127,6 @@ def test_an_odd_record_is_no_record(tmp_path: Path) -> None:
 
     path = tmp_path / "mosaics.npz"
     np.savez(path, classes=np.array([Evil()], dtype=object))
-    with pytest.raises(UserError, match="no record of mosaics"):
+    with pytest.raises(UserError, match="cannot read"):
         read_record(path)
     assert not (tmp_path / "pwned").exists()

@@ -1,4 +1,4 @@
-"""Options of a search: direction, sampler, pruner, and what is refused."""
+"""Options of a search: direction, sampler, pruner, and invalid options."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def options(**changed: Any) -> Options:
 
 
 @pytest.mark.parametrize(
-    ("metric", "given", "direction"),
+    ("metric", "typed", "direction"),
     [
         ("test/loss", None, "minimize"),
         ("test/ffpf", None, "minimize"),
@@ -31,8 +31,8 @@ def options(**changed: Any) -> Options:
         ("test/entropy", "maximize", "maximize"),
     ],
 )
-def test_the_direction_of_a_metric(metric: str, given: str | None, direction: str) -> None:
-    assert options(direction=given).with_direction(metric).direction == direction
+def test_direction_of_a_metric(metric: str, typed: str | None, direction: str) -> None:
+    assert options(direction=typed).with_direction(metric).direction == direction
 
 
 def test_every_metric_has_a_direction_or_needs_one() -> None:
@@ -41,10 +41,10 @@ def test_every_metric_has_a_direction_or_needs_one() -> None:
     assert DIRECTION.keys() <= every
 
 
-@pytest.mark.parametrize(("metric", "given"), [("test/accuracy", "minimize"), ("test/entropy", None)])
-def test_a_direction_that_is_wrong_or_missing(metric: str, given: str | None) -> None:
+@pytest.mark.parametrize(("metric", "typed"), [("test/accuracy", "minimize"), ("test/entropy", None)])
+def test_wrong_or_missing_direction_is_a_user_error(metric: str, typed: str | None) -> None:
     with pytest.raises(UserError, match=r"hydra\.sweeper\.direction"):
-        options(direction=given).with_direction(metric)
+        options(direction=typed).with_direction(metric)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_direction_that_is_wrong_or_missing(metric: str, given: str | None) ->
         ("pruner", {"n": 2}),
     ],
 )
-def test_invalid_options(key: str, value: Any) -> None:
+def test_invalid_option_is_a_user_error(key: str, value: Any) -> None:
     with pytest.raises(
         UserError, match=rf"hydra\.sweeper\.{key}: got .*{'maximize' if key == 'direction' else 'type'}"
     ):
@@ -70,7 +70,7 @@ def test_invalid_options(key: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "target"), [("sampler", "optuna.samplers.TPESampler"), ("pruner", "optuna.pruners.MedianPruner")]
 )
-def test_arguments_that_a_class_does_not_take(key: str, target: str) -> None:
+def test_unknown_argument_of_a_class_is_a_user_error(key: str, target: str) -> None:
     with pytest.raises(UserError, match=rf"hydra\.sweeper\.{key}: .*'n'"):
         instantiate_node(key, {"_target_": target, "n": 2})
 

@@ -1,4 +1,4 @@
-"""The logic of searches, on a launcher that trains nothing: rounds, outcomes, kills, and what is refused."""
+"""The logic of searches with a launcher that trains nothing: rounds, outcomes, kills, and user errors."""
 
 import errno
 import re
@@ -45,21 +45,21 @@ def runs(before: Any = lambda number, folder: None) -> Runs:
 # ---- sampling and rounds
 
 
-def test_the_same_seed_gives_the_same_trials(searches: Searches) -> None:
-    """Wherever the search was stopped, and however it resumed; TPE has begun to learn by then."""
-    made = searches.run(*SPACE, folder="a", n_trials=8, launcher=Runs(Path("a")), sampler=TPE)
+def test_same_seed_samples_the_same_trials(searches: Searches) -> None:
+    """A search that was stopped and resumed samples the same trials, also those that TPE samples by earlier results."""
+    first_search = searches.run(*SPACE, folder="a", n_trials=8, launcher=Runs(Path("a")), sampler=TPE)
     for n in (3, 5, 8):
-        searches.again(made, "b", Runs(Path("b")), n_trials=n)
+        searches.again(first_search, "b", Runs(Path("b")), n_trials=n)
     assert outcomes("a") == outcomes("b")
     assert len({tuple(params.items()) for _, params, *_ in outcomes("a")}) == 8
-    searches.again(made, "c", Runs(Path("c")), seed=1)
+    searches.again(first_search, "c", Runs(Path("c")), seed=1)
     assert not [params for _, params, *_ in outcomes("c") if params in [params for _, params, *_ in outcomes("a")]]
     later, first = (max(value for *_, value in part) for part in (outcomes("a")[3:], outcomes("a")[:3]))
     assert later > first
 
 
-def test_rounds(searches: Searches) -> None:
-    """A round is sampled before any of its trials runs, and ends before the next is sampled."""
+def test_round_is_sampled_before_its_trials_run(searches: Searches) -> None:
+    """The next round is sampled after the last trial of a round has ended."""
 
     def check(number: int, folder: Path) -> None:
         running = [trial.number for trial in study_of("search").trials if trial.state.name == "RUNNING"]
@@ -71,8 +71,8 @@ def test_rounds(searches: Searches) -> None:
     assert recorded("search") == [*range(7)]
 
 
-def test_trials_of_a_round_that_are_left(searches: Searches) -> None:
-    """A launcher numbers its jobs consecutively, so each stretch of numbers is one launch."""
+def test_remaining_trials_of_a_round_are_launched_in_consecutive_groups(searches: Searches) -> None:
+    """A launcher numbers its jobs consecutively, so trials 0, 1 and 3 need two launches."""
 
     def stopped(number: int, folder: Path) -> None:
         (folder / CONFIG).touch()
@@ -87,7 +87,7 @@ def test_trials_of_a_round_that_are_left(searches: Searches) -> None:
 
 
 @pytest.mark.parametrize("metric", ["test/loss", "test/accuracy"])
-def test_the_summary(searches: Searches, capfd: pytest.CaptureFixture[str], metric: str) -> None:
+def test_summary_of_a_search(searches: Searches, capfd: pytest.CaptureFixture[str], metric: str) -> None:
     """The best trial and the order of the table follow from the metric's direction."""
     searches.run(*ONE_K, f"optimized_metric={metric}", n_trials=4)
     out, less = capfd.readouterr().out, metric == "test/loss"
@@ -97,11 +97,11 @@ def test_the_summary(searches: Searches, capfd: pytest.CaptureFixture[str], metr
     rows = [line.split() for line in out.splitlines() if re.match(r" +\d+ +\d\.\d{4} ", line)]
     assert [(int(row[0]), row[1]) for row in rows] == [(trial.number, f"{trial.value:.4f}") for trial in trials]
     assert f"best: trial {trials[0].number}, " in out
-    (again,) = (line.removeprefix("again: ") for line in out.splitlines() if line.startswith("again: "))
+    (again,) = (line.partition("again: ")[2] for line in out.splitlines() if "again: " in line)
     assert {f"{key}={value}" for key, value in trials[0].params.items()} < {*shlex.split(again)}
 
 
-def test_a_database(searches: Searches) -> None:
+def test_study_in_a_database(searches: Searches) -> None:
     for n in (1, 3):
         searches.run(*SPACE, n_trials=n, storage="sqlite:///study.db")
     study = optuna.load_study(study_name="search", storage=open_storage("sqlite:///study.db"))
@@ -112,8 +112,8 @@ def test_a_database(searches: Searches) -> None:
 # ---- outcomes
 
 
-def test_a_trial_that_fails(searches: Searches) -> None:
-    """It is recorded as failed, and the search continues; only a search without a result is an error."""
+def test_search_continues_after_a_failed_trial(searches: Searches) -> None:
+    """The trial is recorded as failed; only a search without any result is an error."""
 
     def fail(number: int, folder: Path) -> None:
         if number != 1:
@@ -129,8 +129,8 @@ def test_a_trial_that_fails(searches: Searches) -> None:
     ("error", "raised"),
     [(UserError("objective: got foo"), UserError), (OSError(errno.ENOSPC, "No space left", "last.ckpt"), RunError)],
 )
-def test_an_error_that_is_not_the_trials(searches: Searches, error: Exception, raised: type[Exception]) -> None:
-    """A user error is every trial's, a full disk none's: the search ends, and resumes with the same trial."""
+def test_user_error_and_full_disk_end_the_search(searches: Searches, error: Exception, raised: type[Exception]) -> None:
+    """They are not failures of the trial: the search resumes with the same trial."""
 
     def fail(number: int, folder: Path) -> None:
         if number == 0:
@@ -152,9 +152,11 @@ def prune(number: int, folder: Path) -> bool:
     return number == 1
 
 
-def test_a_pruned_trial_whose_end_was_not_recorded(searches: Searches, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next command finds it in its run's folder, and does not run it again."""
-    searches.run(*SPACE, n_trials=3, folder="whole", launcher=Runs(Path("whole"), prune))
+def test_pruned_trial_that_was_not_recorded_does_not_run_again(
+    searches: Searches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next command finds its state in its run's folder."""
+    searches.run(*SPACE, n_trials=3, folder="uninterrupted", launcher=Runs(Path("uninterrupted"), prune))
     record = search.Search._record
 
     def killed(self: search.Search, number: int) -> None:
@@ -169,12 +171,14 @@ def test_a_pruned_trial_whose_end_was_not_recorded(searches: Searches, monkeypat
     launcher = runs(prune)
     searches.run(*SPACE, n_trials=3, launcher=launcher)
     assert launcher.ran == [2]
-    assert outcomes("search") == outcomes("whole")
+    assert outcomes("search") == outcomes("uninterrupted")
     assert states_of("search") == ["COMPLETE", "PRUNED", "COMPLETE"]
 
 
-def test_a_job_that_an_earlier_command_left_running(searches: Searches, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a cluster jobs outlive their search: no second job starts in the folder of one."""
+def test_search_waits_for_a_job_that_an_earlier_command_left_running(
+    searches: Searches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a cluster a job continues after its search ended, so no second job must start in the same folder."""
 
     def kill(number: int, folder: Path) -> None:
         raise KeyboardInterrupt
@@ -200,8 +204,8 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("at", ["before", "within", "run"])
-def test_a_search_can_be_killed_anywhere(searches: Searches, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
-    """Before and within every write of its journal, and in every run: nothing is lost or done twice."""
+def test_search_killed_at_any_point_resumes(searches: Searches, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    """It is killed before or within any write of the journal, or in any run: no trial is lost or run twice."""
     n, written, kill_at = 4, 0, -1
     append = JournalFileBackend.append_logs
 
@@ -221,38 +225,38 @@ def test_a_search_can_be_killed_anywhere(searches: Searches, monkeypatch: pytest
             raise Killed
 
     monkeypatch.setattr(JournalFileBackend, "append_logs", killing)
-    folder, launcher = "whole", Runs(Path("whole"), before)
-    made = searches.run(
+    folder, launcher = "uninterrupted", Runs(Path("uninterrupted"), before)
+    first_search = searches.run(
         *SPACE, folder=folder, launcher=launcher, n_jobs=2, n_trials=n, sampler=TPE | {"n_startup_trials": 2}
     )
     assert launcher.ran == [*range(n)]
-    whole, places = outcomes("whole"), n if at == "run" else written
-    assert places >= n
-    for place in range(1, places + 1):
-        folder, kill_at, written = f"killed{place}", place, 0
+    uninterrupted, points = outcomes("uninterrupted"), n if at == "run" else written
+    assert points >= n
+    for point in range(1, points + 1):
+        folder, kill_at, written = f"killed{point}", point, 0
         with pytest.raises(Killed):
-            searches.again(made, folder, Runs(Path(folder), before))
+            searches.again(first_search, folder, Runs(Path(folder), before))
         kill_at = -1
-        searches.again(made, folder, Runs(Path(folder)))
-        assert outcomes(folder) == whole, place
-        assert sorted(recorded(folder)) == [*range(n)], place
+        searches.again(first_search, folder, Runs(Path(folder)))
+        assert outcomes(folder) == uninterrupted, point
+        assert sorted(recorded(folder)) == [*range(n)], point
 
 
 # ---- pruning
 
 
-def test_hyperband_compares_where_all_cycles_end(searches: Searches) -> None:
-    """Also those of k between the ends of a range: cycles of 4, 8 and 12 epochs end together every 24."""
-    given = (*SPACE[:2], "schedule.k=range(2,7,2)")
+def test_hyperband_compares_trials_where_all_cycles_end(searches: Searches) -> None:
+    """Cycles of 4, 8 and 12 epochs, for all k in the range, end together every 24 epochs."""
+    overrides = (*SPACE[:2], "schedule.k=range(2,7,2)")
     pruner = {"_target_": "optuna.pruners.HyperbandPruner"}
     launcher = runs()
-    searches.run(*given, "schedule.epochs=96", n_trials=1, launcher=launcher, pruner=pruner)
+    searches.run(*overrides, "schedule.epochs=96", n_trials=1, launcher=launcher, pruner=pruner)
     callback = instantiate_callback(launcher.jobs[0][-1])
     assert (callback.every, callback.trial, callback.metric) == (24, 0, "test/accuracy")
     assert (callback.pruner["min_resource"], callback.pruner["max_resource"]) == (24, 96)
 
 
-# ---- what is searched, and what is refused
+# ---- the default space, and user errors
 
 
 @pytest.mark.parametrize(
@@ -264,7 +268,7 @@ def test_hyperband_compares_where_all_cycles_end(searches: Searches) -> None:
         ("mnist_sum", {"lr.network"}),
     ],
 )
-def test_what_is_searched_by_default(searches: Searches, experiment: str, searched: set[str]) -> None:
+def test_default_space_of_an_experiment(searches: Searches, experiment: str, searched: set[str]) -> None:
     config = compose("train", ["hydra/sweeper=optuna"], return_hydra_config=True)
     unused = partial(search.Search._unused, SimpleNamespace(config=config))
     typed = [f"experiment={experiment}"]
@@ -279,39 +283,39 @@ def test_what_is_searched_by_default(searches: Searches, experiment: str, search
         ("optimized_metric=test/loss", "optimized_metric"),
     ],
 )
-def test_a_folder_with_another_search(searches: Searches, changed: str, key: str) -> None:
+def test_folder_with_another_search_is_refused(searches: Searches, changed: str, key: str) -> None:
     searches.run(*ONE_K, n_trials=1)
     before = Path("search/study.journal").read_bytes()
     others = [override for override in ONE_K if override.partition("=")[0] != key]
-    with pytest.raises(UserError, match=rf"^hydra\.sweep\.dir: 'search' .*\({key}: "):
+    with pytest.raises(UserError, match=rf"^hydra\.sweep\.dir: 'search' .*\({key} was"):
         searches.run(*others, changed, n_trials=2)
     assert len(study_of("search").trials) == 1
     assert len(Path("search/study.journal").read_bytes().splitlines()) <= len(before.splitlines()) + 1
 
 
-def test_a_folder_with_a_search_in_the_other_direction(searches: Searches) -> None:
-    given = (*ONE_K, "optimized_metric=test/entropy")
-    searches.run(*given, n_trials=1, direction="minimize")
+def test_folder_with_a_search_in_the_other_direction_is_refused(searches: Searches) -> None:
+    overrides = (*ONE_K, "optimized_metric=test/entropy")
+    searches.run(*overrides, n_trials=1, direction="minimize")
     assert study_of("search").direction.name == "MINIMIZE"
-    with pytest.raises(UserError, match=r"hydra\.sweeper\.direction: minimize before"):
-        searches.run(*given, n_trials=2, direction="maximize")
+    with pytest.raises(UserError, match=r"hydra\.sweeper\.direction was minimize"):
+        searches.run(*overrides, n_trials=2, direction="maximize")
 
 
-def test_a_folder_with_a_search_with_other_settings(searches: Searches) -> None:
-    """What was measured with other settings does not compare with what is to be measured."""
-    made = searches.run(*ONE_K, n_trials=1)
+def test_folder_with_trials_with_other_settings_is_refused(searches: Searches) -> None:
+    """Metrics of trials with other settings are not comparable."""
+    first_search = searches.run(*ONE_K, n_trials=1)
     folder = Path("search/0").absolute()
-    config = resolve(job_config(made._planned(0, study_of("search").trials[0].params).config, str(folder)))
+    config = resolve(job_config(first_search._planned(0, study_of("search").trials[0].params).config, str(folder)))
     (folder / CONFIG).write_text(OmegaConf.to_yaml(config), encoding="utf-8")
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "last.ckpt").touch()
-    searches.again(made, "search", runs(), n_trials=2)
+    searches.again(first_search, "search", runs(), n_trials=2)
     with pytest.raises(UserError, match=r"schedule\.epochs"):
         searches.run(*ONE_K, "schedule.epochs=6", n_trials=3)
     assert len(study_of("search").trials) == 2
 
 
-def test_one_search_a_folder(searches: Searches) -> None:
+def test_second_search_in_a_folder_is_refused(searches: Searches) -> None:
     Path("search").mkdir()
     launcher = runs()
     with FileLock("search/.search.lock"), pytest.raises(BusyError, match=r"hydra\.sweep\.dir"):
@@ -320,30 +324,30 @@ def test_one_search_a_folder(searches: Searches) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "key", "word"),
+    ("overrides", "key", "word"),
     [
         (("schedule.k=choice(1,0)",), "schedule.k", "got 0"),
-        (("schedule=joint", "schedule.k=1,2"), "schedule.k", "no stages"),
+        (("schedule=joint", "schedule.k=1,2"), "schedule.k", "single stage"),
         (("optimized_metric=test/loss,test/accuracy",), "optimized_metric", "differs"),
         (("optimized_metric=held_out/accuracy",), "optimized_metric", "test/accuracy"),
     ],
     ids=["value", "unused", "differs", "held_out"],
 )
-def test_user_errors(searches: Searches, given: tuple[str, ...], key: str, word: str) -> None:
-    """They are reported before anything is written to the study."""
+def test_user_errors(searches: Searches, overrides: tuple[str, ...], key: str, word: str) -> None:
+    """Errors are raised before anything is written to the study."""
     with pytest.raises(UserError) as caught:
-        searches.new(*given)
+        searches.new(*overrides)
     assert str(caught.value).startswith(f"{key}: ")
     assert word in str(caught.value)
     assert not Path("search").exists()
 
 
-def test_the_sweeper_needs_optuna_and_the_command_train(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweeper_needs_optuna_and_the_command_train(monkeypatch: pytest.MonkeyPatch) -> None:
     sweeper = Plugins.instance().class_name_to_class["hydra_plugins.attnmosaic_sweeper.AttnmosaicSweeper"]
     config = OmegaConf.create({"hydra": {"job": {"config_name": "evaluate"}}})
-    given: Any = {"hydra_context": None, "task_function": None, "config": config}
+    arguments: Any = {"hydra_context": None, "task_function": None, "config": config}
     with pytest.raises(UserError, match=r"attnmosaic\.train"):
-        sweeper().setup(**given)
+        sweeper().setup(**arguments)
     monkeypatch.setitem(sweeper.setup.__globals__, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"hydra/sweeper=optuna: .*pip install 'optuna"):
-        sweeper().setup(**given)
+        sweeper().setup(**arguments)

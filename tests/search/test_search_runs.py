@@ -1,4 +1,4 @@
-"""Searches through the command line, each as small as it can be."""
+"""Small searches through the command line."""
 
 import json
 import re
@@ -29,10 +29,10 @@ def metrics_of(folder: str) -> dict[str, float]:
     return json.loads(Path(folder, RESULT).read_text(encoding="utf-8"))["metrics"]  # type: ignore[no-any-return]
 
 
-def test_a_search(cli: Cli) -> None:
-    """Its trials, its table, the best one's command; quiet but for a line as each ends."""
-    given = ("lr.what=tag(log,interval(0.01,0.3))", "schedule.k=1", "hydra.sweeper.n_trials=2")
-    code, out, err = cli("train", *LEAN, *given, *SEARCH)
+def test_search_prints_its_table_and_the_command_of_the_best_trial(cli: Cli) -> None:
+    """With progress=quiet it also prints one line when a trial ends."""
+    overrides = ("lr.what=tag(log,interval(0.01,0.3))", "schedule.k=1", "hydra.sweeper.n_trials=2")
+    code, out, err = cli("train", *LEAN, *overrides, *SEARCH)
     assert code == 0, err
     trials = study_of("search").trials
     results = [metrics_of(f"search/{n}") for n in range(2)]
@@ -56,7 +56,7 @@ def test_a_search(cli: Cli) -> None:
     (table,) = collect(Path("search"))
     assert sum(len(row.runs) for row in table.rows) == 2
 
-    (again,) = (line.removeprefix("again: ") for line in out.splitlines() if line.startswith("again: "))
+    (again,) = (line.partition("again: ")[2] for line in out.splitlines() if "again: " in line)
     _, _, module, *overrides = shlex.split(again)
     assert module == "attnmosaic.train"
     code, _, err = cli("train", *overrides, "hydra.run.dir=again")
@@ -64,9 +64,14 @@ def test_a_search(cli: Cli) -> None:
     assert metrics_of("again") == results[best.number]
 
 
-def test_a_trial_that_fails(cli: Cli) -> None:
-    given = ("lr.what=choice(0.01,1e30)", "schedule.k=1", "hydra/sweeper/sampler=random", "hydra.sweeper.n_trials=2")
-    code, out, err = cli("train", *LEAN, *given, *SEARCH)
+def test_failed_trial_is_shown_in_the_table(cli: Cli) -> None:
+    overrides = (
+        "lr.what=choice(0.01,1e30)",
+        "schedule.k=1",
+        "hydra/sweeper/sampler=random",
+        "hydra.sweeper.n_trials=2",
+    )
+    code, out, err = cli("train", *LEAN, *overrides, *SEARCH)
     assert code == 0, err
     assert {trial.params["lr.what"]: trial.state.name for trial in study_of("search").trials} == {
         "0.01": "COMPLETE", "1e+30": "FAIL",
@@ -75,12 +80,12 @@ def test_a_trial_that_fails(cli: Cli) -> None:
     assert re.search(r"1e\+30 +failed$", out, flags=re.M)
 
 
-def test_a_search_over_experiments(cli: Cli) -> None:
-    """The folder has no experiment's name, and all trials are in it, each with its result."""
-    given = ("experiment=choice(gaussian,gaussian_type1)", "lr.what=0.01", "hydra.sweeper.n_trials=2")
+def test_search_over_experiments_has_one_folder(cli: Cli) -> None:
+    """The folder is not named after an experiment and contains all trials with their results."""
+    overrides = ("experiment=choice(gaussian,gaussian_type1)", "lr.what=0.01", "hydra.sweeper.n_trials=2")
     search = [override for override in SEARCH if not override.startswith("hydra.sweep.dir")]
     random = ("hydra/sweeper/sampler=random", "hydra.sweeper.params={}")
-    code, out, err = cli("train", *LEAN, *given, *random, *search)
+    code, out, err = cli("train", *LEAN, *overrides, *random, *search)
     assert code == 0, err
     (folder,) = Path("outputs/sweeps").iterdir()
     assert sorted(path.parent.name for path in folder.glob("*/result.json")) == ["0", "1"]
@@ -89,17 +94,17 @@ def test_a_search_over_experiments(cli: Cli) -> None:
     assert out.count(" finished\n") == 3  # in the heading, too
 
 
-def test_pruning(cli: Cli) -> None:
-    """The pruned trial has no result; outside the search its run resumes, to the numbers of a run never pruned."""
-    own = (
+def test_pruned_trial_resumes_outside_the_search(cli: Cli) -> None:
+    """The pruned trial has no result; its resumed run has the numbers of an uninterrupted run."""
+    settings = (
         *LEAN[:-1], "schedule.epochs=12", "schedule.k=2", "trainer.check_val_every_n_epoch=1",
         "optimized_metric=test/loss",
     )  # fmt: skip
-    given = (
+    overrides = (
         "lr.what=choice(1e-9,0.1)", "hydra/sweeper/sampler=random", "hydra.sweeper.n_trials=2",
         "hydra/sweeper/pruner=median", "+hydra.sweeper.pruner.n_startup_trials=1",
     )  # fmt: skip
-    code, out, err = cli("train", *own, *given, *SEARCH)
+    code, out, err = cli("train", *settings, *overrides, *SEARCH)
     assert code == 0, err
     good, bad = study_of("search").trials
     assert (good.state.name, good.params["lr.what"], {*good.intermediate_values}) == ("COMPLETE", "0.1", {4, 8})
@@ -114,22 +119,22 @@ def test_pruning(cli: Cli) -> None:
     assert not any(cell.values for cell in rows["pruned"].cells)
     assert "pruned after epoch" in rows["pruned"].state
 
-    code, out, err = cli("train", *own, "lr.what=1e-9", "hydra.run.dir=search/1")
+    code, out, err = cli("train", *settings, "lr.what=1e-9", "hydra.run.dir=search/1")
     assert code == 0, err
     assert "resuming after epoch" in out
     assert Run(Path("search/1")).state == "finished"
-    assert cli("train", *own, "lr.what=1e-9", "hydra.run.dir=whole")[0] == 0
-    assert metrics_of("search/1") == metrics_of("whole")
+    assert cli("train", *settings, "lr.what=1e-9", "hydra.run.dir=uninterrupted")[0] == 0
+    assert metrics_of("search/1") == metrics_of("uninterrupted")
 
 
-def test_an_interrupted_search(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command ends with 130, and what to type resumes the search.
+def test_interrupted_search_exits_with_130_and_resumes(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sweeper also works if a library has registered a schema under the same name.
 
-    The schema of a library's sweeper with the same name, which Hydra would hold ours against, does not count.
+    Hydra would check the sweeper's config against this schema.
     """
 
     @dataclass
-    class Other:  # only a class takes no other keys
+    class Other:  # A schema of a class does not allow other keys.
         _target_: str = "elsewhere.Sweeper"
         n_trials: int = 20
 
@@ -150,7 +155,7 @@ def test_an_interrupted_search(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Non
     assert runs.ran == [0, 1, 1]
 
 
-REFUSED = {
+USER_ERRORS = {
     ("hydra/sweeper/sampler=tpee",): r"hydra/sweeper/sampler: got 'tpee'.* tpe",
     ("hydra.sweeper.sampler=tpe",): r"hydra\.sweeper\.sampler: got tpe",
     ("hydra.sweeper.n_jobs=1.5",): r"hydra\.sweeper\.n_jobs: got 1\.5",
@@ -163,13 +168,14 @@ REFUSED = {
 
 
 def test_user_errors(tmp_path: Path) -> None:
-    """One line, before anything is written to the study and before torch is imported; Optuna by searches alone."""
-    commands = [("lr.what=0",), *((*refused, "hydra/sweeper=optuna", "hydra.sweep.dir=s", "-m") for refused in REFUSED)]
-    (code, _, imported), *answered = answers("train", commands, tmp_path, (*LARGE, "optuna", "sqlalchemy"))
+    """Each error is one line, before the study is written and before torch is imported; only searches import Optuna."""
+    options = ("hydra/sweeper=optuna", "hydra.sweep.dir=s", "-m")
+    commands = [("lr.what=0",), *((*overrides, *options) for overrides in USER_ERRORS)]
+    (code, _, imported), *ends = answers("train", commands, tmp_path, (*LARGE, "optuna", "sqlalchemy"))
     assert (code, imported) == (2, [])
-    for (refused, wanted), (code, err, imported) in zip(REFUSED.items(), answered, strict=True):
-        assert code == 2, (refused, err)
-        assert re.match(f"error: {wanted}", err), (refused, err)
+    for (overrides, message), (code, err, imported) in zip(USER_ERRORS.items(), ends, strict=True):
+        assert code == 2, (overrides, err)
+        assert re.match(f"error: {message}", err), (overrides, err)
         assert err.count("\n") == 1
         assert not {*imported} & {*LARGE}
     assert not [*tmp_path.rglob("study.journal")]

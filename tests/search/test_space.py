@@ -1,4 +1,4 @@
-"""The search space: what Hydra's grammar says of it, and what the command line replaces."""
+"""The search space: distributions in Hydra's grammar, and the precedence of the command line."""
 
 from typing import Any
 
@@ -23,12 +23,12 @@ from attnmosaic.search.space import parse_space
         ("choice(a,[1,2],0.1,true,a)", CategoricalDistribution(["a", "[1,2]", "0.1", "True"])),
     ],
 )
-def test_the_distribution_of_a_key(text: str, expected: Any) -> None:
+def test_distribution_of_a_key(text: str, expected: Any) -> None:
     assert parse_space({"x": text}, [], None, lambda fixed: {}).searched == {"x": expected}
 
 
-def test_the_command_line_counts() -> None:
-    """It fixes what the config searches, searches what the config does not, and replaces what it does."""
+def test_command_line_replaces_the_config() -> None:
+    """The command line fixes a key that the config searches, adds a searched key, and replaces a distribution."""
     params = {"lr.what": "interval(1,2)", "lr.where": "interval(1,2)", "lr.network": "interval(1,2)", "scale": "smoke"}
     typed = ["lr.what=0.1", "+lr.other=choice(3,4)", "lr.where=range(1,3)"]
     space = parse_space(params, typed, None, lambda fixed: {"lr.network": "as there is none"})
@@ -36,7 +36,7 @@ def test_the_command_line_counts() -> None:
     assert space.overrides({"+lr.other": 3, "lr.where": 1}) == [
         "lr.what=0.1", "scale=smoke", "lr.where=1", "+lr.other=3",
     ]  # fmt: skip
-    assert [*space.corners()] == [
+    assert [*space.at_limits()] == [
         {"+lr.other": 3, "lr.where": 1}, {"+lr.other": 3, "lr.where": 2}, {"+lr.other": 4, "lr.where": 1},
     ]  # fmt: skip
     assert [*space.integers("lr.where")] == [1, 2]
@@ -44,17 +44,17 @@ def test_the_command_line_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "key", "why"),
+    ("typed", "key", "reason"),
     [
         ("lr.what=interval(0.1,0.001)", "lr.what", "low <= high"),
         ("lr.what=tag(log,interval(0,0.1))", "lr.what", "low > 0"),
         ("lr.network=interval(0.1,1)", "lr.network", "as there is none"),
-        ("seed.all=0,1", "seed.all", "luckiest"),
-        ("lr.what=0.1", "hydra.sweeper.params", "nothing to search"),
+        ("seed.all=0,1", "seed.all", "seed"),
+        ("lr.what=0.1", "hydra.sweeper.params", "search"),
     ],
 )
-def test_user_errors(typed: str, key: str, why: str) -> None:
+def test_user_errors(typed: str, key: str, reason: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_space({}, [typed], None, lambda fixed: {"lr.network": "as there is none"})
     assert str(caught.value).startswith(key)
-    assert why in str(caught.value)
+    assert reason in str(caught.value)

@@ -1,4 +1,4 @@
-"""Rows of runs beside published ones, from folders written by hand."""
+"""Tables of runs and published numbers, from run folders that the tests write."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Writes a run's folder as a run would, without running it."""
+    """Writes a run's folder as a run does, without training."""
 
     def run(experiment: str, seed: int, metrics: dict[str, float] | None, *overrides: str, **files: str) -> Path:
         folder = tmp_path / "runs" / "-".join([experiment, *overrides, str(seed)]).replace("/", "-")
@@ -73,7 +73,7 @@ def test_verdict(values: tuple[float, ...], published: float | None, verdict: st
     assert Cell("a", values, published).verdict == verdict
 
 
-def test_seeds_of_a_row(write: Write, tmp_path: Path) -> None:
+def test_row_averages_its_seeds(write: Write, tmp_path: Path) -> None:
     for seed, accuracy in enumerate((0.80, 0.82, 0.84)):
         write("table1/row1", seed, row1(0.9, accuracy))
     write("table1/row2", 0, None)
@@ -92,7 +92,7 @@ def test_seeds_of_a_row(write: Write, tmp_path: Path) -> None:
     assert table.summary == "16 published cells: 1 within the seeds' range, 1 outside, 14 without a finished run"
 
 
-def test_terminal_cuts_nothing_short(write: Write, tmp_path: Path) -> None:
+def test_terminal_truncates_nothing(write: Write, tmp_path: Path) -> None:
     for seed, accuracy in enumerate((0.80, 0.82, 0.84)):
         write("gradients/what_then_where", seed, row1(0.9, accuracy))
         write("gradients/type1", seed, row1(1 - seed / 10, accuracy))
@@ -103,13 +103,13 @@ def test_terminal_cuts_nothing_short(write: Write, tmp_path: Path) -> None:
     assert "within the seeds' range" in text
 
 
-def test_other_settings_are_another_row_without_a_verdict(write: Write, tmp_path: Path) -> None:
+def test_run_with_other_settings_is_a_row_without_a_verdict(write: Write, tmp_path: Path) -> None:
     write("table1/row1", 0, row1(0.96, 0.81))
     write("table1/row1", 1, row1(0.5, 0.5), "lr.what=0.02")
     (table,) = collect(tmp_path / "runs")
     rows = [row for row in table.rows if row.name == "table1/row1"]
-    own, other = sorted(rows, key=lambda row: row.notes)
-    assert cells(own)["test/accuracy"].values == (0.81,)
+    published, other = sorted(rows, key=lambda row: row.notes)
+    assert cells(published)["test/accuracy"].values == (0.81,)
     assert other.notes == ("lr.what=0.02, not 0.01",)
     assert other.verdict(cells(other)["test/accuracy"]) == "other settings"
     assert other.difference(cells(other)["test/accuracy"]) is None
@@ -117,23 +117,23 @@ def test_other_settings_are_another_row_without_a_verdict(write: Write, tmp_path
     assert "2 within 0.05" in table.summary
 
 
-def test_a_row_with_a_swept_key_shows_it(write: Write, tmp_path: Path) -> None:
-    """Its own value is compared with what was published, another one is not."""
+def test_swept_key_of_a_published_row_is_a_column(write: Write, tmp_path: Path) -> None:
+    """Only the row with the published value is compared with the published numbers."""
     for k in (1, 5):
         write("table1/row2", 0, row1(0.96, 0.81), f"schedule.k={k}")
     write("table1/row1", 0, row1(0.96, 0.81))
     (table,) = collect(tmp_path / "runs")
-    own = [row for row in table.rows if row.name == "table1/row2"]
+    swept = [row for row in table.rows if row.name == "table1/row2"]
     assert table.varied == ("schedule.k",)
-    assert {row.varied["schedule.k"]: row.kind for row in own}["1"] == "other settings"
-    assert all(row.varied["schedule.k"] not in ("", "?") for row in table.rows)  # also of rows that were not run
-    assert {table.label(row) for row in own} == {"2, schedule.k=1", "2, schedule.k=5"}
+    assert {row.varied["schedule.k"]: row.kind for row in swept}["1"] == "other settings"
+    assert all(row.varied["schedule.k"] not in ("", "?") for row in table.rows)  # also in rows without runs
+    assert {table.label(row) for row in swept} == {"2, schedule.k=1", "2, schedule.k=5"}
     assert "schedule.k" in as_csv(table).splitlines()[0]
     for width in (140, 110, 80):
         assert "…" not in terminal(table, width=width)
 
 
-def test_settings_that_all_rows_have_otherwise_are_said_once(write: Write, tmp_path: Path) -> None:
+def test_unpublished_setting_of_all_rows_is_shown_once(write: Write, tmp_path: Path) -> None:
     for i in (1, 2):
         write(f"table1/row{i}", 0, row1(0.96, 0.81), "lr.what=0.02")
     (table,) = collect(tmp_path / "runs")
@@ -142,15 +142,15 @@ def test_settings_that_all_rows_have_otherwise_are_said_once(write: Write, tmp_p
     assert "In all runs: lr.what=0.02" in terminal(table)
 
 
-def test_a_seed_counts_once(write: Write, tmp_path: Path) -> None:
+def test_two_runs_with_the_same_seed_count_once(write: Write, tmp_path: Path) -> None:
     write("table1/row1", 0, row1(0.96, 0.81)).rename(tmp_path / "runs" / "again")
     write("table1/row1", 0, row1(0.96, 0.81))
     (table,) = collect(tmp_path / "runs")
     assert cells(table.rows[0])["test/accuracy"].values == (0.81,)
 
 
-def test_other_images_are_the_same_experiment(write: Write, tmp_path: Path) -> None:
-    """Where they lie is told; they are not averaged with others."""
+def test_copy_of_the_images_is_the_same_experiment(write: Write, tmp_path: Path) -> None:
+    """The row shows the images' folder; its runs are not averaged with those on other images."""
     (tmp_path / "copy").mkdir()
     for name in ("horse", "ship", "truck", "cat"):
         (tmp_path / "copy" / name).mkdir()
@@ -189,7 +189,7 @@ CALLBACK = {"_target_": "pytorch_lightning.callbacks.EarlyStopping", "monitor": 
         ("table1/row1", {"trainer.accelerator": "cpu", "compute.threads": 1, "data.steps_per_block": 1}, None),
     ],
 )
-def test_whatever_decides_numbers_is_noted(
+def test_settings_that_decide_numbers_are_noted(
     write: Write, tmp_path: Path, row: str, changes: dict[str, Any], note: str | None
 ) -> None:
     metrics = row1(0.96, 0.81) | {f"dataset_{i}/accuracy": 0.5 for i in range(1, 11)}
@@ -198,12 +198,12 @@ def test_whatever_decides_numbers_is_noted(
         OmegaConf.update(config, key, value, merge=False)
     OmegaConf.save(config, write(row, 0, metrics) / "config.yaml")
     (table,) = collect(tmp_path / "runs")
-    (found,) = (candidate for candidate in table.rows if candidate.name == row)
-    assert bool(found.notes) == (note is not None)
-    assert note is None or found.notes[0].startswith(note)
+    (written,) = (candidate for candidate in table.rows if candidate.name == row)
+    assert bool(written.notes) == (note is not None)
+    assert note is None or written.notes[0].startswith(note)
 
 
-def test_runs_that_wait_belong_to_their_scale(write: Write, tmp_path: Path) -> None:
+def test_planned_runs_join_the_row_of_their_scale(write: Write, tmp_path: Path) -> None:
     write("table1/row1", 0, row1(0.3, 0.3), "scale=smoke")
     planned = {name: config_of("table1/row1", f"scale={scale}") for name, scale in (("a", "full"), ("b", "smoke"))}
     write_plan(tmp_path / "runs", planned)
@@ -213,11 +213,11 @@ def test_runs_that_wait_belong_to_their_scale(write: Write, tmp_path: Path) -> N
     assert table.title.startswith("SMOKE RUNS")
     write("table1/row1", 0, row1(0.96, 0.81))
     (table,) = collect(tmp_path / "runs")
-    assert table.title.startswith("Table 1")  # there are results, too
+    assert table.title.startswith("Table 1")  # The table now has a full run, too.
     assert "1 (SMOKE)" in [table.label(row) for row in table.rows]
 
 
-def test_one_odd_folder_spoils_no_table(write: Write, tmp_path: Path) -> None:
+def test_damaged_folders_do_not_break_a_table(write: Write, tmp_path: Path) -> None:
     write("table1/row1", 0, row1(0.96, 0.81))
     for name, file, text in (
         ("torn", "config.yaml", "foo: 1"), ("empty", "error.txt", ""), ("odd", "error.txt", "in [/tmp/x]: type [a,b]"),
@@ -233,7 +233,7 @@ def test_one_odd_folder_spoils_no_table(write: Write, tmp_path: Path) -> None:
     assert "in [/tmp/x]: type [a,b]" in " ".join(terminal(other, width=200).split())
 
 
-def test_smoke_and_failed_runs_are_shown_as_such(write: Write, tmp_path: Path) -> None:
+def test_smoke_and_failed_runs_are_marked(write: Write, tmp_path: Path) -> None:
     write("table1/row1", 0, row1(0.96, 0.81), "scale=smoke")
     write("table1/row2", 0, None, error_txt="the loss became nan\n")
     (table,) = collect(tmp_path / "runs")
@@ -247,7 +247,7 @@ def test_smoke_and_failed_runs_are_shown_as_such(write: Write, tmp_path: Path) -
     assert ",smoke\n" in as_csv(table)
 
 
-def test_runs_of_no_table(write: Write, tmp_path: Path) -> None:
+def test_runs_outside_published_tables(write: Write, tmp_path: Path) -> None:
     write("gaussian", 0, row1(0.9, 0.9))
     (table,) = collect(tmp_path / "runs")
     assert table.title == "Runs of gaussian"
@@ -256,10 +256,10 @@ def test_runs_of_no_table(write: Write, tmp_path: Path) -> None:
     assert table.summary == "no published cells"
 
 
-def test_nothing_to_collect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match="holds no runs"):
+def test_folder_without_runs_is_a_user_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="no runs"):
         collect(tmp_path)
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="not a folder"):
         collect(tmp_path / "nowhere")
     from attnmosaic.collect import main
 
@@ -269,7 +269,7 @@ def test_nothing_to_collect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err.startswith("error: ")
 
 
-# ---- what is printed
+# ---- formats
 
 
 @pytest.fixture
@@ -279,8 +279,8 @@ def averages() -> Table:
         {"averages/dataset1": {"dataset_1/accuracy": 0.5, "dataset_2/accuracy": 0.9}, "averages/dataset2": {}},
         True, ("1", "2"),
     )  # fmt: skip
-    own = (Cell("dataset_1/accuracy", (0.52, 0.54), 0.5), Cell("dataset_2/accuracy", (0.9, 0.8), 0.9))
-    return Table(published, (Row("averages/dataset1", own, "2 finished"), Row("averages/dataset2", (), "missing")))
+    cells = (Cell("dataset_1/accuracy", (0.52, 0.54), 0.5), Cell("dataset_2/accuracy", (0.9, 0.8), 0.9))
+    return Table(published, (Row("averages/dataset1", cells, "2 finished"), Row("averages/dataset2", (), "missing")))
 
 
 def test_markdown_matrices(averages: Table) -> None:
@@ -312,8 +312,8 @@ def test_terminal_is_not_too_wide(averages: Table) -> None:
     assert max(map(len, terminal(averages).splitlines())) <= 110
 
 
-def test_plots(averages: Table, tmp_path: Path) -> None:
-    """The heat maps' cells are the table's, and a row without runs is blank."""
+def test_heat_maps_show_the_cells_of_the_table(averages: Table, tmp_path: Path) -> None:
+    """A row without runs is blank."""
     import numpy as np
 
     from attnmosaic.plotting.heatmaps import draw_losses, draw_matrix, draw_tables

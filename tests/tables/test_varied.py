@@ -1,4 +1,4 @@
-"""Groups of a user's own runs are told apart by what was varied, under the keys that were typed."""
+"""Tables of runs outside published tables: columns for the varied keys, as the user typed them."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ from attnmosaic.reporting.page import render
 from attnmosaic.runs.discovery import run_of
 from attnmosaic.tables.render import as_csv, latex, markdown, terminal
 from attnmosaic.tables.table import Table
-from attnmosaic.tables.varied import comparable, label, order
+from attnmosaic.tables.varied import comparable, label, sort_key
 from attnmosaic.training.tensorboard import hparams_summaries, hyperparameters
 
 CLASSES = {"digits": "DigitsMosaics", "gaussian": "GaussianMosaics"}
@@ -25,8 +25,8 @@ DECIDED_BY_PUBLISHED = ("published", "difference", "verdict", "other settings")
 
 
 def config(overrides: Sequence[str], name: str = "mine", seed: int = 0) -> dict[str, Any]:
-    """Returns a resolved config that is as small as one may be."""
-    made = OmegaConf.create({
+    """Returns a resolved config with few keys."""
+    settings = OmegaConf.create({
         "name": name, "scale": "full", "seed": dict.fromkeys(("all", "data", "init", "order"), seed),
         "lr": {"what": 0.01, "where": 0.01}, "schedule": {"order": "joint", "k": 5, "epochs": 10},
         "data": {"_target_": "attnmosaic.data.GaussianMosaics", "patches": 9}, "compute": {"threads": 1},
@@ -37,19 +37,19 @@ def config(overrides: Sequence[str], name: str = "mine", seed: int = 0) -> dict[
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         if key == "data":
-            made.data = {"_target_": f"attnmosaic.data.{CLASSES[value]}", "patches": 9, "more": value}
+            settings.data = {"_target_": f"attnmosaic.data.{CLASSES[value]}", "patches": 9, "more": value}
         elif override.startswith("~"):
-            OmegaConf.update(made, key, None, force_add=True)
+            OmegaConf.update(settings, key, None, force_add=True)
         elif key not in ("experiment", "name"):
-            OmegaConf.update(made, key, yaml.safe_load(value), force_add=True)
-    made.trainer.max_epochs = made.schedule.epochs
-    plain: Any = OmegaConf.to_container(made)
+            OmegaConf.update(settings, key, yaml.safe_load(value), force_add=True)
+    settings.trainer.max_epochs = settings.schedule.epochs
+    plain: Any = OmegaConf.to_container(settings)
     return plain
 
 
 def write(folder: Path, *overrides: str, seed: int = 0, test: float | None = 0.5, name: str = "mine",
           typed: bool = True) -> Path:  # fmt: skip
-    """Writes what a run of a command with these overrides leaves; ``typed`` is false of one started from Python."""
+    """Writes the folder of a run with these overrides; ``typed`` is false for a run started from Python."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config(overrides, name, seed), sort_keys=False))
     if test is not None:
@@ -81,11 +81,11 @@ def plan(folder: Path, jobs: dict[str, Sequence[str]], swept: Sequence[str], nam
 
 
 def table(folder: Path) -> Table:
-    (found,) = collect(folder)
-    return found
+    (only,) = collect(folder)
+    return only
 
 
-def rows(folder: Path) -> list[tuple[str, ...]]:
+def varied_values(folder: Path) -> list[tuple[str, ...]]:
     return [tuple(row.varied.values()) for row in table(folder).rows]
 
 
@@ -101,18 +101,20 @@ def two_keys(tmp_path: Path) -> Path:
     return tmp_path / "sweep"
 
 
-def test_two_swept_keys_and_seeds(two_keys: Path) -> None:
-    found = table(two_keys)
-    assert found.title == "Runs of mine"
-    assert found.varied == ("lr.what", "schedule.k")
-    assert rows(two_keys) == [("0.003", "5"), ("0.003", "10"), ("0.1", "5"), ("0.1", "10")]  # numbers by size
-    assert found.label(found.rows[0]) == "lr.what=0.003, schedule.k=5"
-    assert {row.state for row in found.rows} == {"3 finished"}
-    assert dict(found.shared) == {"schedule.epochs": "4"}
+def test_rows_of_two_swept_keys_average_the_seeds(two_keys: Path) -> None:
+    result = table(two_keys)
+    assert result.title == "Runs of mine"
+    assert result.varied == ("lr.what", "schedule.k")
+    assert varied_values(two_keys) == [("0.003", "5"), ("0.003", "10"), ("0.1", "5"), ("0.1", "10")]  # numbers by size
+    assert result.label(result.rows[0]) == "lr.what=0.003, schedule.k=5"
+    assert {row.state for row in result.rows} == {"3 finished"}
+    assert dict(result.shared) == {"schedule.epochs": "4"}
 
 
 @pytest.mark.parametrize("form", [terminal, markdown, as_csv, latex])
-def test_every_format_has_a_column_for_each_key_and_none_is_empty(two_keys: Path, form: Callable[[Table], str]) -> None:
+def test_every_format_has_a_column_for_each_key_and_no_empty_column(
+    two_keys: Path, form: Callable[[Table], str]
+) -> None:
     text = form(table(two_keys))
     assert "lr.what" in text
     assert "schedule.k" in text
@@ -123,22 +125,22 @@ def test_every_format_has_a_column_for_each_key_and_none_is_empty(two_keys: Path
         assert lines[0] == ["table", "row", "lr.what", "schedule.k", "runs", "metric", "mean", "std", "n"]
     else:
         marks = {terminal: None, markdown: "|", latex: "&"}
-        found = [line for line in text.splitlines() if "3 finished" in line]
-        assert len(found) == 4
-        lines = [line.strip("|\\ ").split(marks[form]) for line in found]
+        selected = [line for line in text.splitlines() if "3 finished" in line]
+        assert len(selected) == 4
+        lines = [line.strip("|\\ ").split(marks[form]) for line in selected]
         assert lines[0][0].strip() == "0.003"
     assert all(cell.strip() for line in lines for cell in line)
 
 
 @pytest.mark.parametrize("width", [110, 80, 60])
-def test_terminals_of_any_width_say_what_was_varied(two_keys: Path, width: int) -> None:
+def test_terminals_of_any_width_show_the_varied_keys(two_keys: Path, width: int) -> None:
     text = terminal(table(two_keys), width=width)
     assert "…" not in text
     assert "0.003" in text
     assert max(map(len, text.splitlines())) <= width
 
 
-def test_the_report_names_runs_by_what_was_varied(two_keys: Path) -> None:
+def test_report_names_runs_by_the_varied_keys(two_keys: Path) -> None:
     page = Page(render(two_keys, two_keys / "report.html"))
     assert page.row("lr.what")[:2] == ["lr.what", "schedule.k"]
     assert page.row("0.003", "5")[-1] == "3 finished"
@@ -154,7 +156,7 @@ def test_the_report_names_runs_by_what_was_varied(two_keys: Path) -> None:
     assert "lr.what=0.1 schedule.k=10 seed=0" in words[0]
 
 
-def test_hparams_list_the_swept_keys_first_and_none_that_nobody_gave(two_keys: Path) -> None:
+def test_hparams_list_the_swept_keys_first(two_keys: Path) -> None:
     run = run_of(two_keys / "4")
     assert run.config is not None
     params, differ, shown = hyperparameters(run.config, run)
@@ -166,7 +168,7 @@ def test_hparams_list_the_swept_keys_first_and_none_that_nobody_gave(two_keys: P
     assert start.value
 
 
-def test_hparams_have_keys_that_are_seldom_varied(tmp_path: Path) -> None:
+def test_hparams_have_typed_keys_of_any_kind(tmp_path: Path) -> None:
     given = (
         "data=digits",
         "model.where.hidden=[4]",
@@ -181,75 +183,75 @@ def test_hparams_have_keys_that_are_seldom_varied(tmp_path: Path) -> None:
     assert params["data"] == "digits"
     assert params["model.where.hidden"] == "[4]"
     assert params["optimizer.what.momentum"] == 0.5
-    assert {"lr.what", "schedule.k"} <= shown  # which runs it will stand beside is not known
+    assert {"lr.what", "schedule.k"} <= shown  # Other runs on the page can differ in any of these keys.
 
 
-def test_a_swept_group_goes_by_its_option_and_lists_as_typed(tmp_path: Path) -> None:
+def test_values_of_swept_config_groups_and_lists_are_as_typed(tmp_path: Path) -> None:
     for i, data in enumerate(("digits", "gaussian")):
         for j, hidden in enumerate(("[4,8]", "[10]", "[4]")):
             write(tmp_path / f"{i}{j}", f"data={data}", f"model.where.hidden={hidden}")
     assert table(tmp_path).varied == ("data", "model.where.hidden")
-    assert rows(tmp_path) == [(d, h) for d in ("digits", "gaussian") for h in ("[4]", "[4,8]", "[10]")]
+    assert varied_values(tmp_path) == [(d, h) for d in ("digits", "gaussian") for h in ("[4]", "[4,8]", "[10]")]
 
 
-def test_runs_started_one_by_one(tmp_path: Path) -> None:
-    """One typed nothing: its value is the config's."""
+def test_runs_of_single_commands(tmp_path: Path) -> None:
+    """A run without a typed key has the value of its config."""
     write(tmp_path / "a", "lr.what=0.03", "callbacks.pictures=null")
     write(tmp_path / "b")
     write(tmp_path / "c", "data=digits", "lr.what=0.03")
     assert table(tmp_path).varied == ("lr.what", "data")
-    assert rows(tmp_path) == [("0.01", "gaussian"), ("0.03", "digits"), ("0.03", "gaussian")]
+    assert varied_values(tmp_path) == [("0.01", "gaussian"), ("0.03", "digits"), ("0.03", "gaussian")]
 
 
 def test_runs_started_from_python(tmp_path: Path) -> None:
-    """No key was typed: they are the settings that differ, without those that follow from others."""
+    """No key was typed: the columns are the settings that differ and do not follow from others."""
     write(tmp_path / "a", typed=False)
     write(tmp_path / "b", "lr.what=0.03", "schedule.epochs=20", typed=False)
     write(tmp_path / "c", "data=digits", typed=False)
     assert table(tmp_path).varied == ("data", "lr.what", "schedule.epochs")
-    assert rows(tmp_path) == [
+    assert varied_values(tmp_path) == [
         ("DigitsMosaics", "0.01", "10"), ("GaussianMosaics", "0.01", "10"), ("GaussianMosaics", "0.03", "20"),
     ]  # fmt: skip
 
 
-def test_an_added_and_a_removed_key(tmp_path: Path) -> None:
+def test_added_and_removed_keys(tmp_path: Path) -> None:
     write(tmp_path / "a", "+trainer.limit=3")
     write(tmp_path / "b")
     write(tmp_path / "c", "~objective.entropy")
     assert table(tmp_path).varied == ("trainer.limit", "objective.entropy")
-    assert rows(tmp_path) == [("3", "0.0"), ("not set", "0.0"), ("not set", "null")]
+    assert varied_values(tmp_path) == [("3", "0.0"), ("not set", "0.0"), ("not set", "null")]
 
 
-def test_seeds_and_the_machine_are_no_groups(tmp_path: Path) -> None:
+def test_runs_that_differ_in_seed_or_machine_share_a_row(tmp_path: Path) -> None:
     write(tmp_path / "a", "seed.data=1", "compute.threads=2", seed=0)
     write(tmp_path / "b", "seed.init=1", "progress=quiet", seed=1)
     (row,) = table(tmp_path).rows
     assert (dict(row.varied), row.state) == ({}, "2 finished")
 
 
-def test_two_sweeps_and_a_job_that_waits_in_one_folder(tmp_path: Path) -> None:
-    """A job that waits has its planned values, also of keys that its own sweep does not name."""
+def test_two_sweeps_with_planned_jobs_in_one_folder(tmp_path: Path) -> None:
+    """A planned job has its planned values, also for keys that only the other sweep varies."""
     write(tmp_path / "first" / "0", "lr.what=0.1")
     write(tmp_path / "first" / "1", "lr.what=0.3", test=None)
     plan(tmp_path / "first", {"0": ["lr.what=0.1"], "1": ["lr.what=0.3"], "2": ["lr.what=0.3"], "3": ["lr.what=0.5"]},
          ["lr.what"])  # fmt: skip
     plan(tmp_path / "second", {"0": ["schedule.k=2"], "1": ["schedule.k=10"]}, ["schedule.k"])
-    found = table(tmp_path)
-    assert found.varied == ("lr.what", "schedule.k")
-    assert [(*row.varied.values(), row.state) for row in found.rows] == [
+    result = table(tmp_path)
+    assert result.varied == ("lr.what", "schedule.k")
+    assert [(*row.varied.values(), row.state) for row in result.rows] == [
         ("0.01", "2", "1 missing"),
         ("0.01", "10", "1 missing"),
         ("0.1", "5", "1 finished"),
         ("0.3", "5", "1 stopped after epoch 0 of 10, 1 missing"),
         ("0.5", "5", "1 missing"),
     ]
-    for text in (terminal(found), markdown(found), latex(found), as_csv(found)):
+    for text in (terminal(result), markdown(result), latex(result), as_csv(result)):
         assert "0.5" in text
     page = Page(render(tmp_path, tmp_path / "report.html"))
     assert page.row("mine first/3", "0.5", "5")[4] == "missing"
 
 
-def test_a_job_that_failed_before_it_had_a_config(tmp_path: Path) -> None:
+def test_job_that_failed_before_it_had_a_config(tmp_path: Path) -> None:
     plan(tmp_path, {"0": ["lr.what=0.1"], "1": ["lr.what=-1"]}, ["lr.what"])
     write(tmp_path / "0", "lr.what=0.1")
     (tmp_path / "1").mkdir()
@@ -263,12 +265,12 @@ def test_several_experiments(tmp_path: Path) -> None:
     for name in ("one", "two"):
         for lr in ("0.1", "0.3"):
             write(tmp_path / name / lr, f"experiment={name}", f"lr.what={lr}", name=name)
-    found = table(tmp_path)
-    assert (found.title, found.varied) == ("Other runs", ("lr.what",))
-    assert [found.label(row) for row in found.rows] == [
+    result = table(tmp_path)
+    assert (result.title, result.varied) == ("Other runs", ("lr.what",))
+    assert [result.label(row) for row in result.rows] == [
         f"{n}, lr.what={lr}" for n in ("one", "two") for lr in (0.1, 0.3)
     ]
-    assert "experiment" not in found.shared
+    assert "experiment" not in result.shared
 
 
 def test_experiments_of_one_name(tmp_path: Path) -> None:
@@ -277,28 +279,28 @@ def test_experiments_of_one_name(tmp_path: Path) -> None:
     assert table(tmp_path).varied == ("experiment", "lr.what")
 
 
-def test_a_search_has_a_row_for_each_trial(tmp_path: Path) -> None:
-    drawn = (0.06700000000000001, 0.009084512345678)
-    plan(tmp_path, {str(i): [f"lr.what={lr}"] for i, lr in enumerate(drawn)}, ["lr.what", "lr.where"])
-    for i, lr in enumerate(drawn):
+def test_search_has_a_row_for_each_trial(tmp_path: Path) -> None:
+    sampled = (0.06700000000000001, 0.009084512345678)
+    plan(tmp_path, {str(i): [f"lr.what={lr}"] for i, lr in enumerate(sampled)}, ["lr.what", "lr.where"])
+    for i, lr in enumerate(sampled):
         write(tmp_path / str(i), f"lr.what={lr}", "lr.where=0.02")
-    found = table(tmp_path)
-    assert found.varied == ("lr.what", "lr.where")  # what is searched, if it had one value so far
-    assert [found.label(row) for row in found.rows] == ["lr.what=0.009085", "lr.what=0.067"]
-    assert "0.009084512345678" in as_csv(found)
-    assert " 0.009085 " in terminal(found)
+    result = table(tmp_path)
+    assert result.varied == ("lr.what", "lr.where")  # also a searched key with a single value so far
+    assert [result.label(row) for row in result.rows] == ["lr.what=0.009085", "lr.what=0.067"]
+    assert "0.009084512345678" in as_csv(result)
+    assert " 0.009085 " in terminal(result)
 
 
-def test_nothing_has_finished(tmp_path: Path) -> None:
+def test_table_without_a_finished_run(tmp_path: Path) -> None:
     write(tmp_path / "a", "lr.what=0.1", test=None)
     write(tmp_path / "b", "lr.what=0.2", test=None)
-    found = table(tmp_path)
-    assert found.measured == []
-    assert markdown(found).splitlines()[2] == "| lr.what | n | runs |"
-    assert len(as_csv(found).splitlines()) == 3
+    result = table(tmp_path)
+    assert result.measured == []
+    assert markdown(result).splitlines()[2] == "| lr.what | n | runs |"
+    assert len(as_csv(result).splitlines()) == 3
 
 
-def test_one_csv_of_several_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_tables_are_one_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "a", "lr.what=0.1")
     write(tmp_path / "b", "lr.what=0.2")
     write(tmp_path / "c", name="mnist/sum")
@@ -308,22 +310,22 @@ def test_one_csv_of_several_tables(tmp_path: Path, capsys: pytest.CaptureFixture
     assert {len(line) for line in lines} == {len(lines[0])}
 
 
-def test_smoke_runs_are_stamped_in_a_csv(tmp_path: Path) -> None:
+def test_smoke_runs_are_marked_in_a_csv(tmp_path: Path) -> None:
     write(tmp_path / "a", "scale=smoke", "lr.what=0.1")
     write(tmp_path / "b", "scale=smoke", "lr.what=0.2")
-    found = table(tmp_path)
-    assert found.varied == ("lr.what",)
-    assert {line["scale"] for line in csv.DictReader(io.StringIO(as_csv(found)))} == {"smoke"}
-    assert found.title.startswith("SMOKE")
+    result = table(tmp_path)
+    assert result.varied == ("lr.what",)
+    assert {line["scale"] for line in csv.DictReader(io.StringIO(as_csv(result)))} == {"smoke"}
+    assert result.title.startswith("SMOKE")
     write(tmp_path / "c", "lr.what=0.1")
-    assert rows(tmp_path) == [("full", "0.1"), ("smoke", "0.1"), ("smoke", "0.2")]
+    assert varied_values(tmp_path) == [("full", "0.1"), ("smoke", "0.1"), ("smoke", "0.2")]
 
 
-def test_labels_stay_short() -> None:
+def test_label_of_many_keys_is_short() -> None:
     assert label({"lr.what": "0.03", "schedule.k": "5"}) == "lr.what=0.03, schedule.k=5"
     assert label(dict.fromkeys("abcdef", "1")) == "a=1 and 5 more"
 
 
-def test_the_order_of_values() -> None:
+def test_values_are_sorted_by_size() -> None:
     values = ["0.1", "not set", "1e-3", "[10]", "10", "[4,8]", "2", "[4]"]
-    assert sorted(values, key=order) == ["1e-3", "0.1", "2", "10", "not set", "[4]", "[4,8]", "[10]"]
+    assert sorted(values, key=sort_key) == ["1e-3", "0.1", "2", "10", "not set", "[4]", "[4,8]", "[10]"]

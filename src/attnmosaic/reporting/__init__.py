@@ -1,1 +1,1 @@
-"""The report: one HTML file that shows a run or a sweep, from the files on the disk."""
+"""Writes the report: one HTML file that shows a run or a sweep, from files on the disk."""

@@ -1,4 +1,4 @@
-"""Writes the report: one HTML file of all runs in a folder that needs nothing beside it."""
+"""Writes the report: one self-contained HTML file on all runs in a folder."""
 
 import base64
 import hashlib
@@ -14,24 +14,24 @@ from markupsafe import Markup
 from attnmosaic import __version__
 from attnmosaic.plotting import palette
 from attnmosaic.reporting.formatting import FILTERS
-from attnmosaic.reporting.gallery import UNSEEN_FIRST, gallery
+from attnmosaic.reporting.gallery import HELD_OUT_FIRST, gallery
 from attnmosaic.reporting.run_section import RunSection, charts_of, seed_of
 from attnmosaic.reporting.spread import spread
-from attnmosaic.runs.discovery import last_written, read_plan, some_runs, sweep_of
-from attnmosaic.runs.rows import dig
+from attnmosaic.runs.discovery import last_written, read_plan, require_runs, sweep_of
+from attnmosaic.runs.rows import nested_value
 from attnmosaic.runs.run import CONFIG, HYDRA, STATES, Run
-from attnmosaic.tables.reproduced import reproduce
+from attnmosaic.tables.reproduced import build_tables
 from attnmosaic.tables.table import VERDICTS, Table
 
 MOSAICS = 240
-"""How many mosaics a page shows, all runs together: they are most of its size."""
+"""The most mosaics on a page, summed over all runs, as they take most of its size."""
 
 MOST_WITH_ALL_CONFUSIONS = 6
-"""With more runs of two outputs than these, the confusions of held-out images alone are shown."""
+"""The most runs with two outputs for which all confusion matrices are shown; more runs show only held_out."""
 
 
 class Environments(NamedTuple):
-    """Device, versions and seeds: what all runs share, and by run what they do not."""
+    """Device, versions and seeds: the values that all runs share, the keys that differ, and each run's values."""
 
     shared: dict[str, str]
     differing: list[str]
@@ -39,25 +39,25 @@ class Environments(NamedTuple):
 
 
 def write_report(folder: Path, out: Path) -> None:
-    """Writes a page about every run in a folder or below it.
+    """Writes a page on all runs in a folder or below it.
 
     Args:
-        folder: of a run, of a sweep, or of several.
+        folder: folder of a run, of a sweep, or of several of them.
         out: the file to write.
 
     Raises:
-        UserError: there is no such folder, or no run in it.
+        UserError: the folder does not exist or contains no run.
         OSError: the file cannot be written.
     """
     page = render(folder, out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(page.encode("utf-8", "replace"))  # names of folders may hold what is no text
+    out.write_bytes(page.encode("utf-8", "replace"))  # Names of folders can contain bytes that are not valid text.
 
 
 def render(folder: Path, out: Path) -> str:
-    """Returns the page; links in it lead from the folder of `out`."""
-    runs = some_runs(folder)
-    tables = reproduce(runs)
+    """Returns the page's HTML; links are relative to the folder of `out`."""
+    runs = require_runs(folder)
+    tables = build_tables(runs)
     sections = _sections(runs, tables, (folder, out.parent))
     lone = len(runs) == 1
     script = _text("report.js")
@@ -75,7 +75,7 @@ def render(folder: Path, out: Path) -> str:
         lone=lone,
         commands=_commands(runs),
         span=_span(runs),
-        made=time.time(),
+        written=time.time(),
         version=__version__,
         states={state: count for state in STATES if (count := sum(run.state == state for run in runs))},
         verdicts=_verdicts(tables),
@@ -89,7 +89,7 @@ def render(folder: Path, out: Path) -> str:
         problems=[f"{run.folder / name}: {reason}" for run in runs for name, reason in run.problems.items()],
         palette=palette.COLORS,
         classes=palette.CLASS_STYLES,
-        # Files of ours, and nothing of the user's: the only text that is not escaped.
+        # Files of this package without any text of the user; all other text is escaped.
         style=Markup(_text("report.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -101,31 +101,31 @@ def _text(name: str) -> str:
 
 
 def _sections(runs: list[Run], tables: list[Table], folders: tuple[Path, Path]) -> list[RunSection]:
-    """Lays the runs out; `folders` are the report's subject and the folder that the page will lie in."""
+    """Prepares the sections of the runs; `folders` are the report's folder and the folder of the page."""
     names = _names(tables)
     records = {i: record for i, run in enumerate(runs) if (record := run.snapshots) is not None}
     galleries = {i: gallery(record, MOSAICS // len(records)) for i, record in records.items()}
     few = sum(bool(run.outputs) for run in runs) <= MOST_WITH_ALL_CONFUSIONS
-    splits = UNSEEN_FIRST if few else UNSEEN_FIRST[:1]
+    splits = HELD_OUT_FIRST if few else HELD_OUT_FIRST[:1]
     sections = []
     for i, run in enumerate(runs):
-        confusions = [found for output in run.outputs for split in splits if (found := run.confusion(output, split))]
+        confusions = [matrix for output in run.outputs for split in splits if (matrix := run.confusion(output, split))]
         anchor, charts = f"run-{i + 1}", charts_of(run)
         sections.append(RunSection(run, anchor, *names[run.folder], galleries.get(i), charts, confusions, *folders))
     return sections
 
 
 def _names(tables: list[Table]) -> dict[Path, tuple[Mapping[str, str], str]]:
-    """Returns, by the folder of each run, the values that its table varies and its label among the runs."""
+    """Returns, by the folder of each run, its values of the keys that vary in its table, and its heading."""
     names: dict[Path, tuple[Mapping[str, str], str]] = {}
     for table in tables:
         for row in table.rows:
             several = len({seed_of(run) for run in row.runs}) > 1
             for run in row.runs:
                 seed = [f"seed {seed_of(run)}"] if several and seed_of(run) else []
-                called = ", ".join([table.label(row), *seed])
-                is_told = table.varied or not table.published.rows
-                names[run.folder] = (row.varied, called) if is_told else ({}, run.name)
+                heading = ", ".join([table.label(row), *seed])
+                has_values = table.varied or not table.published.rows
+                names[run.folder] = (row.varied, heading) if has_values else ({}, run.name)
     return names
 
 
@@ -139,17 +139,17 @@ def _title(folder: Path, tables: list[Table]) -> str:
 
 
 def _span(runs: list[Run]) -> tuple[float, float] | None:
-    """Returns when the first of the runs began and when the last one wrote, as seconds since 1970."""
-    begun, written = [], []
+    """Returns the start of the first run and the time of the last written file, in seconds since 1970."""
+    starts, ends = [], []
     for run in runs:
-        if times := [at for file in run.own_files if (at := last_written(file))]:
-            begun.append(last_written(run.folder / HYDRA) or last_written(run.folder / CONFIG) or min(times))
-            written.append(max(times))
-    return (min(begun), max(written)) if begun else None
+        if times := [written for file in run.own_files if (written := last_written(file))]:
+            starts.append(last_written(run.folder / HYDRA) or last_written(run.folder / CONFIG) or min(times))
+            ends.append(max(times))
+    return (min(starts), max(ends)) if starts else None
 
 
 def _commands(runs: list[Run]) -> list[str]:
-    """Returns the commands of all sweeps, and of runs that are jobs of none."""
+    """Returns the commands of all sweeps, and of all runs that are not jobs of a sweep."""
     sweeps = dict.fromkeys(sweep for run in runs if run.planned is not None and (sweep := sweep_of(run.folder)))
     commands = [command for sweep in sweeps for command in read_plan(sweep)["commands"]]
     commands += [run.command for run in runs if run.planned is None and run.command is not None]
@@ -172,6 +172,6 @@ def _environments(sections: list[RunSection]) -> Environments:
 
 
 def _facts(result: dict[str, Any]) -> dict[str, str]:
-    facts = {key: dig(result, key) for key in ("device", "threads", "config_hash")}
-    facts |= {f"seed.{key}": value for key, value in (dig(result, "seed") or {}).items()}
-    return {key: str(value) for key, value in (facts | (dig(result, "versions") or {})).items()}
+    facts = {key: nested_value(result, key) for key in ("device", "threads", "config_hash")}
+    facts |= {f"seed.{key}": value for key, value in (nested_value(result, "seed") or {}).items()}
+    return {key: str(value) for key, value in (facts | (nested_value(result, "versions") or {})).items()}

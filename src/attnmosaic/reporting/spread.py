@@ -1,4 +1,4 @@
-"""Lays out the spread of a table's seeds: of each metric a strip a row, with a dot a seed."""
+"""Computes the geometry of the plots of seeds: one strip per metric and row of the table, one dot per seed."""
 
 from dataclasses import dataclass
 
@@ -7,15 +7,15 @@ from attnmosaic.reporting.charts import Scale, Ticks
 from attnmosaic.runs.rows import number
 from attnmosaic.tables.table import Cell, Row, Table, by_seed
 
-BESIDE, LONGEST = 22, 62
-"""Characters of a label that fit beside a strip, and above it."""
+LONGEST_BESIDE, LONGEST_ABOVE = 22, 62
+"""The most characters of a label to the left of a strip, and above a strip."""
 
 
 @dataclass(frozen=True)
 class Strip:
-    """A row's seeds for one metric: the places of each, of their mean and of the published value.
+    """The values of one metric in one row: x coordinates of each seed, of their mean and of the published value.
 
-    The label's baseline is at ``label_y``: beside the dots or, where labels are long, above them.
+    The label's baseline is at ``label_y``: to the left of the dots, or above them if labels are long.
     """
 
     label: str
@@ -29,7 +29,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Strips:
-    """A metric's strips, one below the other; ``above`` if their labels stand above them."""
+    """A metric's strips, one below the other; ``above`` if the labels are above the strips."""
 
     metric: str
     height: int
@@ -40,36 +40,35 @@ class Strips:
 
 
 def spread(table: Table) -> list[Strips]:
-    """Returns the strips of each metric; none where no row has several seeds, or one beside a published value."""
+    """Returns the strips of each metric; empty if no row has several seeds or a published value."""
     panels = [_strips(table, metric) for metric in table.measured]
     strips = [strip for panel in panels for strip in panel.strips]
     return panels if any(strip.published or len(strip.dots) > 1 for strip in strips) else []
 
 
 def _strips(table: Table, metric: str) -> Strips:
-    found = [(row, row.cell(metric), _seeds(row, metric)) for row in table.rows]
-    found = [(row, cell, seeds) for row, cell, seeds in found if seeds]
-    values = [value for _, _, seeds in found for value in seeds.values()]
-    values += [cell.published for _, cell, _ in found if cell.published is not None]
-    longest = max((len(table.label(row)) for row, _, _ in found), default=0)
-    above = longest > BESIDE
+    measured = [(row, row.cell(metric), seeds) for row in table.rows if (seeds := _seeds(row, metric))]
+    values = [value for _, _, seeds in measured for value in seeds.values()]
+    values += [cell.published for _, cell, _ in measured if cell.published is not None]
+    longest = max((len(table.label(row)) for row, _, _ in measured), default=0)
+    above = longest > LONGEST_BESIDE
     left, step = (12, 36) if above else (round(14 + 6.3 * longest), 22)
     scale = _scale(values or [0.0], left)
     strips = []
-    for place, (row, cell, seeds) in enumerate(found):
+    for index, (row, cell, seeds) in enumerate(measured):
         published = cell.published if not row.notes else None
         strips.append(
             Strip(
-                label=truncate(table.label(row), LONGEST),
-                y=step * place + (26 if above else 12),
-                label_y=step * place + (12 if above else 15.5),
+                label=truncate(table.label(row), LONGEST_ABOVE),
+                y=step * index + (26 if above else 12),
+                label_y=step * index + (12 if above else 15.5),
                 dots=[scale(value) for value in seeds.values()],
                 mean=scale(cell.mean) if cell.mean is not None else left,
                 published=None if published is None else scale(published),
                 text=_text(table.label(row), cell, seeds, published),
             )
         )
-    return Strips(metric, 12 + step * len(found) + 16, left, above, scale.ticks(5), strips)
+    return Strips(metric, 12 + step * len(measured) + 16, left, above, scale.ticks(5), strips)
 
 
 def _seeds(row: Row, metric: str) -> dict[str, float]:

@@ -1,1 +1,1 @@
-"""Runs on the disk: reading one, finding them, and what they show. Imports no torch."""
+"""Reads runs on the disk: one run's folder, all runs below a folder, and what a run did not learn. Imports no torch."""

@@ -13,7 +13,7 @@ from attnmosaic.runs.run import CONFIG, ERROR, RESULT, SWEEP, Run
 
 
 def find_runs(root: Path) -> list[Run]:
-    """Returns every run in a folder or below it, those planned by a sweep and not begun included, by path."""
+    """Returns every run in a folder or below it, sorted by path, including planned jobs that have not started."""
     folders: dict[Path, dict[str, Any] | None] = {}
     for path, names, files in os.walk(root):
         here = Path(path)
@@ -22,51 +22,54 @@ def find_runs(root: Path) -> list[Run]:
         if CONFIG in files or RESULT in files or ERROR in files:
             folders.setdefault(here, None)
         if CONFIG in files or RESULT in files:
-            names.clear()  # runs do not lie in runs
+            names.clear()  # A run's folder contains no other runs.
         names[:] = [name for name in names if not name.startswith(".")]
     return [Run(folder, planned) for folder, planned in sorted(folders.items(), key=lambda item: _natural(item[0]))]
 
 
 def _natural(path: Path) -> list[list[tuple[int, str]]]:
-    """Returns what to sort a path by so that job 2 comes before job 10."""
+    """Returns a sort key for a path that puts job 2 before job 10."""
     return [[(int(digits or -1), word) for digits, word in re.findall(r"(\d+)|(\D+)", part)] for part in path.parts]
 
 
-def some_runs(root: Path) -> list[Run]:
-    """Returns every run in a folder that a user named, as `find_runs` does.
+def require_runs(root: Path) -> list[Run]:
+    """Returns every run in a folder or below it, as `find_runs` does, and raises an error if there is none.
 
     Raises:
-        UserError: there is no such folder, or no run in it.
+        UserError: the folder does not exist or contains no run.
     """
     if not root.is_dir():
-        raise UserError(f"'{root}' is no folder; name one with runs in it, for example outputs")
+        raise UserError(f"'{root}' is not a folder; type a folder that contains runs, for example outputs")
     runs = find_runs(root)
     if not runs:
-        raise UserError(f"'{root}' holds no runs; name a folder that python -m attnmosaic.train has written to")
+        raise UserError(f"'{root}' contains no runs; type a folder that python -m attnmosaic.train has written to")
     return runs
 
 
 def read_plan(sweep: Path) -> dict[str, Any]:
-    """Returns a sweep's plan, ``{"commands": [...], "jobs": {folder: {...}}}``; an empty one of another folder."""
+    """Returns a sweep's plan, ``{"commands": [...], "jobs": {folder: {...}}}``; empty if the folder has no plan."""
     file = sweep / SWEEP
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"commands": [], "jobs": {}}
 
 
-def newest(root: Path) -> Path:
-    """Returns the folder, in or below one, of the sweep or lone run that was last at work.
+def newest_folder(root: Path) -> Path:
+    """Returns the folder of the sweep, or of the run outside any sweep, that wrote a file last.
+
+    Args:
+        root: the folder to search, with everything below it.
 
     Raises:
-        UserError: there is no such folder, or no run in it.
+        UserError: the folder does not exist or contains no run.
     """
-    active: dict[Path, float] = {}
-    for run in some_runs(root):
-        home = (run.planned is not None and sweep_of(run.folder)) or run.folder
-        active[home] = max(active.get(home, 0), last_written(home / SWEEP), *map(last_written, run.own_files))
-    return max(active, key=lambda home: active[home])
+    written: dict[Path, float] = {}
+    for run in require_runs(root):
+        folder = (run.planned is not None and sweep_of(run.folder)) or run.folder
+        written[folder] = max(written.get(folder, 0), last_written(folder / SWEEP), *map(last_written, run.own_files))
+    return max(written, key=lambda folder: written[folder])
 
 
 def last_written(file: Path) -> float:
-    """Returns when a file was last written, in seconds since 1970; 0 of one that is missing."""
+    """Returns when a file was last written, in seconds since 1970; 0 if it is missing."""
     try:
         return file.stat().st_mtime
     except FileNotFoundError:
@@ -74,7 +77,7 @@ def last_written(file: Path) -> float:
 
 
 def sweep_of(folder: Path) -> Path | None:
-    """Returns the folder of the sweep that a run is a job of, or None."""
+    """Returns the folder of the sweep that planned a run's folder, or None if the run is not a job of a sweep."""
     for above in folder.parents:
         if str(folder.relative_to(above)) in read_plan(above)["jobs"]:
             return above
@@ -82,15 +85,15 @@ def sweep_of(folder: Path) -> Path | None:
 
 
 def run_of(folder: Path) -> Run:
-    """Returns the run of a folder, with its entry in the sweep's plan if it is a job of a sweep."""
+    """Returns the run in a folder, with its entry in the sweep's plan if it is a job of a sweep."""
     sweep = sweep_of(folder.absolute())
     job = None if sweep is None else read_plan(sweep)["jobs"][str(folder.absolute().relative_to(sweep))]
     return Run(folder, job)
 
 
-if __name__ == "__main__":  # python -m attnmosaic.runs.discovery: the newest sweep or run, for make tensorboard
+if __name__ == "__main__":  # `make tensorboard` calls python -m attnmosaic.runs.discovery for the newest folder.
     use_substitutes()
     try:
-        print(newest(Path("outputs")))
+        print(newest_folder(Path("outputs")))
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -1,4 +1,4 @@
-"""Values of files that may be torn or odd: numbers, curves, stages and confusion matrices of a run's tables."""
+"""Parses a run's tables, which can be incomplete or edited: numbers, curves, stages and confusion matrices."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ Rows = list[dict[str, str]]
 
 
 class Span(NamedTuple):
-    """Epochs of one stage: those after `start` epochs, up to and including the one numbered `end`, from 1."""
+    """One stage's epochs: from number `start` + 1 to number `end`, both included, counted from 1."""
 
     stage: str
     start: int
@@ -20,13 +20,13 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Confusion:
-    """How often each true value of an output was predicted as each value.
+    """A confusion matrix: how often each true value of an output was predicted as each value.
 
     Attributes:
         output: name of the output.
         split: name of the split.
-        values: the V values.
-        counts: ``[V, V]``, a row for each true value.
+        values: names of the V values.
+        counts: numbers of examples ``[V, V]``; rows are true values, columns predicted values.
     """
 
     output: str
@@ -44,28 +44,31 @@ class Confusion:
 
     @property
     def fractions(self) -> list[list[float]]:
-        """Each row as fractions of its true value; zeros for a value that does not occur."""
+        """The counts divided by the sum of their row; a row without examples has zeros."""
         return [[count / max(1, sum(row)) for count in row] for row in self.counts]
 
 
-def dig(node: Any, *keys: str) -> Any:
-    """Returns what lies below keys, None if it is not there."""
+def nested_value(node: Any, *keys: str) -> Any:
+    """Returns the value below nested keys of a mapping; None if a key is missing."""
     for key in keys:
         node = node.get(key) if isinstance(node, dict) else None
     return node
 
 
 def number(value: Any) -> float | None:
-    """Returns a value as a finite number, None if it is none."""
+    """Returns a value as a finite float; None if it is not a finite number."""
     try:
-        found = float(value)
+        parsed = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    return found if math.isfinite(found) else None
+    return parsed if math.isfinite(parsed) else None
 
 
 def parse_rows(text: str) -> tuple[Rows, int]:
-    """Returns the rows of a CSV text with a value for each column, and the number of all rows."""
+    """Returns the complete rows of a CSV text, and the number of all its rows.
+
+    A complete row has exactly one value for each column.
+    """
     rows = list(csv.DictReader(io.StringIO(text)))
     return [row for row in rows if None not in row and None not in row.values()], len(rows)
 
@@ -74,7 +77,7 @@ def parse_confusion(text: str, output: str, split: str) -> Confusion:
     """Returns the confusion matrix in a CSV text.
 
     Raises:
-        ValueError: it is not square, or holds other things than counts.
+        ValueError: the matrix is not square, or a value is not an integer.
     """
     heading, *rows = csv.reader(io.StringIO(text))
     values = [value for value in heading[1:] if value != "scale"]
@@ -85,18 +88,18 @@ def parse_confusion(text: str, output: str, split: str) -> Confusion:
 
 
 def curve(rows: Rows, column: str, epoch: str = "epoch") -> tuple[list[int], list[float]]:
-    """Returns the epochs in which a column was measured, and its values then; what is no number is left out."""
+    """Returns the epochs and values of a column's curve; rows without a finite number are skipped."""
     pairs = ((number(row.get(epoch)), number(row.get(column))) for row in rows)
-    found = [(int(x), y) for x, y in pairs if x is not None and y is not None]
-    return [x for x, _ in found], [y for _, y in found]
+    points = [(int(x), y) for x, y in pairs if x is not None and y is not None]
+    return [x for x, _ in points], [y for _, y in points]
 
 
 def spans(stages: Sequence[tuple[int, str]]) -> list[Span]:
-    """Joins the (epoch, stage) of consecutive epochs to stretches of one stage."""
-    found: list[Span] = []
+    """Merges the (epoch, stage) pairs of consecutive epochs with the same stage into spans."""
+    merged: list[Span] = []
     for epoch, stage in stages:
-        if found and found[-1].stage == stage and found[-1].end == epoch - 1:
-            found[-1] = Span(stage, found[-1].start, epoch)
+        if merged and merged[-1].stage == stage and merged[-1].end == epoch - 1:
+            merged[-1] = Span(stage, merged[-1].start, epoch)
         else:
-            found.append(Span(stage, epoch - 1, epoch))
-    return found
+            merged.append(Span(stage, epoch - 1, epoch))
+    return merged

@@ -1,4 +1,4 @@
-"""Reads one run's folder, and keeps other processes from running there."""
+"""Reads one run's folder, and locks it while a process trains the run."""
 
 import contextlib
 import csv
@@ -17,7 +17,7 @@ from attnmosaic.config.resolution import flat
 from attnmosaic.core.errors import BusyError, UserError, one_line
 from attnmosaic.core.files import locked, remove_unfinished
 from attnmosaic.core.quoting import command
-from attnmosaic.runs.rows import Confusion, Rows, Span, dig, number, parse_confusion, parse_rows, spans
+from attnmosaic.runs.rows import Confusion, Rows, Span, nested_value, number, parse_confusion, parse_rows, spans
 
 if TYPE_CHECKING:
     from attnmosaic.runs.snapshots import Record
@@ -28,20 +28,24 @@ RESULT, CONFIG, ERROR, LOCK, SWEEP = "result.json", "config.yaml", "error.txt", 
 METRICS_CSV, CHECKPOINTS, LAST, PRUNED = "metrics.csv", "checkpoints", "last.ckpt", "pruned.txt"
 
 STATES = ("finished", "running", "stopped", "pruned", "failed", "missing")
-"""What a run may have come to: a search ended a pruned one early; a stopped one has begun and is not at work."""
+"""The possible states of a run.
+
+A stopped run has started, has not finished and is not running; a pruned run was ended early by a search; a missing run
+is planned and has not started.
+"""
 
 HYDRA = Path(".hydra")
-"""The folder in a run's folder where Hydra writes what it composed the run from."""
+"""The folder in a run's folder where Hydra writes the run's overrides and chosen options."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder; its files are read when asked for, and one that cannot be read counts as missing.
+    """A run's folder. Each file is read at the first access; an unreadable file counts as missing.
 
     Attributes:
-        folder: the folder.
+        folder: path of the folder.
         planned: the run's entry in a sweep's plan, if it is a job of a sweep.
-        problems: by file name why a file that was asked for could not be read, or not completely.
+        problems: by file name, the reason why an accessed file could not be read, or not completely.
     """
 
     folder: Path
@@ -52,58 +56,58 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any] | None:
-        """The resolved config; None before the run has begun, or if it cannot be read."""
+        """The resolved config; None if the run has not started or the file cannot be read."""
         return self._read(CONFIG, _parse_config, "config")
 
     @cached_property
     def result(self) -> dict[str, Any] | None:
-        """``result.json``; None unless the run has finished, or if it cannot be read."""
+        """``result.json``; None if the run has not finished or the file cannot be read."""
         return self._read(RESULT, _parse_result, "result")
 
     @property
     def name(self) -> str:
-        """The experiment; the folder's name where neither config nor plan is known."""
-        return str(dig(self.config or self.planned, "name") or self.folder.name)
+        """The experiment's name; the folder's name if neither a config nor a plan has it."""
+        return str(nested_value(self.config or self.planned, "name") or self.folder.name)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a finished run did not learn, a line each; see `attnmosaic.runs.diagnosis`."""
+        """The findings of a finished run, one line each; see `attnmosaic.runs.diagnosis`."""
         return tuple((self.result or {}).get("warnings", ()))
 
     @cached_property
     def error(self) -> str | None:
-        """The error that a failed run ended with; None unless it failed."""
+        """The text of the error that ended the run; None if there was no error."""
         return self._read(ERROR, _text)
 
     @cached_property
     def overrides(self) -> list[str] | None:
-        """The overrides of the command that started the run, or is to start it; None if no command is known."""
-        typed = self._read(HYDRA / "overrides.yaml", _yaml)
-        return self.from_plan("overrides") if typed is None else typed
+        """The overrides of the command that started or planned the run; None if no command is known."""
+        overrides = self._read(HYDRA / "overrides.yaml", _yaml)
+        return self.from_plan("overrides") if overrides is None else overrides
 
     @property
     def command(self) -> str | None:
-        """The command that started the run, rebuilt from its overrides; None if they are not known."""
+        """The command that starts the run, rebuilt from its overrides; None if the overrides are not known."""
         return None if self.overrides is None else command("train", *self.overrides)
 
     @cached_property
     def choices(self) -> dict[str, Any]:
-        """The option that Hydra composed the run from, by config group; empty if no command is known."""
-        composed = dig(self._read(HYDRA / "hydra.yaml", _yaml), "hydra", "runtime", "choices")
+        """The chosen option of each config group; empty if no command is known."""
+        composed = nested_value(self._read(HYDRA / "hydra.yaml", _yaml), "hydra", "runtime", "choices")
         choices = composed or self.from_plan("choices") or {}
         return {group: option for group, option in choices.items() if not group.startswith("hydra")}
 
     def from_plan(self, key: str) -> Any:
-        """Returns what the sweep's plan has of the run under a key; None if it has nothing."""
-        return dig(self.planned, key)
+        """Returns a value from the run's entry in the sweep's plan; None if the plan does not have it."""
+        return nested_value(self.planned, key)
 
     @property
     def smoke(self) -> bool:
-        return dig(self.config or self.planned or self.result, "scale") == "smoke"
+        return nested_value(self.config or self.planned or self.result, "scale") == "smoke"
 
     @property
     def own_files(self) -> list[Path]:
-        """The files that the run writes from its beginning to its end; others may add to its folder later."""
+        """The files that the run itself writes; other commands can add files to the folder later."""
         return [self.folder / name for name in (CONFIG, "train.log", METRICS_CSV, RESULT, ERROR)]
 
     @cached_property
@@ -113,13 +117,13 @@ class Run:
             return "finished"
         if not (self.folder / CONFIG).exists() and self.error is None:
             return "missing"
-        if self._at_work():
+        if self._is_running():
             return "running"
         if (self.folder / PRUNED).exists():
             return "pruned"
         return "failed" if self.error is not None else "stopped"
 
-    def _at_work(self) -> bool:
+    def _is_running(self) -> bool:
         if not (self.folder / LOCK).exists():
             return False
         try:
@@ -127,38 +131,38 @@ class Run:
                 return False
         except BusyError:
             return True
-        except UserError:  # a folder that may only be read
+        except UserError:  # The folder is read-only.
             return False
 
     # ---- measurements
 
     def rows(self, table: str) -> Rows:
-        """Returns the complete rows of ``<table>.csv``: ``gradients``, ``focus_vs_pred_<split>``; none without it."""
+        """Returns the complete rows of ``<table>.csv``, for example ``gradients``; empty if the file is missing."""
         rows, count = parse_rows(self.text(f"{table}.csv"))
         if len(rows) < count:
-            self.problems[f"{table}.csv"] = f"{count - len(rows)} of {count} rows are cut short or too long, left out"
+            self.problems[f"{table}.csv"] = f"skipped {count - len(rows)} of {count} rows, which are incomplete"
         return rows
 
     @cached_property
     def metrics(self) -> Rows:
-        """The rows of ``metrics.csv``, one an epoch."""
+        """The rows of ``metrics.csv``, one per epoch."""
         return self.rows("metrics")
 
     @cached_property
     def stages(self) -> list[Span]:
-        """The stages so far; none of a run without stages."""
-        known = ((number(row.get("epoch")), row.get("stage")) for row in self.metrics)
-        return spans([(int(epoch), stage) for epoch, stage in known if epoch is not None and stage])
+        """The stages so far; empty for a run without stages."""
+        pairs = ((number(row.get("epoch")), row.get("stage")) for row in self.metrics)
+        return spans([(int(epoch), stage) for epoch, stage in pairs if epoch is not None and stage])
 
     @cached_property
     def epochs_done(self) -> int:
-        """The last epoch in ``metrics.csv``, 0 before the first one."""
+        """The number of the last epoch in ``metrics.csv``; 0 if no epoch has finished."""
         return int(number(self.latest("epoch").get("epoch")) or 0)
 
     def latest(self, column: str) -> dict[str, str]:
-        """Returns the newest complete row of ``metrics.csv`` with a value in a column; empty before there is one.
+        """Returns the newest complete row of ``metrics.csv`` with a value in a column; empty if there is none.
 
-        It parses no more rows than needed: whoever watches a run calls it twice a second.
+        Parses only the rows that it needs, as a sweep's display calls it twice a second.
         """
         lines = csv.reader(self._lines[:1] + self._lines[:0:-1])
         names = next(lines, [])
@@ -171,13 +175,13 @@ class Run:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The outputs of a network with two: ``digit`` and ``sum`` or ``product``; none of a pair."""
-        if not dig(self.config, "model", "network"):
+        """The outputs of a two-output network: ``digit``, and ``sum`` or ``product``; empty for a where/what pair."""
+        if not nested_value(self.config, "model", "network"):
             return ()
-        return "digit", str(dig(self.config, "data", "operation") or "sum")
+        return "digit", str(nested_value(self.config, "data", "operation") or "sum")
 
     def confusion(self, output: str, split: str) -> Confusion | None:
-        """Returns what an output took for what on a split; None if it was not measured."""
+        """Returns an output's confusion matrix on a split; None if it was not measured."""
         return self._read(f"confusion_{output}_{split}.csv", lambda file: parse_confusion(_text(file), output, split))
 
     @cached_property
@@ -190,21 +194,23 @@ class Run:
     # ---- files
 
     def text(self, name: str) -> str:
-        """Returns a text file of its folder; empty if it is missing or cannot be read."""
+        """Returns the text of a file in the run's folder; empty if the file is missing or cannot be read."""
         return self._read(name, _text) or ""
 
     def _read(self, name: str | Path, parse: Callable[[Path], T], what: str = "") -> T | None:
-        """Returns a parsed file of its folder; None if it is missing or, with a line in `problems`, unreadable.
+        """Returns the parsed content of a file in the run's folder; None if it is missing or cannot be read.
+
+        An unreadable file gets an entry in `problems`.
 
         Args:
-            name: of the file.
-            parse: returns what a file holds, or raises anything.
-            what: the file is to be a complete one of.
+            name: name of the file.
+            parse: returns a file's content; any exception that it raises marks the file as unreadable.
+            what: kind of the file, for the entry "not a complete <what>"; empty for an entry without it.
         """
         file = self.folder / name
         try:
             return parse(file) if file.exists() else None
-        except Exception as error:  # a torn file fails in whatever reads it
+        except Exception as error:  # Which exception an incomplete file raises depends on its parser.
             reason = one_line(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
             self.problems[str(name)] = f"not a complete {what} ({reason})" if what else reason
             return None
@@ -229,21 +235,21 @@ def _parse_config(file: Path) -> dict[str, Any]:
 def _parse_result(file: Path) -> dict[str, Any]:
     result = json.loads(_text(file))
     if not all(isinstance(value, (int, float)) for value in result["metrics"].values()):
-        raise ValueError("a metric is no number")
+        raise ValueError("the value of a metric is not a number")
     return result
 
 
 @contextlib.contextmanager
 def lock_run(folder: Path) -> Iterator[None]:
-    """Makes a run's folder and keeps other processes from running there; the lock ends with the process.
+    """Creates a run's folder and locks it against other processes; the lock ends with this process.
 
-    Unfinished files of an earlier process are removed.
+    Removes temporary files and the error of an earlier process.
 
     Raises:
-        BusyError: another process is at work there.
+        BusyError: another process is running there.
         UserError: the folder cannot be written to.
     """
-    # Two seconds: a process that only asks whether a run is at work holds the lock for an instant.
+    # Two seconds, as a process that only checks whether a run is running holds the lock for an instant.
     with locked(folder / LOCK, "hydra.run.dir", timeout=2):
         (folder / ERROR).unlink(missing_ok=True)
         (folder / PRUNED).unlink(missing_ok=True)
@@ -253,7 +259,7 @@ def lock_run(folder: Path) -> Iterator[None]:
 
 
 def earlier_result(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
-    """Returns the result of a run that has finished in a folder with the same settings, or None.
+    """Returns the result in a folder if a run with the same settings has finished there, otherwise None.
 
     Raises:
         UserError: the folder holds a run with other settings.
@@ -264,18 +270,18 @@ def earlier_result(folder: Path, config: dict[str, Any]) -> dict[str, Any] | Non
     if before == now:
         return run.result
     if run.result is None and not any((folder / CHECKPOINTS).glob("*.ckpt")):
-        return None  # there is nothing to lose
+        return None  # There is no result and no checkpoint that the new run would overwrite.
     absent = object()
     keys = sorted(before.keys() | now.keys())
     key = next(key for key in keys if before.get(key, absent) != now.get(key, absent))
     how = f"{key} was {before.get(key)}, now {now.get(key)}" if before else f"its {CONFIG} cannot be read"
     raise UserError(
-        f"run_dir: '{folder}' holds a run with other settings ({how}); choose another folder, or remove this one"
+        f"run_dir: '{folder}' holds a run with other settings ({how}); choose another folder or delete this one"
     )
 
 
 def seed_name(seed: dict[str, Any]) -> str:
-    """Returns a run's seed in short: one number if all its streams have the same one."""
+    """Returns a run's seeds as text: one number if all random streams have the same seed, otherwise each stream's."""
     streams = {name: str(seed.get(name)) for name in ("data", "init", "order")}
     if len(set(streams.values())) == 1:
         return streams["data"]

@@ -1,1 +1,1 @@
-"""Searches for settings by Optuna (``hydra/sweeper=optuna``). Optuna is imported inside functions: it is an extra."""
+"""Searches for settings with Optuna (``hydra/sweeper=optuna``). Optuna is optional, so only functions import it."""

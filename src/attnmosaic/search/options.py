@@ -1,4 +1,4 @@
-"""Options of a search: ``hydra.sweeper`` in ``conf/hydra/sweeper/optuna.yaml``."""
+"""The options of a search: ``hydra.sweeper`` in ``conf/hydra/sweeper/optuna.yaml``."""
 
 import warnings
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ DIRECTION = {
     "foreground_weight": "maximize", "digit_accuracy": "maximize", "sum_accuracy": "maximize",
     "product_accuracy": "maximize",
 }  # fmt: skip
-"""The direction that a metric has; of the others (ffpt, ftpf, confident, entropy) a user may want either."""
+"""The better direction of each metric; for others (ffpt, ftpf, confident, entropy) the user must choose a direction."""
 
 
 @dataclass(frozen=True)
@@ -56,29 +56,30 @@ class Options:
                 )
 
     def with_direction(self, metric: str) -> "Options":
-        """Returns these options with the direction of a metric.
+        """Returns these options with the direction of the optimized metric.
 
         Args:
             metric: the optimized metric, ``<split>/<metric>``.
 
         Raises:
-            UserError: the given direction is the other one; or none is given, and the metric has none.
+            UserError: the options have the wrong direction for the metric, or neither the options nor the metric have
+                a direction.
         """
-        own = DIRECTION.get(metric.partition("/")[2])
+        better = DIRECTION.get(metric.partition("/")[2])
         key = "hydra.sweeper.direction"
-        if own is None and self.direction is None:
+        if better is None and self.direction is None:
             raise UserError(f"{key}: required for {metric}; type {' or '.join(f'{key}={word}' for word in DIRECTIONS)}")
-        if own is not None and self.direction not in (None, own):
-            raise UserError(f"{key}: got {self.direction}, needs {own} for {metric}; remove it from the command")
-        return replace(self, direction=self.direction or own)
+        if better is not None and self.direction not in (None, better):
+            raise UserError(f"{key}: got {self.direction}, needs {better} for {metric}; remove it from the command")
+        return replace(self, direction=self.direction or better)
 
     def sampler_for(self, trial: int) -> Any:
-        """Returns a sampler for one trial, seeded by the search's seed and the trial's number.
+        """Returns the sampler of one trial, seeded with the search's seed and the trial's number.
 
-        Each trial has its own, so that a killed search loses no sampler's state.
+        Each trial has a new sampler, so a killed search has no sampler state to lose.
 
         Raises:
-            UserError: the sampler takes no such arguments.
+            UserError: the sampler's class does not take the arguments.
         """
         seed = int(np.random.SeedSequence([self.seed, trial]).generate_state(1)[0])
         liar = {"constant_liar": True} if _class(self.sampler) == "TPESampler" and self.n_jobs > 1 else {}
@@ -90,31 +91,31 @@ class Options:
         return _class(self.pruner)
 
     def pruner_node(self, longest: int, every: int) -> dict[str, Any]:
-        """Returns the pruner's ``_target_`` and arguments; Hyperband's resources are epochs.
+        """Returns the pruner's ``_target_`` and arguments; Hyperband also gets the range of epochs as its resource.
 
         Args:
-            longest: the most epochs that a trial has.
-            every: epochs after which every possible trial is at the end of a cycle.
+            longest: epochs of the longest trial.
+            every: number of epochs after which any trial of the search is at the end of a cycle.
 
         Raises:
-            UserError: there is no such epoch at which Hyperband could compare trials.
+            UserError: Hyperband cannot compare trials, as the longest trial has fewer than two times `every` epochs.
         """
         if self.pruner_class != "HyperbandPruner":
             return self.pruner
         if every > longest // 2:
             raise UserError(
-                "hydra/sweeper/pruner: hyperband compares trials at epochs where a cycle of every k ends, and there is "
-                f"none well before epoch {longest}; type hydra/sweeper/pruner=median, or search few k that divide "
-                "each other"
+                f"hydra/sweeper/pruner: hyperband compares trials every {every} epochs, at which cycles of every "
+                f"searched schedule.k end, so it needs trials of at least {2 * every} epochs, got {longest}; type "
+                "hydra/sweeper/pruner=median, or search fewer values of schedule.k that divide each other"
             )
         return {"min_resource": every, "max_resource": longest, **self.pruner}
 
 
 def instantiate_node(key: str, node: Mapping[str, Any]) -> Any:
-    """Returns the sampler or pruner that a node of ``hydra.sweeper`` describes.
+    """Instantiates the sampler or pruner of a node in ``hydra.sweeper``.
 
     Raises:
-        UserError: its class takes no such arguments.
+        UserError: the class does not take the arguments.
     """
     from optuna.exceptions import ExperimentalWarning
 
@@ -128,5 +129,5 @@ def instantiate_node(key: str, node: Mapping[str, Any]) -> Any:
 
 
 def _class(node: Mapping[str, Any]) -> str:
-    """Returns the name of a node's class."""
+    """Returns the class name in a node's ``_target_``."""
     return str(node["_target_"]).rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""Prunes trials of a search."""
+"""Ends trials of a search early (pruning) by a Lightning callback."""
 
 import logging
 from typing import Any
@@ -14,19 +14,19 @@ log = logging.getLogger(__name__)
 
 
 class Pruning(pl.Callback):
-    """Reports a trial's metric to its study, and ends the run if the study's pruner decides so.
+    """Reports a trial's metric to its study, and ends the run if the study's pruner decides to.
 
-    Trials are compared after the same number of epochs, where a cycle of their own stages has ended and the metric was
-    evaluated; within a cycle one trial has just trained What and another Where. After the last epoch a run has its
-    result, and is not pruned. A run whose study cannot be reached is not pruned.
+    Trials are compared after equal numbers of epochs, at epochs that end a cycle of the trial and have an evaluation.
+    Within a cycle trials are not comparable, as one has just trained What and another Where. A run is not pruned after
+    its last epoch, when it has its result, and not if its study cannot be reached.
 
     Args:
-        storage: the study's storage.
+        storage: the study's storage: the file of a journal, or the URL of a database.
         study: the study's name.
         trial: the trial's number.
         metric: the reported metric, ``<split>/<metric>``.
-        pruner: its ``_target_`` and arguments.
-        every: epochs from one comparison to the next; None for a cycle of the trial's own stages.
+        pruner: the pruner's ``_target_`` and arguments.
+        every: number of epochs between comparisons; None for one cycle of the trial's schedule.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Pruning(pl.Callback):
             raise Pruned(f"after epoch {epoch} of {schedule.epochs}, at {self.metric} {value:.4f}")
 
     def _report(self, value: float, epoch: int) -> bool:
-        """Reports a value, unless the trial did before it was killed, and returns whether to end the trial."""
+        """Reports a value, unless the trial reported it before it was killed; returns whether to end the trial."""
         trial = open_trial(self.storage, self.study, self.trial, instantiate_node("pruner", self.pruner))
         if epoch not in trial.study.get_trials(deepcopy=False)[self.trial].intermediate_values:
             trial.report(value, epoch)

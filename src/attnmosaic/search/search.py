@@ -1,4 +1,4 @@
-"""A search: trials sampled by Optuna, run by any of Hydra's launchers, and kept on disk."""
+"""Searches for settings: Optuna samples trials, any of Hydra's launchers runs them, and files keep their results."""
 
 import itertools
 import logging.config
@@ -34,26 +34,26 @@ from attnmosaic.sweeps.plan import PlannedJob, display_settings, job_config, pla
 JOURNAL = "study.journal"
 
 POLL_SECONDS = 0.5
-"""Between two checks whether a job that an earlier command left running has ended."""
+"""Seconds between two polls of a job that an earlier command left running."""
 
 
 class Search:
     """A search for settings.
 
-    All it knows is on disk: the sampled parameters and outcomes in the study, what a trial's run measured in the run's
-    folder, which is named by the trial's number. Trials are sampled in rounds of ``n_jobs``, the next round when every
-    outcome of one is in the study. A killed search leaves the trials of its last round running in the study, and the
-    same command runs them: their runs resume.
+    The complete state of a search is on disk. The study has the parameters and outcomes of trials; the folder of a
+    trial's run, which is named by the trial's number, has its metrics. Trials are sampled in rounds of ``n_jobs``; the
+    next round is sampled when the study has all outcomes of the round before. After a kill, the trials of the last
+    round are still marked as running in the study; the same command launches them again, and their runs resume.
 
     Args:
-        options: how to search.
+        options: the options of the search.
         config: the sweep's config, with Hydra's own section.
         loader: Hydra's config loader.
-        launcher: runs the trials.
+        launcher: launcher that runs the trials.
         arguments: the overrides of the command line.
 
     Raises:
-        UserError: an option, the space or a config in it is invalid.
+        UserError: an option, the search space or a config in the space is invalid.
     """
 
     def __init__(
@@ -63,98 +63,100 @@ class Search:
         self.launcher = launcher
         self.folder = Path(config.hydra.sweep.dir)
         self.space = parse_space(options.params, arguments, loader, self._unused)
-        self.example = self._planned(0, next(self.space.corners()))
+        self.example = self._planned(0, next(self.space.at_limits()))
         self.metric, schedules = self._check()
         self.options = options.with_direction(self.metric)
         self.common_cycle = self._common_cycle(schedules)
         self.pruner_node = options.pruner_node(max(schedule.epochs for schedule in schedules), self.common_cycle)
         self.pruner = instantiate_node("pruner", self.pruner_node)
-        options.sampler_for(0)  # reports invalid arguments before anything is written
+        options.sampler_for(0)  # Raises an error for invalid arguments before anything is written.
         self.storage = options.storage or str(self.folder.absolute() / JOURNAL)
         self.name = options.study_name or (str(self.folder) if options.storage else "search")
 
     def run(self) -> float:
-        """Searches, and returns the best value.
+        """Runs the search and returns the best value of the optimized metric.
 
         Raises:
-            UserError: a trial ended with a user error; or the folder holds another search, or one that is running.
-            RunError: no trial has finished; or the disk or a signal has ended one.
+            UserError: a trial ended with a user error; or the folder holds another search, or a running search.
+            RunError: no trial has finished; or a disk error or a signal ended a trial.
         """
         from attnmosaic.search.study import open_study
 
         with locked(self.folder / ".search.lock", "hydra.sweep.dir", timeout=0):
             self.study = open_study(self.storage, self.name, str(self.options.direction), self.pruner)
-            self._check_same()
-            self.display = self._begin()
-            self._await_running()
-            while numbers := self._round():
+            self._check_earlier_trials()
+            self.display = self._begin_display()
+            self._wait_for_running_jobs()
+            while numbers := self._next_round():
                 # A launcher numbers its jobs consecutively.
                 for _, group in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
                     self._launch([number for _, number in group])
         if not any(trial.state.name == "COMPLETE" for trial in self._trials()):
-            raise RunError(f"none of {len(self._trials())} trials has finished: see above for the error of each")
+            raise RunError(f"none of {len(self._trials())} trials has finished; see the error of each trial above")
         return self.study.best_value
 
     # ---- before the first trial
 
     def _unused(self, fixed: list[str]) -> dict[str, str]:
-        """Returns the keys that decide nothing in these runs, with the reason."""
+        """Returns the keys that runs with these fixed overrides do not use, with the reasons."""
         config = planned_job(self.config, 0, fixed).config
         plain: Any = OmegaConf.to_container(config, resolve=False)
         reasons = {f"lr.{name}": f"as these runs train no network '{name}'" for name in other_networks(plain)}
         stages = ORDERS.get(config.schedule.order, ())
         if stages == (Stage.WHAT,):
-            reasons["lr.where"] = "as Where never learns"
+            reasons["lr.where"] = "as Where never trains"
         if len(stages) == 1:
-            reasons["schedule.k"] = f"as there are no stages in schedule.order={config.schedule.order}"
+            reasons["schedule.k"] = f"as schedule.order={config.schedule.order} has a single stage"
         return reasons
 
     def _check(self) -> tuple[str, list[Schedule]]:
-        """Checks the configs at the corners of the space; returns the metric that they share, and their schedules."""
-        configs = [*self._corner_configs()]
+        """Checks the configs at the limits of the space; returns the metric that they share, and their schedules."""
+        configs = [*self._configs_at_limits()]
         for config in configs:
             check(config)
         metric, *others = dict.fromkeys(str(config.optimized_metric) for config in configs)
         if others:
             raise UserError(
-                f"optimized_metric: differs between trials ({metric}, {others[0]}), and a search has one; "
-                f"type optimized_metric={metric}"
+                f"optimized_metric: differs between trials ({metric}, {others[0]}), and a search needs a single "
+                f"metric; type optimized_metric={metric}"
             )
         if metric.startswith("held_out/"):
             raise UserError(
-                f"optimized_metric: got {metric}, but what a search selects on is no held-out result any more; "
+                f"optimized_metric: got {metric}, but a search must not select settings by a held_out metric; "
                 f"type optimized_metric=test/{metric.partition('/')[2]}"
             )
         return metric, [Schedule(**config.schedule) for config in configs]
 
-    def _corner_configs(self) -> Iterator[DictConfig]:
-        first, *others = self.space.corners()
+    def _configs_at_limits(self) -> Iterator[DictConfig]:
+        """Yields the configs of trials at the limits of the space."""
+        first, *others = self.space.at_limits()
         base = job_config(self.example.config, str(self.folder))
         yield base
         for params in others:
             ((key, value),) = params.items() - first.items()
-            # Composing a config is slow. The counts of a smoke run are cut by the composition.
+            # Composing a config is slow, so overrides are applied to a composed config where possible. In a smoke run
+            # only composition applies the smaller counts.
             other = None if base.scale == "smoke" else with_override(base, f"{key}={value}")
             yield other or job_config(self._planned(0, params).config, str(self.folder))
 
     def _common_cycle(self, schedules: Sequence[Schedule]) -> int:
-        """Returns the epochs after which every possible trial is at the end of a cycle."""
+        """Returns the number of epochs after which any trial of the space is at the end of a cycle."""
         stages = [schedule.cycle // schedule.k for schedule in schedules]
         every_k = [*(schedule.k for schedule in schedules), *self.space.integers("schedule.k")]
         return math.lcm(*stages) * math.lcm(*every_k)
 
-    def _check_same(self) -> None:
-        """Checks that the existing trials are of this space, metric, direction and other settings."""
-        own = {key: str(distribution) for key, distribution in self.space.searched.items()}
-        own |= {"optimized_metric": self.metric, "hydra.sweeper.direction": str(self.options.direction)}
-        before = self.study.user_attrs.get("search")
-        if before is None:
-            self.study.set_user_attr("search", before := own)
-        for key in [*own, *before]:
-            if before.get(key) != own.get(key):
+    def _check_earlier_trials(self) -> None:
+        """Checks that earlier trials in the folder have the same space, metric, direction and other settings."""
+        current = {key: str(distribution) for key, distribution in self.space.searched.items()}
+        current |= {"optimized_metric": self.metric, "hydra.sweeper.direction": str(self.options.direction)}
+        earlier = self.study.user_attrs.get("search")
+        if earlier is None:
+            self.study.set_user_attr("search", earlier := current)
+        for key in [*current, *earlier]:
+            if earlier.get(key) != current.get(key):
                 raise UserError(
-                    f"hydra.sweep.dir: '{self.folder}' holds another search ({key}: {before.get(key)} before, "
-                    f"{own.get(key)} now); choose another folder"
+                    f"hydra.sweep.dir: '{self.folder}' holds another search ({key} was {earlier.get(key)}, now "
+                    f"{current.get(key)}); choose another folder"
                 )
         for trial in self._trials():
             folder = self._folder(trial.number)
@@ -164,8 +166,8 @@ class Search:
                 )
                 break
 
-    def _begin(self) -> Display:
-        """Begins to display all trials, most of which are not sampled yet."""
+    def _begin_display(self) -> Display:
+        """Starts the display with all trials, including trials that are not sampled yet."""
         states = {"FAIL": FAILED, "PRUNED": PRUNED}
         trials = self._trials()
         jobs = []
@@ -192,47 +194,50 @@ class Search:
     def _folder(self, number: int) -> Path:
         return self.folder.absolute() / str(number)
 
-    def _await_running(self) -> None:
-        """Waits for jobs that an earlier command left running; records trials that were pruned meanwhile."""
+    def _wait_for_running_jobs(self) -> None:
+        """Waits for jobs that an earlier command left running, and records trials that were pruned meanwhile."""
         for number in self._running():
             while (state := Run(self._folder(number)).state) == "running":
                 time.sleep(POLL_SECONDS)
             if state == "pruned":
                 self._record(number)
 
-    def _round(self) -> list[int]:
-        """Returns the trials to run next, after sampling those that the round lacks."""
+    def _next_round(self) -> list[int]:
+        """Samples the missing trials of the current round; returns the numbers of the trials to run."""
         from attnmosaic.search.study import sample_trial
 
         n_jobs, count = self.options.n_jobs, len(self._trials())
-        lacking = -count % n_jobs or (0 if self._running() else n_jobs)
-        for number in range(count, min(count + lacking, self.options.n_trials)):
+        missing = -count % n_jobs or (0 if self._running() else n_jobs)
+        for number in range(count, min(count + missing, self.options.n_trials)):
             sample_trial(self.study, self.options.sampler_for(number), self.space.searched)
         return self._running()
 
     def _launch(self, numbers: Sequence[int]) -> None:
-        """Runs trials and records their outcomes; a trial that ends the search stays running in the study."""
+        """Runs trials and records their outcomes; a trial whose error ends the search stays running in the study."""
         trials = self._trials()
         overrides = []
         for number in numbers:
             planned = self._planned(number, trials[number].params)
-            self._show(number, planned, trials[number].params)
-            overrides.append([*planned.overrides, *self._pruning(number)])
-        done: Sequence[JobReturn] = self.launcher.launch(overrides, initial_job_idx=numbers[0])
+            self._announce(number, planned, trials[number].params)
+            overrides.append([*planned.overrides, *self._pruning_override(number)])
+        jobs: Sequence[JobReturn] = self.launcher.launch(overrides, initial_job_idx=numbers[0])
         _close_log()
         errors = []
-        for number, job in zip(numbers, done, strict=True):
+        for number, job in zip(numbers, jobs, strict=True):
             error = error_of(job)
-            ending = None if error is None else self._ending(number, error)
-            if ending is None:
+            fatal = None if error is None else self._fatal_error(number, error)
+            if fatal is None:
                 self._record(number)
             else:
-                errors.append(ending)
+                errors.append(fatal)
         if errors:
             raise errors[0]
 
-    def _ending(self, number: int, error: Exception) -> Exception | None:
-        """Returns the error that ends the search: of a user, the disk or a signal; None if the trial itself failed."""
+    def _fatal_error(self, number: int, error: Exception) -> Exception | None:
+        """Returns the error that ends the search; None if only the trial failed.
+
+        A user error, a disk error and a signal end the search.
+        """
         line = line_and_code(error)
         if line is not None and line[1] == 2:
             return UserError(line[0])
@@ -241,7 +246,7 @@ class Search:
         return None
 
     def _record(self, number: int) -> None:
-        """Writes a trial's outcome, which its run's folder holds, into the study."""
+        """Copies a trial's outcome from its run's folder into the study."""
         from optuna.trial import TrialState
 
         run = Run(self._folder(number))
@@ -251,10 +256,11 @@ class Search:
             self.study.tell(number, state=TrialState.PRUNED if run.state == "pruned" else TrialState.FAIL)
 
     def _planned(self, number: int, params: Mapping[str, Any]) -> PlannedJob:
-        subdir = f"hydra.sweep.subdir={number}"  # also where the rows of a table have folders of their own
+        # Set explicitly, as the sweep of a published table would name the folder by the table's row.
+        subdir = f"hydra.sweep.subdir={number}"
         return planned_job(self.config, number, [*self.space.overrides(params), subdir])
 
-    def _show(self, number: int, planned: PlannedJob, params: Mapping[str, Any]) -> None:
+    def _announce(self, number: int, planned: PlannedJob, params: Mapping[str, Any]) -> None:
         """Adds a trial to the sweep's plan, and its parameters to the display."""
         add_to_plan(
             self.folder, {"commands": [], "jobs": {str(number): {**planned.plan, "swept": [*self.space.searched]}}}
@@ -263,13 +269,13 @@ class Search:
         values = (f"{key}={short_number(value)}" for key, value in params.items())
         self.display.rename(number, " ".join([f"trial {number}", *values]))
 
-    def _pruning(self, number: int) -> list[str]:
-        """Returns the override that adds the callback `Pruning` to a trial's run; none if trials are not pruned."""
+    def _pruning_override(self, number: int) -> list[str]:
+        """Returns the override that adds the callback `Pruning` to a trial's run; empty if trials are not pruned."""
         if self.options.pruner_class == "NopPruner":
             return []
         node: dict[str, Any] = {
             "_target_": "attnmosaic.search.pruning.Pruning",
-            "_recursive_": False,  # the callback instantiates the pruner
+            "_recursive_": False,  # The callback instantiates the pruner.
             "storage": self.storage,
             "study": self.name,
             "trial": number,
@@ -281,5 +287,5 @@ class Search:
 
 
 def _close_log() -> None:
-    """Closes the log that Hydra has opened for a job in this process: later messages are not the job's."""
+    """Closes the log that Hydra opened for a job in this process, as later messages do not belong to the job."""
     logging.config.dictConfig({"version": 1, "disable_existing_loggers": False, "root": {"handlers": []}})

@@ -1,4 +1,4 @@
-"""The search space: fixed overrides and distributions, in the grammar of Hydra's overrides."""
+"""Parses the search space, which is written in Hydra's override grammar: fixed values and distributions."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,33 +18,38 @@ class Space:
     """A search space.
 
     Attributes:
-        searched: the distribution of each searched key, as in an override (``lr.what``).
-        fixed: the overrides of all trials.
+        searched: the distributions to sample from, by key as in an override (``lr.what``).
+        fixed: the overrides that all trials share.
     """
 
     searched: Mapping[str, "BaseDistribution"]
     fixed: tuple[str, ...]
 
     def overrides(self, params: Mapping[str, Any]) -> list[str]:
-        """Returns the overrides of a trial with sampled parameters."""
+        """Returns a trial's overrides for its sampled parameters."""
         return [*self.fixed, *(f"{key}={params[key]}" for key in self.searched)]
 
-    def corners(self) -> Iterator[dict[str, Any]]:
-        """Yields parameters of the first value of every key, then with each other choice or end of a range of one."""
-        ends = {key: _ends(distribution) for key, distribution in self.searched.items()}
-        first = {key: values[0] for key, values in ends.items()}
+    def at_limits(self) -> Iterator[dict[str, Any]]:
+        """Yields parameters at the limits of the space, to check their configs before the first trial.
+
+        The first yielded parameters have the first choice or lower limit of every key. Each of the others differs from
+        them in one key, which has another choice or its upper limit.
+        """
+        limits = {key: _limits(distribution) for key, distribution in self.searched.items()}
+        first = {key: values[0] for key, values in limits.items()}
         yield first
-        for key, values in ends.items():
+        for key, values in limits.items():
             yield from ({**first, key: value} for value in values[1:])
 
     def integers(self, key: str) -> Sequence[int]:
-        """Returns all values of a key that is searched in a range of integers; none of another key."""
+        """Returns all values of a key that is searched in a range of integers; empty for other keys."""
         searched: Any = self.searched.get(key)
         in_range = isinstance(getattr(searched, "low", None), int)
         return range(searched.low, searched.high + 1, searched.step) if in_range else ()
 
 
-def _ends(distribution: Any) -> Sequence[Any]:
+def _limits(distribution: Any) -> Sequence[Any]:
+    """Returns all choices of a categorical distribution, or the limits of a numeric one."""
     return getattr(distribution, "choices", None) or (distribution.low, distribution.high)
 
 
@@ -53,30 +58,31 @@ def parse_space(
 ) -> Space:
     """Parses the search space.
 
+    A key that the runs do not use is skipped in ``params`` and is an error on the command line.
+
     Args:
-        params: values by key, of the config.
-        typed: the overrides of the command line; they replace ``params``.
+        params: ``hydra.sweeper.params`` of the config: values or distributions by key, as text.
+        typed: the overrides of the command line, which replace ``params`` with the same key.
         loader: Hydra's config loader.
-        unused: returns, for the fixed overrides, the keys that decide nothing in the runs, with the reason.
+        unused: for the fixed overrides, returns the keys that the runs do not use, with the reasons.
 
     Raises:
-        UserError: no key is searched, or one cannot be.
+        UserError: no key is searched, or a typed key cannot be searched.
     """
     parser = OverridesParser.create(config_loader=loader)
-    own = {override.get_key_element(): override for override in parser.parse_overrides([*typed])}
-    given = parser.parse_overrides([f"{key}={text}" for key, text in params.items()])
-    every = {override.get_key_element(): override for override in given} | own
-    fixed = [f"{key}={o.get_value_element_as_str()}" for key, o in every.items() if not o.is_sweep_override()]
+    from_typed = {override.get_key_element(): override for override in parser.parse_overrides([*typed])}
+    from_params = parser.parse_overrides([f"{key}={text}" for key, text in params.items()])
+    overrides = {override.get_key_element(): override for override in from_params} | from_typed
+    fixed = [f"{key}={o.get_value_element_as_str()}" for key, o in overrides.items() if not o.is_sweep_override()]
     reasons = unused(fixed)
     searched = {}
-    for key, override in every.items():
-        if override.is_sweep_override() and (key in own or key not in reasons):
+    for key, override in overrides.items():
+        if override.is_sweep_override() and (key in from_typed or key not in reasons):
             _check_key(key, reasons)
             searched[key] = _distribution(key, override)
     if not searched:
         raise UserError(
-            "hydra.sweeper.params: there is nothing to search; type for example "
-            "'lr.what=tag(log, interval(0.001, 0.1))'"
+            "hydra.sweeper.params: got no key to search; type for example 'lr.what=tag(log, interval(0.001, 0.1))'"
         )
     return Space(searched, tuple(fixed))
 
@@ -84,11 +90,11 @@ def parse_space(
 def _check_key(key: str, reasons: Mapping[str, str]) -> None:
     if key.startswith("seed."):
         raise UserError(
-            f"{key}: a search would select the luckiest seed; search with one seed, then type the best settings with "
-            f"{key}=0,1,2 -m"
+            f"{key}: cannot be searched, as the best result would come from a lucky seed; search with one seed, then "
+            f"train the best settings with {key}=0,1,2 -m"
         )
     if key in reasons:
-        raise UserError(f"{key}: cannot be searched, {reasons[key]}; leave it out")
+        raise UserError(f"{key}: cannot be searched, {reasons[key]}; remove it from the command")
 
 
 def _distribution(key: str, override: Override) -> "BaseDistribution":
@@ -104,7 +110,8 @@ def _distribution(key: str, override: Override) -> "BaseDistribution":
     except ValueError as error:
         raise UserError(
             f"{override.input_line}: cannot be searched ({' '.join(str(error).split())}); type "
-            f"'{key}=interval(low, high)' or '{key}=range(first, beyond)', in tag(log, ...) if all of it is above 0"
+            f"'{key}=interval(LOW, HIGH)' or '{key}=range(START, STOP)', inside tag(log, ...) only if all values are "
+            "above 0"
         ) from error
 
 
@@ -119,8 +126,8 @@ def _numbers(low: Any, high: Any, log: bool, step: Any = None) -> "BaseDistribut
 def _choices(override: Override) -> "BaseDistribution":
     from optuna.distributions import CategoricalDistribution
 
-    words = [*dict.fromkeys(override.sweep_string_iterator())]
+    texts = [*dict.fromkeys(override.sweep_string_iterator())]
     try:
-        return CategoricalDistribution([int(word) for word in words])
+        return CategoricalDistribution([int(text) for text in texts])
     except ValueError:
-        return CategoricalDistribution(words)
+        return CategoricalDistribution(texts)

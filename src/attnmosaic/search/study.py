@@ -1,4 +1,4 @@
-"""The study of a search, on disk, so that a killed search resumes from it."""
+"""Reads and writes the study of a search: an Optuna study on disk, from which a killed search resumes."""
 
 import os
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 class JournalLock:
-    """A lock for the writers of a journal that ends with its process; whoever acquires it repairs the journal.
+    """A lock for the writers of a journal: it ends with its process, and `acquire` removes an incomplete last line.
 
-    Optuna's own locks outlive a killed process, and delay the next one by half a minute. An incomplete line, which a
-    kill or a full disk leaves, would make the journal unreadable once another line followed.
+    Optuna's own locks remain after their process was killed, and delay the next process by half a minute. A kill or a
+    full disk can leave an incomplete line; another line written after it would make the journal unreadable.
 
     Args:
-        journal: the file.
+        journal: path of the journal.
     """
 
     def __init__(self, journal: Path) -> None:
@@ -29,8 +29,8 @@ class JournalLock:
 
     def acquire(self) -> bool:
         self._lock.acquire()
-        written = self._journal.read_bytes()
-        if (complete := written.rfind(b"\n") + 1) < len(written):
+        content = self._journal.read_bytes()
+        if (complete := content.rfind(b"\n") + 1) < len(content):
             os.truncate(self._journal, complete)
         return True
 
@@ -42,10 +42,10 @@ def open_storage(where: str) -> "optuna.storages.BaseStorage":
     """Opens the storage of studies.
 
     Args:
-        where: the file of an Optuna journal, or the URL of a database.
+        where: path of an Optuna journal, or the URL of a database.
 
     Raises:
-        UserError: it cannot be opened.
+        UserError: the storage cannot be opened.
     """
     import optuna
     from optuna.storages.journal import JournalFileBackend
@@ -60,14 +60,16 @@ def open_storage(where: str) -> "optuna.storages.BaseStorage":
         return optuna.storages.JournalStorage(JournalFileBackend(where, lock))
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"hydra.sweeper.storage: '{where}' cannot be opened ({reason}); choose another") from error
+        raise UserError(
+            f"hydra.sweeper.storage: cannot open '{where}' ({reason}); type another file or database URL"
+        ) from error
 
 
 def open_study(where: str, name: str, direction: str, pruner: Any) -> "optuna.Study":
-    """Opens a study, or creates it; an existing study keeps its direction.
+    """Opens a study, or creates it if it does not exist; an existing study keeps its direction.
 
     Raises:
-        UserError: its storage cannot be opened.
+        UserError: the study's storage cannot be opened.
     """
     import optuna
     from optuna.study import StudyDirection
@@ -77,7 +79,7 @@ def open_study(where: str, name: str, direction: str, pruner: Any) -> "optuna.St
         study_name=name,
         direction=StudyDirection[direction.upper()],
         pruner=pruner,
-        sampler=optuna.samplers.RandomSampler(),  # samples nothing: see `sample_trial`
+        sampler=optuna.samplers.RandomSampler(),  # not used, as `sample_trial` samples
         load_if_exists=True,
     )
 
@@ -85,8 +87,9 @@ def open_study(where: str, name: str, direction: str, pruner: Any) -> "optuna.St
 def sample_trial(study: "optuna.Study", sampler: Any, space: Mapping[str, Any]) -> None:
     """Adds a running trial with sampled parameters to a study, in one write.
 
-    `study.ask` writes a trial first and then each parameter: a search killed in between would leave a trial that no
-    sampler could complete with the same values. So a copy of the study in memory is asked.
+    `study.ask` writes a trial first and then each parameter, so a search killed in between would leave a trial whose
+    missing parameters could not be sampled with the same values again. The trial is therefore sampled in a copy of the
+    study in memory.
     """
     import optuna
 
@@ -99,7 +102,7 @@ def sample_trial(study: "optuna.Study", sampler: Any, space: Mapping[str, Any]) 
 
 
 def open_trial(where: str, name: str, number: int, pruner: Any) -> "optuna.Trial":
-    """Opens a running trial, to report to its study from the trial's own process."""
+    """Opens a running trial, so that the process that trains it can report to its study."""
     import optuna
 
     storage = open_storage(where)

@@ -1,4 +1,4 @@
-"""The summary of a search: a table of its trials, and the command that trains the best one again."""
+"""Summarizes a search: a table of its trials, and the command that trains the best trial again."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING
 
 
 def summarize(search: "Search") -> list[str]:
-    """Returns the texts to print: a table of all trials; the best one's metrics and command; how to resume."""
+    """Returns the texts to print: a table of all trials, the best trial's metrics and command, and how to resume."""
     trials = search.study.get_trials(deepcopy=False)
     finished = [trial for trial in trials if trial.state.name == "COMPLETE"]
     finished.sort(key=lambda trial: trial.value or 0, reverse=search.options.direction == "maximize")
@@ -26,7 +26,7 @@ def summarize(search: "Search") -> list[str]:
     if finished:
         texts += _best(search, finished[0])
     if len(trials) < search.options.n_trials or any(trial.state.name == "RUNNING" for trial in trials):
-        texts.append(f"to resume: the same command with {typed_override('hydra.sweep.dir', str(search.folder))}")
+        texts.append(f"to resume: type the same command with {typed_override('hydra.sweep.dir', str(search.folder))}")
     return texts
 
 
@@ -58,5 +58,5 @@ def _best(search: "Search", trial: Any) -> list[str]:
     shown = [f"{split} {metrics[key]:.4f}" for split in splits if (key := f"{split}/{metric}") in metrics]
     return [
         f"best: trial {trial.number}, {metric} {', '.join(shown)}; selected on {selected}",
-        f"again: {command('train', *search.space.overrides(trial.params))}",
+        f"to train the best trial again: {command('train', *search.space.overrides(trial.params))}",
     ]

@@ -182,11 +182,11 @@ def begin_sweep(config: DictConfig, jobs: list[Job], report: Callable[[], list[s
 
 
 def _tables(folder: Path) -> list[str]:
-    from attnmosaic.runs.discovery import some_runs
+    from attnmosaic.runs.discovery import require_runs
     from attnmosaic.tables.render import terminal
-    from attnmosaic.tables.reproduced import reproduce
+    from attnmosaic.tables.reproduced import build_tables
 
-    return [terminal(table) for table in reproduce(some_runs(folder))]
+    return [terminal(table) for table in build_tables(require_runs(folder))]
 
 
 def job_began(number: int) -> None:

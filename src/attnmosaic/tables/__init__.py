@@ -1,1 +1,1 @@
-"""Published tables, and what runs on disk came to beside them. Light: imports no torch."""
+"""Builds and prints tables of published numbers and the metrics of runs on the disk. Imports no torch."""

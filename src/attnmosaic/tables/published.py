@@ -1,4 +1,4 @@
-"""The published tables, read from the data files beside this one."""
+"""Reads the published tables from the YAML files in this package."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -10,16 +10,16 @@ import yaml
 
 @dataclass(frozen=True)
 class Published:
-    """A table to be reproduced.
+    """A table of published numbers, which runs reproduce.
 
     Attributes:
-        key: its name, that of its file and of ``conf/reproduce``.
-        title: what it shows.
-        source: where its numbers come from, or why there are none.
-        shown: the metrics it has a column for.
-        rows: for each row, an experiment by name, its published values by metric.
-        matrix: whether rows and columns are of one kind, so that it reads as a matrix.
-        headings: short names of what is shown; the metrics' own where there are none.
+        key: name of the table's file and of its config in ``conf/reproduce``.
+        title: title of the table.
+        source: publication that reports the numbers, or the reason why there are none.
+        shown: metrics that the table shows, one per column.
+        rows: by experiment name, the published values of a row by metric.
+        matrix: whether the table is printed as a matrix, as its rows and columns are of the same kind.
+        headings: short headings of the columns; empty if the names of the metrics are the headings.
     """
 
     key: str
@@ -41,11 +41,11 @@ class Published:
 
 @cache
 def published_tables() -> tuple[Published, ...]:
-    """Returns every table there is a data file for, by name."""
-    found = [file for file in files("attnmosaic.tables").iterdir() if file.name.endswith(".yaml")]
+    """Returns all published tables, sorted by name."""
+    yaml_files = [file for file in files("attnmosaic.tables").iterdir() if file.name.endswith(".yaml")]
     tables = []
-    for file in sorted(found, key=lambda file: file.name):
-        held: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
-        held |= {name: tuple(held.get(name, ())) for name in ("shown", "headings")}
-        tables.append(Published(key=file.name.removesuffix(".yaml"), **held))
+    for file in sorted(yaml_files, key=lambda file: file.name):
+        content: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content |= {name: tuple(content.get(name, ())) for name in ("shown", "headings")}
+        tables.append(Published(key=file.name.removesuffix(".yaml"), **content))
     return tuple(tables)

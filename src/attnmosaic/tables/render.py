@@ -1,4 +1,4 @@
-"""Prints a table: for a terminal, as Markdown, as CSV and as LaTeX."""
+"""Formats tables for a terminal, as Markdown, as CSV and as LaTeX."""
 
 import csv
 import io
@@ -13,14 +13,14 @@ from attnmosaic.core.text import short_number
 from attnmosaic.tables.table import Cell, Row, Table
 
 Lines = list[list[str]]
-"""A heading, then a line for each row or number."""
+"""The headings, then one line for each row or cell."""
 
 HEADINGS = ["row", "runs", "metric", "published", "mean", "std", "n", "difference", "verdict"]
 COMPARED = ("published", "difference", "verdict")
-"""Those that only a table with published numbers has."""
+"""Headings that only a table with published numbers has."""
 
-NOTHING = "\N{EN DASH}"
-"""Stands where a row has no value of a metric."""
+NO_VALUE = "\N{EN DASH}"
+"""The text of a cell without a value."""
 
 
 def _number(value: float | None, form: str) -> str:
@@ -31,15 +31,15 @@ def _number(value: float | None, form: str) -> str:
 
 
 def headings(*tables: Table) -> list[str]:
-    """Returns the headings of long lines: those of `HEADINGS` that any table has, and the varied keys."""
+    """Returns the headings of tables with one cell per line: those that any table needs, and the varied keys."""
     varied = dict.fromkeys(key for table in tables for key in table.varied)
     published = any(table.has_published for table in tables)
     row, *others = [name for name in HEADINGS if published or name not in COMPARED]
     return [row, *varied, *others]
 
 
-def _values(row: Row, cell: Cell, form: str) -> dict[str, str]:
-    """Returns what there is to write of a number, by heading."""
+def _texts(row: Row, cell: Cell, form: str) -> dict[str, str]:
+    """Returns the texts of one cell and its row, by heading; `form` formats the numbers."""
     sign = form and f"+{form}"
     return {
         "row": row.name, "scale": "smoke" if row.smoke else "full", **row.varied,
@@ -51,20 +51,22 @@ def _values(row: Row, cell: Cell, form: str) -> dict[str, str]:
 
 
 def long_lines(table: Table, brief: bool = False, folded: bool = False) -> Lines:
-    """Returns a line for each number, without what repeats the line above; a row without any has one line.
+    """Returns the headings and one line per cell; texts of the row are only on its first line.
+
+    A row without any value has one line.
 
     Args:
         table: the table.
-        brief: leaves out what became of the runs, and rows without numbers; uses shorter words.
-        folded: puts the varied keys below the row's name.
+        brief: skips rows without values and the states of the runs, and shortens verdicts.
+        folded: writes the varied keys below the row's name instead of in columns.
     """
-    left_out = {"runs"} if brief else set()
-    left_out |= {*table.varied} if folded else set() if table.is_named else {"row"}
-    names = [name for name in headings(table) if name not in left_out]
+    skipped = {"runs"} if brief else set()
+    skipped |= {*table.varied} if folded else set() if table.is_named else {"row"}
+    names = [name for name in headings(table) if name not in skipped]
     lines = [[name.replace("difference", "diff") if brief else name for name in names]]
     before = None
     for row, cell in table.lines:
-        texts = _values(row, cell, ".3f") | {key: short_number(value) for key, value in row.varied.items()}
+        texts = _texts(row, cell, ".3f") | {key: short_number(value) for key, value in row.varied.items()}
         texts["row"] = "\n".join(_folded(table, row)) if folded else table.short_label(row)
         if brief:
             texts["verdict"] = texts["verdict"].replace("the seeds' range", "range").replace("other settings", "other")
@@ -82,25 +84,25 @@ def _folded(table: Table, row: Row) -> list[str]:
 
 
 def wide_lines(table: Table, between: str = " ± ") -> Lines:
-    """Returns a line for each row: its varied keys, and mean and deviation of each metric."""
+    """Returns the headings and one line per row: its varied keys, and mean and standard deviation of each metric."""
     names = ["row"] if table.is_named else []
     lines = [[*names, *table.varied, *table.measured, "n", "runs"]]
     for row in table.rows:
         cells = [row.cell(metric) for metric in table.measured]
         seeds = str(max((len(cell.values) for cell in cells), default=0))
         name = [table.short_label(row)] if table.is_named else []
-        values = [*map(short_number, row.varied.values()), *(_spread(cell, between) for cell in cells)]
+        values = [*map(short_number, row.varied.values()), *(_mean_and_std(cell, between) for cell in cells)]
         lines.append([*name, *values, seeds, row.state])
     return lines
 
 
-def _spread(cell: Cell, between: str) -> str:
+def _mean_and_std(cell: Cell, between: str) -> str:
     deviation = "" if cell.std is None else f"{between}{cell.std:.3f}"
-    return NOTHING if cell.mean is None else f"{cell.mean:.3f}{deviation}"
+    return NO_VALUE if cell.mean is None else f"{cell.mean:.3f}{deviation}"
 
 
 def _blocks(table: Table) -> list[tuple[str, Lines]]:
-    """Returns the parts of a table, with their titles: one a view of a matrix, else one in all."""
+    """Returns the titles and lines of a table's parts: one part per view of a matrix, otherwise a single part."""
     if table.published.matrix:
         return [
             (view.title, [["", *table.published.columns],
@@ -111,7 +113,7 @@ def _blocks(table: Table) -> list[tuple[str, Lines]]:
 
 
 def _facts(table: Table) -> list[str]:
-    """Returns what holds for a table as a whole: how near it came to what was published, or what its runs share."""
+    """Returns sentences on the whole table: shared settings, data, and the number of cells by verdict."""
     kinds = sorted({row.data for row in table.rows if row.data})
     shared = ", ".join(f"{key}={value}" for key, value in table.shared.items())
     facts = {
@@ -123,13 +125,13 @@ def _facts(table: Table) -> list[str]:
     return [fact for fact, holds in facts.items() if holds]
 
 
-def _below(table: Table) -> str:
+def _footer(table: Table) -> str:
     source = [f"Source: {table.published.source}"] if table.published.rows else []
     return ". ".join([*_facts(table), *source])
 
 
-def _remarks(table: Table, states: bool) -> list[str]:
-    """Returns the lines on rows: what became of their runs if `states`, other settings, what was not learned."""
+def _notes(table: Table, states: bool) -> list[str]:
+    """Returns lines on single rows: the states of their runs if `states` is true, other settings, and warnings."""
     lines = [f"{state}: {', '.join(labels)}" for state, labels in table.states.items() if states]
     lines += [f"{table.label(row)}: {'; '.join(row.other_settings)}" for row in table.rows if row.other_settings]
     return [*lines, *(f"warning: {line}" for line in table.warnings)]
@@ -139,7 +141,7 @@ def _remarks(table: Table, states: bool) -> list[str]:
 
 
 def terminal(table: Table, width: int | None = None) -> str:
-    """Returns a table for a terminal; for a narrow one in fewer columns."""
+    """Returns a table as text for a terminal; a narrow terminal gets fewer columns."""
     if width is None:
         screen = Console()
         width = (
@@ -150,32 +152,32 @@ def terminal(table: Table, width: int | None = None) -> str:
     else:
         lines, padding = _fitting(table, width)
         grids, states = [_grid("", lines, padding)], "runs" not in lines[0]
-    below = [line for line in (*_remarks(table, states), _below(table)) if line]
+    below = [line for line in (*_notes(table, states), _footer(table)) if line]
     return render_text(table.title, *grids, *(["\n".join(below)] if below else []), width=width)
 
 
 WIDE = 110
-"""Columns of a table where nobody knows how many there are."""
+"""Width of a table, in characters, if the output is not a terminal."""
 
 
 def _fitting(table: Table, width: int) -> tuple[Lines, int]:
-    """Returns the first layout that fits into so many columns, and the padding of its cells."""
+    """Returns the first layout that fits into a width in characters, and the padding of its cells."""
     layouts = [long_lines(table), long_lines(table, brief=True), long_lines(table, brief=True, folded=True)]
     if not table.has_published:
         heading, *rest = wide_lines(table, "±")
-        layouts.insert(0, [[*map(_broken, heading)], *rest])
+        layouts.insert(0, [[*map(_two_lines, heading)], *rest])
     fitting = ((lines, padding) for lines in layouts for padding in (1, 0) if _width(lines, padding) <= width)
     return next(fitting, (layouts[-1], 0))
 
 
-def _broken(text: str) -> str:
-    """Returns a long heading in two lines, as numbers are shorter than names."""
+def _two_lines(text: str) -> str:
+    """Breaks a long heading into two lines, as the numbers below it are shorter."""
     text = text.replace("/", "\n")
     return ".\n".join(text.rsplit(".", 1)) if len(text) > 10 else text
 
 
 def _width(lines: Lines, padding: int) -> int:
-    """Returns the columns of a terminal that lines take; the states of runs are sentences, and may be broken."""
+    """Returns the width of lines in characters; the states of runs count as 10, as they can wrap."""
     longest = [max(len(part) for cell in column for part in cell.split("\n")) for column in zip(*lines, strict=True)]
     if "runs" in lines[0]:
         longest[lines[0].index("runs")] = 10
@@ -187,7 +189,7 @@ def _grid(title: str, lines: Lines, padding: int) -> Grid:
     grid = Grid(title=title or None, title_justify="left", box=SIMPLE, padding=(0, padding, 0, 0))
     for name, *column in zip(heading, *rest, strict=True):
         words = name in ("", "row", "runs", "metric", "verdict")
-        numbers = not words and all(text[:1] in f"+-.0123456789{NOTHING}" for text in column)
+        numbers = not words and all(text[:1] in f"+-.0123456789{NO_VALUE}" for text in column)
         grid.add_column(
             name, justify="right" if numbers else "left", no_wrap=name != "runs", min_width=10 if name == "runs" else 1
         )
@@ -207,15 +209,15 @@ def markdown(table: Table) -> str:
         head, *rest = (f"| {' | '.join(line)} |" for line in cells)
         block = "\n".join([head, f"|{' --- |' * len(lines[0])}", *rest])
         parts += [f"{title}:", block] if title else [block]
-    remarks = "\n".join(f"- {line}" for line in _remarks(table, table.published.matrix))
-    return "\n\n".join(part for part in (*parts, remarks, _below(table)) if part) + "\n"
+    notes = "\n".join(f"- {line}" for line in _notes(table, table.published.matrix))
+    return "\n\n".join(part for part in (*parts, notes, _footer(table)) if part) + "\n"
 
 
 def as_csv(*tables: Table) -> str:
-    """Returns tables as one CSV: one line a number, in full precision.
+    """Returns tables as one CSV text with one line per cell, in full precision.
 
-    All have the columns of any of them; those of other tables' keys and published numbers are empty. Where smoke runs
-    have no verdict to say so, there is a column for the scale.
+    The columns are those of all tables; a column that a table does not have is empty in its lines. If there are smoke
+    runs in a table without verdicts, a column shows the scale.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -225,7 +227,7 @@ def as_csv(*tables: Table) -> str:
         columns.insert(1, "scale")
     writer.writerow(["table", *columns])
     for table in tables:
-        lines = (_values(row, cell, "") for row, cell in table.lines)
+        lines = (_texts(row, cell, "") for row, cell in table.lines)
         writer.writerows([table.published.key, *(line.get(name, "") for name in columns)] for line in lines)
     return file.getvalue()
 
@@ -239,14 +241,14 @@ def latex(table: Table) -> str:
         block = "\n".join([begin, r"\toprule", head, r"\midrule", *rest, r"\bottomrule", r"\end{tabular}"])
         blocks.append(f"{_escape(title)}\n\n{block}" if title else block)
     caption = _escape(". ".join([table.title, *_facts(table)]))
-    body = "\n\n".join([*blocks, *map(_escape, _remarks(table, table.published.matrix))])
+    body = "\n\n".join([*blocks, *map(_escape, _notes(table, table.published.matrix))])
     return "\n".join([r"\begin{table}", r"\centering", rf"\caption{{{caption}.}}", body, r"\end{table}"]) + "\n"
 
 
 def _escape(text: str) -> str:
     special = {
         "±": r"$\pm$",
-        NOTHING: "--",
+        NO_VALUE: "--",
         "\\": r"\textbackslash{}",
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
@@ -254,13 +256,13 @@ def _escape(text: str) -> str:
     return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
 
 
-def _each(write: Callable[[Table], str]) -> Callable[[Iterable[Table]], str]:
+def _for_each(write: Callable[[Table], str]) -> Callable[[Iterable[Table]], str]:
     return lambda tables: "\n".join(map(write, tables))
 
 
 FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
-    "terminal": _each(terminal),
-    "markdown": _each(markdown),
+    "terminal": _for_each(terminal),
+    "markdown": _for_each(markdown),
     "csv": lambda tables: as_csv(*tables),
-    "latex": _each(latex),
+    "latex": _for_each(latex),
 }

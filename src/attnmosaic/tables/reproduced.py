@@ -1,4 +1,4 @@
-"""Builds tables from runs on the disk: which runs make a row, and what it is compared with."""
+"""Builds tables from runs on the disk: groups runs into rows and finds the published numbers of each row."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -20,18 +20,18 @@ from attnmosaic.tables.varied import (
     comparable,
     differing,
     group_settings,
-    order,
     settings_of,
     shared_values,
+    sort_key,
     varied_keys,
 )
 
 UNKNOWN = "?"
-"""The value of a key of runs whose settings are not known."""
+"""The value of every key for runs whose settings are not known."""
 
 
-def reproduce(runs: Iterable[Run]) -> list[Table]:
-    """Returns every published table that some of the runs belong to, and one of all other runs."""
+def build_tables(runs: Iterable[Run]) -> list[Table]:
+    """Returns each published table that any of the runs belongs to, and one table of all other runs."""
     by_name: dict[str, list[Run]] = {}
     for run in runs:
         by_name.setdefault(run.name, []).append(run)
@@ -41,17 +41,17 @@ def reproduce(runs: Iterable[Run]) -> list[Table]:
             groups = [group for name in table.rows for group in _groups(name, by_name.pop(name, [])) or [_Group(name)]]
             tables.append(_table(table, groups))
     if by_name:
-        groups = [group for name, found in sorted(by_name.items()) for group in _groups(name, found)]
-        tables.append(_table(_own_table(groups), groups))
+        groups = [group for name, named in sorted(by_name.items()) for group in _groups(name, named)]
+        tables.append(_table(_unpublished_table(groups), groups))
     return tables
 
 
-# ---- which runs make a row
+# ---- groups of runs: one per row
 
 
 @dataclass(frozen=True)
 class _Group:
-    """The runs of one experiment that differ in nothing but their seeds, and what they were given, if it is known."""
+    """The runs of one experiment that differ only in their seeds, with their settings if these are known."""
 
     name: str
     runs: tuple[Run, ...] = ()
@@ -63,47 +63,55 @@ class _Group:
 
     @property
     def departures(self) -> tuple[str, ...]:
-        """The settings in which its runs are not the experiment of their name, but for where the images come from."""
-        own = _as_published(self.name, self.group_settings)
-        if self.group_settings is None or own is None or self.smoke or not any(run.config for run in self.runs):
+        """The settings in which the runs differ from the experiment of their name; the source of images can differ."""
+        experiment = _with_source_of(self.name, self.group_settings)
+        if self.group_settings is None or experiment is None or self.smoke or not any(run.config for run in self.runs):
             return ()
-        found, usual = self.group_settings.settings, own.settings
-        keys = sorted(key for key in found.keys() | usual.keys() if found.get(key) != usual.get(key))
-        return tuple(f"{key}={found.get(key)}, not {usual.get(key)}" for key in keys)
+        actual, published = self.group_settings.settings, experiment.settings
+        keys = sorted(key for key in actual.keys() | published.keys() if actual.get(key) != published.get(key))
+        return tuple(f"{key}={actual.get(key)}, not {published.get(key)}" for key in keys)
 
 
 def _groups(name: str, runs: Sequence[Run]) -> list[_Group]:
-    """Returns the groups of an experiment's runs. A run that has not begun is of the group that was planned alike."""
-    begun_as = {_key(run.from_plan("settings")): _key(settings_of(run)) for run in runs if run.config and run.planned}
+    """Returns the groups of an experiment's runs; a run that has not started joins runs with the same planned settings.
+
+    The settings of a started run can differ from its planned settings.
+    """
+    actual_key = {_key(run.from_plan("settings")): _key(settings_of(run)) for run in runs if run.config and run.planned}
     groups: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.config is None):
         key = _key(settings_of(run))
-        groups.setdefault(key if run.config else begun_as.get(key, key), []).append(run)
-    return [_Group(name, tuple(group), _given(name, group)) for group in groups.values()]
+        groups.setdefault(key if run.config else actual_key.get(key, key), []).append(run)
+    return [_Group(name, tuple(group), _settings_of_group(name, group)) for group in groups.values()]
 
 
 def _key(settings: Any) -> str:
     return str(sorted((settings or {}).items()))
 
 
-def _given(name: str, runs: Sequence[Run]) -> GroupSettings | None:
-    """Returns what a group was given. Runs that no command started were given what their experiment has otherwise."""
-    found = group_settings(runs)
-    own = _experiment(name) if found and all(run.overrides is None for run in runs) else None
-    return replace(found, typed=tuple(differing([found, own]))) if found and own else found
+def _settings_of_group(name: str, runs: Sequence[Run]) -> GroupSettings | None:
+    """Returns a group's settings.
+
+    For runs started from Python, which have no overrides, the settings that differ from the experiment count as typed.
+    """
+    settings = group_settings(runs)
+    experiment = _experiment(name) if settings and all(run.overrides is None for run in runs) else None
+    if settings and experiment:
+        return replace(settings, typed=tuple(differing([settings, experiment])))
+    return settings
 
 
-# ---- what a row is compared with
+# ---- settings of the published rows
 
 
 @cache
 def _experiment(name: str) -> GroupSettings | None:
-    """Returns the settings that an experiment has of its own; None if there is none of that name."""
+    """Returns the settings of an experiment in ``conf/experiment``; None if there is no experiment of that name."""
     register()
     try:
         with initialize_config_dir(conf_dir(), version_base="1.3"):
             config = compose("train", [f"experiment={name}", "run_dir=RUN_DIR"], return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException):  # no experiment of ours
+    except (HydraException, OmegaConfBaseException):  # The name is not that of an experiment in conf/experiment.
         return None
     choices: Any = OmegaConf.to_container(config.hydra.runtime.choices)
     with open_dict(config):
@@ -116,25 +124,26 @@ _SOURCE = (
     "data._target_", "data.classes", "data.train_set.", "data.test_set.", "data.root", "data.held_out_share",
 )  # fmt: skip
 _DEFAULTS: dict[str, Any] = {"data.image_size": None, "data.color": True, "data.views": {}}
-"""Settings that only some data sets have: at these values it is as if they were not there."""
+"""Settings that only some data sets have, with the values that have no effect."""
 
 
-def _as_published(name: str, one: GroupSettings | None) -> GroupSettings | None:
-    """Returns an experiment's own settings, with the images of some runs: these may come from anywhere."""
-    own = _experiment(name)
-    if own is None or one is None:
+def _with_source_of(name: str, group: GroupSettings | None) -> GroupSettings | None:
+    """Returns an experiment's settings with a group's source of images, which can differ from the published one."""
+    experiment = _experiment(name)
+    if experiment is None or group is None:
         return None
 
     def is_free(key: str, value: Any) -> bool:
         return key.startswith(_SOURCE) or (key in _DEFAULTS and value == _DEFAULTS[key])
 
-    settings = {key: value for key, value in own.settings.items() if not is_free(key, value)}
-    settings |= {key: value for key, value in one.settings.items() if is_free(key, value)}
-    return GroupSettings(settings, own.choices | {"data": one.choices.get("data", own.choices["data"])})
+    settings = {key: value for key, value in experiment.settings.items() if not is_free(key, value)}
+    settings |= {key: value for key, value in group.settings.items() if is_free(key, value)}
+    data = group.choices.get("data", experiment.choices["data"])
+    return GroupSettings(settings, experiment.choices | {"data": data})
 
 
-def _own_table(groups: Sequence[_Group]) -> Published:
-    """Returns a table for runs of no published one, with a column for what any of them has measured."""
+def _unpublished_table(groups: Sequence[_Group]) -> Published:
+    """Returns a table without published numbers, with a column for each metric that any of the runs measured."""
     metrics = {m for group in groups for run in group.runs for m in (run.result or {}).get("metrics", {})}
     shown = [f"{s}/{m}" for m in ("accuracy", "ftpt") for s in ("train", "test", "held_out")]
     shown += sorted(m for m in metrics if m.endswith("_accuracy"))
@@ -147,24 +156,29 @@ def _own_table(groups: Sequence[_Group]) -> Published:
 
 
 def _table(table: Published, groups: Sequence[_Group]) -> Table:
-    own = not table.rows
+    is_unpublished = not table.rows
     known = [(group.name, group.group_settings) for group in groups if group.group_settings is not None]
-    if own:
+    if is_unpublished:
         keys = varied_keys(known)
-        shared = shared_values([one for _, one in known])
+        shared = shared_values([settings for _, settings in known])
     else:
-        usual = [
-            (g.name, published)
-            for g in groups
-            if g.departures and (published := _as_published(g.name, g.group_settings))
+        published = [
+            (group.name, settings)
+            for group in groups
+            if group.departures and (settings := _with_source_of(group.name, group.group_settings))
         ]
-        keys = varied_keys([*known, *usual])
-        # What differs from all published rows in the same way is no column.
-        shared = {key: known[0][1].value(key) for key in keys if len({one.value(key) for _, one in known}) == 1}
+        keys = varied_keys([*known, *published])
+        # A key with the same unpublished value in all rows is reported once below the table, not in a column.
+        shared = {key: known[0][1].value(key) for key in keys if len({group.value(key) for _, group in known}) == 1}
         keys = [key for key in keys if key not in shared]
     rows = [_row(group, table, keys) for group in groups]
     names = list(dict.fromkeys(row.name for row in rows))
-    rows.sort(key=lambda row: (names.index(row.name), [order(v) for v in row.varied.values() if own or row.notes]))
+
+    def position(row: Row) -> tuple[int, list[Any]]:
+        is_sorted_by_values = is_unpublished or bool(row.notes)  # A published row comes before its variants.
+        return names.index(row.name), [sort_key(value) for value in row.varied.values() if is_sorted_by_values]
+
+    rows.sort(key=position)
     return Table(table, tuple(rows), tuple(keys), {k: v for k, v in shared.items() if k not in keys})
 
 
@@ -192,7 +206,7 @@ def _row(group: _Group, table: Published, keys: Sequence[str]) -> Row:
 
 def _state(runs: Sequence[Run]) -> str:
     by_state = {state: [run for run in runs if run.state == state] for state in STATES}
-    parts = [f"{len(found)} {state}{_detail(state, found)}" for state, found in by_state.items() if found]
+    parts = [f"{len(some)} {state}{_detail(state, some)}" for state, some in by_state.items() if some]
     return ", ".join(parts) or "missing"
 
 

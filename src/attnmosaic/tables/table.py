@@ -1,4 +1,4 @@
-"""A table: what its rows and numbers are, what they came to, and how far that is from what was published."""
+"""A table of metrics: its rows and cells, and the comparison of each cell with the published number."""
 
 import re
 import statistics
@@ -14,7 +14,7 @@ SMOKE = "smoke, no result"
 """The note of a row of smoke runs."""
 
 NEAR = 0.05
-"""How far a mean may be from a published value to be called near it."""
+"""The largest difference from a published value that still counts as near it."""
 
 VERDICTS = ("within the seeds' range", f"within {NEAR}", "outside")
 
@@ -24,9 +24,9 @@ class Cell:
     """One number of a table.
 
     Attributes:
-        metric: ``<split>/<metric>``.
-        values: of each finished run, one a seed.
-        published: the value to compare with, if there is one.
+        metric: the metric, ``<split>/<metric>``.
+        values: the metric's value in each finished run, one per seed.
+        published: the published value, if there is one.
     """
 
     metric: str
@@ -39,7 +39,7 @@ class Cell:
 
     @property
     def std(self) -> float | None:
-        """Standard deviation over the seeds, with n - 1; None for fewer than two."""
+        """Standard deviation over the seeds, with n - 1 in the denominator; None for fewer than two seeds."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     @property
@@ -49,7 +49,7 @@ class Cell:
 
     @property
     def verdict(self) -> str:
-        """One of `VERDICTS`; empty where there is nothing to compare."""
+        """One of `VERDICTS`; empty if a finished run or the published value is missing."""
         if self.difference is None or self.published is None:
             return ""
         if len(self.values) > 1 and min(self.values) <= self.published <= max(self.values):
@@ -59,16 +59,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table: the runs of one experiment that differ in nothing but their seeds.
+    """One row of a table: the runs of one experiment that differ only in their seeds.
 
     Attributes:
-        name: the experiment.
-        cells: a number for each metric.
-        state: how many of the runs have finished, stopped, failed, ...
-        data: the class or folder of the images or points.
-        notes: why the row is not the published one: other settings, or a smoke run.
-        runs: its runs, in whatever state.
-        varied: its value of each key that the table's runs vary.
+        name: name of the experiment.
+        cells: one cell for each metric.
+        state: number of runs in each state, in words: finished, stopped, failed, ...
+        data: class or folder of the images or points.
+        notes: the reasons why the row has no published value to compare with: other settings, or a smoke run.
+        runs: the row's runs, in any state.
+        varied: the row's value for each key that varies in the table.
     """
 
     name: str
@@ -80,11 +80,11 @@ class Row:
     varied: Mapping[str, str] = field(default_factory=dict)
 
     def cell(self, metric: str) -> Cell:
-        """Returns the number for a metric, an empty one if the row has none."""
+        """Returns the cell of a metric, an empty cell if the row has none."""
         return next((cell for cell in self.cells if cell.metric == metric), Cell(metric))
 
     def difference(self, cell: Cell) -> float | None:
-        """Returns a cell's difference from the published value, None where the two are not to be compared."""
+        """Returns a cell's difference from the published value; None if the row cannot be compared with it."""
         return None if self.notes else cell.difference
 
     @property
@@ -93,29 +93,26 @@ class Row:
 
     @property
     def other_settings(self) -> tuple[str, ...]:
-        """The settings in which the runs are not the published ones."""
+        """The settings in which the runs differ from the published row."""
         return tuple(note for note in self.notes if note != SMOKE)
 
     @property
     def kind(self) -> str:
-        """What its numbers are if they are not the published row's: ``smoke`` or ``other settings``, else empty."""
+        """The reason why the row cannot be compared, ``smoke`` or ``other settings``; empty if it can be."""
         return "smoke" if self.smoke else "other settings" if self.notes else ""
 
     def verdict(self, cell: Cell) -> str:
-        """Returns a cell's verdict, or why it has none."""
+        """Returns a cell's verdict, or the reason why it has none."""
         return (self.kind or cell.verdict) if cell.values else ""
 
 
 def by_seed(runs: Iterable[Run]) -> dict[str, dict[str, float]]:
-    """Returns the final metrics of finished runs by seed; a seed that was run in two folders counts once."""
+    """Returns the final metrics of finished runs by seed; of two runs with the same seed only one counts."""
     return {seed_name(run.config["seed"]): run.result["metrics"] for run in runs if run.config and run.result}
 
 
 class Matrix(NamedTuple):
-    """One view of a table whose rows and columns are of one kind: of each row its label, and a value for each column.
-
-    `form` is how to write the values.
-    """
+    """One view of a matrix table: for each row its label and one value per column; `form` formats the values."""
 
     title: str
     form: str
@@ -124,14 +121,14 @@ class Matrix(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """A table as far as it was reproduced, or one of a user's own runs.
+    """A table of runs: rows of a published table with their metrics, or rows of other runs.
 
     Attributes:
-        published: the published table; of a user's own runs one without rows.
-        rows: sorted by experiment, then by the values of the varied keys.
-        varied: the keys that tell rows of one experiment apart, as they were typed.
-        shared: other keys, with their values, that were typed for all of its runs; of a published table's, those whose
-            values are not the published ones.
+        published: the published table; for other runs a table without rows.
+        rows: the rows, sorted by experiment, then by the values of the varied keys.
+        varied: the keys, as typed, that distinguish the rows of an experiment.
+        shared: the other typed keys with the value that all runs share. For a published table, only keys whose value
+            is not the published one.
     """
 
     published: Published
@@ -141,26 +138,26 @@ class Table:
 
     @property
     def title(self) -> str:
-        """The published title, with a warning if all runs are smoke runs."""
+        """The title of the published table, after a warning if all measured rows are of smoke runs."""
         measured = [row for row in self.rows if any(cell.values for cell in row.cells)]
         smoke = bool(measured) and all(row.smoke for row in measured)
         return f"{'SMOKE RUNS, NO RESULT. ' if smoke else ''}{self.published.title}"
 
     @property
     def has_published(self) -> bool:
-        """Whether any number of the table was published."""
+        """Whether the table has any published number."""
         return any(self.published.rows.values())
 
     @property
     def is_named(self) -> bool:
-        """Whether rows are called by their experiments: not where all are of one, and their values differ."""
+        """Whether rows show the names of their experiments, as different experiments can be in the table."""
         return bool(self.published.rows) or not self.varied or len({row.name for row in self.rows}) > 1
 
     @property
     def measured(self) -> list[str]:
-        """The metrics that any row has a value of."""
-        found = {cell.metric for row in self.rows for cell in row.cells if cell.values}
-        return [metric for metric in self.published.shown if metric in found]
+        """The metrics that at least one row has a value of."""
+        metrics = {cell.metric for row in self.rows for cell in row.cells if cell.values}
+        return [metric for metric in self.published.shown if metric in metrics]
 
     @property
     def has_deviations(self) -> bool:
@@ -168,7 +165,7 @@ class Table:
 
     @property
     def lines(self) -> list[tuple[Row, Cell]]:
-        """Each number that was measured or published, with its row; of a row without any an empty one."""
+        """The cells with a measured or published value, each with its row; one empty cell for a row without any."""
         return [
             (row, cell)
             for row in self.rows
@@ -177,7 +174,7 @@ class Table:
 
     @property
     def matrices(self) -> list[Matrix]:
-        """The views of a table whose rows and columns are of one kind; none of another table."""
+        """The views of a matrix table; empty for other tables."""
         views: list[tuple[str, str, Callable[[Row, Cell], float | None]]] = [
             ("reproduced", ".2f", lambda _, cell: cell.mean),
             ("published", ".2f", lambda _, cell: cell.published),
@@ -193,27 +190,29 @@ class Table:
         ]
 
     def short_label(self, row: Row) -> str:
-        """Returns a row's name without the values that tell it apart: its experiment, in the table's words."""
+        """Returns the short name of a row's experiment, without the values of varied keys."""
         return self.published.label(row.name)
 
     def label(self, row: Row) -> str:
-        """Returns a row's name: its experiment, and the values that tell it from others of the experiment."""
+        """Returns a row's name: its experiment and the values that distinguish it from other rows of the experiment."""
         parts = [self.short_label(row)] if self.is_named else []
-        values = label(self._own_values(row))
+        values = label(self._distinguishing_values(row))
         name = ", ".join([*parts, *([values] if values else [])]) or row.name
         kind = row.kind if row.smoke or not values else ""
         return f"{name} ({kind.replace('smoke', 'SMOKE')})" if kind else name
 
-    def _own_values(self, row: Row) -> Mapping[str, str]:
-        alike = [other for other in self.rows if other.name == row.name]
-        differing = {key for key in row.varied if key != "scale" and len({other.varied[key] for other in alike}) > 1}
+    def _distinguishing_values(self, row: Row) -> Mapping[str, str]:
+        same_name = [other for other in self.rows if other.name == row.name]
+        differing = {
+            key for key in row.varied if key != "scale" and len({other.varied[key] for other in same_name}) > 1
+        }
         if differing or not (self.published.rows and row.other_settings):
             return {key: value for key, value in row.varied.items() if key in differing}
         return {**row.varied, **self.shared}
 
     @property
     def states(self) -> dict[str, list[str]]:
-        """The labels of the rows by what became of their runs."""
+        """The labels of the rows, by the state of their runs."""
         states: dict[str, list[str]] = {}
         for row in self.rows:
             states.setdefault(row.state, []).append(self.label(row))
@@ -221,20 +220,20 @@ class Table:
 
     @property
     def warnings(self) -> list[str]:
-        """What finished runs did not learn: a line for each finding, with the first run that has it."""
-        found: dict[str, dict[str, str]] = {}
+        """The findings of finished runs: one line for each kind of finding, with the first run that has it."""
+        by_kind: dict[str, dict[str, str]] = {}
         for row in self.rows:
             for run in row.runs:
                 seed = seed_name(run.config["seed"]) if run.config is not None else "?"
-                for line in run.warnings:  # the same finding in another run differs in its numbers alone
-                    runs = found.setdefault(re.sub(r"[\d.]+", "#", line), {})
+                for line in run.warnings:  # The same finding differs between runs only in its numbers.
+                    runs = by_kind.setdefault(re.sub(r"[\d.]+", "#", line), {})
                     runs.setdefault(f"{self.label(row)}, seed {seed}", line)
-        first = [(len(runs), *next(iter(runs.items()))) for runs in found.values()]
-        return [f"{n} runs, {run} for example: {line}" if n > 1 else f"{run}: {line}" for n, run, line in first]
+        first = [(len(runs), *next(iter(runs.items()))) for runs in by_kind.values()]
+        return [f"{n} runs, for example {run}: {line}" if n > 1 else f"{run}: {line}" for n, run, line in first]
 
     @property
     def verdicts(self) -> dict[str, int]:
-        """How many published cells have which verdict; of a row in several copies of the data, the first counts."""
+        """The number of published cells by verdict; of a row with several copies of the data only the first counts."""
         verdicts: dict[tuple[str, str], str] = {}
         for row, cell in self.lines:
             if not row.notes and cell.verdict:
@@ -245,6 +244,6 @@ class Table:
 
     @property
     def summary(self) -> str:
-        """The verdicts in words."""
+        """The number of published cells by verdict, in words."""
         counts = ", ".join(f"{n} {verdict}" for verdict, n in self.verdicts.items() if n)
         return f"{sum(self.verdicts.values())} published cells: {counts}" if counts else "no published cells"

@@ -1,4 +1,4 @@
-"""Finds which settings tell groups of runs apart, under the keys that their user typed."""
+"""Finds the settings that differ between groups of runs, under the config keys that the user typed."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,25 +14,28 @@ from attnmosaic.runs.run import Run
 NOT_SET = "not set"
 """The value of a key that a run's config does not have."""
 
-_MOST = 4
-"""Keys that a label lists; of more it gives the first and counts the others."""
+_MOST_IN_LABEL = 4
+"""The most keys that a label lists; a longer label has the first key and the number of the others."""
 
 
 def comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns what runs of one group share, by dotted key: what decides numbers, but for seeds and machine."""
-    settings = {"scale": config["scale"]} | flat(identity_settings(config))  # first, as others follow from it
+    """Returns the settings that all runs of a group share, by dotted key.
+
+    These are the settings that decide a run's numbers, except for seeds and the machine.
+    """
+    settings = {"scale": config["scale"]} | flat(identity_settings(config))  # The scale decides other settings.
     return {key: value for key, value in settings.items() if kind_of(key) not in (Kind.SEED, Kind.MACHINE)}
 
 
 @dataclass(frozen=True)
 class GroupSettings:
-    """The settings of a group of runs, and which of them were typed.
+    """The settings of a group of runs, and the keys that the user typed.
 
     Attributes:
-        settings: see `comparable`.
-        choices: the option chosen of each config group (``data``: ``digits``), where it is known.
-        typed: keys of its commands' overrides, in their order.
-        swept: those that its sweep or search varies.
+        settings: the settings by dotted key, see `comparable`.
+        choices: the chosen option of each config group (``data``: ``digits``), as far as known.
+        typed: keys of the overrides in the runs' commands, in the order of the commands.
+        swept: keys that the runs' sweep or search varies.
     """
 
     settings: dict[str, Any]
@@ -41,7 +44,10 @@ class GroupSettings:
     swept: tuple[str, ...] = ()
 
     def value(self, key: str) -> str:
-        """Returns the value of a key as text: of a config group its option, or the classes that it names."""
+        """Returns the value of a key as text.
+
+        A config group has its chosen option as value or, if that is not known, the names of the classes in it.
+        """
         if key in self.choices:
             return as_text(self.choices[key])
         path = path_of(key)
@@ -52,24 +58,24 @@ class GroupSettings:
         return "+".join(dict.fromkeys(classes)) or (as_text(inside) if inside else NOT_SET)
 
     def decides(self, key: str) -> bool:
-        """Whether a key sets anything that decides numbers."""
+        """Returns whether a key sets anything that decides a run's numbers."""
         path = path_of(key)
         return key in GROUPS or any(k == path or k.startswith(f"{path}.") for k in self.settings)
 
 
 def group_settings(runs: Sequence[Run]) -> GroupSettings | None:
-    """Returns what a group of runs with the same settings was given; None if no run's settings are known."""
-    settings = next((found for run in runs if (found := settings_of(run))), None)
+    """Returns the settings of a group of runs that share them; None if no run's settings are known."""
+    settings = next((settings for run in runs if (settings := settings_of(run))), None)
     if settings is None:
         return None
     typed = dict.fromkeys(key_of(text) for run in runs for text in run.overrides or ())
     swept = dict.fromkeys(key for run in runs for key in run.from_plan("swept") or ())
-    choices = next((found for run in runs if (found := run.choices)), {})
+    choices = next((choices for run in runs if (choices := run.choices)), {})
     return GroupSettings(settings, choices, tuple(typed), tuple(swept))
 
 
 def settings_of(run: Run) -> dict[str, Any]:
-    """Returns a run's settings, or the planned ones of a run that has not begun; empty if neither is known."""
+    """Returns a run's settings, before its start the planned settings; empty if neither is known."""
     return comparable(run.config) if run.config is not None else run.from_plan("settings") or {}
 
 
@@ -79,49 +85,49 @@ def key_of(override: str) -> str:
 
 
 def path_of(key: str) -> str:
-    """Returns where a key lies in a config: ``data.weights`` of the group ``data/weights``."""
+    """Returns the dotted path of a key in a config: ``data.weights`` for the config group ``data/weights``."""
     return key.replace("/", ".")
 
 
 def varied_keys(groups: Sequence[tuple[str, GroupSettings]]) -> list[str]:
-    """Returns the keys that tell groups of runs apart.
+    """Returns the keys by whose values groups of runs can be distinguished.
 
-    These are typed keys with several values and, where they leave two groups of an experiment alike, the settings in
-    which those two differ.
+    These are the typed keys with several values. If they are the same in two groups of an experiment, the settings in
+    which these two groups differ are added.
 
     Args:
-        groups: the experiment and the settings of each.
+        groups: the experiment and the settings of each group.
     """
-    swept = {key for _, one in groups for key in one.swept if key != "experiment"}
-    keys = [key for key in _typed([one for _, one in groups]) if key in swept or _is_varied(key, groups)]
-    for alike in _alike(groups, keys):
-        keys += differing(alike)
+    swept = {key for _, group in groups for key in group.swept if key != "experiment"}
+    keys = [key for key in _typed([group for _, group in groups]) if key in swept or _is_varied(key, groups)]
+    for same in _indistinguishable(groups, keys):
+        keys += differing(same)
     return list(dict.fromkeys(keys))
 
 
 def shared_values(groups: Sequence[GroupSettings]) -> dict[str, str]:
-    """Returns the typed keys, and their values, that all groups have in common."""
+    """Returns the typed keys that have the same value in all groups, with these values."""
     keys = [key for key in _typed(groups) if key != "experiment"]
     return {key: groups[0].value(key) for key in keys if len(_values(key, groups)) == 1}
 
 
 def differing(groups: Sequence[GroupSettings]) -> list[str]:
-    """Returns the settings in which groups differ, without those that follow from another one of them."""
-    keys = dict.fromkeys(key for one in groups for key in one.settings)
-    several = [key for key in keys if len({str(one.settings.get(key, NOT_SET)) for one in groups}) > 1]
+    """Returns the settings in which groups differ, without settings that follow from another of them."""
+    keys = dict.fromkeys(key for group in groups for key in group.settings)
+    several = [key for key in keys if len({str(group.settings.get(key, NOT_SET)) for group in groups}) > 1]
     heads = [*dict.fromkeys(_head(key, groups) for key in several if _is_head(key))]
     rest = [key for key in several if not _is_head(key) and not _is_length(key, groups)]
     return heads + [key for key in rest if not any(_follows(key, head, groups) for head in heads)]
 
 
 def label(values: Mapping[str, str]) -> str:
-    """Returns varied keys and their values in a line: ``lr.what=0.03, schedule.k=5``."""
+    """Returns varied keys and their values on one line: ``lr.what=0.03, schedule.k=5``."""
     texts = [f"{key}={short_number(value)}" for key, value in values.items()]
-    return ", ".join(texts) if len(texts) <= _MOST else f"{texts[0]} and {len(texts) - 1} more"
+    return ", ".join(texts) if len(texts) <= _MOST_IN_LABEL else f"{texts[0]} and {len(texts) - 1} more"
 
 
 def as_text(value: Any) -> str:
-    """Returns a value as one types it: ``[4,8]``, ``null``."""
+    """Returns a value as text in the syntax of an override: ``[4,8]``, ``null``."""
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{as_text(child)}" for key, child in value.items()) + "}"
     if isinstance(value, list):
@@ -131,56 +137,58 @@ def as_text(value: Any) -> str:
     return " ".join(str(value).split())
 
 
-def order(value: str) -> tuple[bool, float, list[tuple[int, str]]]:
-    """Returns what to sort values by: numbers by size, then words and lists, with the numbers in them by size."""
+def sort_key(value: str) -> tuple[bool, float, list[tuple[int, str]]]:
+    """Returns a sort key for a value: numbers by size, then words and lists, in which numbers are sorted by size."""
     size = number(value)
     parts = re.findall(r"(\d+)|(\D+)", value.strip("[]"))
     return size is None, size or 0.0, [(int(digits or -1), word) for digits, word in parts]
 
 
 def _typed(groups: Sequence[GroupSettings]) -> list[str]:
-    """Returns the typed keys that decide numbers."""
-    keys = dict.fromkeys(key for one in groups for key in one.typed)
-    return [key for key in keys if any(one.decides(key) for one in groups)]
+    """Returns the typed keys that decide a run's numbers."""
+    keys = dict.fromkeys(key for group in groups for key in group.typed)
+    return [key for key in keys if any(group.decides(key) for group in groups)]
 
 
 def _values(key: str, groups: Sequence[GroupSettings]) -> set[str]:
-    return {one.value(key) for one in groups}
+    return {group.value(key) for group in groups}
 
 
 def _is_varied(key: str, groups: Sequence[tuple[str, GroupSettings]]) -> bool:
-    values = {(name if key == "experiment" else "", one.value(key)) for name, one in groups}
+    values = {(name if key == "experiment" else "", group.value(key)) for name, group in groups}
     return len(values) > len({name for name, _ in values})
 
 
-def _alike(groups: Sequence[tuple[str, GroupSettings]], keys: Sequence[str]) -> Iterator[list[GroupSettings]]:
-    """Yields groups of one experiment that have the same values of all keys."""
-    found: dict[tuple[str, ...], list[GroupSettings]] = {}
-    for name, one in groups:
-        found.setdefault((name, *map(one.value, keys)), []).append(one)
-    yield from (alike for alike in found.values() if len(alike) > 1)
+def _indistinguishable(
+    groups: Sequence[tuple[str, GroupSettings]], keys: Sequence[str]
+) -> Iterator[list[GroupSettings]]:
+    """Yields lists of two groups or more of one experiment that have the same values for all keys."""
+    by_values: dict[tuple[str, ...], list[GroupSettings]] = {}
+    for name, group in groups:
+        by_values.setdefault((name, *map(group.value, keys)), []).append(group)
+    yield from (same for same in by_values.values() if len(same) > 1)
 
 
 def _is_head(key: str) -> bool:
-    """Whether other settings follow from a setting: the scale, and whatever class is named."""
+    """Returns whether other settings follow from a setting, as from the scale and from the choice of a class."""
     return key == "scale" or key.endswith("._target_")
 
 
 def _head(key: str, groups: Sequence[GroupSettings]) -> str:
-    """Returns the name of such a setting: the config group if options of it were chosen, else the section."""
+    """Returns a column name for such a setting: the config group if its options differ, else the section."""
     section, _, rest = key.partition(".")
-    chosen = {one.value(section) for one in groups if section in one.choices}
+    chosen = {group.value(section) for group in groups if section in group.choices}
     return section if section == "data" or not rest or len(chosen) > 1 else key.removesuffix("._target_")
 
 
 def _follows(key: str, head: str, groups: Sequence[GroupSettings]) -> bool:
-    """Whether a setting is the same wherever the head is, and belongs to it."""
+    """Returns whether a setting is below a head and has the same value in all groups with the same head."""
     if head != "scale" and not key.startswith(f"{head}."):
         return False
-    return len({(one.value(head), one.value(key)) for one in groups}) == len(_values(head, groups))
+    return len({(group.value(head), group.value(key)) for group in groups}) == len(_values(head, groups))
 
 
 def _is_length(key: str, groups: Sequence[GroupSettings]) -> bool:
-    """Whether a setting is no more than ``schedule.epochs`` under another name."""
-    is_named_so = key.rpartition(".")[2] in ("max_epochs", "T_max") and key != "schedule.epochs"
-    return is_named_so and all(one.settings.get(key) == one.settings.get("schedule.epochs") for one in groups)
+    """Returns whether a setting only repeats ``schedule.epochs``, as ``trainer.max_epochs`` does."""
+    is_length = key.rpartition(".")[2] in ("max_epochs", "T_max")
+    return is_length and all(group.settings.get(key) == group.settings.get("schedule.epochs") for group in groups)

@@ -1,5 +1,5 @@
 "use strict";
-// The page is whole without this: it adds sorting, filters, values under the pointer, and the other colours.
+// The page is complete without this script, which adds sorting, filters, values under the pointer and dark colours.
 (() => {
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
   const make = (tag, text = "", attributes = {}) => {
@@ -17,7 +17,7 @@
     try {
       if (value) localStorage.setItem("attnmosaic-theme", value);
       return localStorage.getItem("attnmosaic-theme");
-    } catch { return null; }  // a browser that keeps nothing for files
+    } catch { return null; }  // The browser stores nothing for local files.
   };
   const system = () => (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
   const show_theme = (chosen) => {
@@ -40,7 +40,7 @@
       try {
         await navigator.clipboard.writeText(source.textContent);
         done = true;
-      } catch {  // not allowed for a file: select it, and copy as of old
+      } catch {  // The clipboard is not available to local files, so the text is selected and copied by the old command.
         getSelection().selectAllChildren(source);
         done = document.execCommand("copy");
       }
@@ -53,9 +53,9 @@
 
   const key = (row, column) => {
     const cell = row.cells[column];
-    const told = cell.dataset.value ?? cell.textContent.trim();
-    if (told === "" || told === "–") return null;
-    return Number.isNaN(Number(told)) ? told : Number(told);
+    const text = cell.dataset.value ?? cell.textContent.trim();
+    if (text === "" || text === "–") return null;
+    return Number.isNaN(Number(text)) ? text : Number(text);
   };
   const compared = (a, b) =>
     typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });
@@ -71,7 +71,7 @@
         const body = table.tBodies[0];
         const rows = [...body.rows].map((row) => [key(row, column), row]);
         rows.sort(([a], [b]) => {
-          if (a === null || b === null) return (a === null) - (b === null);  // what is not there comes last
+          if (a === null || b === null) return (a === null) - (b === null);  // Missing values come last.
           return down ? compared(b, a) : compared(a, b);
         });
         body.append(...rows.map(([, row]) => row));
@@ -79,30 +79,32 @@
     });
   }
 
-  // ---- finding runs
+  // ---- filtering runs
 
   const listed = all("#all-runs tbody tr");
   if (listed.length > 5) {
-    const found = make("span", "", { class: "note", role: "status" });
+    const status = make("span", "", { class: "note", role: "status" });
     const field = make("input", "", { type: "search", id: "find-runs", placeholder: "for example seed=0 finished" });
     const line = make("p", "", { class: "find" });
-    line.append(make("label", "Filter", { for: "find-runs" }), field, found);
+    line.append(make("label", "Filter", { for: "find-runs" }), field, status);
     document.querySelector("#runs .scroll").before(line);
-    const known = new Map(listed.map((row) => [row, row.dataset.words.toLowerCase().split(" ")]));
-    const whole = new Set([...known.values()].flat());  // k=1 is not the beginning of k=10 where both are known
+    const words_of = new Map(listed.map((row) => [row, row.dataset.words.toLowerCase().split(" ")]));
+    const every_word = new Set([...words_of.values()].flat());
     field.addEventListener("input", () => {
       const words = field.value.toLowerCase().split(/[\s,]+/).filter(Boolean);
-      const has = (row, word) => known.get(row).some((own) => (whole.has(word) ? own === word : own.includes(word)));
+      // A complete word must be equal, so that k=1 does not match k=10; a part of a word matches all words with it.
+      const matches = (word, candidate) => (every_word.has(word) ? candidate === word : candidate.includes(word));
+      const has = (row, word) => words_of.get(row).some((candidate) => matches(word, candidate));
       for (const row of listed) {
         row.hidden = !words.every((word) => has(row, word));
         document.querySelector(row.querySelector("a").getAttribute("href")).hidden = row.hidden;
       }
-      const left = listed.filter((row) => !row.hidden).length;
-      found.textContent = words.length ? `${left} of ${listed.length} runs` : "";
+      const shown = listed.filter((row) => !row.hidden).length;
+      status.textContent = words.length ? `${shown} of ${listed.length} runs` : "";
     });
   }
 
-  // ---- one of several: buttons in a row
+  // ---- a row of buttons, of which one is pressed
 
   const choices = (label, options, chosen, act) => {
     const row = make("div", "", { class: "buttons", role: "group", "aria-label": label });
@@ -136,9 +138,9 @@
     const { counts, kinds, splits } = JSON.parse(gallery.querySelector("script").textContent);
     const names = Object.fromEntries(kinds);
     const cards = all(".card", gallery);
-    const told = make("p", "", { class: "note", role: "status" });
+    const status = make("p", "", { class: "note", role: "status" });
     const now = { split: splits[0], kind: "all" };
-    const many = (kind) => (counts[now.split] ?? {})[kind] ?? 0;
+    const count_of = (kind) => (counts[now.split] ?? {})[kind] ?? 0;
     const visible = () => cards.filter((card) => !card.hidden);
     const pick = (card, focus) => {
       for (const other of cards) {
@@ -154,9 +156,9 @@
       for (const card of cards) {
         card.hidden = card.dataset.split !== now.split || (now.kind !== "all" && card.dataset.kind !== now.kind);
       }
-      const total = now.kind === "all" ? kinds.reduce((sum, [kind]) => sum + many(kind), 0) : many(now.kind);
+      const total = now.kind === "all" ? kinds.reduce((sum, [kind]) => sum + count_of(kind), 0) : count_of(now.kind);
       const name = now.kind === "all" ? "" : `“${names[now.kind]}” `;
-      told.textContent = `${visible().length} of ${total.toLocaleString("en")} ${name}mosaics shown, worst first`;
+      status.textContent = `${visible().length} of ${total.toLocaleString("en")} ${name}mosaics shown, worst first`;
       pick(visible()[0], false);
     };
     const by_kind = choices("kind", [["all", "all kinds"], ...kinds], "all", (value) => {
@@ -166,18 +168,18 @@
     const by_split = choices("split", splits.map((split) => [split, split]), splits[0], (value) => {
       now.split = value;
       for (const button of by_kind.buttons.slice(1)) {
-        button.textContent = `${names[button.dataset.choice]} ${many(button.dataset.choice).toLocaleString("en")}`;
+        button.textContent = `${names[button.dataset.choice]} ${count_of(button.dataset.choice).toLocaleString("en")}`;
       }
       update();
     });
-    const dim = make("button", "dim by weight", { type: "button", "aria-pressed": "true" });
+    const dim = make("button", "darken patches with little weight", { type: "button", "aria-pressed": "true" });
     dim.addEventListener("click", () => {
-      const plain = gallery.classList.toggle("undimmed");
-      dim.setAttribute("aria-pressed", String(!plain));
+      const undimmed = gallery.classList.toggle("undimmed");
+      dim.setAttribute("aria-pressed", String(!undimmed));
     });
-    for (const written of all(".counts", gallery)) written.hidden = true;  // the buttons have them
+    for (const text of all(".counts", gallery)) text.hidden = true;  // The buttons show the counts.
     const list = gallery.querySelector(".cards");
-    list.before(by_split.row, by_kind.row, told);
+    list.before(by_split.row, by_kind.row, status);
     if (gallery.querySelector(".mosaic")) by_kind.row.append(dim);
     by_kind.choose();
     by_split.choose();
@@ -206,28 +208,29 @@
     tip.hidden = false;
     const [wide, high] = [tip.offsetWidth, tip.offsetHeight];
     const left = x + 14 + wide > innerWidth ? x - 14 - wide : x + 14;
-    tip.style.left = `${scrollX + Math.max(4, left)}px`;  // in the page, so that it stays where it belongs
+    tip.style.left = `${scrollX + Math.max(4, left)}px`;  // Page coordinates, so that the tip scrolls with its chart.
     tip.style.top = `${scrollY + Math.max(4, Math.min(innerHeight - high - 4, box.top + 8))}px`;
   };
   const hide = () => { tip.hidden = true; };
 
   for (const node of all("[data-tip]")) {
     node.setAttribute("tabindex", "0");
-    const tell = () => {
+    const show = () => {
       tip.replaceChildren(node.dataset.tip);
       tip.hidden = false;
       const box = node.getBoundingClientRect();
-      const fits = box.bottom + 12 + tip.offsetHeight < innerHeight;  // else above, so that the row stays in sight
+      const fits = box.bottom + 12 + tip.offsetHeight < innerHeight;  // Otherwise the tip is above the row.
       place({ top: fits ? box.bottom : box.top - 16 - tip.offsetHeight }, box.left + box.width / 3);
     };
-    node.addEventListener("pointerenter", tell);
-    node.addEventListener("focus", tell);
+    node.addEventListener("pointerenter", show);
+    node.addEventListener("focus", show);
     node.addEventListener("pointerleave", hide);
     node.addEventListener("blur", hide);
   }
 
-  const written = (value, share) => {
-    const digits = share ? value.toFixed(3) : Math.abs(value) >= 1000 || !value ? value.toFixed(0) : value.toPrecision(4);
+  const formatted = (value, fraction) => {
+    const is_whole = Math.abs(value) >= 1000 || !value;
+    const digits = fraction ? value.toFixed(3) : is_whole ? value.toFixed(0) : value.toPrecision(4);
     return digits.replace("-", "−");
   };
   for (const figure of all(".chart:not(.strips)")) {
@@ -235,14 +238,14 @@
     const drawing = plot.querySelector("svg");
     let values = null;
     let at = -1;
-    const read = () => { values ??= JSON.parse(figure.querySelector("script").textContent); };  // when somebody asks
+    const read = () => { values ??= JSON.parse(figure.querySelector("script").textContent); };  // at the first use
     const cross = document.createElementNS(SVG, "line");
     cross.setAttribute("class", "cross");
     plot.tabIndex = 0;
     plot.setAttribute("role", "group");
-    plot.setAttribute("aria-label", `${figure.querySelector("figcaption").textContent}; left and right arrow keys tell the values of each epoch`);
+    plot.setAttribute("aria-label", `${figure.querySelector("figcaption").textContent}; left and right arrow keys show the values of each epoch`);
 
-    const tell = (index) => {
+    const show = (index) => {
       read();
       const [left, right, top, bottom, width] = values.box;
       at = Math.max(0, Math.min(values.epochs.length - 1, index));
@@ -257,7 +260,7 @@
         const row = make("tr");
         const name = make("td");
         name.append(item.querySelector(".swatch").cloneNode(true), item.childNodes[1].textContent.trim());
-        row.append(name, make("td", written(values.lines[i][at], values.share)));
+        row.append(name, make("td", formatted(values.lines[i][at], values.fraction)));
         table.append(row);
       });
       tip.replaceChildren(make("b", `epoch ${epoch}${stage ? ` (${stage[2]})` : ""}`), table);
@@ -271,25 +274,27 @@
       const box = drawing.getBoundingClientRect();
       const epoch = ((((event.clientX - box.left) / box.width) * width - left) / (right - left)) * values.right;
       let best = 0;
-      values.epochs.forEach((one, i) => { if (Math.abs(one - epoch) < Math.abs(values.epochs[best] - epoch)) best = i; });
+      values.epochs.forEach((candidate, i) => {
+        if (Math.abs(candidate - epoch) < Math.abs(values.epochs[best] - epoch)) best = i;
+      });
       return best;
     };
-    plot.addEventListener("pointermove", (event) => tell(nearest(event)));
-    plot.addEventListener("pointerdown", (event) => tell(nearest(event)));
+    plot.addEventListener("pointermove", (event) => show(nearest(event)));
+    plot.addEventListener("pointerdown", (event) => show(nearest(event)));
     plot.addEventListener("pointerleave", leave);
     plot.addEventListener("blur", leave);
-    plot.addEventListener("focus", () => { if (plot.matches(":focus-visible")) tell(at < 0 ? Infinity : at); });
+    plot.addEventListener("focus", () => { if (plot.matches(":focus-visible")) show(at < 0 ? Infinity : at); });
     plot.addEventListener("keydown", (event) => {
       const steps = { ArrowRight: 1, ArrowLeft: -1, Home: -Infinity, End: Infinity };
       if (event.key === "Escape") leave();
       if (!(event.key in steps)) return;
       event.preventDefault();
-      tell((at < 0 ? 0 : at) + steps[event.key]);
+      show((at < 0 ? 0 : at) + steps[event.key]);
     });
   }
   addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
 
-  // ---- links to a run open it
+  // ---- links to a run open its section
 
   const open_target = () => {
     const target = location.hash && document.getElementById(location.hash.slice(1));
