@@ -58,21 +58,21 @@ def forks() -> Iterator[Forks]:
         yield started
 
 
-def check_same(whole: Path, other: Path) -> None:
+def check_same(reference: Path, other: Path) -> None:
     """Checks that the folders of two runs are equal, except for times, paths and pictures."""
-    tables = sorted(path.name for path in whole.glob("*.csv"))
+    tables = sorted(path.name for path in reference.glob("*.csv"))
     assert tables == sorted(path.name for path in other.glob("*.csv"))
     assert {"metrics.csv", "gradients.csv", "focus_vs_pred_held_out.csv"} <= {*tables}
     for name in tables:
-        assert (whole / name).read_bytes() == (other / name).read_bytes(), name
-    with np.load(whole / RECORD) as one, np.load(other / RECORD) as two:
+        assert (reference / name).read_bytes() == (other / name).read_bytes(), name
+    with np.load(reference / RECORD) as one, np.load(other / RECORD) as two:
         assert one.files == two.files
         assert all(np.array_equal(one[name], two[name]) for name in one.files)
-    results = [json.loads((folder / RESULT).read_text()) for folder in (whole, other)]
+    results = [json.loads((folder / RESULT).read_text()) for folder in (reference, other)]
     for key in ("metrics", "epochs", "config_hash", "seed"):
         assert results[0][key] == results[1][key], key
     for name in ("last.ckpt", "epoch-0006.ckpt"):
-        last = [torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (whole, other)]
+        last = [torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (reference, other)]
         for part in ("state_dict", "optimizer_states", "lr_schedulers"):
             assert same(last[0].get(part), last[1].get(part)), (name, part)
     assert not [*other.rglob("*.tmp")]
@@ -122,7 +122,7 @@ def test_run_stopped_at_any_moment_equals_uninterrupted_run(forks: Forks, tmp_pa
 
 
 @pytest.fixture(scope="module")
-def whole(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reference(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an uninterrupted run with `SETTINGS`."""
     folder = tmp_path_factory.mktemp("whole")
     code, printed = forks.run(folder, *SETTINGS, NO_PICTURES)
@@ -130,7 +130,7 @@ def whole(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def test_kill_while_a_checkpoint_is_written_keeps_the_old_one(forks: Forks, tmp_path: Path, whole: Path) -> None:
+def test_kill_while_a_checkpoint_is_written_keeps_the_old_one(forks: Forks, tmp_path: Path, reference: Path) -> None:
     """The run loses one epoch. `tests/core/test_files.py` tests every step of writing a file."""
     checkpoints = tmp_path / "run" / "checkpoints"
     code, printed = forks.run(
@@ -142,10 +142,10 @@ def test_kill_while_a_checkpoint_is_written_keeps_the_old_one(forks: Forks, tmp_
     code, printed = forks.run(tmp_path, *SETTINGS, NO_PICTURES)
     assert code == 0, printed
     assert "resuming after epoch 2" in (tmp_path / "run" / "train.log").read_text()
-    check_same(whole, tmp_path / "run")
+    check_same(reference, tmp_path / "run")
 
 
-def test_disk_errors_end_the_run_in_one_line(forks: Forks, tmp_path: Path, whole: Path) -> None:
+def test_disk_errors_end_the_run_in_one_line(forks: Forks, tmp_path: Path, reference: Path) -> None:
     """At any write: no result, the earlier checkpoint is unchanged, and the same command resumes the run."""
     settings = (*(word for word in SETTINGS if word != "logger=none"), NO_PICTURES)
     run = tmp_path / "run"
@@ -170,7 +170,7 @@ def test_disk_errors_end_the_run_in_one_line(forks: Forks, tmp_path: Path, whole
             torch.load(checkpoint, weights_only=True)
     code, printed = forks.run(tmp_path, *settings)
     assert code == 0, printed
-    check_same(whole, run)
+    check_same(reference, run)
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_run_on_a_full_disk_resumes_when_there_is_space(
-    forks: Forks, tmp_path: Path, small_disk: Path, whole: Path
+    forks: Forks, tmp_path: Path, small_disk: Path, reference: Path
 ) -> None:
     """On a real file system, with sizes at which the disk is full while log, checkpoints or snapshots are written."""
     settings = (*SETTINGS, NO_PICTURES, f"hydra.run.dir={small_disk}/run")
@@ -205,7 +205,7 @@ def test_run_on_a_full_disk_resumes_when_there_is_space(
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     code, printed = forks.run(tmp_path, *settings)
     assert code == 0, printed
-    check_same(whole, small_disk / "run")
+    check_same(reference, small_disk / "run")
 
 
 def test_run_on_a_read_only_disk_resumes_when_it_is_writable(forks: Forks, tmp_path: Path, small_disk: Path) -> None:

@@ -322,7 +322,7 @@ def test_run_from_a_gpu_resumes_on_the_cpu(config: Config, tmp_path: Path) -> No
         "logger=none",
         "callbacks.pictures=null",
     )
-    whole = fit(config(*settings))
+    reference = fit(config(*settings))
     (path,) = tmp_path.rglob("epoch-0002.ckpt")
     checkpoint = torch.load(path, weights_only=True)
     for state in checkpoint["optimizer_states"]:
@@ -331,7 +331,7 @@ def test_run_from_a_gpu_resumes_on_the_cpu(config: Config, tmp_path: Path) -> No
             group["capturable"] = True
     torch.save(checkpoint, tmp_path / "gpu.ckpt")
     resumed = fit(config(*settings, run_dir="resumed"), ckpt_path=tmp_path / "gpu.ckpt", weights_only=True)
-    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+    for one, other in zip(reference.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
 
 

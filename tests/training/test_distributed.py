@@ -134,10 +134,10 @@ def test_networks_with_batch_norm_and_dropout_are_reported(
         *(f"model.{name}._target_=helpers.small_runs.Normed" for name in ("where", "what")),
         *TWO, "schedule.k=2", "schedule.epochs=5", "logger=none", "compute.threads=2",
     )  # fmt: skip
-    whole = train(*settings, "callbacks.cycle._target_=helpers.small_runs.EveryEpoch", run_dir="whole")
+    reference = train(*settings, "callbacks.cycle._target_=helpers.small_runs.EveryEpoch", run_dir="whole")
     assert "results of 2 processes differ" in caplog.text
     checkpoint = tmp_path / "whole" / "checkpoints" / "epoch-0003.ckpt"
-    assert train(*settings, f"ckpt_path={checkpoint}", run_dir="resumed") == whole
+    assert train(*settings, f"ckpt_path={checkpoint}", run_dir="resumed") == reference
     csvs = [(tmp_path / run / "metrics.csv").read_text() for run in ("whole", "resumed")]
     assert csvs[0] == csvs[1]
     assert json.loads((tmp_path / "whole" / "result.json").read_text())["threads"] == 2

@@ -125,13 +125,13 @@ def test_custom_script_under_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.usefixtures("forked")
 def test_end_of_another_process_ends_the_run_with_its_reason(train: Train, tmp_path: Path) -> None:
     """The run ends in one line, keeps its last checkpoint, and the same command resumes it."""
-    whole = train(*SHORT, *TWO, run_dir="whole")
+    reference = train(*SHORT, *TWO, run_dir="whole")
     for how, reason in (("error", "a bug in one process"), ("killed", "process 1 of 2 .* ended with exit code")):
         with pytest.raises(RunError, match=reason):
             train(*SHORT, *TWO, *ends(1, how), run_dir=how)
         assert re.search(reason, (tmp_path / how / "error.txt").read_text())
         assert not (tmp_path / how / "result.json").exists()
-    assert train(*SHORT, *TWO, run_dir="killed") == whole
+    assert train(*SHORT, *TWO, run_dir="killed") == reference
 
 
 @pytest.mark.faults

@@ -53,9 +53,9 @@ def same(one: Path, other: Path) -> bool:
     return all(torch.equal(a, b) for a, b in zip(weights(one), weights(other), strict=True))
 
 
-def stop_after(epoch: int, whole: Path, stopped: Path) -> None:
+def stop_after(epoch: int, reference: Path, stopped: Path) -> None:
     """Copies a run's folder in the state after an epoch."""
-    shutil.copytree(whole, stopped)
+    shutil.copytree(reference, stopped)
     (stopped / "result.json").unlink()
     for checkpoint in (stopped / "checkpoints").glob("*.ckpt"):
         if checkpoint.name != f"epoch-{epoch:04}.ckpt":
@@ -70,28 +70,28 @@ def test_resumed_and_evaluated_runs_keep_their_number_of_threads(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = tmp_path / "whole"
+    reference = tmp_path / "whole"
     machine(2)
     metrics = train(*IMAGES, run_dir="whole")
-    assert threads(whole) == 2
+    assert threads(reference) == 2
     machine(1)  # as on another machine, or in a job of a sweep
     caplog.set_level(logging.WARNING)
 
-    checkpoint = whole / "checkpoints" / "epoch-0001.ckpt"
+    checkpoint = reference / "checkpoints" / "epoch-0001.ckpt"
     assert train(*IMAGES, f"ckpt_path={checkpoint}", run_dir="from1") == metrics
     assert threads(tmp_path / "from1") == 2
-    assert same(whole, tmp_path / "from1")
+    assert same(reference, tmp_path / "from1")
     (line,) = [record.message for record in caplog.records if "threads" in record.message]
     assert "on 2 threads" in line
     assert "compute.threads=1" in line
     assert torch.get_num_threads() == 1, "restored"
 
-    stop_after(1, whole, tmp_path / "run")
+    stop_after(1, reference, tmp_path / "run")
     assert train(*IMAGES, run_dir="run") == metrics
-    assert same(whole, tmp_path / "run")
+    assert same(reference, tmp_path / "run")
 
     (tmp_path / "evaluated").mkdir()
-    last = f"ckpt_path={whole / 'checkpoints' / 'last.ckpt'}"
+    last = f"ckpt_path={reference / 'checkpoints' / 'last.ckpt'}"
     cpu = (last, "trainer.accelerator=cpu")
     used, evaluation_of = [], results.evaluation_of
     monkeypatch.setattr(
@@ -103,7 +103,7 @@ def test_resumed_and_evaluated_runs_keep_their_number_of_threads(
 
     train(*IMAGES, f"ckpt_path={checkpoint}", "compute.threads=1", run_dir="one_thread")
     assert threads(tmp_path / "one_thread") == 1, "the config takes precedence"
-    assert not same(whole, tmp_path / "one_thread"), "the number of threads must affect the weights in this test"
+    assert not same(reference, tmp_path / "one_thread"), "the number of threads must affect the weights in this test"
 
 
 def test_threads_of_a_new_run_and_with_a_setting() -> None:

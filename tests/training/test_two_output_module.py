@@ -187,16 +187,16 @@ def test_schedulers_step_once_after_each_epoch(config: Config, scheduler: str, r
 # ---- resuming
 
 
-def check_same(whole: Path, resumed: Path) -> None:
-    names = sorted(path.name for path in whole.glob("*.csv"))
+def check_same(reference: Path, resumed: Path) -> None:
+    names = sorted(path.name for path in reference.glob("*.csv"))
     assert len(names) == 7
     for name in names:
-        assert (whole / name).read_text() == (resumed / name).read_text(), name
-    states = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (whole, resumed)]
+        assert (reference / name).read_text() == (resumed / name).read_text(), name
+    states = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (reference, resumed)]
     one, other = (state["state_dict"] for state in states)
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
-    results = [json.loads((folder / "result.json").read_text()) for folder in (whole, resumed)]
+    results = [json.loads((folder / "result.json").read_text()) for folder in (reference, resumed)]
     for key in ("metrics", "epochs", "config_hash", "seed"):
         assert results[0][key] == results[1][key], key
 

@@ -117,12 +117,12 @@ def check_weights_fit(checkpoint: Mapping[str, Any], module: nn.Module, path: st
         UserError: a parameter is missing, unknown or has another shape.
     """
     saved = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    for name in sorted(saved.keys() | wanted.keys()):
-        if saved.get(name) != wanted.get(name):
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    for name in sorted(saved.keys() | expected.keys()):
+        if saved.get(name) != expected.get(name):
             raise UserError(
                 f"ckpt_path: '{short_path(path)}' has another architecture: {name} is {saved.get(name, 'missing')} "
-                f"in the checkpoint and {wanted.get(name, 'missing')} in this config; type the model, patches and "
+                f"in the checkpoint and {expected.get(name, 'missing')} in this config; type the model, patches and "
                 "classes of the checkpoint's run"
             )
 
