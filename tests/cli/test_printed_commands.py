@@ -280,9 +280,9 @@ def test_a_search_that_is_not_done() -> None:
 )
 def test_a_setting_as_it_was(config: Any, given: list[str], key: str, before: dict[str, Any], offered: str) -> None:
     """Composed with what is offered, it is again as in the checkpoint: null, missing, there."""
-    from attnmosaic.training.resume import _as_before
+    from attnmosaic.training.resume import _override_to_restore
 
-    (word,) = shlex.split(_as_before(key, before, flat(OmegaConf.to_container(config(*given), resolve=True))))
+    (word,) = shlex.split(_override_to_restore(key, before, flat(OmegaConf.to_container(config(*given), resolve=True))))
     assert word == offered.format(key=key)
     now = flat(OmegaConf.to_container(config(*given, word), resolve=True))
     assert (key in now, now.get(key)) == (key in before, before.get(key))

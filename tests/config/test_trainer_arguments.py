@@ -145,7 +145,7 @@ def test_processes(composed: Callable[..., DictConfig], monkeypatch: pytest.Monk
 
 
 def test_refused_once_the_device_is_known(composed: Callable[..., DictConfig]) -> None:
-    with pytest.raises(UserError, match=r"trainer\.sync_batchnorm: .*on GPUs alone; leave it out"):
+    with pytest.raises(UserError, match=r"trainer\.sync_batchnorm: .*GPUs"):
         build_trainer(resolve(composed({"sync_batchnorm": True})), "32-true")
 
 
@@ -299,11 +299,11 @@ FAILING: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "a scheduler that is over too early": (
         ("scheduler.what={_target_: torch.optim.lr_scheduler.OneCycleLR, max_lr: 0.1, total_steps: 1}",),
-        r"scheduler\.what: fails after 1 of the 2 epochs in which its network learns",
+        r"scheduler\.what: fails after 1 of the 2 epochs",
     ),
     "a last minibatch of one": (
         (*BN, "data.batch_size=59"),
-        r"data\.batch_size: got 59, .*a part of one, .*BatchNormed does not take it .*type data\.batch_size=60",
+        r"data\.batch_size: got 59, .*BatchNormed .*type data\.batch_size=60",
     ),
     "minibatches of one": ((*BN, "data.batch_size=1"), r"data\.batch_size: got 1, .*type data\.batch_size=2"),
     "pieces of one": (
@@ -311,7 +311,7 @@ FAILING: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "an objective that is no scalar": (
         ("objective._target_=test_trainer_arguments.no_scalar", "+objective._partial_=true"),
-        r"objective: test_trainer_arguments\.no_scalar gives \[2\] for logits \[2, 3\]",
+        r"objective: test_trainer_arguments\.no_scalar returns \[2\] for logits \[2, 3\]",
     ),
     "an objective that fails": (
         ("objective._target_=test_trainer_arguments.failing", "+objective._partial_=true"),

@@ -156,7 +156,7 @@ BUILT = {
     ("model.what._target_=abc",): r"model\.what\._target_: cannot import 'abc'",
     ("model=cnn",): r"model\.where: .*ConvNet cannot be built with .*in_shape=\(2,\).* choose another model",
     ("model.where._target_=helpers.user_code.MyWhere", "+model.where.depth=3"): (
-        r"model\.where: helpers\.user_code\.MyWhere cannot be built with depth=3, .*; leave out model\.where\.depth"
+        r"model\.where: helpers\.user_code\.MyWhere cannot be built with depth=3, .*; remove model\.where\.depth"
     ),
     ("model=cnn", "data=digits", "model.where._target_=attnmosaic.nn.networks.MLP"): (
         r"model\.where: .*MLP cannot be built .*'hidden'.*type \+model\.where\.hidden=VALUE"
@@ -164,8 +164,8 @@ BUILT = {
     ("data=digits", "model=cnn", "model.where._target_=helpers.user_code.MyWhere"): (
         r"model\.where: helpers\.user_code\.MyWhere does not take patches of shape \(1, 8, 8\)"
     ),
-    ("model.what._target_=torch.nn.Flatten", "~model.what.hidden"): r"model\.what: .*\(2,\) outputs .*needs \(3,\)",
-    ("+data.bogus=1",): r"data: .*bogus.*; leave out data\.bogus",
+    ("model.what._target_=torch.nn.Flatten", "~model.what.hidden"): r"model\.what: .*\(2,\) .*needs .*\(3,\)",
+    ("+data.bogus=1",): r"data: .*bogus.*; remove data\.bogus",
     (
         "experiment=stagewise",
         "data.train_set._target_=helpers.user_code.TinyCifar10",

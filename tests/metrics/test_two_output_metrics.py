@@ -1,4 +1,4 @@
-"""Metrics of two outputs against a plain recount."""
+"""Metrics of two outputs equal a count with numpy."""
 
 import numpy as np
 import pytest
@@ -9,20 +9,20 @@ from attnmosaic.metrics.two_outputs import TwoOutputMetrics
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_against_a_recount(name: str) -> None:
-    """In uneven batches."""
+def test_metrics_equal_a_plain_count(name: str) -> None:
+    """With batches of different sizes."""
     rng = np.random.default_rng(0)
     classes = len(OPERATIONS[name].values)
     metrics = TwoOutputMetrics(OPERATIONS[name])
-    seen, losses = [], []
+    batches, losses = [], []
     for n, loss in ((50, 2.0), (7, 0.5), (1, 9.0)):
         digits, results = rng.integers(10, size=(2, n)), rng.integers(classes, size=(2, n))
-        digits[0, : n // 2] = digits[1, : n // 2]  # half of them right
+        digits[0, : n // 2] = digits[1, : n // 2]  # half of them are correct
         batch = digits[0], results[0], digits[1], results[1]
         metrics.update(torch.tensor(loss), *map(torch.from_numpy, batch))
-        seen.append(batch)
+        batches.append(batch)
         losses.append(n * loss)
-    digit_predicted, result_predicted, digit, result = (np.concatenate(part) for part in zip(*seen, strict=True))
+    digit_predicted, result_predicted, digit, result = (np.concatenate(part) for part in zip(*batches, strict=True))
     computed = {key: value.item() for key, value in metrics.compute().items()}
     assert computed == pytest.approx(
         {

@@ -1,4 +1,4 @@
-"""Attention is a weighted sum, and the weights come from patches scored one by one."""
+"""Attention is a weighted sum of patches, and each patch is scored independently."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ SHAPES = [(2,), (7,), (1, 4, 4), (3, 5, 6)]
 
 
 def mosaics(shape: tuple[int, ...], layout: str = "contiguous", n: int = 4, patches: int = 9) -> Tensor:
-    """Random float64 patches ``[n, patches, *shape]``; ``channels_last`` lies in memory as a pool gathers."""
+    """Random float64 patches ``[n, patches, *shape]``; ``channels_last`` is the memory layout of a pool's patches."""
     x = torch.randn(n, patches, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     return x.movedim(2, -1).contiguous().movedim(-1, 2) if layout == "channels_last" else x
 
@@ -32,9 +32,9 @@ def pair(shape: tuple[int, ...]) -> WhereWhat:
 @pytest.mark.parametrize(("n", "patches"), [(4, 9), (1, 9), (3, 2), (2, 1)])
 def test_aggregate_is_the_weighted_sum(shape: tuple[int, ...], layout: str, n: int, patches: int) -> None:
     x, alpha = mosaics(shape, layout, n, patches), weights(n, patches)
-    found = aggregate(alpha, x)
-    assert found.shape == (n, *shape)
-    torch.testing.assert_close(found, torch.einsum("bp,bp...->b...", alpha, x), rtol=0, atol=1e-12)
+    aggregates = aggregate(alpha, x)
+    assert aggregates.shape == (n, *shape)
+    torch.testing.assert_close(aggregates, torch.einsum("bp,bp...->b...", alpha, x), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(2,), (3, 2, 2)])
@@ -45,8 +45,8 @@ def test_gradient_of_aggregate(shape: tuple[int, ...], layout: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(2,), (1, 8, 8)])
-def test_gradient_through_the_weights(shape: tuple[int, ...]) -> None:
-    """From the logits back to the scores, through softmax, the sum and What."""
+def test_gradient_of_logits_with_respect_to_scores(shape: tuple[int, ...]) -> None:
+    """The gradient goes through What, the weighted sum and softmax."""
     network, x = pair(shape), mosaics(shape)
 
     def logits(scores: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def test_equal_scores_give_the_plain_mean(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("shape", [(2,), (1, 8, 8), (3, 16, 16)])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_one_batch_of_patches_equals_one_by_one(shape: tuple[int, ...], layout: str) -> None:
+def test_batch_of_patches_equals_patches_one_by_one(shape: tuple[int, ...], layout: str) -> None:
     network, x = pair(shape), mosaics(shape, layout)
     logits, alpha = network(x)
     for b in range(4):
@@ -94,10 +94,10 @@ def test_one_batch_of_patches_equals_one_by_one(shape: tuple[int, ...], layout: 
         torch.testing.assert_close(logits[b], network.what(average[None])[0], rtol=0, atol=1e-12)
 
 
-def test_moving_patches_moves_their_weights() -> None:
+def test_permuted_patches_give_permuted_weights() -> None:
     network, x = pair((1, 8, 8)), mosaics((1, 8, 8))
     order = torch.tensor([3, 1, 4, 0, 5, 8, 2, 6, 7])
-    (logits, alpha), (moved_logits, moved_alpha) = network(x), network(x[:, order])
+    (logits, alpha), (permuted_logits, permuted_alpha) = network(x), network(x[:, order])
     assert alpha.std() > 0
-    torch.testing.assert_close(moved_alpha, alpha[:, order], rtol=0, atol=1e-12)
-    torch.testing.assert_close(moved_logits, logits, rtol=0, atol=1e-12)
+    torch.testing.assert_close(permuted_alpha, alpha[:, order], rtol=0, atol=1e-12)
+    torch.testing.assert_close(permuted_logits, logits, rtol=0, atol=1e-12)

@@ -1,4 +1,4 @@
-"""The objective: cross-entropy, with the entropy of the attention weights mixed in."""
+"""Objectives: cross-entropy, its mean with the entropy of attention weights, and the sum of two cross-entropies."""
 
 import math
 
@@ -11,20 +11,20 @@ from attnmosaic.nn.objectives import CrossEntropy, SumOfCrossEntropies, attentio
 
 
 def batch(n: int = 7) -> tuple[Tensor, Tensor, Tensor]:
-    chance = torch.Generator().manual_seed(0)
-    logits = torch.randn(n, 3, dtype=torch.float64, generator=chance)
-    alpha = torch.randn(n, 9, dtype=torch.float64, generator=chance).softmax(dim=1)
-    return logits, alpha, torch.randint(3, (n,), generator=chance)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(n, 3, dtype=torch.float64, generator=generator)
+    alpha = torch.randn(n, 9, dtype=torch.float64, generator=generator).softmax(dim=1)
+    return logits, alpha, torch.randint(3, (n,), generator=generator)
 
 
-def test_without_entropy_it_is_cross_entropy() -> None:
+def test_objective_without_entropy_is_cross_entropy() -> None:
     logits, alpha, label = batch()
     assert torch.equal(CrossEntropy()(logits, alpha, label), F.cross_entropy(logits, label))
     assert torch.equal(CrossEntropy(0.0)(logits, alpha, label), F.cross_entropy(logits, label))
 
 
 @pytest.mark.parametrize("k", [0.3, 0.5, 1.0])
-def test_formula(k: float) -> None:
+def test_objective_equals_its_formula(k: float) -> None:
     logits, alpha, label = batch()
     terms = []
     for row, weights, y in zip(logits.tolist(), alpha.tolist(), label.tolist(), strict=True):
@@ -35,16 +35,16 @@ def test_formula(k: float) -> None:
 
 
 @pytest.mark.parametrize("patches", [2, 9, 16])
-def test_entropy_of_even_and_of_certain_weights(patches: int) -> None:
-    even = torch.full((patches,), 1 / patches, dtype=torch.float64)
-    certain = F.one_hot(torch.tensor(patches - 1), patches).double()
+def test_entropy_of_equal_and_of_one_hot_weights(patches: int) -> None:
+    equal = torch.full((patches,), 1 / patches, dtype=torch.float64)
+    one_hot = F.one_hot(torch.tensor(patches - 1), patches).double()
     half = torch.zeros(patches, dtype=torch.float64)
     half[:2] = 0.5
-    found = attention_entropy(torch.stack([even, certain, half]))
-    torch.testing.assert_close(found, torch.tensor([math.log(patches), 0, math.log(2)], dtype=torch.float64))
+    entropies = attention_entropy(torch.stack([equal, one_hot, half]))
+    torch.testing.assert_close(entropies, torch.tensor([math.log(patches), 0, math.log(2)], dtype=torch.float64))
 
 
-def test_gradient() -> None:
+def test_gradient_equals_finite_differences() -> None:
     logits, alpha, label = batch()
     objective = CrossEntropy(0.3)
     assert torch.autograd.gradcheck(
@@ -54,7 +54,7 @@ def test_gradient() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gradient_is_finite_where_a_weight_is_exactly_zero(dtype: torch.dtype) -> None:
-    """Softmax underflows to 0 once scores lie far apart; training must survive that."""
+    """Softmax underflows to 0 if scores are far apart; training must not fail then."""
     scores = torch.tensor([[0.0, 1000.0, 999.0], [0.0, 1.0, 2.0]], dtype=dtype, requires_grad=True)
     alpha = scores.softmax(dim=1)
     assert alpha[0, 0] == 0
@@ -66,7 +66,7 @@ def test_gradient_is_finite_where_a_weight_is_exactly_zero(dtype: torch.dtype) -
     assert (scores.grad[1] != 0).any()
 
 
-def test_no_nan_where_weights_are_given_as_zero() -> None:
+def test_no_nan_with_fixed_weights_of_zero() -> None:
     alpha = torch.tensor([[0.0, 1.0, 0.0]], requires_grad=True)
     loss = CrossEntropy(0.3)(torch.zeros(1, 3), alpha, torch.tensor([0]))
     assert loss.item() == pytest.approx(0.7 * math.log(3))
@@ -76,7 +76,7 @@ def test_no_nan_where_weights_are_given_as_zero() -> None:
 
 
 def test_sum_of_cross_entropies() -> None:
-    """Both terms count once, and the gradient reaches both outputs."""
+    """The loss is the sum of both terms, and both outputs get gradients."""
     generator = torch.Generator().manual_seed(0)
     digit_logits = torch.randn(6, 10, dtype=torch.float64, generator=generator, requires_grad=True)
     result_logits = torch.randn(6, 19, dtype=torch.float64, generator=generator, requires_grad=True)
@@ -90,5 +90,5 @@ def test_sum_of_cross_entropies() -> None:
     assert loss.item() == pytest.approx(by_hand.item())
     loss.backward()
     for logits, true in ((digit_logits, digit), (result_logits, result)):
-        wanted = (logits.detach().softmax(dim=1) - torch.eye(logits.shape[1])[true]) / 6
-        assert torch.allclose(logits.grad, wanted)
+        expected = (logits.detach().softmax(dim=1) - torch.eye(logits.shape[1])[true]) / 6
+        assert torch.allclose(logits.grad, expected)

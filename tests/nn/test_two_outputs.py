@@ -1,4 +1,4 @@
-"""The networks of documents 003 and 004."""
+"""The networks of the MNIST exercises."""
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from attnmosaic.nn.two_outputs import ProductNet, SumNet
 
-# Document 003's table, typed off: layer, output shape, parameters. MNISt-30 stands for the image network as a whole.
+# The layer table of the digit-and-sum exercise (docs/sources.md): layer, output shape, number of parameters. Its row
+# MNISt-30 is the complete image network and is left out here.
 TABLE = [
     ("Conv2d", (10, 26, 26), 90), ("BatchNorm2d", (10, 26, 26), 20), ("ReLU", (10, 26, 26), 0),
     ("Dropout", (10, 26, 26), 0),
@@ -33,7 +34,7 @@ def batch(size: int = 28, n: int = 4) -> tuple[Tensor, Tensor]:
 
 
 def layers(network: nn.Module) -> list[tuple[str, tuple[int, ...], int]]:
-    """Runs a network and returns its layers in the order in which they were called."""
+    """Runs a network and returns its layers in the order of their calls."""
     called = []
 
     def note(layer: nn.Module, _: object, output: Tensor) -> None:
@@ -47,41 +48,41 @@ def layers(network: nn.Module) -> list[tuple[str, tuple[int, ...], int]]:
     return called
 
 
-def test_sum_net_is_document_003s_layer_table() -> None:
+def test_sum_net_has_the_published_layers() -> None:
     called = layers(SumNet((1, 28, 28), 19))
     assert [layer for layer in called if layer[0] != "Flatten"] == TABLE
 
 
-def test_sum_nets_dropout_rate() -> None:
+def test_all_dropout_layers_of_sum_net_have_the_given_rate() -> None:
     rates = {layer.p for layer in SumNet((1, 28, 28), 19, dropout=0.3).modules() if isinstance(layer, nn.Dropout)}
     assert rates == {0.3}
 
 
-def test_the_adder_sees_the_ten_digit_logits_and_the_one_hot_number() -> None:
+def test_adder_takes_the_ten_digit_logits_and_the_one_hot_number() -> None:
     network = SumNet((1, 28, 28), 19).eval()
-    seen = []
-    network.adder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    adder_inputs = []
+    network.adder.register_forward_pre_hook(lambda _, inputs: adder_inputs.append(inputs[0]))
     image, number = batch()
     digit, result = network(image, number)
     assert digit.shape == (4, 10)
     assert result.shape == (4, 19)
-    assert torch.equal(seen[0][:, :10], digit)
-    assert torch.equal(seen[0][:, 10:], torch.eye(10)[number])
-    # So another number moves the sum and leaves the digit.
+    assert torch.equal(adder_inputs[0][:, :10], digit)
+    assert torch.equal(adder_inputs[0][:, 10:], torch.eye(10)[number])
+    # Another number therefore changes the logits of the sum and not those of the digit.
     other_digit, other_result = network(image, (number + 1) % 10)
     assert torch.equal(digit, other_digit)
     assert (result != other_result).any(dim=1).all()
 
 
-def test_product_net_is_document_004s_description() -> None:
-    """Three convolutions, the first two pooled; the product head sees flattened features and one-hot number."""
+def test_product_net_has_the_published_layers() -> None:
+    """Three convolutions, the first two pooled; the product head takes flattened features and one-hot number."""
     network = ProductNet((1, 28, 28), 37)
     assert layers(network) == [
         ("Conv2d", (8, 26, 26), 80),
         ("Conv2d", (16, 11, 11), 1168),  # 26 pooled to 13
         ("Conv2d", (32, 3, 3), 4640),  # 11 pooled to 5, not pooled after
         ("Linear", (10,), 2890),  # from 32 * 3 * 3 features
-        ("Linear", (128,), 38272),  # from those and 10 more
+        ("Linear", (128,), 38272),  # from these features and 10 more inputs
         ("Linear", (37,), 4773),
     ]
     digits, products = [], []
@@ -103,22 +104,22 @@ def test_product_net_takes_other_sizes_and_channels() -> None:
 
 @pytest.mark.parametrize("network", [SumNet, ProductNet])
 @pytest.mark.parametrize("grad", [True, False])
-def test_float64_and_gradients(network: type[nn.Module], grad: bool) -> None:
+def test_float64_outputs_and_gradients(network: type[nn.Module], grad: bool) -> None:
     """Both outputs depend on the first layer's weights; pooling is the same with and without gradients."""
-    made = network((1, 28, 28), 19).double().eval()
+    instance = network((1, 28, 28), 19).double().eval()
     image, number = batch()
     with torch.set_grad_enabled(grad):
-        outputs = made(image.double(), number)
-    again = made(image.double(), number)
+        outputs = instance(image.double(), number)
+    again = instance(image.double(), number)
     for output, twin in zip(outputs, again, strict=True):
         assert output.dtype == torch.float64
         assert torch.allclose(output, twin, rtol=1e-12)
-        first = next(made.parameters())
+        first = next(instance.parameters())
         (gradient,) = torch.autograd.grad(twin.logsumexp(dim=1).sum(), first, retain_graph=True)
         assert gradient.abs().max() > 0
 
 
 @pytest.mark.parametrize(("network", "shape"), [(SumNet, (1, 27, 28)), (ProductNet, (1, 28, 17)), (ProductNet, (5,))])
-def test_images_of_another_size(network: type[nn.Module], shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="pixels, these are"):
+def test_images_of_another_size_are_refused(network: type[nn.Module], shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"needs images of .* pixels"):
         network(shape, 19)

@@ -1,4 +1,4 @@
-"""A checkpoint that anything writes is resumed exactly, skipped or refused, of a pair and of two outputs."""
+"""Checkpoints written by any callback are resumed exactly, skipped or refused, for both kinds of modules."""
 
 import json
 import re
@@ -38,19 +38,19 @@ COMMON = (
 PAIR = ("data.steps_per_block=1", "schedule.k=2", "lr.what=0.1", "lr.where=0.1", *COMMON)
 SUM = ("experiment=mnist_sum", "lr.network=0.01", "data.redraw=true", *COMMON)
 FAMILIES = {"pair": PAIR, "two_outputs": SUM}
-"""Three steps an epoch in either."""
+"""Settings of a pair and of a network with two outputs; both have three steps in an epoch."""
 
-LIGHTNINGS = "+callbacks.mine._target_=pytorch_lightning.callbacks.ModelCheckpoint"
-HERE, ELSEWHERE = "+callbacks.mine.dirpath=${run_dir}/checkpoints", "+callbacks.mine.dirpath=${run_dir}/mine"
-ALL = "+callbacks.mine.save_top_k=-1"
+MODEL_CHECKPOINT = "+callbacks.mine._target_=pytorch_lightning.callbacks.ModelCheckpoint"
+RUN_FOLDER, OTHER_FOLDER = "+callbacks.mine.dirpath=${run_dir}/checkpoints", "+callbacks.mine.dirpath=${run_dir}/mine"
+KEEP_ALL = "+callbacks.mine.save_top_k=-1"
 
 
 class Stop(BaseException):
-    """As a kill does it."""
+    """Ends a run without any clean-up of its own, like a kill."""
 
 
 class Writer(pl.Callback):
-    """Has the trainer save a checkpoint in one of its hooks, or end there, whenever an epoch from 0 is reached."""
+    """Saves a checkpoint in one of its hooks, or without ``file`` ends the run there, from epoch ``epoch`` on."""
 
     def __init__(self, hook: str, file: str | None = None, epoch: int = 3) -> None:
         def act(trainer: pl.Trainer, *_: Any, **__: Any) -> None:
@@ -64,124 +64,125 @@ class Writer(pl.Callback):
         setattr(self, hook, act)
 
 
-WITHIN = {
-    "steps": (LIGHTNINGS, ALL, "+callbacks.mine.every_n_train_steps=1"),
-    "validation": (LIGHTNINGS, ALL),
-    "monitor": (LIGHTNINGS, ALL, "+callbacks.mine.monitor=held_out/loss"),
-    "exception": (LIGHTNINGS, "+callbacks.mine.save_on_exception=true", "+callbacks.mine.filename=saved"),
+WRITERS_WITHIN_EPOCH = {
+    "steps": (MODEL_CHECKPOINT, KEEP_ALL, "+callbacks.mine.every_n_train_steps=1"),
+    "validation": (MODEL_CHECKPOINT, KEEP_ALL),
+    "monitor": (MODEL_CHECKPOINT, KEEP_ALL, "+callbacks.mine.monitor=held_out/loss"),
+    "exception": (MODEL_CHECKPOINT, "+callbacks.mine.save_on_exception=true", "+callbacks.mine.filename=saved"),
     "user": ("+callbacks.mine={_target_: test_checkpoint_writers.Writer, hook: on_train_batch_end, epoch: 2, "
              "file: '${run_dir}/checkpoints/=$.ckpt'}",),
 }  # fmt: skip
 
 
 def stop_at(patch: pytest.MonkeyPatch, hook: str, epoch: int) -> None:
-    """Has a run stop in a hook of its module, which comes after those of its callbacks."""
+    """Makes a run stop in a hook of its module, which runs after the hooks of its callbacks."""
 
-    def stopping(module: RunModule, *_: Any) -> None:
+    def stop(module: RunModule, *_: Any) -> None:
         if module.trainer.state.fn == "fit" and module.trainer.current_epoch == epoch and _[-1:] != (0,):
             raise Stop
 
-    patch.setattr(RunModule, hook, stopping, raising=False)
+    patch.setattr(RunModule, hook, stop, raising=False)
 
 
-def check_same(whole: Path, other: Path) -> None:
-    """Compares tables, record, result and all states that training has."""
-    tables = sorted(path.name for path in whole.glob("*.csv"))
+def check_same(reference: Path, other: Path) -> None:
+    """Checks that two runs have equal tables, snapshots, results, weights and checkpoint states."""
+    tables = sorted(path.name for path in reference.glob("*.csv"))
     assert tables == sorted(path.name for path in other.glob("*.csv"))
     for name in tables:
-        assert (whole / name).read_text() == (other / name).read_text(), name
-    if (whole / RECORD).exists():
-        with np.load(whole / RECORD) as one, np.load(other / RECORD) as two:
+        assert (reference / name).read_text() == (other / name).read_text(), name
+    if (reference / RECORD).exists():
+        with np.load(reference / RECORD) as one, np.load(other / RECORD) as two:
             assert all(np.array_equal(one[name], two[name]) for name in one.files)
-    last = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (whole, other)]
+    last = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (reference, other)]
     assert all(torch.equal(last[0]["state_dict"][name], last[1]["state_dict"][name]) for name in last[0]["state_dict"])
     assert last[0].get("complete") == last[1].get("complete")
-    results = [json.loads((run / "result.json").read_text()) for run in (whole, other)]
+    results = [json.loads((run / "result.json").read_text()) for run in (reference, other)]
     assert results[0]["metrics"] == results[1]["metrics"]
     assert results[0]["epochs"] == results[1]["epochs"]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with runs of either family that nothing stopped, `pair` and `two_outputs`."""
-    folder = tmp_path_factory.mktemp("whole")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of two uninterrupted runs, `pair` and `two_outputs`."""
+    folder = tmp_path_factory.mktemp("reference")
     train_in(folder / "pair", *SMALL, *PAIR)
     train_in(folder / "two_outputs", *SMALL_NUMBERS, *SUM)
     return folder
 
 
-def check_refused(settings: DictConfig, path: Path, why: str) -> None:
-    """Checks that a run with these settings does not resume from a checkpoint, given as its `ckpt_path`."""
+def check_refused(settings: DictConfig, path: Path, reason: str) -> None:
+    """Checks that a run with these settings refuses a checkpoint as its `ckpt_path` for a reason."""
     resolved = resolve(settings)
     resolved["ckpt_path"] = str(path)
     checkpoint = find_checkpoint(resolved)
     assert checkpoint is not None
     module, _ = build(settings)
-    with pytest.raises(UserError, match=rf"ckpt_path: '.*' cannot be resumed exactly \({why}"):
+    with pytest.raises(UserError, match=rf"ckpt_path: '.*' cannot be resumed exactly \({reason}"):
         check_resume(resolved, checkpoint, module)
 
 
-WRITERS = [*(("pair", writer) for writer in WITHIN), ("two_outputs", "steps"), ("two_outputs", "monitor")]
+WRITERS = [*(("pair", writer) for writer in WRITERS_WITHIN_EPOCH), ("two_outputs", "steps"), ("two_outputs", "monitor")]
 
 
 @pytest.mark.parametrize(("family", "writer"), WRITERS)
-def test_checkpoints_within_an_epoch(
-    train: Train, config: Callable[..., DictConfig], tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch,
+def test_checkpoints_within_an_epoch_are_skipped_and_refused(
+    train: Train, config: Callable[..., DictConfig], tmp_path: Path, reference: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture, family: str, writer: str,
 ) -> None:  # fmt: skip
-    """The same command skips them, as the newest ones and as the only ones; `ckpt_path` refuses each."""
+    """The same command skips them, also if the folder has no other checkpoints; `ckpt_path` refuses each."""
     at_evaluation = writer in ("validation", "monitor")
     hook, epoch = ("on_validation_end", 3) if at_evaluation else ("on_train_batch_start", 2)
     caplog.set_level("INFO")
-    given = (*FAMILIES[family], *WITHIN[writer], *(() if writer == "user" else (HERE,)))
+    settings = (*FAMILIES[family], *WRITERS_WITHIN_EPOCH[writer], *(() if writer == "user" else (RUN_FOLDER,)))
     with monkeypatch.context() as patch:
         stop_at(patch, hook, epoch)
         with pytest.raises(Stop):
-            train(*given)
+            train(*settings)
     others = tmp_path / "others" / "checkpoints"
     shutil.copytree(tmp_path / "run" / "checkpoints", others)
     for name in ("last.ckpt", "before_last.ckpt"):
         (others / name).unlink()
     caplog.clear()
-    train(*given)
-    check_same(whole / family, tmp_path / "run")
+    train(*settings)
+    check_same(reference / family, tmp_path / "run")
     assert "skipped checkpoints" not in caplog.text
     assert f"resuming after epoch {epoch} of 5" in caplog.text
     caplog.clear()
-    assert find_checkpoint(resolve(config(*given, run_dir="others"))) is None
-    (said,) = (record.message for record in caplog.records if "skipped checkpoints" in record.message)
-    assert re.search(r"\.ckpt \(written before.*; beginning anew$", said)
+    assert find_checkpoint(resolve(config(*settings, run_dir="others"))) is None
+    (line,) = (record.message for record in caplog.records if "skipped checkpoints" in record.message)
+    assert re.search(r"\.ckpt \(written before.*; starting", line)
     for path in others.iterdir():
-        check_refused(config(*given), path, "written before its epoch was complete")
+        check_refused(config(*settings), path, "written before its epoch was complete")
 
 
-def test_a_monitoring_one_is_resumed(train: Train, tmp_path: Path) -> None:
-    """Written when the epoch ends, also where what it monitors is of an earlier evaluation."""
+def test_resumes_from_checkpoint_of_monitoring_callback(train: Train, tmp_path: Path) -> None:
+    """The checkpoint is written at the end of the epoch, also if the monitored metric is of an earlier evaluation."""
     monitor = (
-        LIGHTNINGS, ELSEWHERE, ALL, "+callbacks.mine.monitor=held_out/loss", "+callbacks.mine.filename='{step:.0f}'",
+        MODEL_CHECKPOINT, OTHER_FOLDER, KEEP_ALL, "+callbacks.mine.monitor=held_out/loss",
+        "+callbacks.mine.filename='{step:.0f}'",
         "+callbacks.mine.save_on_train_epoch_end=true",
     )  # fmt: skip
-    train(*PAIR, *monitor, run_dir="whole")
+    train(*PAIR, *monitor, run_dir="reference")
     names = ["step=2.ckpt", "step=3.ckpt", "step=4.ckpt", "step=5.ckpt"]
-    assert sorted(path.name for path in (tmp_path / "whole" / "mine").iterdir()) == names
-    path = tmp_path / "whole" / "mine" / "step=3.ckpt"
+    assert sorted(path.name for path in (tmp_path / "reference" / "mine").iterdir()) == names
+    path = tmp_path / "reference" / "mine" / "step=3.ckpt"
     train(*PAIR, *monitor, f"ckpt_path='{path}'", run_dir="resumed")
-    check_same(tmp_path / "whole", tmp_path / "resumed")
+    check_same(tmp_path / "reference", tmp_path / "resumed")
     assert sorted(path.name for path in (tmp_path / "resumed" / "mine").iterdir()) == names[2:]
 
 
-def test_one_written_when_training_ends_is_resumed(train: Train, tmp_path: Path, whole: Path) -> None:
+def test_resumes_from_checkpoint_written_at_end_of_training(train: Train, tmp_path: Path, reference: Path) -> None:
     writer = f"{{_target_: test_checkpoint_writers.Writer, hook: on_train_end, file: '{tmp_path}/e.ckpt'}}"
     train(*SUM, "schedule.epochs=4", f"+callbacks.mine={writer}", run_dir="short")
     train(*SUM, f"ckpt_path={tmp_path}/e.ckpt", run_dir="long")
-    check_same(whole / "two_outputs", tmp_path / "long")
+    check_same(reference / "two_outputs", tmp_path / "long")
 
 
-def test_a_run_that_ended_within_an_epoch(
-    train: Train, config: Callable[..., DictConfig], tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch,
+def test_resumes_after_stop_within_an_epoch(
+    train: Train, config: Callable[..., DictConfig], tmp_path: Path, reference: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    """As by a signal's handler just after the module's hook, which has a run end with its epoch."""
+    """The module's hook that delays the stop to the end of the epoch is off, as if a signal had come after it."""
     caplog.set_level("INFO")
     ends = "+callbacks.ends={_target_: test_checkpoint_writers.Writer, hook: on_train_batch_end, epoch: 3}"
     with monkeypatch.context() as patch:
@@ -190,44 +191,43 @@ def test_a_run_that_ended_within_an_epoch(
     check_refused(config(*PAIR), tmp_path / "run" / "checkpoints" / "last.ckpt", "written before")
     (tmp_path / "run" / "result.json").unlink()
     train(*PAIR)
-    check_same(whole / "pair", tmp_path / "run")
+    check_same(reference / "pair", tmp_path / "run")
     assert "cannot be resumed exactly: last.ckpt (written before" in caplog.text
 
 
-def test_a_run_that_a_callback_ended(train: Train, tmp_path: Path) -> None:
-    """To train on, what ended it has to go."""
+def test_run_ended_by_a_callback_resumes_only_without_it(train: Train, tmp_path: Path) -> None:
     stop = ("callbacks=stop_at_loss", "callbacks.stop.stopping_threshold=1000")
     train(*PAIR, *stop, run_dir="ended")
     last = f"ckpt_path={tmp_path}/ended/checkpoints/last.ckpt"
-    with pytest.raises(UserError, match=r"ckpt_path: .*ended.*after epoch 1, and would again"):
+    with pytest.raises(UserError, match=r"ckpt_path: .*ended.*after epoch 1"):
         train(*PAIR, *stop, last, "schedule.epochs=6")
     train(*PAIR, last)
 
 
-def test_weights_alone(
-    train: Train, config: Callable[..., DictConfig], tmp_path: Path, whole: Path, caplog: pytest.LogCaptureFixture
+def test_checkpoint_with_only_weights_is_skipped_and_refused(
+    train: Train, config: Callable[..., DictConfig], tmp_path: Path, reference: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     weights = (
-        LIGHTNINGS,
-        HERE,
+        MODEL_CHECKPOINT,
+        RUN_FOLDER,
         "+callbacks.mine.save_weights_only=true",
         "+callbacks.mine.save_on_train_epoch_end=true",
     )
     train(*PAIR, *weights)
     (path,) = (tmp_path / "run" / "checkpoints").glob("epoch=*.ckpt")
-    check_refused(config(*PAIR), path, "the weights alone")
+    check_refused(config(*PAIR), path, "it holds only weights")
     (tmp_path / "run" / "result.json").unlink()
     for name in ("last.ckpt", "before_last.ckpt"):
         (path.parent / name).unlink()
     train(*PAIR, *weights)
-    check_same(whole / "pair", tmp_path / "run")
-    assert f"cannot be resumed exactly: {path.name} (the weights alone)" in caplog.text
+    check_same(reference / "pair", tmp_path / "run")
+    assert f"cannot be resumed exactly: {path.name} (it holds only weights)" in caplog.text
 
 
-def test_measured_all_the_same(cli: Cli, train: Train, tmp_path: Path) -> None:
-    """A checkpoint within an epoch has weights to evaluate, but ends `train` in one line."""
-    train(*PAIR, "schedule.epochs=2", LIGHTNINGS, ELSEWHERE, "+callbacks.mine.filename=best")
+def test_checkpoint_within_an_epoch_can_be_evaluated(cli: Cli, train: Train, tmp_path: Path) -> None:
+    """The command `train` refuses the same checkpoint in one line."""
+    train(*PAIR, "schedule.epochs=2", MODEL_CHECKPOINT, OTHER_FOLDER, "+callbacks.mine.filename=best")
     path = tmp_path / "run" / "mine" / "best.ckpt"
     assert cli("evaluate", f"ckpt_path={path}", "hydra.run.dir=evaluation")[0] == 0
     code, _, err = cli("train", *SMALL, *PAIR, f"ckpt_path={path}", "hydra.run.dir=other")
@@ -235,64 +235,70 @@ def test_measured_all_the_same(cli: Cli, train: Train, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [("+callbacks.mine.save_last=true",), ("+callbacks.mine.filename=before_last",)], ids=["save_last", "name"]
+    "overrides",
+    [("+callbacks.mine.save_last=true",), ("+callbacks.mine.filename=before_last",)],
+    ids=["save_last", "name"],
 )
-def test_the_runs_own_are_not_overwritten(config: Callable[..., DictConfig], given: tuple[str, ...]) -> None:
-    """Else a kill within an epoch would leave none to resume from."""
-    trainer = build_trainer(config(LIGHTNINGS, HERE, *given), "32-true")
+def test_checkpoints_of_the_run_are_not_overwritten(
+    config: Callable[..., DictConfig], overrides: tuple[str, ...]
+) -> None:
+    """Otherwise a kill within an epoch could leave no checkpoint to resume from."""
+    trainer = build_trainer(config(MODEL_CHECKPOINT, RUN_FOLDER, *overrides), "32-true")
     with pytest.raises(UserError, match=r"callbacks: .*last\.ckpt' in .*save_last=false"):
         trainer.callbacks[-1].setup(trainer, None, "fit")  # type: ignore[attr-defined]
-    trainer = build_trainer(config(LIGHTNINGS, ELSEWHERE, *given), "32-true")
+    trainer = build_trainer(config(MODEL_CHECKPOINT, OTHER_FOLDER, *overrides), "32-true")
     trainer.callbacks[-1].setup(trainer, None, "fit")  # type: ignore[attr-defined]
 
 
-def test_the_last_one_is_written_last(config: Callable[..., DictConfig]) -> None:
-    """A run that resumes from it never writes another callback's of the same epoch."""
-    trainer = build_trainer(config(LIGHTNINGS, HERE), "32-true")
+def test_last_checkpoint_is_written_after_all_others(config: Callable[..., DictConfig]) -> None:
+    """A run that resumes from it does not write the other checkpoints of the same epoch again."""
+    trainer = build_trainer(config(MODEL_CHECKPOINT, RUN_FOLDER), "32-true")
     assert isinstance(trainer.callbacks[-1], LastCheckpoint)  # type: ignore[attr-defined]
 
 
-def test_tensorboard_has_an_epoch_before_its_checkpoint(
+def test_tensorboard_is_flushed_before_each_checkpoint(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever callback's it is: a run may resume from any."""
-    did: list[str] = []
+    """Before checkpoints of all callbacks, because a run can resume from any of them."""
+    actions: list[str] = []
     save = AtomicCheckpointIO.save_checkpoint
-    monkeypatch.setattr(SummaryWriter, "flush", lambda writer: did.append("flush"))
+    monkeypatch.setattr(SummaryWriter, "flush", lambda writer: actions.append("flush"))
 
-    def noted(io: AtomicCheckpointIO, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
-        did.append(Path(path).name)
+    def save_and_log(
+        io: AtomicCheckpointIO, checkpoint: dict[str, Any], path: str, storage_options: Any = None
+    ) -> None:
+        actions.append(Path(path).name)
         save(io, checkpoint, path, storage_options)
 
-    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", noted)
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", save_and_log)
     logged = [setting for setting in PAIR if setting not in ("logger=none", "callbacks.cycle=null")]
     train(*logged)
-    written = [i for i, what in enumerate(did) if what.endswith(".ckpt")]
-    assert {did[i] for i in written} == {"last.ckpt", "epoch-0004.ckpt"}
-    assert all(did[i - 1] == "flush" for i in written)
+    written = [i for i, action in enumerate(actions) if action.endswith(".ckpt")]
+    assert {actions[i] for i in written} == {"last.ckpt", "epoch-0004.ckpt"}
+    assert all(actions[i - 1] == "flush" for i in written)
 
 
-def test_lightning_resumes_from_nothing_by_itself(config: Callable[..., DictConfig]) -> None:
-    """`OnExceptionCheckpoint` would have it load whatever an exception left, or the newest ``last.ckpt``."""
+def test_on_exception_checkpoint_is_refused(config: Callable[..., DictConfig]) -> None:
+    """With it, Lightning itself would load the checkpoint of an exception, or the newest ``last.ckpt``."""
     kept = "+callbacks.kept={_target_: pytorch_lightning.callbacks.OnExceptionCheckpoint, dirpath: '${run_dir}'}"
     with pytest.raises(UserError, match=r"callbacks\.kept: .*save_on_exception"):
         build_trainer(config(kept), "32-true")
 
 
-def test_the_time_left_after_resuming(
+def test_time_left_after_resuming_uses_epochs_since_the_start(
     train: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """On a machine that has been up for eleven days: from epochs of this start alone."""
+    """The monotonic clock starts at eleven days, as on a machine that has been up for that time."""
     caplog.set_level("INFO")
-    given = (*PAIR, *WITHIN["steps"], HERE, "schedule.k=1", "callbacks.timer=null")
+    settings = (*PAIR, *WRITERS_WITHIN_EPOCH["steps"], RUN_FOLDER, "schedule.k=1", "callbacks.timer=null")
     with monkeypatch.context() as patch:
         stop_at(patch, "on_train_batch_start", 1)
         with pytest.raises(Stop):
-            train(*given)
+            train(*settings)
     caplog.clear()
     seconds = iter(range(10**6, 10**7, 50))
     monkeypatch.setattr("attnmosaic.callbacks.eta.time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
-    train(*given)
-    told = [record.message for record in caplog.records if record.name.endswith("eta")]
-    assert told
-    assert all(re.match(r"(100|150) s left for this run|[23] min left for this run", text) for text in told), told
+    train(*settings)
+    lines = [record.message for record in caplog.records if record.name.endswith("eta")]
+    assert lines
+    assert all(re.match(r"(100|150) s left for this run|[23] min left for this run", text) for text in lines), lines

@@ -1,4 +1,4 @@
-"""A checkpoint is read as it was written, or refused in one line."""
+"""Reading a checkpoint returns its exact contents, or raises a one-line user error."""
 
 import io
 import os
@@ -36,14 +36,14 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def checkpoint(written: bytes, tmp_path: Path) -> Path:
-    """A file of its own with that checkpoint."""
+    """A copy of the checkpoint file, which the test can change."""
     path = tmp_path / "last.ckpt"
     path.write_bytes(written)
     return path
 
 
 def packed(checkpoint: dict[str, Any]) -> bytes:
-    """Returns all that a checkpoint holds."""
+    """Returns the contents of a checkpoint as bytes."""
     content = io.BytesIO()
     torch.save(checkpoint, content)
     with zipfile.ZipFile(content) as parts:
@@ -51,69 +51,69 @@ def packed(checkpoint: dict[str, Any]) -> bytes:
 
 
 def refused(path: Path, good: bytes) -> bool:
-    """Whether it is refused in one line; if not, it must hold what was written."""
+    """Returns whether a checkpoint is refused in one line; if it is not, checks that it has the good contents."""
     try:
-        got = read_checkpoint(path)
+        contents = read_checkpoint(path)
     except UserError as error:
-        told = str(error)
+        message = str(error)
     else:
-        assert packed(got) == good
+        assert packed(contents) == good
         return False
-    assert re.fullmatch(r"ckpt_path: '[^\n]*' is no readable attnmosaic checkpoint \([^\n]*\)", told)
+    assert re.fullmatch(r"ckpt_path: '[^\n]*' is not [^\n]* checkpoint \([^\n]*\)", message)
     return True
 
 
-def test_flipped_bits(checkpoint: Path, tmp_path: Path) -> None:
-    """One to three bits anywhere, a fourth of them where the file's parts are listed."""
-    whole, good, draw = checkpoint.read_bytes(), packed(read_checkpoint(checkpoint)), random.Random(0)
-    path, found = tmp_path / "flipped.ckpt", 0
-    listed = whole.index(b"PK\x01\x02") * 8
+def test_flipped_bits_are_found_or_harmless(checkpoint: Path, tmp_path: Path) -> None:
+    """Flips one to three bits anywhere; a fourth of the files are changed only in the zip file's directory."""
+    original, good, rng = checkpoint.read_bytes(), packed(read_checkpoint(checkpoint)), random.Random(0)
+    path, n_refused = tmp_path / "flipped.ckpt", 0
+    directory = original.index(b"PK\x01\x02") * 8
     for trial in range(FLIPS):
-        damaged = bytearray(whole)
-        first = listed if trial % 4 == 0 else 0
-        for _ in range(draw.choice([1, 1, 2, 3])):
-            bit = draw.randrange(first, 8 * len(whole))
+        damaged = bytearray(original)
+        first = directory if trial % 4 == 0 else 0
+        for _ in range(rng.choice([1, 1, 2, 3])):
+            bit = rng.randrange(first, 8 * len(original))
             damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
-        found += refused(path, good)
-    assert found > FLIPS / 2  # the others fell where nothing is: between parts, in dates
+        n_refused += refused(path, good)
+    assert n_refused > FLIPS / 2  # the other bits are unused: between entries, in dates
 
 
-def test_a_part_that_became_a_folder(checkpoint: Path) -> None:
-    """By one bit of its attributes: zipfile reads it all the same, torch gives whatever is in the memory."""
-    whole = checkpoint.read_bytes()
-    for match in re.finditer(b"PK\x01\x02", whole):
-        damaged = bytearray(whole)
+def test_entry_marked_as_folder_is_refused(checkpoint: Path) -> None:
+    """One bit of an entry's attributes marks it as a folder: zipfile reads it, torch returns uninitialized memory."""
+    original = checkpoint.read_bytes()
+    for match in re.finditer(b"PK\x01\x02", original):
+        damaged = bytearray(original)
         damaged[match.start() + 38] ^= 0x10
         checkpoint.write_bytes(damaged)
         with pytest.raises(UserError, match=r"it is damaged: \S+ is a folder"):
             read_checkpoint(checkpoint)
 
 
-def test_a_flipped_bit_of_a_weight(checkpoint: Path) -> None:
-    """What torch alone would load as another number, also where Lightning loads it."""
+def test_flipped_bit_of_a_weight_is_refused(checkpoint: Path) -> None:
+    """Torch alone would load another number. Lightning reads checkpoints with the same check."""
     weight = read_checkpoint(checkpoint)["state_dict"]["pair.what.layers.0.weight"]
-    whole = bytearray(checkpoint.read_bytes())
-    whole[whole.index(weight.numpy().tobytes())] ^= 1
-    checkpoint.write_bytes(whole)
-    alone = torch.load(checkpoint, weights_only=True)["state_dict"]["pair.what.layers.0.weight"]
-    assert not torch.equal(alone, weight)
+    content = bytearray(checkpoint.read_bytes())
+    content[content.index(weight.numpy().tobytes())] ^= 1
+    checkpoint.write_bytes(content)
+    loaded_by_torch = torch.load(checkpoint, weights_only=True)["state_dict"]["pair.what.layers.0.weight"]
+    assert not torch.equal(loaded_by_torch, weight)
     for load in (read_checkpoint, AtomicCheckpointIO().load_checkpoint):
         with pytest.raises(UserError, match=r"it is damaged: Bad CRC-32 for file"):
             load(checkpoint)
 
 
-def test_truncated(checkpoint: Path, tmp_path: Path) -> None:
-    """To nothing, near its ends, in some parts and between parts."""
-    whole, good = checkpoint.read_bytes(), packed(read_checkpoint(checkpoint))
+def test_truncated_files_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    """Cuts the file to 0 bytes, near its beginning and end, within entries and between entries."""
+    original, good = checkpoint.read_bytes(), packed(read_checkpoint(checkpoint))
     with zipfile.ZipFile(checkpoint) as parts:
         begins = [info.header_offset for info in parts.infolist()]
     edges = {begin + by for begin in begins[:: len(begins) // 8] for by in (-1, 0, 1, 64)}
     path = tmp_path / "torn.ckpt"
-    for length in sorted({0, 1, 22, *(len(whole) - by for by in (98, 23, 22, 21, 1)), *edges} - {-1}):
-        path.write_bytes(whole[:length])
+    for length in sorted({0, 1, 22, *(len(original) - by for by in (98, 23, 22, 21, 1)), *edges} - {-1}):
+        path.write_bytes(original[:length])
         assert refused(path, good), length
-    path.write_bytes(whole)
+    path.write_bytes(original)
     assert not refused(path, good)
 
 
@@ -137,7 +137,7 @@ def _saved(content: Any) -> Callable[[Path, Path], None]:
         pytest.param(_with("data.pkl", b"cos\nsystem\n(S'echo harm > harm'\ntR."), id="forbidden"),
     ],
 )
-def test_what_is_no_checkpoint(
+def test_file_that_is_not_a_checkpoint_is_refused(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path, Path], None]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -147,16 +147,16 @@ def test_what_is_no_checkpoint(
     assert not (tmp_path / "harm").exists()
 
 
-def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
+def test_folder_as_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"ckpt_path: "):
         read_checkpoint(tmp_path)
 
 
 @pytest.mark.faults
-def test_the_newest_but_one(train: Train, tmp_path: Path) -> None:
-    """The epoch before the last one; a torn one never takes its place."""
+def test_before_last_checkpoint_is_from_the_epoch_before(train: Train, tmp_path: Path) -> None:
+    """A truncated last checkpoint never replaces it."""
     settings = ("schedule.k=2", "schedule.epochs=5", "logger=none", "callbacks.cycle=null")
-    whole = train(*settings)
+    metrics = train(*settings)
     folder = tmp_path / "run" / "checkpoints"
 
     def epochs() -> dict[str, int]:
@@ -166,16 +166,16 @@ def test_the_newest_but_one(train: Train, tmp_path: Path) -> None:
     assert not (folder / "last.ckpt").samefile(folder / "before_last.ckpt")
     (folder.parent / "result.json").unlink()
     (folder / "last.ckpt").write_bytes((folder / "last.ckpt").read_bytes()[:-500])
-    assert train(*settings) == whole
+    assert train(*settings) == metrics
     assert epochs() == {"before_last.ckpt": 4, "last.ckpt": 5}
     (folder.parent / "result.json").unlink()
-    (folder / "before_last.ckpt").replace(folder / "last.ckpt")  # as a stop after epoch 4 leaves it
-    assert train(*settings) == whole
+    (folder / "before_last.ckpt").replace(folder / "last.ckpt")  # the state after a stop after epoch 4
+    assert train(*settings) == metrics
     assert epochs() == {"before_last.ckpt": 4, "last.ckpt": 5}
 
 
-def test_keeping_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under a second name, also twice, and where the file system has no links."""
+def test_keep_as_keeps_a_file_under_a_second_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if it is called twice, and on a file system without links."""
     path, kept = tmp_path / "a", tmp_path / "before_a"
     for content in ("one", "two"):
         path.write_text(content)
@@ -194,7 +194,7 @@ def _no_links(*_: Any) -> None:
     raise OSError(95, "Operation not supported")
 
 
-def test_a_checkpoint_is_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_is_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[Path] = []
     monkeypatch.setattr(
         "attnmosaic.training.checkpointing.write_atomically", lambda path, content: written.append(path)
@@ -203,32 +203,31 @@ def test_a_checkpoint_is_written_atomically(tmp_path: Path, monkeypatch: pytest.
     assert written == [tmp_path / "run" / "b.ckpt"]
 
 
-def test_a_runs_tables_are_synced_before_its_result(
+def test_tables_are_synced_before_the_result_is_written(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    did: list[str] = []
-    monkeypatch.setattr("attnmosaic.training.results.sync_files", lambda folder: did.append(f"sync {folder.name}"))
-    monkeypatch.setattr("attnmosaic.training.results.write_atomically", lambda path, text: did.append(path.name))
+    actions: list[str] = []
+    monkeypatch.setattr("attnmosaic.training.results.sync_files", lambda folder: actions.append(f"sync {folder.name}"))
+    monkeypatch.setattr("attnmosaic.training.results.write_atomically", lambda path, text: actions.append(path.name))
     train("schedule.k=1", "schedule.epochs=1", "logger=none")
-    assert did == ["sync run", "result.json"]
+    assert actions == ["sync run", "result.json"]
 
 
-def test_what_a_crash_left_goes(train: Train, tmp_path: Path) -> None:
-    left = [tmp_path / "run" / ".result.json.1.tmp", tmp_path / "run" / "checkpoints" / ".last.ckpt.1.tmp"]
-    for path in left:
+def test_temporary_files_of_a_crash_are_deleted(train: Train, tmp_path: Path) -> None:
+    leftovers = [tmp_path / "run" / ".result.json.1.tmp", tmp_path / "run" / "checkpoints" / ".last.ckpt.1.tmp"]
+    for path in leftovers:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     train("schedule.k=1", "schedule.epochs=1", "logger=none")
-    assert not any(path.exists() for path in left)
+    assert not any(path.exists() for path in leftovers)
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
 
 
-def test_a_users_own_checkpoint_io(config: Callable[..., DictConfig]) -> None:
-    """`trainer.plugins` goes before ours."""
+def test_custom_checkpoint_io_in_trainer_plugins_is_used(config: Callable[..., DictConfig]) -> None:
     assert isinstance(build_trainer(config(), "32-true").strategy.checkpoint_io, AtomicCheckpointIO)
-    own = "+trainer.plugins=[{_target_: test_checkpointing.OwnIO}]"
-    assert isinstance(build_trainer(config(own), "32-true").strategy.checkpoint_io, OwnIO)
+    plugins = "+trainer.plugins=[{_target_: test_checkpointing.CustomIO}]"
+    assert isinstance(build_trainer(config(plugins), "32-true").strategy.checkpoint_io, CustomIO)
 
 
-class OwnIO(AtomicCheckpointIO):
-    """A user's."""
+class CustomIO(AtomicCheckpointIO):
+    """A checkpoint plugin of the user."""

@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped or out of room at any moment end as if nothing had been, bit for bit."""
+"""Runs that are killed, stopped or out of disk space at any moment resume to bit-identical results."""
 
 import json
 import re
@@ -41,15 +41,15 @@ MOMENTS: tuple[tuple[Any, ...], ...] = (
     ("at_place", "attnmosaic.training.results.finish_run", 1),
     ("in_writing", "result.json", "begun", 1),
 )
-"""In the order in which a run comes to them. Each is tried once, in one of `RUNS`."""
+"""Moments of a run at which it is stopped, in their order within the run. Each is tested once, in one of `RUNS`."""
 
 RUNS = {"what_then_where": "cosine", "joint": "none"}
-"""Schedules and schedulers of learning rates; `test_resume.py` resumes from checkpoints in every schedule."""
+"""Learning-rate scheduler by schedule; `test_resume.py` resumes from checkpoints in every schedule."""
 
 KILOBYTES = (8, 80, 150)
-"""Sizes of a disk on which no run fits."""
+"""Sizes of a disk that are too small for a run."""
 
-SIGNALS = {"SIGKILL": -9, "SIGTERM": 143, "SIGINT": 130}
+EXIT_CODES = {"SIGKILL": -9, "SIGTERM": 143, "SIGINT": 130}
 
 
 @pytest.fixture(scope="module")
@@ -58,21 +58,21 @@ def forks() -> Iterator[Forks]:
         yield started
 
 
-def check_same(whole: Path, other: Path) -> None:
-    """Compares all that two runs leave, but for seconds, paths and pictures."""
-    tables = sorted(path.name for path in whole.glob("*.csv"))
+def check_same(reference: Path, other: Path) -> None:
+    """Checks that the folders of two runs are equal, except for times, paths and pictures."""
+    tables = sorted(path.name for path in reference.glob("*.csv"))
     assert tables == sorted(path.name for path in other.glob("*.csv"))
     assert {"metrics.csv", "gradients.csv", "focus_vs_pred_held_out.csv"} <= {*tables}
     for name in tables:
-        assert (whole / name).read_bytes() == (other / name).read_bytes(), name
-    with np.load(whole / RECORD) as one, np.load(other / RECORD) as two:
+        assert (reference / name).read_bytes() == (other / name).read_bytes(), name
+    with np.load(reference / RECORD) as one, np.load(other / RECORD) as two:
         assert one.files == two.files
         assert all(np.array_equal(one[name], two[name]) for name in one.files)
-    results = [json.loads((folder / RESULT).read_text()) for folder in (whole, other)]
+    results = [json.loads((folder / RESULT).read_text()) for folder in (reference, other)]
     for key in ("metrics", "epochs", "config_hash", "seed"):
         assert results[0][key] == results[1][key], key
     for name in ("last.ckpt", "epoch-0006.ckpt"):
-        last = [torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (whole, other)]
+        last = [torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (reference, other)]
         for part in ("state_dict", "optimizer_states", "lr_schedulers"):
             assert same(last[0].get(part), last[1].get(part)), (name, part)
     assert not [*other.rglob("*.tmp")]
@@ -80,6 +80,7 @@ def check_same(whole: Path, other: Path) -> None:
 
 
 def same(one: Any, other: Any) -> bool:
+    """Returns whether two nested states of tensors and plain values are equal."""
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
@@ -90,28 +91,28 @@ def same(one: Any, other: Any) -> bool:
 
 
 def check_stopped(code: int, printed: str, action: str, run: Path) -> None:
-    """One line, the signal's exit code, and no failure."""
-    assert code == SIGNALS[action]
+    """Checks that a stopped command printed one line, returned the signal's exit code, and recorded no failure."""
+    assert code == EXIT_CODES[action]
     assert "Traceback" not in printed
     assert "Exception ignored" not in printed
     assert not (run / ERROR).exists()
     if action != "SIGKILL":
-        begun = (run / CONFIG).exists()
-        advice = "; the same command resumes" if begun else ""
+        has_config = (run / CONFIG).exists()
+        advice = "; the same command resumes" if has_config else ""
         assert printed.splitlines()[-1] == f"stopped by {action}{advice}"
-        assert Run(run).state == ("stopped" if begun else "missing")
+        assert Run(run).state == ("stopped" if has_config else "missing")
 
 
 @pytest.mark.parametrize("order", RUNS)
-def test_killed_at_any_moment(forks: Forks, tmp_path: Path, order: str) -> None:
-    """Each time by another signal, and with the same command again."""
+def test_run_stopped_at_any_moment_equals_uninterrupted_run(forks: Forks, tmp_path: Path, order: str) -> None:
+    """The run is stopped several times by different signals, and resumed each time by the same command."""
     settings = (*SETTINGS, f"schedule={order}", f"scheduler={RUNS[order]}")
     code, printed = forks.run(tmp_path / "whole", *settings, NO_PICTURES)
     assert code == 0, printed
     run = tmp_path / "run"
     for nth in range([*RUNS].index(order), len(MOMENTS), len(RUNS)):
-        moment, action = MOMENTS[nth], [*SIGNALS][nth % len(SIGNALS)]
-        # Pictures take longer than all else here: only where they are what is hit.
+        moment, action = MOMENTS[nth], [*EXIT_CODES][nth % len(EXIT_CODES)]
+        # Pictures take longer than the rest of the run, so they are on only if the run is stopped while it draws them.
         pictures = "callbacks.pictures.formats=[png]" if "draw_run" in str(moment) else NO_PICTURES
         code, printed = forks.run(tmp_path, *settings, pictures, moment=(*moment, action))
         check_stopped(code, printed, action, run)
@@ -121,16 +122,16 @@ def test_killed_at_any_moment(forks: Forks, tmp_path: Path, order: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run with `SETTINGS` that nothing stopped."""
+def reference(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run with `SETTINGS`."""
     folder = tmp_path_factory.mktemp("whole")
     code, printed = forks.run(folder, *SETTINGS, NO_PICTURES)
     assert code == 0, printed
     return folder / "run"
 
 
-def test_killed_while_a_checkpoint_is_written(forks: Forks, tmp_path: Path, whole: Path) -> None:
-    """The old one stays, and the run loses one epoch; `tests/core/test_files.py` has every step of writing."""
+def test_kill_while_a_checkpoint_is_written_keeps_the_old_one(forks: Forks, tmp_path: Path, reference: Path) -> None:
+    """The run loses one epoch. `tests/core/test_files.py` tests every step of writing a file."""
     checkpoints = tmp_path / "run" / "checkpoints"
     code, printed = forks.run(
         tmp_path, *SETTINGS, NO_PICTURES, moment=("in_writing", "last.ckpt", "half", 3, "SIGKILL")
@@ -141,11 +142,11 @@ def test_killed_while_a_checkpoint_is_written(forks: Forks, tmp_path: Path, whol
     code, printed = forks.run(tmp_path, *SETTINGS, NO_PICTURES)
     assert code == 0, printed
     assert "resuming after epoch 2" in (tmp_path / "run" / "train.log").read_text()
-    check_same(whole, tmp_path / "run")
+    check_same(reference, tmp_path / "run")
 
 
-def test_a_disk_that_fails(forks: Forks, tmp_path: Path, whole: Path) -> None:
-    """Wherever it does: one line, no result, the earlier checkpoint unchanged, and the same command resumes the run."""
+def test_disk_errors_end_the_run_in_one_line(forks: Forks, tmp_path: Path, reference: Path) -> None:
+    """At any write: no result, the earlier checkpoint is unchanged, and the same command resumes the run."""
     settings = (*(word for word in SETTINGS if word != "logger=none"), NO_PICTURES)
     run = tmp_path / "run"
     for moment in (
@@ -169,25 +170,27 @@ def test_a_disk_that_fails(forks: Forks, tmp_path: Path, whole: Path) -> None:
             torch.load(checkpoint, weights_only=True)
     code, printed = forks.run(tmp_path, *settings)
     assert code == 0, printed
-    check_same(whole, run)
+    check_same(reference, run)
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """An empty file system in memory of 1 MB; only root can make one."""
+    """An empty file system of 1 MB in memory, which only root can mount."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True)
-    if made.returncode:
-        pytest.skip("no right to mount a file system")
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True)
+    if mount.returncode:
+        pytest.skip("no permission to mount a file system")
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_a_disk_that_is_full(forks: Forks, tmp_path: Path, small_disk: Path, whole: Path) -> None:
-    """A real one, of sizes at which a run ends in its log, its checkpoints, its record."""
+def test_run_on_a_full_disk_resumes_when_there_is_space(
+    forks: Forks, tmp_path: Path, small_disk: Path, reference: Path
+) -> None:
+    """On a real file system, with sizes at which the disk is full while log, checkpoints or snapshots are written."""
     settings = (*SETTINGS, NO_PICTURES, f"hydra.run.dir={small_disk}/run")
-    ended = set()
+    epochs_done = set()
     for kilobytes in KILOBYTES:
         subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", str(small_disk)], check=True)
         code, printed = forks.run(tmp_path, *settings)
@@ -197,19 +200,18 @@ def test_a_disk_that_is_full(forks: Forks, tmp_path: Path, small_disk: Path, who
         (line,) = (line for line in printed.splitlines() if line.startswith("error: "))
         assert "No space left on device" in line
         assert not (small_disk / "run" / RESULT).exists()
-        ended.add(Run(small_disk / "run").epochs_done)
-    assert len(ended) > 1, ended
+        epochs_done.add(Run(small_disk / "run").epochs_done)
+    assert len(epochs_done) > 1, epochs_done
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     code, printed = forks.run(tmp_path, *settings)
     assert code == 0, printed
-    check_same(whole, small_disk / "run")
+    check_same(reference, small_disk / "run")
 
 
-def test_a_disk_that_may_only_be_read(forks: Forks, tmp_path: Path, small_disk: Path) -> None:
-    """At the start; once it can be written to, the run resumes."""
+def test_run_on_a_read_only_disk_resumes_when_it_is_writable(forks: Forks, tmp_path: Path, small_disk: Path) -> None:
     settings = (*SETTINGS, NO_PICTURES)
-    given = f"hydra.run.dir={small_disk}/run"
-    assert forks.run(tmp_path, *settings, given, moment=("at_epoch", 3, "SIGKILL"))[0] == -9
+    run_dir = f"hydra.run.dir={small_disk}/run"
+    assert forks.run(tmp_path, *settings, run_dir, moment=("at_epoch", 3, "SIGKILL"))[0] == -9
     before = {path: path.read_bytes() for path in small_disk.rglob("*") if path.is_file()}
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     for folder in ("run", "another"):
@@ -218,18 +220,18 @@ def test_a_disk_that_may_only_be_read(forks: Forks, tmp_path: Path, small_disk: 
         assert re.fullmatch(r"error: [^\n]*Read-only file system[^\n]*\n", printed), printed
     assert before == {path: path.read_bytes() for path in small_disk.rglob("*") if path.is_file()}
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
-    assert forks.run(tmp_path, *settings, given)[0] == 0
+    assert forks.run(tmp_path, *settings, run_dir)[0] == 0
 
 
-def test_data_that_vanish(forks: Forks, tmp_path: Path) -> None:
-    """Before a restart: one line; once they are back the run resumes."""
+def test_run_with_deleted_data_resumes_when_they_are_back(forks: Forks, tmp_path: Path) -> None:
+    """Without its data the restarted run ends in one line."""
     from PIL import Image
 
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for name in ("cat", "dog", "bird"):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for i in range(8):
-            pixels = draw.integers(256, size=(12, 12, 3), dtype=np.uint8)
+            pixels = rng.integers(256, size=(12, 12, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
     settings = (
         "experiment=stagewise", "data=image_folder", f"data.root={tmp_path / 'photos'}", "data.foreground=[cat,dog]",
@@ -245,7 +247,7 @@ def test_data_that_vanish(forks: Forks, tmp_path: Path) -> None:
     assert Run(tmp_path / "run").epochs_done == EPOCHS
 
 
-def test_a_folder_that_vanishes(forks: Forks, tmp_path: Path) -> None:
+def test_deleted_run_folder_ends_the_run_in_one_line(forks: Forks, tmp_path: Path) -> None:
     code, printed = forks.run(tmp_path, *SETTINGS, NO_PICTURES, moment=("vanishing", 3, "run"))
     assert code == 1
     assert re.search(r"^error: run_dir: '.*run' has vanished; [^\n]*$", printed, flags=re.M), printed

@@ -1,4 +1,4 @@
-"""The same seeds on the same machine give the same numbers bit for bit, and each seed moves what is its own."""
+"""The same seeds on the same machine give bit-identical results, and each seed changes only its own random values."""
 
 import functools
 import json
@@ -28,7 +28,7 @@ DIGITS = ("experiment=stagewise", "data=digits")
 
 
 def outcome(settings: DictConfig) -> tuple[Tensor, dict[str, float]]:
-    """Trains, and returns all weights and the last epoch's metrics."""
+    """Trains a run and returns all weights and the last epoch's metrics."""
     module = fit(settings)
     return torch.cat([p.detach().flatten() for p in module.parameters()]), module.epoch_metrics
 
@@ -41,38 +41,38 @@ def check_same(one: tuple[Tensor, dict[str, float]], other: tuple[Tensor, dict[s
 @pytest.mark.parametrize(
     ("data", "order"), [*((("data=gaussian",), order) for order in ORDERS), (DIGITS, "what_then_where")]
 )
-def test_however_many_steps_a_block_has(config: Config, order: str, data: tuple[str, ...]) -> None:
+def test_results_do_not_depend_on_steps_per_block(config: Config, order: str, data: tuple[str, ...]) -> None:
     settings = (*data, f"schedule={order}", *FOUR)
     one, *others = (outcome(config(*settings, f"data.steps_per_block={steps}")) for steps in ("1", "2", "null"))
     for other in others:
         check_same(one, other)
 
 
-def test_however_many_workers_a_loader_has(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows alone travel through loaders; there is no key for it, but a trainer of one's own may add some."""
+def test_results_do_not_depend_on_loader_workers(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No config key adds workers, but a custom trainer can."""
     settings = config(*FOUR, "data.steps_per_block=1")
-    without = outcome(settings)
-    made: list[DataLoader[Tensor]] = []
+    without_workers = outcome(settings)
+    loaders: list[DataLoader[Tensor]] = []
 
-    def loader(*given: Any, **named: Any) -> DataLoader[Tensor]:
-        made.append(DataLoader(*given, **named, num_workers=2))
-        return made[-1]
+    def loader(*args: Any, **kwargs: Any) -> DataLoader[Tensor]:
+        loaders.append(DataLoader(*args, **kwargs, num_workers=2))
+        return loaders[-1]
 
     monkeypatch.setattr(sampler, "DataLoader", loader)
-    check_same(without, outcome(settings))
-    assert made
+    check_same(without_workers, outcome(settings))
+    assert loaders
 
 
 class Drops(nn.Sequential):
-    """Draws while it trains."""
+    """A network with dropout, which samples random numbers in training."""
 
     def __init__(self, in_shape: tuple[int, ...], outputs: int) -> None:
         super().__init__(nn.Flatten(), nn.Dropout(0.3), nn.Linear(in_shape[0], outputs))
 
 
 @pytest.mark.parametrize("order", ["what_then_where", "joint"])
-def test_twice(config: Config, order: str) -> None:
-    """Whatever the process drew and did between the two."""
+def test_second_run_in_a_process_equals_the_first(config: Config, order: str) -> None:
+    """Also after other random numbers were sampled and another run was trained in between."""
     drops = (
         *(f"~model.{name}.hidden" for name in ("where", "what")),
         *(f"model.{name}._target_=test_determinism.Drops" for name in ("where", "what")),
@@ -84,8 +84,8 @@ def test_twice(config: Config, order: str) -> None:
     check_same(first, outcome(settings))
 
 
-def drawn(settings: DictConfig) -> dict[str, list[Tensor]]:
-    """Returns all that chance decides before and during training, by the seed it is to follow from."""
+def sampled(settings: DictConfig) -> dict[str, list[Tensor]]:
+    """Returns all values that are sampled before and during training, by the seed that they must depend on."""
     module, data = build(settings)
     assert isinstance(data, MosaicDataModule)
     visited = []
@@ -93,12 +93,12 @@ def drawn(settings: DictConfig) -> dict[str, list[Tensor]]:
         loader = data.train_dataloader()
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         visited.append(torch.cat(list(loader)))
-    draws = []
+    data_values = []
     for split in SPLITS:
         mosaics = data.mosaics[split]
-        draws += [mosaics.pool.patches, mosaics.index, mosaics.foreground]
+        data_values += [mosaics.pool.patches, mosaics.index, mosaics.foreground]
     return {
-        "data": draws,
+        "data": data_values,
         "init": [p.detach() for p in module.parameters() if p.dim() > 1],
         "order": visited,
     }
@@ -106,39 +106,39 @@ def drawn(settings: DictConfig) -> dict[str, list[Tensor]]:
 
 @pytest.mark.parametrize("data", [("data=gaussian",), DIGITS])
 @pytest.mark.parametrize("seed", ["data", "init", "order"])
-def test_a_seed_moves_what_is_its_own_and_nothing_else(config: Config, data: tuple[str, ...], seed: str) -> None:
-    before, after = drawn(config(*data)), drawn(config(*data, f"seed.{seed}=1"))
+def test_each_seed_changes_only_its_own_values(config: Config, data: tuple[str, ...], seed: str) -> None:
+    before, after = sampled(config(*data)), sampled(config(*data, f"seed.{seed}=1"))
     assert before.keys() == after.keys()
     for name, tensors in before.items():
         assert len(tensors) >= 2
         for one, other in zip(tensors, after[name], strict=True):
-            assert torch.equal(one, other) == (name != seed), f"seed.{seed}, what {name} decides"
+            assert torch.equal(one, other) == (name != seed), f"seed.{seed}, values of {name}"
 
 
-def test_seeds_of_the_same_value_give_streams_of_their_own(config: Config) -> None:
-    """What is drawn with one seed does not follow from what is drawn with another, or for another split."""
-    everything = drawn(config("seed.all=3"))
-    tables = [t for t in everything["data"] if t.dtype == torch.int64 and t.dim() == 2]
+def test_equal_seeds_give_independent_streams(config: Config) -> None:
+    """Values sampled with one seed differ from those sampled with another seed or for another split."""
+    values = sampled(config("seed.all=3"))
+    tables = [t for t in values["data"] if t.dtype == torch.int64 and t.dim() == 2]
     assert not any(torch.equal(tables[i][:30], tables[j][:30]) for i in range(3) for j in range(i))
-    one, two = everything["order"]
+    one, two = values["order"]
     assert not torch.equal(one, two)
     assert sorted(one.tolist()) == sorted(two.tolist()) == list(range(60))
 
 
-def of_jobs(folder: Path) -> dict[int, tuple[Any, dict[str, Tensor]]]:
-    """Returns, by seed, metrics and weights of the jobs of a sweep."""
-    found = {}
+def results_of_jobs(folder: Path) -> dict[int, tuple[Any, dict[str, Tensor]]]:
+    """Returns the metrics and weights of a sweep's jobs by seed."""
+    results = {}
     for job in folder.iterdir():
         if (job / "result.json").exists():
             result = json.loads((job / "result.json").read_text())
             weights = torch.load(job / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-            found[result["seed"]["all"]] = result["metrics"], weights
-    return found
+            results[result["seed"]["all"]] = result["metrics"], weights
+    return results
 
 
 @pytest.mark.faults
-def test_however_a_sweep_runs(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One after another or at once, in any order; on images, where the threads decide the last digits."""
+def test_results_do_not_depend_on_how_a_sweep_runs(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs one after another or at once, in any order; on images, where threads affect the last digits."""
     monkeypatch.delenv("OMP_NUM_THREADS")
     settings = (
         *SMALL,
@@ -152,18 +152,18 @@ def test_however_a_sweep_runs(cli: Cli, tmp_path: Path, monkeypatch: pytest.Monk
     )
     quiet = ("logger=none", "callbacks.pictures=null")
     joblib = ("hydra/launcher=joblib",)
-    ways = {
+    launches = {
         "one": ("seed.all=0,1,2", "compute.threads=1"),
         "joblib": ("seed.all=1,2,0", *joblib, "hydra.launcher.n_jobs=2"),
     }
-    monkeypatch.setattr("joblib.cpu_count", functools.partial(int, 4))  # so one thread each
-    ran = {}
-    for way, given in ways.items():
-        code, _, err = cli("train", *settings, *quiet, *given, f"hydra.sweep.dir={tmp_path / way}", "-m")
+    monkeypatch.setattr("joblib.cpu_count", functools.partial(int, 4))  # so that each job has one thread
+    results = {}
+    for launch, overrides in launches.items():
+        code, _, err = cli("train", *settings, *quiet, *overrides, f"hydra.sweep.dir={tmp_path / launch}", "-m")
         assert code == 0, err
-        ran[way] = of_jobs(tmp_path / way)
-        assert sorted(ran[way]) == [0, 1, 2]
+        results[launch] = results_of_jobs(tmp_path / launch)
+        assert sorted(results[launch]) == [0, 1, 2]
     for seed in range(3):
-        (metrics, weights), (others, other) = ran["one"][seed], ran["joblib"][seed]
-        assert metrics == others, seed
-        assert all(torch.equal(weights[name], other[name]) for name in weights), seed
+        (metrics, weights), (joblib_metrics, joblib_weights) = results["one"][seed], results["joblib"][seed]
+        assert metrics == joblib_metrics, seed
+        assert all(torch.equal(weights[name], joblib_weights[name]) for name in weights), seed

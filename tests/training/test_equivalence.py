@@ -1,4 +1,4 @@
-"""In float64 the package computes what the document's loop computes."""
+"""In float64 the package computes the same as a plain loop written from the stage-wise study (docs/sources.md)."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 class RandomImages(MosaicDataModule):
-    """60 random colour images of 32 x 32 in ten classes."""
+    """Data module with 60 random colour images of 32 x 32 pixels in ten classes."""
 
     def load_pools(self) -> tuple[Pool, Pool]:
         def pool(rng: np.random.Generator) -> Pool:
@@ -32,7 +32,7 @@ class RandomImages(MosaicDataModule):
 
 
 def materialise(pool: Pool, index: torch.Tensor) -> torch.Tensor:
-    """Returns float64 mosaics ``[N, P, C, H, W]``, scaled as torchvision's ToTensor and Normalize would."""
+    """Returns float64 mosaics ``[N, P, C, H, W]``, scaled like torchvision's ToTensor and Normalize."""
     pixels = pool.patches.permute(0, 3, 1, 2).double() / 255
     return ((pixels - 0.5) / 0.5)[index]
 
@@ -58,30 +58,30 @@ def data(**changes: int) -> RandomImages:
     return module
 
 
-def test_outputs_weights_and_every_gradient(config: Callable[..., DictConfig]) -> None:
+def test_outputs_attention_weights_and_gradients_equal_the_reference(config: Callable[..., DictConfig]) -> None:
     mosaics = data().mosaics["train"]
     pair, where, what = networks(config("experiment=stagewise"))
     logits, alpha = pair(mosaics.patches(torch.arange(30), torch.float64))
     F.cross_entropy(logits, mosaics.label).backward()
 
-    wanted_alpha, average = reference.attend(where, materialise(mosaics.pool, mosaics.index))
-    wanted_logits = what(average)
-    F.cross_entropy(wanted_logits, mosaics.label).backward()
+    expected_alpha, average = reference.attend(where, materialise(mosaics.pool, mosaics.index))
+    expected_logits = what(average)
+    F.cross_entropy(expected_logits, mosaics.label).backward()
 
     exact = {"rtol": 0, "atol": 1e-10}
-    torch.testing.assert_close(logits, wanted_logits, **exact)
-    torch.testing.assert_close(alpha, wanted_alpha, **exact)
-    for ours, theirs in ((pair.where, where), (pair.what, what)):
-        for (name, mine), wanted in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-            # What all scores have in common does not count: its gradient is zero but for the CPU's rounding.
-            in_common = ours is pair.where and name.endswith("layers.3.bias")
-            assert in_common or wanted.grad.abs().max() > 0
-            torch.testing.assert_close(mine.grad, wanted.grad, **exact)
+    torch.testing.assert_close(logits, expected_logits, **exact)
+    torch.testing.assert_close(alpha, expected_alpha, **exact)
+    for network, reference_network in ((pair.where, where), (pair.what, what)):
+        for (name, value), expected in zip(network.named_parameters(), reference_network.parameters(), strict=True):
+            # Softmax ignores a shift of all scores, so the gradient of Where's last bias is zero except for rounding.
+            shifts_all_scores = network is pair.where and name.endswith("layers.3.bias")
+            assert shifts_all_scores or expected.grad.abs().max() > 0
+            torch.testing.assert_close(value.grad, expected.grad, **exact)
 
 
 @pytest.mark.parametrize("cache_gb", [0.0, 1.0])
-def test_stagewise_training(config: Callable[..., DictConfig], cache_gb: float) -> None:
-    """Five epochs through both stages, with kept aggregates and without: the same weights."""
+def test_stagewise_training_equals_the_reference(config: Callable[..., DictConfig], cache_gb: float) -> None:
+    """Compares the weights after five epochs of both stages, with and without kept aggregates."""
     settings = config(
         "experiment=stagewise", "precision=float64", "schedule.k=2", "schedule.epochs=5", "lr.what=0.5", "lr.where=0.3",
         "seed.all=3",
@@ -93,16 +93,15 @@ def test_stagewise_training(config: Callable[..., DictConfig], cache_gb: float) 
     build_trainer(settings, "64-true").fit(module, datamodule=images)
 
     mosaics = images.mosaics["train"]
-    rates = {"what": 0.5, "where": 0.3}  # large, so that each weight moves far more than the tolerance
+    rates = {"what": 0.5, "where": 0.3}  # large, so that each weight changes far more than the tolerance
     orders = [np.random.default_rng([3, epoch, 1]).permutation(30).tolist() for epoch in range(5)]
     reference.train(
         where, what, materialise(mosaics.pool, mosaics.index), mosaics.label, orders, k=2, batch=12, lr=rates
     )
-    wanted = dict(zip(("where", "what"), (where, what), strict=True))
     start = pair.state_dict()
-    for name, mine in module.pair.named_parameters():
+    for name, value in module.pair.named_parameters():
         # Softmax ignores a shift of all scores, so Where's last bias has no gradient.
-        assert mine.dim() == 1 or (mine - start[name]).abs().max() > 1e-6, "training moved nothing"
-    for name, network in wanted.items():
-        for mine, theirs in zip(getattr(module.pair, name).parameters(), network.parameters(), strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
+        assert value.dim() == 1 or (value - start[name]).abs().max() > 1e-6, "training changed nothing"
+    for network, reference_network in ((module.pair.where, where), (module.pair.what, what)):
+        for value, expected in zip(network.parameters(), reference_network.parameters(), strict=True):
+            torch.testing.assert_close(value, expected, rtol=0, atol=1e-10)

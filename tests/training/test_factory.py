@@ -1,4 +1,4 @@
-"""What is tried before training, and what a user is to type where it fails."""
+"""Checks of networks before training, and the override that the error message advises."""
 
 from typing import Any
 
@@ -11,16 +11,16 @@ from attnmosaic.training.factory import _check_smallest_part
 
 
 @pytest.mark.parametrize(
-    ("n", "batch_size", "processes", "microbatches", "typed"),
+    ("n", "batch_size", "processes", "microbatches", "override"),
     [
         (60, 59, 1, None, "data.batch_size=60"),
-        (61, 1, 1, None, "data.batch_size=7"),  # 2 to 6 leave one of 61, too
+        (61, 1, 1, None, "data.batch_size=7"),  # sizes 2 to 6 also leave a minibatch with one of 61 examples
         (40, 4, 4, None, "data.batch_size=8"),
         (60, 10, 1, 10, "optimizer.microbatches=null"),
     ],
 )
-def test_the_advised_minibatches_leave_no_part_of_one(
-    n: int, batch_size: int, processes: int, microbatches: int | None, typed: str
+def test_advised_batch_size_leaves_no_part_with_one_example(
+    n: int, batch_size: int, processes: int, microbatches: int | None, override: str
 ) -> None:
     config: dict[str, Any] = {
         "data": {"batch_size": batch_size},
@@ -28,5 +28,5 @@ def test_the_advised_minibatches_leave_no_part_of_one(
         "trainer": {"strategy": "ddp", "devices": processes},
         "model": {"what": {"_target_": "Normed"}},
     }
-    with pytest.raises(UserError, match=rf"^data\.batch_size: .*Normed does not take it .*; type {typed}$"):
+    with pytest.raises(UserError, match=rf"^data\.batch_size: .*Normed .*; type {override}$"):
         _check_smallest_part(config, "what", n, lambda: nn.BatchNorm1d(3)(torch.zeros(1, 3)))

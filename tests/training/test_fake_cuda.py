@@ -1,4 +1,4 @@
-"""No step mixes devices or waits for the GPU; found without one, on tensors that have no values."""
+"""No step mixes devices or waits for the GPU; tested without a GPU, on tensors without values."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -26,13 +26,13 @@ from attnmosaic.training.steps import StepOutputs
 
 Config = Callable[..., DictConfig]
 
-# Fake tensors know of no fused SGD, of no streams and of no free memory.
+# Fake tensors do not support fused SGD, CUDA streams or the query of free memory.
 EAGER = ("compute.engine=eager", "compute.pool=device", "+optimizer.what.foreach=true", "+optimizer.where.foreach=true")
 CNN = ("data=digits", "model=cnn")
 
 
 class ColourDigits(DigitsMosaics):
-    """The digits in three channels, each with a mean and a deviation of its own."""
+    """The digits in three channels, which have different means and standard deviations."""
 
     def load_pools(self) -> tuple[Pool, Pool]:
         def coloured(pool: Pool) -> Pool:
@@ -66,15 +66,16 @@ def step(module: StagewiseModule, stage: Stage, rows: Tensor) -> StepOutputs:
     """Takes a step as `StagewiseModule.training_step` does."""
     module.pair.requires_grad_(False)
     networks = [getattr(module.pair, name).requires_grad_(True) for name in stage.learners]
-    learning = [list(network.parameters()) for network in networks]
-    optimizers = [module.make_optimizers[name](p) for name, p in zip(stage.learners, learning, strict=True)]
-    seen = module.steps(rows, stage, optimizers, learning, lambda _: zero_gradients([p for ps in learning for p in ps]))
-    assert {part.device for part in seen} == {CUDA}
-    return seen
+    trained = [list(network.parameters()) for network in networks]
+    optimizers = [module.make_optimizers[name](p) for name, p in zip(stage.learners, trained, strict=True)]
+    parameters = [p for network in networks for p in network.parameters()]
+    outputs = module.steps(rows, stage, optimizers, trained, lambda _: zero_gradients(parameters))
+    assert {part.device for part in outputs} == {CUDA}
+    return outputs
 
 
 def train_and_measure(module: StagewiseModule) -> None:
-    """Takes steps in every stage, the second of each without waiting; then measures, and does what callbacks do."""
+    """Takes two steps in every stage, of which the second must not wait; then evaluates like a run with callbacks."""
     rows = torch.arange(25).to(CUDA)
     for stage in (Stage.WHAT, Stage.WHERE, Stage.JOINT):
         if module.pair.where is None and stage is not Stage.WHAT:
@@ -104,15 +105,15 @@ def train_and_measure(module: StagewiseModule) -> None:
 
 @pytest.fixture
 def stepped(config: Config, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Trains and measures on the fake GPU."""
+    """Returns a function that trains and measures a run on the fake GPU."""
 
-    def work(*overrides: str, precision: Any = nullcontext) -> None:
+    def train(*overrides: str, precision: Any = nullcontext) -> None:
         module, data = build(config(*overrides, *EAGER))
         with fake_cuda(monkeypatch), precision():
             on_fake_cuda(module, data)
             train_and_measure(module)
 
-    return work
+    return train
 
 
 @pytest.mark.parametrize(
@@ -144,7 +145,7 @@ def test_bfloat16_is_in_effect() -> None:
         ("mnist_product", bfloat16, ()),
     ],
 )
-def test_two_outputs(
+def test_no_step_with_two_outputs_waits_or_mixes_devices(
     config: Config, monkeypatch: pytest.MonkeyPatch, experiment: str, precision: Any, more: tuple[str, ...]
 ) -> None:
     module, data = build(config(f"experiment={experiment}", "compute.pool=device", *more))
@@ -163,11 +164,11 @@ def test_two_outputs(
                 optimizer.step()
 
 
-# ---- what shows that a fault would be found
+# ---- these checks find faults
 
 
 def scaled_on_the_host(self: Pool, patches: Tensor, dtype: torch.dtype) -> Tensor:
-    """Scales channels by numbers that are copied to the device at every call."""
+    """Scales channels with means and deviations that are copied to the device in every call."""
     std = (picked := patches.to(dtype)).new_tensor(self.std)
     return picked.mul_(1 / (255 * std)).sub_(picked.new_tensor(self.mean) / std).movedim(-1, -3)
 
@@ -179,14 +180,14 @@ def test_means_copied_at_every_gather_are_found(stepped: Callable[..., None], mo
 
 
 class Waiting(ConvNet):
-    """Looks at a number on the host."""
+    """A network that reads a number on the host and so waits for the GPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) / max(1.0, x.max().item())
 
 
 class Mixing(ConvNet):
-    """Adds a tensor that no module holds, and so stays on the host."""
+    """A network that adds a tensor which is no parameter or buffer and so stays on the host."""
 
     def __init__(self, in_shape: tuple[int, ...], outputs: int, **sizes: Any) -> None:
         super().__init__(in_shape, outputs, **sizes)
@@ -198,12 +199,12 @@ class Mixing(ConvNet):
 
 @pytest.mark.parametrize("network", ["where", "what"])
 @pytest.mark.parametrize(
-    ("fault", "found"), [(Waiting, DataDependentOutputException), (Mixing, FakeTensorDeviceMismatchError)]
+    ("fault", "error"), [(Waiting, DataDependentOutputException), (Mixing, FakeTensorDeviceMismatchError)]
 )
 def test_faults_of_a_network_are_found(
-    stepped: Callable[..., None], network: str, fault: type, found: type[Exception]
+    stepped: Callable[..., None], network: str, fault: type, error: type[Exception]
 ) -> None:
-    with pytest.raises(found):
+    with pytest.raises(error):
         stepped(*CNN, f"model.{network}._target_=test_fake_cuda.{fault.__name__}")
 
 
@@ -226,8 +227,8 @@ def test_faults_of_a_network_are_found(
 )
 def test_waits_and_mixed_devices_are_found(work: Callable[[Tensor], object], monkeypatch: pytest.MonkeyPatch) -> None:
     with fake_cuda(monkeypatch):
-        there = torch.zeros(3).to(CUDA)
+        on_device = torch.zeros(3).to(CUDA)
         with NoWaits():
-            assert (2 * there + torch.tensor(1.0)).device == CUDA, "a number on the host is no wait"
+            assert (2 * on_device + torch.tensor(1.0)).device == CUDA, "a number on the host is no wait"
             with pytest.raises(RuntimeError):
-                work(there)
+                work(on_device)

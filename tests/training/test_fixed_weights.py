@@ -1,4 +1,4 @@
-"""Training What alone on decreed averages, against a loop written from document 001."""
+"""Training What alone with fixed attention weights equals a loop written from the weighted-average study."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,14 +22,14 @@ DIGITS = (
 )  # fmt: skip
 
 
-def given(config: Config, weight: str, *overrides: str) -> DictConfig:
+def with_weight(config: Config, weight: str, *overrides: str) -> DictConfig:
     return config(*DIGITS, f"data.weights.foreground={weight}", "schedule.epochs=2", *overrides)
 
 
 @pytest.mark.parametrize(("weight", "expected"), [("1/9", "mean"), ("9/9", "foreground")])
-def test_aggregates_at_both_ends(config: Config, weight: str, expected: str) -> None:
+def test_aggregates_with_smallest_and_largest_foreground_weight(config: Config, weight: str, expected: str) -> None:
     """Dataset 1's aggregates are plain means, dataset 9's the foreground patches themselves."""
-    module, data = build(given(config, weight))
+    module, data = build(with_weight(config, weight))
     train = data.mosaics["train"]
     rows = torch.arange(len(train))
     frozen = FrozenWhere(module.pair, data.mosaics, torch.float64, 10**9)
@@ -39,14 +39,14 @@ def test_aggregates_at_both_ends(config: Config, weight: str, expected: str) -> 
         alpha, aggregates = frozen.attend("train", rows)
         assert alpha.sum(dim=1).sub(1).abs().max() < 1e-12
         patches = train.patches(rows, torch.float64)
-        wanted = patches.mean(dim=1) if expected == "mean" else patches[rows, train.foreground]
-        assert (aggregates - wanted).abs().max() < 1e-12
+        reference = patches.mean(dim=1) if expected == "mean" else patches[rows, train.foreground]
+        assert (aggregates - reference).abs().max() < 1e-12
 
 
-def test_equals_a_plain_loop(config: Config) -> None:
-    """Outputs, losses and weights after two epochs, in float64."""
-    wanted = given(config, "5/9", "lr.what=0.05")
-    module, data = build(wanted)
+def test_training_equals_a_plain_loop(config: Config) -> None:
+    """Compares aggregates, losses and weights after two epochs, in float64."""
+    settings = with_weight(config, "5/9", "lr.what=0.05")
+    module, data = build(settings)
     reference = ConvNet(data.patch_shape, data.n_labels).double()
     reference.load_state_dict(module.pair.what.state_dict())
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.05, momentum=0.9)
@@ -68,21 +68,21 @@ def test_equals_a_plain_loop(config: Config) -> None:
             total += loss.item() * len(rows)
         losses.append(total / len(train))
     measured: list[float] = []
-    trained = fit(wanted, AfterEpoch(lambda _, m: measured.append(m.epoch_metrics["running/loss"])))
+    trained = fit(settings, AfterEpoch(lambda _, m: measured.append(m.epoch_metrics["running/loss"])))
     assert measured == pytest.approx(losses, abs=1e-12)
     for name, value in reference.state_dict().items():
         assert (trained.pair.what.state_dict()[name] - value).abs().max() < 1e-10
     assert (aggregate(weights, patches) - averages).abs().max() < 1e-12
 
 
-def test_there_is_no_where(config: Config) -> None:
-    module, _ = build(given(config, "3/9"))
+def test_pair_has_no_where_network(config: Config) -> None:
+    module, _ = build(with_weight(config, "3/9"))
     assert module.pair.where is None
     assert all(name.startswith("pair.what.") for name in module.state_dict())
 
 
 def test_views_are_measured_when_the_run_ends(train: Callable[..., dict[str, float]]) -> None:
-    """A view with the run's own weights is the run's own split; and the published columns are there."""
+    """A view with the weights of the training split has the metrics of that split; all published columns exist."""
     overrides = ("experiment=averages/dataset4", "data=digits", "data.foreground=[0,1,2]", "schedule.epochs=3")
     metrics = train(*overrides, "lr.what=0.05")
     names = [f"dataset_{i}" for i in range(1, 11)]
@@ -94,8 +94,10 @@ def test_views_are_measured_when_the_run_ends(train: Callable[..., dict[str, flo
     assert metrics["dataset_9/foreground_weight"] == 1
 
 
-def test_stops_at_a_mean_loss(config: Config, train: Callable[..., dict[str, float]], tmp_path: Any) -> None:
-    """`callbacks=stop_at_loss`: the run ends with the first epoch whose mean loss is below the threshold."""
+def test_stop_at_loss_ends_the_run_at_the_first_small_loss(
+    config: Config, train: Callable[..., dict[str, float]], tmp_path: Any
+) -> None:
+    """With `callbacks=stop_at_loss` the run ends with the first epoch whose mean loss is below the threshold."""
     train(
         "experiment=weighted_average", "data=digits", "data.foreground=[0,1,2]", "callbacks=stop_at_loss",
         "data.weights.foreground=9/9", "callbacks.stop.stopping_threshold=1.0", "lr.what=0.1", "schedule.epochs=60",

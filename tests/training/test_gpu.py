@@ -1,4 +1,4 @@
-"""The same training on a GPU; skips where there is none."""
+"""Training on a GPU gives the results of the CPU; skipped without a GPU."""
 
 import logging
 import math
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
 @pytest.mark.parametrize("data", ["gaussian", "digits"])
-def test_float64_agrees_with_the_cpu(train: Train, data: str) -> None:
+def test_gpu_equals_cpu_in_float64(train: Train, data: str) -> None:
     model = "cnn" if data == "digits" else "mlp"
     settings = (f"data={data}", f"model={model}", "precision=float64", "schedule.k=2", "schedule.epochs=6")
     cpu = train(*settings, run_dir="cpu")
@@ -38,7 +38,7 @@ def test_float64_agrees_with_the_cpu(train: Train, data: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_runs_and_resumes(train: Train, precision: str, tmp_path: Path) -> None:
+def test_gpu_run_resumes(train: Train, precision: str, tmp_path: Path) -> None:
     settings = ("data=digits", "model=cnn", f"precision={precision}", "trainer.accelerator=gpu", "schedule.k=1")
     train(*settings, "schedule.epochs=2", run_dir="first")
     last = tmp_path / "first" / "checkpoints" / "last.ckpt"
@@ -46,27 +46,27 @@ def test_runs_and_resumes(train: Train, precision: str, tmp_path: Path) -> None:
     assert all(math.isfinite(value) for value in metrics.values())
 
 
-def torchs(name: str) -> tuple[str, ...]:
-    """Without the momentum that SGD is given."""
+def torch_optimizer(name: str) -> tuple[str, ...]:
+    """Returns the overrides for an optimizer of torch, without the momentum that the config sets for SGD."""
     return ("optimizer=adam", *(f"optimizer.{network}._target_=torch.optim.{name}" for network in ("what", "where")))
 
 
 @pytest.mark.parametrize("optimizer", ["Adam", "RMSprop", "SGD"])
-@pytest.mark.parametrize(("begun_on", "resumed_on"), [("cpu", "gpu"), ("gpu", "cpu")])
-def test_resumes_on_another_device(
-    train: Train, begun_on: str, resumed_on: str, optimizer: str, tmp_path: Path
+@pytest.mark.parametrize(("started_on", "resumed_on"), [("cpu", "gpu"), ("gpu", "cpu")])
+def test_run_resumes_on_another_device(
+    train: Train, started_on: str, resumed_on: str, optimizer: str, tmp_path: Path
 ) -> None:
-    """What an optimizer counted on one device it goes on counting on the other."""
-    settings = ("data=digits", "model=cnn", *torchs(optimizer), "precision=float64", "schedule.k=1")
-    train(*settings, f"trainer.accelerator={begun_on}", "schedule.epochs=2", run_dir="begun")
-    last = tmp_path / "begun" / "checkpoints" / "last.ckpt"
+    """The optimizer continues its count of steps on the other device."""
+    settings = ("data=digits", "model=cnn", *torch_optimizer(optimizer), "precision=float64", "schedule.k=1")
+    train(*settings, f"trainer.accelerator={started_on}", "schedule.epochs=2", run_dir="started")
+    last = tmp_path / "started" / "checkpoints" / "last.ckpt"
     resume = ("schedule.epochs=4", f"ckpt_path={last}", f"trainer.accelerator={resumed_on}")
     moved = train(*settings, *resume, run_dir="moved")
     assert moved == pytest.approx(train(*settings, "schedule.epochs=4", run_dir="whole"), rel=1e-5, abs=1e-5)
 
 
-class Watch(pl.Callback):
-    """Forbids waiting for the device in all blocks of an epoch but the last, once the first epoch is over."""
+class ForbidWaits(pl.Callback):
+    """Raises an error if code waits for the device in the second block of epochs 1 and 4 (counted from 0)."""
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -78,25 +78,25 @@ class Watch(pl.Callback):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def watched(config: DictConfig) -> StagewiseModule:
-    """Trains under a `Watch`, which must not outlive a run that raised."""
+def fit_without_waits(config: DictConfig) -> StagewiseModule:
+    """Trains with `ForbidWaits`, and restores torch's debug mode also after an error."""
     try:
-        return fit(config, Watch())
+        return fit(config, ForbidWaits())
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.fixture
 def captured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What was captured so far."""
-    works: list[Any] = []
+    """A list of the steps that are captured during the test."""
+    captured_steps: list[Any] = []
 
-    def capture(work: Callable[[], StepOutputs], stream: Any) -> Any:
-        works.append(work)
-        return cuda_graphs.cuda_graph(work, stream)
+    def capture(step: Callable[[], StepOutputs], stream: Any) -> Any:
+        captured_steps.append(step)
+        return cuda_graphs.cuda_graph(step, stream)
 
     monkeypatch.setattr(stagewise, "GraphedSteps", lambda steps: cuda_graphs.GraphedSteps(steps, capture))
-    return works
+    return captured_steps
 
 
 SHORT = (
@@ -114,8 +114,8 @@ CLOSE = {"float64": 1e-10, "float32": 1e-3, "bfloat16": 1e-2}
         ("float64", ()),
         ("float64", (CLIPPED,)),
         ("float64", ("optimizer=adam",)),
-        ("float64", torchs("AdamW")),
-        ("float64", torchs("RMSprop")),
+        ("float64", torch_optimizer("AdamW")),
+        ("float64", torch_optimizer("RMSprop")),
         ("float64", ("schedule=joint",)),
         ("float32", ()),
         ("float32", (CLIPPED, "optimizer=adam")),
@@ -124,7 +124,7 @@ CLOSE = {"float64": 1e-10, "float32": 1e-3, "bfloat16": 1e-2}
         ("bfloat16", (CLIPPED, "optimizer=adam")),
     ],
 )
-def test_graphs_step_as_eager_steps_do(
+def test_graph_steps_equal_eager_steps(
     config: Callable[..., DictConfig],
     model: tuple[str, ...],
     precision: str,
@@ -132,32 +132,32 @@ def test_graphs_step_as_eager_steps_do(
     captured: list[Any],
 ) -> None:
     settings = (*model, f"precision={precision}", *more, *SHORT)
-    fast = watched(config(*settings))
+    graphed = fit_without_waits(config(*settings))
     assert len(captured) == (1 if "schedule=joint" in more else 2), "one step of each stage was captured"
     captured.clear()
-    plain = watched(config(*settings, "compute.engine=eager"))
+    eager = fit_without_waits(config(*settings, "compute.engine=eager"))
     assert not captured
     for name in ("running/loss", "running/accuracy"):
-        assert fast.epoch_metrics[name] == pytest.approx(plain.epoch_metrics[name], rel=0.05, abs=CLOSE[precision])
+        assert graphed.epoch_metrics[name] == pytest.approx(eager.epoch_metrics[name], rel=0.05, abs=CLOSE[precision])
     if not any("optimizer" in setting for setting in more if setting != CLIPPED):
-        # The others divide by the size of a gradient, and so blow up the rounding of one that should be 0.
-        for one, other in zip(fast.parameters(), plain.parameters(), strict=True):
+        # The other optimizers divide by the size of a gradient and so amplify rounding of gradients that should be 0.
+        for one, other in zip(graphed.parameters(), eager.parameters(), strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=CLOSE[precision])
 
 
-@pytest.mark.parametrize("settings", [("model.what._target_=test_fake_cuda.Waiting",), torchs("Adagrad")])
-def test_steps_that_cannot_be_captured_are_taken_one_by_one(
+@pytest.mark.parametrize("settings", [("model.what._target_=test_fake_cuda.Waiting",), torch_optimizer("Adagrad")])
+def test_steps_that_cannot_be_captured_are_ordinary_steps(
     config: Callable[..., DictConfig], settings: tuple[str, ...], captured: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
         module = fit(config("data=digits", "model=cnn", *settings, *SHORT))
     assert not captured
-    assert "taken one by one" in caplog.text
+    assert "cannot be captured" in caplog.text
     assert math.isfinite(module.epoch_metrics["running/loss"])
 
 
 class Synchronizing(ConvNet):
-    """Does what no capture allows, and what torch does not report as a wait."""
+    """A network that synchronizes the device, which a capture does not allow and torch does not report as a wait."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cuda":
@@ -165,27 +165,29 @@ class Synchronizing(ConvNet):
         return super().forward(x)
 
 
-def test_a_capture_that_fails_ends_the_run_in_one_line(tmp_path: Path) -> None:
-    """In a process of its own: torch's allocator may be of no more use to this one."""
+def test_failed_capture_ends_the_run_in_one_line(tmp_path: Path) -> None:
+    """In a separate process, because torch's allocator can be unusable afterwards."""
     settings = ("data=digits", "model=cnn", "model.what._target_=test_gpu.Synchronizing", *SHORT)
     command = [sys.executable, "-m", "attnmosaic.train", *settings, "callbacks.pictures=null", "hydra.run.dir=run"]
     path = os.pathsep.join([str(ROOT / "tests"), str(Path(__file__).parent), *sys.path])
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
-    assert done.returncode == 1, done.stderr
-    assert "compute.engine=eager" in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+    completed = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
+    )
+    assert completed.returncode == 1, completed.stderr
+    assert "compute.engine=eager" in completed.stderr.splitlines()[-1]
+    assert "Traceback" not in completed.stderr
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_two_gpus_give_one_gpus_numbers(train: Train) -> None:
+def test_two_gpus_equal_one_gpu(train: Train) -> None:
     settings = ("data=digits", "model=cnn", "precision=float64", "schedule.k=1", "schedule.epochs=4", "logger=none")
     one = train(*settings, "trainer.accelerator=gpu", run_dir="one")
     two = train(*settings, "trainer=ddp", "trainer.accelerator=gpu", run_dir="two")
     assert two == pytest.approx(one, rel=1e-9, abs=1e-9)
 
 
-def test_patches_from_main_memory_are_the_right_ones() -> None:
-    """While the device is busy, so that a copy from pinned memory that is reused too early shows."""
+def test_patches_from_main_memory_equal_those_on_the_device() -> None:
+    """The device is busy, so that the test fails if pinned memory is reused before its copy has finished."""
     device = torch.device("cuda")
     pixels = torch.randint(256, (20_000, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     pool = Pool(pixels, torch.arange(len(pixels)) % 10, tuple("0123456789"))
@@ -194,15 +196,17 @@ def test_patches_from_main_memory_are_the_right_ones() -> None:
     parts = torch.randperm(2000, device=device).split(100)
     torch.cuda._sleep(10**7)
     for part in parts:
-        there = [host.gather(table[piece], torch.float32) for piece in part.chunk(3)]
+        from_host = [host.gather(table[piece], torch.float32) for piece in part.chunk(3)]
         torch.cuda._sleep(10**6)
-        assert torch.equal(torch.cat(there), near.gather(table[part], torch.float32))
+        assert torch.equal(torch.cat(from_host), near.gather(table[part], torch.float32))
     assert torch.equal(host.gather(table[:50], torch.float32), near.gather(table[:50], torch.float32))
 
 
 @pytest.mark.parametrize("order", ["what_then_where", "joint"])
 @pytest.mark.parametrize("cache_gb", [0, 1])
-def test_a_pool_in_main_memory(config: Callable[..., DictConfig], order: str, cache_gb: int) -> None:
+def test_training_with_pool_in_main_memory_equals_pool_on_device(
+    config: Callable[..., DictConfig], order: str, cache_gb: int
+) -> None:
     settings = (
         "data=digits", "model=cnn", f"schedule={order}", f"compute.cache_gb={cache_gb}", "precision=float64",
         "trainer.accelerator=gpu", "data.steps_per_block=null", "schedule.k=2", "schedule.epochs=4", "logger=none",

@@ -1,4 +1,4 @@
-"""Training with a pool that stays in main memory gives the numbers of one on the device, bit for bit."""
+"""Training with a pool in main memory gives bit-identical results to a pool on the device."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,15 +26,15 @@ QUIET = ("callbacks.progress=null", "callbacks.pictures=null", "logger=none")
     [
         ("data=gaussian", "data.points=40", "schedule=joint", "schedule.epochs=2"),  # Where scores the pool
         (*DIGITS, "data.eval_batch_size=null"),
-        (*DIGITS, "compute.cache_gb=0", "data.steps_per_block=1"),  # aggregates are summed afresh
+        (*DIGITS, "compute.cache_gb=0", "data.steps_per_block=1"),  # no aggregates are kept
         ("experiment=mnist_sum", "schedule.epochs=2"),
     ],
-    ids=["joint", "kept", "summed afresh", "two outputs"],
+    ids=["joint", "kept aggregates", "no kept aggregates", "two outputs"],
 )
-def test_a_run_is_the_same_bit_for_bit(
+def test_host_and_device_pool_give_identical_runs(
     config: Config, settings: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All callbacks are on: they gather patches, too. Few bytes a piece, so that everything comes in pieces."""
+    """All callbacks that gather patches are on, and pieces are so small that all data are computed in pieces."""
     monkeypatch.setattr(attention_cache, "PIECE", {"cpu": 2**14, "gpu": 2**14})
     near, host = (
         train(config(*settings, f"compute.pool={place}", *QUIET, run_dir=place)) for place in ("device", "host")
@@ -51,22 +51,22 @@ def test_a_run_is_the_same_bit_for_bit(
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_captured_steps_are_for_pools_on_the_device(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step captured with patches from main memory would train on the same ones for ever."""
+def test_steps_are_captured_only_for_pools_on_the_device(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step captured with patches from main memory would always train on the same patches."""
     fitted = fit(config(HOST, "schedule.epochs=1", *QUIET))
     host, cuda, cpu = fitted.mosaics["train"].pool, torch.device("cuda"), torch.device("cpu")
     assert isinstance(host, HostPool)
     near = Pool(host.patches, host.labels, host.classes)
-    captured = [cuda_graphs.can_capture(*given) for given in ((cuda, near), (cuda, host), (cpu, near))]
+    captured = [cuda_graphs.can_capture(*arguments) for arguments in ((cuda, near), (cuda, host), (cpu, near))]
     assert captured == [True, False, False]
-    asked = []
-    monkeypatch.setattr(stagewise, "can_capture", lambda *given: asked.append(given))
+    calls = []
+    monkeypatch.setattr(stagewise, "can_capture", lambda *arguments: calls.append(arguments))
     fitted.on_fit_start()
-    assert asked == [(cpu, fitted.mosaics["train"].pool)]
+    assert calls == [(cpu, fitted.mosaics["train"].pool)]
     assert fitted.graphed_steps is None
 
 
-def test_where_the_pool_is_makes_no_other_run(config: Config) -> None:
-    """So that a run goes on, and a row of a table counts, on a machine with another GPU."""
-    near, host = (OmegaConf.to_container(config(given), resolve=True) for given in ("compute.pool=auto", HOST))
+def test_memory_of_the_pool_does_not_change_the_identity_of_a_run(config: Config) -> None:
+    """A run can therefore resume, and counts for its row of a table, on a machine with another GPU."""
+    near, host = (OmegaConf.to_container(config(pool), resolve=True) for pool in ("compute.pool=auto", HOST))
     assert config_hash(near) == config_hash(host)

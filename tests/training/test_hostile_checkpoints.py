@@ -1,4 +1,4 @@
-"""Checkpoints that somebody made to do harm are refused in one line, and nothing that they name is imported."""
+"""Malicious checkpoints are refused in one line, and nothing that they name is imported."""
 
 import re
 import sys
@@ -29,56 +29,58 @@ Change = Callable[[dict[str, Any]], Any]
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Good checkpoints: of a pair, and of a network with two outputs."""
+    """Valid checkpoints of a pair and of a network with two outputs."""
     folder = tmp_path_factory.mktemp("good")
-    for name, given in (("pair", PAIR), ("numbers", NUMBERS)):
-        train_in(folder / name, *given)
+    for name, settings in (("pair", PAIR), ("numbers", NUMBERS)):
+        train_in(folder / name, *settings)
     return {name: folder / name / "checkpoints" / "last.ckpt" for name in ("pair", "numbers")}
 
 
 @pytest.fixture
 def changed(files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Change], Path]:
-    """Returns a function that writes ``hostile.ckpt``, a good checkpoint after a change, in the working directory."""
+    """Returns a function that changes a valid checkpoint and writes it to ``hostile.ckpt`` in a temporary folder."""
     monkeypatch.chdir(tmp_path)
 
     def write(kind: str, change: Change) -> Path:
-        held = torch.load(files[kind], weights_only=True)
-        change(held)
-        torch.save(held, "hostile.ckpt")
+        contents = torch.load(files[kind], weights_only=True)
+        change(contents)
+        torch.save(contents, "hostile.ckpt")
         return Path("hostile.ckpt")
 
     return write
 
 
 @pytest.fixture
-def ask(cli: Cli, changed: Callable[[str, Change], Path], tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
-    """Returns a function that gives a command a checkpoint that was changed."""
+def run_command(
+    cli: Cli, changed: Callable[[str, Change], Path], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Returns a function that runs a command with a changed checkpoint."""
     Image.new("L", (24, 24), 99).save(tmp_path / "a.png")
-    rest = {
+    arguments_of = {
         "evaluate": ("pair", "hydra.run.dir=out"),
         "explain": ("pair", "images=a.png", "hydra.run.dir=out"),
         "predict": ("numbers", "image=a.png", "number=5"),
         "train": ("pair", *PAIR, "schedule.epochs=3", "hydra.run.dir=out"),
     }
 
-    def run(door: str, change: Change, *more: str) -> tuple[int, str, str]:
-        kind, *arguments = rest[door]
-        return cli(door, f"ckpt_path={changed(kind, change)}", *arguments, *more)
+    def run(command: str, change: Change, *more: str) -> tuple[int, str, str]:
+        kind, *arguments = arguments_of[command]
+        return cli(command, f"ckpt_path={changed(kind, change)}", *arguments, *more)
 
     return run
 
 
-def config_of(held: dict[str, Any]) -> dict[str, Any]:
-    config: dict[str, Any] = held["hyper_parameters"]["config"]
+def config_of(contents: dict[str, Any]) -> dict[str, Any]:
+    config: dict[str, Any] = contents["hyper_parameters"]["config"]
     return config
 
 
 def put(key: str, value: Any) -> Change:
     """Returns a change that sets a key of the saved config."""
 
-    def change(held: dict[str, Any]) -> None:
+    def change(contents: dict[str, Any]) -> None:
         *path, last = key.split(".")
-        node: Any = config_of(held)
+        node: Any = config_of(contents)
         for name in path:
             node = node[name]
         node[last] = value
@@ -86,10 +88,10 @@ def put(key: str, value: Any) -> Change:
     return change
 
 
-# ---- what it may name
+# ---- targets that a checkpoint names
 
 NODE = {"_target_": "helpers.payload.Network", "hidden": [4]}
-PLACES = {
+NODES = {
     "evaluate": {
         "model.what._target_": "helpers.payload.Network",
         "objective.other": {"_target_": "helpers.payload.Network"},
@@ -104,41 +106,43 @@ PLACES = {
 }  # fmt: skip
 
 
-def check_unlisted(told: str, key: str) -> None:
-    """Checks that a message names what is not listed, where it stands, and what to type if it is trusted."""
+def check_unlisted(message: str, key: str) -> None:
+    """Checks that a message names the unlisted target, its key, and the override that trusts it."""
     target = r"helpers\.payload\.\w+"
-    wanted = rf"names {target} as its {key}\S*, which is neither .* type 'trust=\[{target}\]'"
-    assert re.search(wanted, told), told
+    pattern = rf"names {target} as its {key}\S*, which is neither .* type 'trust=\[{target}\]'"
+    assert re.search(pattern, message), message
     assert "helpers.payload" not in sys.modules
 
 
-@pytest.mark.parametrize("key", PLACES["evaluate"])
-def test_no_place_is_overlooked(changed: Callable[[str, Change], Path], key: str) -> None:
+@pytest.mark.parametrize("key", NODES["evaluate"])
+def test_target_anywhere_in_the_config_is_refused(changed: Callable[[str, Change], Path], key: str) -> None:
     sys.modules.pop("helpers.payload", None)
-    config = config_of(read_saved(changed("pair", put(key, PLACES["evaluate"][key]))))
+    config = config_of(read_saved(changed("pair", put(key, NODES["evaluate"][key]))))
     with pytest.raises(UserError) as error:
         check_trusted(config, TARGET_KEYS, "hostile.ckpt")
     check_unlisted(str(error.value), key)
 
 
-@pytest.mark.parametrize(("door", "key"), [(door, next(iter(keys))) for door, keys in PLACES.items()])
-def test_nothing_it_names_is_imported(ask: Callable[..., Any], door: str, key: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("command", "key"), [(command, next(iter(keys))) for command, keys in NODES.items()])
+def test_no_target_of_a_checkpoint_is_imported(
+    run_command: Callable[..., Any], command: str, key: str, tmp_path: Path
+) -> None:
     sys.modules.pop("helpers.payload", None)
-    code, _, err = ask(door, put(key, PLACES[door][key]))
+    code, _, err = run_command(command, put(key, NODES[command][key]))
     check_line(code, err, r"ckpt_path: 'hostile\.ckpt' names")
     check_unlisted(err, key)
     assert not [*tmp_path.rglob("*.csv"), *tmp_path.rglob("evaluation.json")]
 
 
-def test_a_name_does_nothing_to_the_terminal(ask: Callable[..., Any]) -> None:
-    code, _, err = ask("explain", put("model.where._target_", "torch.nn.Linear\x1b[2J"))
+def test_control_characters_in_a_name_are_not_printed(run_command: Callable[..., Any]) -> None:
+    code, _, err = run_command("explain", put("model.where._target_", "torch.nn.Linear\x1b[2J"))
     check_line(code, err, r"as its model\.where\._target_")
     assert err.removesuffix("\n").isprintable()
 
 
 @pytest.mark.parametrize("target", [None, 5, ["os.system"]], ids=str)
-def test_names_that_are_none(changed: Callable[[str, Change], Path], target: Any) -> None:
-    with pytest.raises(UserError, match=r"ckpt_path: 'hostile\.ckpt' is not what a run"):
+def test_target_that_is_not_text_is_refused(changed: Callable[[str, Change], Path], target: Any) -> None:
+    with pytest.raises(UserError, match=r"ckpt_path: 'hostile\.ckpt' was not saved"):
         read_saved(changed("pair", put("model.where._target_", target)))
 
 
@@ -149,51 +153,56 @@ TRUSTED = {
 }
 
 
-@pytest.mark.parametrize("door", TRUSTED)
-def test_what_is_trusted_is_built(ask: Callable[..., Any], door: str) -> None:
+@pytest.mark.parametrize("command", TRUSTED)
+def test_trusted_target_is_instantiated(run_command: Callable[..., Any], command: str) -> None:
     from helpers import payload
 
-    key, name, trust = TRUSTED[door]
+    key, name, trust = TRUSTED[command]
     payload.CALLED.clear()
-    code, _, err = ask(door, put(key, f"helpers.payload.{name}"), trust)
+    code, _, err = run_command(command, put(key, f"helpers.payload.{name}"), trust)
     assert code == 0, err
     (called,) = payload.CALLED
     assert called == name
 
 
-def test_callbacks_and_loggers_of_a_user_s_own_hinder_nobody(ask: Callable[..., Any]) -> None:
-    """They are not made again, so they need no trust; nor are they imported."""
+def test_custom_callbacks_and_loggers_need_no_trust(run_command: Callable[..., Any]) -> None:
+    """The commands do not instantiate or import them."""
     sys.modules.pop("helpers.payload", None)
 
-    def change(held: dict[str, Any]) -> None:
-        config_of(held)["callbacks"]["mine"] = config_of(held)["trainer"] = {"_target_": "helpers.payload.Network"}
-        config_of(held)["logger"] = {"tensorboard": {"_target_": "helpers.payload.Network"}}
+    def change(contents: dict[str, Any]) -> None:
+        config_of(contents)["callbacks"]["mine"] = config_of(contents)["trainer"] = {
+            "_target_": "helpers.payload.Network"
+        }
+        config_of(contents)["logger"] = {"tensorboard": {"_target_": "helpers.payload.Network"}}
 
-    assert ask("evaluate", lambda held: (change(held), config_of(held)["callbacks"].pop("mine")))[0] == 0
+    assert (
+        run_command("evaluate", lambda contents: (change(contents), config_of(contents)["callbacks"].pop("mine")))[0]
+        == 0
+    )
     assert "helpers.payload" not in sys.modules
 
 
-def test_going_on_makes_nothing_of_the_file(ask: Callable[..., Any], tmp_path: Path) -> None:
-    """The settings of a run that goes on are the command's; the file's are compared, and no more."""
+def test_resuming_instantiates_nothing_from_the_checkpoint(run_command: Callable[..., Any], tmp_path: Path) -> None:
+    """A resumed run has the settings of its command, and only compares them with the checkpoint's."""
     sys.modules.pop("helpers.payload", None)
 
-    def change(held: dict[str, Any]) -> None:
+    def change(contents: dict[str, Any]) -> None:
         for key in ("model.where", "objective", "data.other"):
-            put(key, {"_target_": "helpers.payload.Network"})(held)
+            put(key, {"_target_": "helpers.payload.Network"})(contents)
 
-    code, _, err = ask("train", change)
+    code, _, err = run_command("train", change)
     assert code == 0, err
     assert "helpers.payload" not in sys.modules
     assert "helpers.payload.Network" in (tmp_path / "out" / "config.yaml").read_text(), (
-        "what it began with is written down"
+        "the settings of the checkpoint's run are recorded"
     )
 
 
-# ---- what it may not read
+# ---- secrets that a checkpoint must not read
 
 
 @pytest.mark.parametrize(
-    ("door", "key", "value"),
+    ("command", "key", "value"),
     [
         ("evaluate", "name", "x${oc.env:SECRET,no}"),
         ("explain", "data.classes", ["${hydra:runtime.cwd}"]),
@@ -202,28 +211,28 @@ def test_going_on_makes_nothing_of_the_file(ask: Callable[..., Any], tmp_path: P
     ],
 )
 def test_no_interpolation_is_resolved(
-    ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, door: str, key: str, value: Any
+    run_command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, key: str, value: Any
 ) -> None:
     monkeypatch.setenv("SECRET", "a-secret")
-    code, out, err = ask(door, put(key, value))
-    check_line(code, err, rf"is not what a run of attnmosaic saves \(an interpolation at config\.{key}")
+    code, out, err = run_command(command, put(key, value))
+    check_line(code, err, rf"was not saved .* \(an interpolation at config\.{key}")
     written = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file() and file.suffix != ".ckpt")
     assert "a-secret" not in out + err
     assert b"a-secret" not in written
 
 
-# ---- what it may not be
+# ---- structures that no run saves
 
 
-def itself(held: dict[str, Any]) -> None:
-    config_of(held)["data"]["loop"] = config_of(held)["data"]
+def itself(contents: dict[str, Any]) -> None:
+    config_of(contents)["data"]["loop"] = config_of(contents)["data"]
 
 
-def deep(held: dict[str, Any]) -> None:
+def deep(contents: dict[str, Any]) -> None:
     node: list[Any] = []
     for _ in range(400):
         node = [node]
-    config_of(held)["data"]["deep"] = node
+    config_of(contents)["data"]["deep"] = node
 
 
 ODD: dict[str, Change] = {
@@ -231,32 +240,32 @@ ODD: dict[str, Change] = {
     "depth": deep,
     "a tensor": put("lr.what", torch.zeros(3)),
     "bytes": put("name", b"x"),
-    "a key": lambda held: config_of(held)["data"].update({(1, 2): 3}),
-    "an interpolated key": lambda held: config_of(held)["data"].update({"${oc.env:HOME}": 3}),
-    "no config": lambda held: held["hyper_parameters"].update(config=[]),
-    "no data": lambda held: config_of(held).pop("data"),
-    "no seed": lambda held: config_of(held).pop("seed"),
-    "no schedule": lambda held: config_of(held).pop("schedule"),
+    "a key": lambda contents: config_of(contents)["data"].update({(1, 2): 3}),
+    "an interpolated key": lambda contents: config_of(contents)["data"].update({"${oc.env:HOME}": 3}),
+    "no config": lambda contents: contents["hyper_parameters"].update(config=[]),
+    "no data": lambda contents: config_of(contents).pop("data"),
+    "no seed": lambda contents: config_of(contents).pop("seed"),
+    "no schedule": lambda contents: config_of(contents).pop("schedule"),
     "a number for data": put("data", 5),
     "an empty model": put("model", {}),
     "text for a rate": put("lr.what", "abc"),
     "null for networks": put("model", {"what": None, "where": None, "network": None}),
-    "an epoch": lambda held: held.update(epoch="x"),
-    "no weights": lambda held: held.update(state_dict=[]),
-    "weights alone": lambda held: [held.pop(key) for key in list(held) if key != "state_dict"],
-    "a shape": lambda held: held["hyper_parameters"].update(patch_shape="xyz", image_shape="xyz"),
-    "a large shape": lambda held: held["hyper_parameters"].update(patch_shape=[3, 10**9], image_shape=[10**9]),
+    "an epoch": lambda contents: contents.update(epoch="x"),
+    "no weights": lambda contents: contents.update(state_dict=[]),
+    "weights alone": lambda contents: [contents.pop(key) for key in list(contents) if key != "state_dict"],
+    "a shape": lambda contents: contents["hyper_parameters"].update(patch_shape="xyz", image_shape="xyz"),
+    "a large shape": lambda contents: contents["hyper_parameters"].update(patch_shape=[3, 10**9], image_shape=[10**9]),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", ODD)
-def test_what_no_run_saves_is_refused(changed: Callable[[str, Change], Path], what: str) -> None:
-    with pytest.raises(UserError, match=r"ckpt_path: 'hostile\.ckpt' is not what a run"):
-        read_saved(changed("pair", ODD[what]))
+@pytest.mark.parametrize("change", ODD)
+def test_structure_that_no_run_saves_is_refused(changed: Callable[[str, Change], Path], change: str) -> None:
+    with pytest.raises(UserError, match=r"ckpt_path: 'hostile\.ckpt' was not saved"):
+        read_saved(changed("pair", ODD[change]))
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "door"),
+    ("key", "value", "command"),
     [
         ("data.mean", "x", "evaluate"),
         ("data.std", [0], "explain"),
@@ -270,34 +279,36 @@ def test_what_no_run_saves_is_refused(changed: Callable[[str, Change], Path], wh
     ],
     ids=str,
 )
-def test_odd_settings(ask: Callable[..., Any], key: str, value: Any, door: str) -> None:
-    """Taken for what they are, or refused in one line that says what is wrong."""
-    code, _, err = ask(door, put(key, value))
+def test_invalid_settings_are_used_or_refused(
+    run_command: Callable[..., Any], key: str, value: Any, command: str
+) -> None:
+    """Each command either works with the setting or reports the problem in one line."""
+    code, _, err = run_command(command, put(key, value))
     if code != 0:
         check_line(code, err, r"^error: \S+")
 
 
-# ---- where it may not write
+# ---- paths that a checkpoint must not write to
 
 
-def test_nothing_is_written_where_it_says(ask: Callable[..., Any], tmp_path: Path) -> None:
-    """Decoded images are kept in the user's own cache, whatever the cache of the run was."""
+def test_nothing_is_written_to_a_path_from_the_checkpoint(run_command: Callable[..., Any], tmp_path: Path) -> None:
+    """Decoded images are kept in the user's own cache, not in the cache folder that the checkpoint names."""
     for name in ("a", "b", "c"):
         (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(3):
             Image.new("L", (8, 8), 40 * i).save(tmp_path / "images" / name / f"{i}.png")
 
-    def change(held: dict[str, Any]) -> None:
-        data = config_of(held)["data"]
+    def change(contents: dict[str, Any]) -> None:
+        data = config_of(contents)["data"]
         data.update(
             _target_="attnmosaic.data.image_folder.ImageFolderMosaics", root=str(tmp_path / "images"), color=False,
             image_size=None, cache_dir=str(tmp_path / "elsewhere"), foreground=["a", "b"], classes=None,
         )  # fmt: skip
         for name in ("weight", "bias"):  # two classes, not three
             key = f"pair.what.layers.1.{name}"
-            held["state_dict"][key] = held["state_dict"][key][:2].clone()
+            contents["state_dict"][key] = contents["state_dict"][key][:2].clone()
 
-    code, _, err = ask("evaluate", change)
+    code, _, err = run_command("evaluate", change)
     assert code == 0, err
     assert not (tmp_path / "elsewhere").exists()
     assert [*(tmp_path / "cache").glob("images-*.npy")]

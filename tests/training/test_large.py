@@ -1,4 +1,4 @@
-"""Many mosaics, many patches, many epochs: what grows, and how fast."""
+"""Memory and checkpoint sizes grow within limits with many mosaics, patches and epochs."""
 
 import gc
 import logging
@@ -31,37 +31,37 @@ def points(n: int = 1000) -> Pool:
     return Pool(torch.randn(n, 2), torch.arange(n) % 10, tuple("abcdefghij"))
 
 
-def test_drawing_takes_the_memory_of_the_table() -> None:
+def test_sampling_needs_little_more_memory_than_the_index_table() -> None:
     pool, n, patches = points(), 20_000, 100
     tracemalloc.start()
     try:
-        drawn = sample_mosaics(pool, [0, 1, 2], [*range(3, 10)], n, patches, np.random.default_rng(0))
-        most = tracemalloc.get_traced_memory()[1]
+        sampled = sample_mosaics(pool, [0, 1, 2], [*range(3, 10)], n, patches, np.random.default_rng(0))
+        peak_bytes = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     table = 8 * n * patches
-    assert drawn.index.nbytes == table
-    assert table <= most < 1.2 * table
+    assert sampled.index.nbytes == table
+    assert table <= peak_bytes < 1.2 * table
 
 
-def test_mosaics_are_those_of_numpys_own_choice() -> None:
-    """Drawn in place, they are the ones that published runs of earlier versions had."""
+def test_sampled_mosaics_equal_those_of_numpys_choice() -> None:
+    """Sampling in place gives the same mosaics as earlier versions, with which runs were published."""
     pool, front, back = points(500), [4, 1], [0, 2, 3, 7]
-    drawn = sample_mosaics(pool, front, back, 300, 7, np.random.default_rng(5))
+    sampled = sample_mosaics(pool, front, back, 300, 7, np.random.default_rng(5))
     rng = np.random.default_rng(5)
     index = rng.choice(pool.rows_of(back), size=(300, 7))
     position = rng.integers(7, size=300)
     index[np.arange(300), position] = rng.choice(pool.rows_of(front), size=300)
-    assert np.array_equal(drawn.index.numpy(), index)
-    assert np.array_equal(drawn.foreground.numpy(), position)
+    assert np.array_equal(sampled.index.numpy(), index)
+    assert np.array_equal(sampled.foreground.numpy(), position)
 
 
-def test_entropies_in_pieces_are_those_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entropies_in_pieces_equal_those_computed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     alpha = torch.randn(1000, 7, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
     label = torch.arange(1000) % 3
     logits, means = torch.nn.functional.one_hot(label, 3).float(), []
     for rows in (10_000, 64):
-        monkeypatch.setattr(focus, "ROWS", rows)
+        monkeypatch.setattr(focus, "ENTROPY_ROWS", rows)
         metrics = FocusMetrics()
         metrics.update(torch.tensor(1.0), logits, alpha, label, label)
         means.append(metrics.compute())
@@ -69,14 +69,17 @@ def test_entropies_in_pieces_are_those_at_once(monkeypatch: pytest.MonkeyPatch) 
 
 
 BYTES = 24
-"""Of memory for each patch of each training mosaic, at most, everything that is logged and kept included: its row in
-the table (8), its weight as kept while What learns, as seen by steps and as kept for the record (4 each), and again
-while those of a split are put together (4)."""
+"""Largest number of bytes of memory for each patch of each training mosaic, with everything that a run logs and keeps.
+
+A patch needs 8 bytes in the index table, 4 bytes each for its attention weight in `FrozenWhere`, in the outputs of
+steps and in the snapshots, and 4 bytes more while the weights of a split are concatenated.
+"""
 
 
-def peak(folder: Path, *overrides: str) -> int:
+def peak_memory(folder: Path, *overrides: str) -> int:
+    """Trains in a separate process and returns its peak memory in bytes."""
     script = ROOT / "tests" / "helpers" / "peak_memory.py"
-    few = ("data.test_mosaics=1000", "data.held_out_mosaics=1000", "trainer.accelerator=cpu", "progress=quiet")
+    small = ("data.test_mosaics=1000", "data.held_out_mosaics=1000", "trainer.accelerator=cpu", "progress=quiet")
     epochs = (
         "schedule.k=1",
         "schedule.epochs=2",
@@ -84,17 +87,19 @@ def peak(folder: Path, *overrides: str) -> int:
         f"run_dir={folder}",
         f"paths.output={folder}",
     )
-    command = [sys.executable, str(script), *few, *epochs, *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(re.findall(r"^peak (\d+)$", done.stdout, flags=re.M)[0])
+    command = [sys.executable, str(script), *small, *epochs, *overrides]
+    completed = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(re.findall(r"^peak (\d+)$", completed.stdout, flags=re.M)[0])
 
 
 @pytest.mark.faults
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_of_300_000_mosaics_of_100_patches(tmp_path: Path) -> None:
-    """Both stages, evaluations and all that a run keeps, beyond what a tenth of the mosaics takes."""
+    """Compares with a tenth of the mosaics; both stages, evaluations and all that a run keeps are on."""
     small, large = (
-        peak(tmp_path / str(n), f"data.train_mosaics={n}", "data.patches=100", "trainer.check_val_every_n_epoch=1")
+        peak_memory(
+            tmp_path / str(n), f"data.train_mosaics={n}", "data.patches=100", "trainer.check_val_every_n_epoch=1"
+        )
         for n in (30_000, 300_000)
     )
     each = (large - small) / (270_000 * 100)
@@ -106,84 +111,88 @@ def test_memory_of_300_000_mosaics_of_100_patches(tmp_path: Path) -> None:
 
 
 def leaves(state: Any) -> int:
-    """Counts what pickle has to go through one by one."""
+    """Counts the values of a nested state, each of which pickle writes separately."""
     if isinstance(state, dict):
         return sum(map(leaves, state.values()))
     return sum(map(leaves, state)) if isinstance(state, (list, tuple)) else 1
 
 
-def test_a_checkpoint_has_as_many_parts_after_many_epochs(config: Config, tmp_path: Path) -> None:
-    """Only tensors and texts in it grow, so that writing it takes hardly longer."""
-    many = []
+def test_number_of_values_in_a_checkpoint_does_not_grow(config: Config, tmp_path: Path) -> None:
+    """Only tensors and texts in it grow, so that writing a checkpoint takes hardly longer after many epochs."""
+    counts = []
     for epochs in (10, 60):
         every = ("schedule.k=1", f"schedule.epochs={epochs}", "trainer.check_val_every_n_epoch=5", "progress=quiet")
         train(config(*every, run_dir=str(epochs)))
         last = torch.load(tmp_path / str(epochs) / "checkpoints" / "last.ckpt", weights_only=True)
-        many.append(leaves(last["callbacks"]))
+        counts.append(leaves(last["callbacks"]))
         assert last["callbacks"]["RunTables"]["metrics"].count("\n") == 1 + epochs
-    assert many[0] == many[1]
+    assert counts[0] == counts[1]
 
 
-def test_a_table_gives_its_rows_back(tmp_path: Path) -> None:
-    """With their types, and the file's bytes, also after it went through a checkpoint."""
+def test_csv_table_returns_its_rows_with_their_types(tmp_path: Path) -> None:
+    """Also after its text was restored from a checkpoint; the file has the same bytes."""
     rows = [{"epoch": i, "stage": ("what", "where")[i % 2], "loss": 0.1 * i} for i in range(9)]
     rows[3]["test/loss"] = float("nan")
     rows[4]["loss"] = 1e300
-    table, again = (CsvTable(tmp_path / name, ["epoch", "stage", "loss", "test/loss"]) for name in ("a.csv", "b.csv"))
+    table, restored = (
+        CsvTable(tmp_path / name, ["epoch", "stage", "loss", "test/loss"]) for name in ("a.csv", "b.csv")
+    )
     table.rewrite()
     for row in rows:
         table.append(row, write=True)
     assert (tmp_path / "a.csv").read_bytes() == table.text.encode()
     table.fill({"test/loss": 2.5})
     rows[-1]["test/loss"] = 2.5
-    again.text = table.text
-    again.append({"epoch": 9, "stage": "joint", "loss": None}, write=False)
-    for kept, expected in ((table, rows), (again, [*rows, {"epoch": 9, "stage": "joint"}])):
+    restored.text = table.text
+    restored.append({"epoch": 9, "stage": "joint", "loss": None}, write=False)
+    for kept, expected in ((table, rows), (restored, [*rows, {"epoch": 9, "stage": "joint"}])):
         assert list(map(repr, kept)) == list(map(repr, expected)), "types too"
         assert list(map(repr, kept[-3:])) == list(map(repr, expected[-3:]))
     table.rewrite()
     assert (tmp_path / "a.csv").read_bytes() == table.text.encode()
-    assert again.text.startswith(table.text)
+    assert restored.text.startswith(table.text)
 
 
 EPOCHS = 1010
 EARLY, LATE = 200, 1000
 RSS = 12_000
-"""Bytes of memory an epoch, at most. What it has to keep is 1,300 bytes (rows of tables, answers of the record), in
-memory that doubles; the rest is the allocator's."""
+"""Largest number of bytes of memory for each epoch.
+
+A run keeps 1,300 bytes (rows of tables, predictions of snapshots) in buffers that double; the allocator takes the rest.
+"""
 
 CHECKPOINT = 1400
-"""Bytes of a checkpoint an epoch, at most."""
+"""Largest number of bytes in a checkpoint for each epoch."""
 
 
 class Growth(pl.Callback):
-    """Notes memory, Python's objects and the checkpoint's size."""
+    """Measures memory, the number of Python objects and the size of the checkpoint in early and late epochs."""
 
     def __init__(self, folder: Path) -> None:
         self.last = folder / "checkpoints" / "last.ckpt"
-        self.noted: dict[int, tuple[int, int, int]] = {}
+        self.measured: dict[int, tuple[int, int, int]] = {}
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for epoch in (EARLY, LATE):
-            if epoch - 10 < trainer.current_epoch <= epoch:  # the least of some: an image being drawn comes and goes
+            if epoch - 10 < trainer.current_epoch <= epoch:  # smallest of several, as pictures need memory for a time
                 gc.collect()
                 status = Path("/proc/self/status").read_text(encoding="utf-8")
                 resident = int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) * 1024
-                least = min(resident, self.noted.get(epoch, (resident, 0, 0))[0])
-                self.noted[epoch] = least, len(gc.get_objects()), self.last.stat().st_size
+                smallest = min(resident, self.measured.get(epoch, (resident, 0, 0))[0])
+                self.measured[epoch] = smallest, len(gc.get_objects()), self.last.stat().st_size
 
 
 @pytest.mark.faults
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory_over_a_thousand_epochs(
+def test_memory_grows_little_over_a_thousand_epochs(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """All that a run logs and keeps by default is on; both stages take turns."""
+    """All default logs and callbacks are on, and both stages alternate."""
     caplog.set_level(logging.WARNING)  # pytest keeps every message
     growth = Growth(tmp_path / "run")
-    monkeypatch.setattr("attnmosaic.training.trainer._instances", watched(growth))
+    monkeypatch.setattr("attnmosaic.training.trainer._instances", instances_and(growth))
     train(config("schedule.k=2", f"schedule.epochs={EPOCHS}", "progress=quiet", "callbacks.cycle=null"))
-    (rss, objects, size), (late_rss, late_objects, late_size) = growth.noted[EARLY], growth.noted[LATE]
+    (rss, objects, size), (late_rss, late_objects, late_size) = growth.measured[EARLY], growth.measured[LATE]
     epochs = LATE - EARLY
     print(
         f"an epoch: {(late_rss - rss) / epochs:.0f} bytes of memory, {(late_size - size) / epochs:.0f} of a checkpoint"
@@ -193,8 +202,8 @@ def test_memory_over_a_thousand_epochs(
     assert (late_size - size) / epochs < CHECKPOINT
 
 
-def watched(growth: Growth) -> Callable[..., list[Any]]:
-    """Adds a callback to those of the config."""
+def instances_and(growth: Growth) -> Callable[..., list[Any]]:
+    """Returns a replacement of `_instances` that adds a callback to those of the config."""
     from attnmosaic.training import trainer
 
     instances = trainer._instances

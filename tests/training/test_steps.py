@@ -1,4 +1,4 @@
-"""The fast ways of taking a step give what the plain way gives."""
+"""Fast ways of taking a step give the results of the plain way."""
 
 import logging
 from collections.abc import Callable
@@ -24,11 +24,11 @@ from attnmosaic.training.steps import StepOutputs
 Config = Callable[..., DictConfig]
 
 QUIET = ("logger=none", "callbacks=default", "callbacks.progress=null", "callbacks.pictures=null")
-# Not with Adam, which divides by a gradient's size and so blows up the rounding of one that should be 0, as that of a
-# bias of Where's is.
+# Not with Adam, which divides by the size of a gradient and so amplifies the rounding of gradients that should be 0,
+# such as that of Where's last bias.
 FOUR = ("schedule.k=2", "schedule.epochs=4", "trainer.check_val_every_n_epoch=2", "lr.what=0.1", "lr.where=0.1", *QUIET)
 PLAIN = "optimizer.microbatches=1"
-"""Turns both fast ways off."""
+"""Override that turns off both fast ways."""
 
 CASES = pytest.mark.parametrize(
     ("precision", "more"),
@@ -44,8 +44,8 @@ def weights(module: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in module.parameters()])
 
 
-def scored(settings: DictConfig) -> tuple[StagewiseModule, list[int]]:
-    """Trains, and tells how many patches Where scored in each pass of a step in which it learned."""
+def fit_and_count_scored(settings: DictConfig) -> tuple[StagewiseModule, list[int]]:
+    """Trains a run; returns its module and the number of patches in each forward pass of Where while Where trains."""
     module, _ = build(settings)
     sizes: list[int] = []
 
@@ -58,14 +58,14 @@ def scored(settings: DictConfig) -> tuple[StagewiseModule, list[int]]:
 
 
 @CASES
-def test_scoring_the_pool_instead_of_the_patches(config: Config, precision: str, more: tuple[str, ...]) -> None:
+def test_scoring_the_pool_equals_scoring_the_patches_of_minibatches(
+    config: Config, precision: str, more: tuple[str, ...]
+) -> None:
     settings = (f"precision={precision}", "data.points=70", *more, *FOUR)
-    fast, sizes = scored(config(*settings))
-    plain, plain_sizes = scored(config(*settings, PLAIN))
-    assert set(sizes) == {
-        70,
-        90,
-    }  # a minibatch of 25 has 225 patches; the last one 90, and 70 are over two thirds of them
+    fast, sizes = fit_and_count_scored(config(*settings))
+    plain, plain_sizes = fit_and_count_scored(config(*settings, PLAIN))
+    # A minibatch of 25 mosaics has 225 patches. The last minibatch has 90, of which 70 are more than two thirds.
+    assert set(sizes) == {70, 90}
     assert set(plain_sizes) == {225, 90}
     torch.testing.assert_close(weights(fast), weights(plain), **CLOSE[precision])
     start, _ = build(config(*settings))
@@ -73,15 +73,15 @@ def test_scoring_the_pool_instead_of_the_patches(config: Config, precision: str,
 
 
 @CASES
-def test_computing_in_pieces(
+def test_minibatch_in_pieces_equals_complete_minibatch(
     config: Config, precision: str, more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Images, of which a piece holds seven mosaics and What's piece 63 aggregates, so that both stages have some."""
+    """A piece holds seven mosaics in a Where stage and 63 aggregates in a What stage, so both stages have pieces."""
     size = {"float64": 8, "float32": 4}[precision]
     monkeypatch.setitem(attention_cache.PIECE, "cpu", 7 * 9 * 64 * size)
     settings = (f"precision={precision}", "data=digits", "model=cnn", *more, *FOUR)
-    fast, sizes = scored(config(*settings))
-    plain, plain_sizes = scored(config(*settings, PLAIN))
+    fast, sizes = fit_and_count_scored(config(*settings))
+    plain, plain_sizes = fit_and_count_scored(config(*settings, PLAIN))
     assert set(sizes) == {63, 36, 45}  # 25 mosaics: 7 + 7 + 7 + 4; 10: 5 + 5
     assert set(plain_sizes) == {225, 90}
     torch.testing.assert_close(weights(fast), weights(plain), **CLOSE[precision])
@@ -90,7 +90,7 @@ def test_computing_in_pieces(
 
 
 class BatchNormed(nn.Module):
-    """Mixes the patches of a minibatch while it trains."""
+    """A network with batch normalisation, which uses statistics of the minibatch in training."""
 
     def __init__(self, in_shape: tuple[int, ...], outputs: int) -> None:
         super().__init__()
@@ -102,14 +102,14 @@ class BatchNormed(nn.Module):
 
 
 class Dropping(BatchNormed):
-    """Draws anew for each patch."""
+    """A network with dropout, which samples for each patch."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(nn.functional.dropout(x, training=self.training))
 
 
 def largest(logits: Tensor, alpha: Tensor, label: Tensor) -> Tensor:
-    """An objective that is no mean over mosaics."""
+    """Returns the largest loss of the mosaics: an objective that is not a mean."""
     return nn.functional.cross_entropy(logits, label, reduction="none").max()
 
 
@@ -125,9 +125,9 @@ def largest(logits: Tensor, alpha: Tensor, label: Tensor) -> Tensor:
         (MLP((2,), 1, (4,)), MLP((2,), 3, (4,)), largest, False),
     ],
 )
-def test_what_decomposes(where: nn.Module, what: nn.Module, objective: Any, expected: bool) -> None:
+def test_decomposes(where: nn.Module, what: nn.Module, objective: Any, expected: bool) -> None:
     pair = WhereWhat(where, what)
-    torch.manual_seed(0)  # with other weights a network may be dead, and all its outputs equal
+    torch.manual_seed(0)  # with other weights all outputs of a network can be equal
     for module in pair.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
@@ -137,23 +137,23 @@ def test_what_decomposes(where: nn.Module, what: nn.Module, objective: Any, expe
     assert all(torch.equal(value, state[key]) for key, value in pair.state_dict().items())
 
 
-def test_the_documents_networks_decompose() -> None:
+def test_networks_of_the_mosaic_studies_decompose() -> None:
     assert decomposes(WhereWhat(ConvNet((3, 32, 32), 1), ConvNet((3, 32, 32), 3)), CrossEntropy(), (3, 32, 32), 9)
 
 
-def test_networks_that_mix_mosaics_see_whole_minibatches(config: Config) -> None:
+def test_networks_with_batch_norm_get_complete_minibatches(config: Config) -> None:
     model = ("model.where._target_=test_steps.BatchNormed", "~model.where.hidden")
-    module, sizes = scored(config("data.points=40", *model, *FOUR))
-    plain, plain_sizes = scored(config("data.points=40", *model, *FOUR, PLAIN))
+    module, sizes = fit_and_count_scored(config("data.points=40", *model, *FOUR))
+    plain, plain_sizes = fit_and_count_scored(config("data.points=40", *model, *FOUR, PLAIN))
     assert sizes == plain_sizes == [225, 225, 90] * 2
     assert torch.equal(weights(module), weights(plain))
 
 
-# ---- steps as graphs
+# ---- steps as CUDA graphs
 
 
 class Recorder:
-    """Stands in for a CUDA graph: repeats what it captured, and knows what a graph would not notice."""
+    """Simulates a CUDA graph: repeats the captured step, and checks that the constants of a graph have not changed."""
 
     def __init__(self, module: StagewiseModule) -> None:
         self.module = module
@@ -167,7 +167,7 @@ class Recorder:
         optimizers = [optimizer.optimizer.state_dict() for optimizer in self.module.optimizers()]
         momenta = [{k: {n: v.clone() for n, v in s.items()} for k, s in o["state"].items()} for o in optimizers]
         result = StepOutputs(*(part.clone() for part in work()))
-        # Capturing does nothing: what the step did is undone.
+        # A capture does not execute the step, so its effects are undone here.
         self.module.load_state_dict(before)
         for state, saved in zip(optimizers, momenta, strict=True):
             for key, values in saved.items():
@@ -175,21 +175,23 @@ class Recorder:
                     state["state"][key][name].copy_(value)
 
         def replay() -> None:
-            assert self.constants() == fixed, "a graph would have gone on with the old ones"
+            assert self.constants() == fixed, "a graph would use the old constants"
             self.replayed += 1
-            for place, value in zip(result, work(), strict=True):
-                place.copy_(value)
+            for output, value in zip(result, work(), strict=True):
+                output.copy_(value)
 
         return result, replay
 
     def constants(self) -> list[Any]:
-        """Numbers and addresses that a graph holds."""
+        """Returns the numbers and addresses that are constants of a graph."""
         rates = [optimizer.param_groups[0]["lr"] for optimizer in self.module.optimizers()]
         kept = [part.data_ptr() for part in self.module.frozen_where._kept.get("train", ())]
         return [self.module.stage, rates, kept if self.module.stage is Stage.WHAT else None]
 
 
 class UseGraphs(pl.Callback):
+    """Makes a module take its steps with simulated CUDA graphs."""
+
     def __init__(self, recorder: type[Recorder] = Recorder) -> None:
         self.recorder = recorder
 
@@ -211,46 +213,45 @@ HALVE = "{_target_: torch.optim.lr_scheduler.StepLR, step_size: 1, gamma: 0.5}"
         (("schedule=joint", "trainer.check_val_every_n_epoch=1"), [Stage.JOINT]),
     ],
 )
-def test_replayed_steps_are_taken_steps(config: Config, more: tuple[str, ...], captures: list[Stage]) -> None:
-    """With evaluations between; eight epochs of ten minibatches, one of them smaller, in blocks of eight."""
+def test_replayed_steps_equal_eager_steps(config: Config, more: tuple[str, ...], captures: list[Stage]) -> None:
+    """Eight epochs of ten minibatches, of which one is smaller, in blocks of eight, with evaluations between epochs."""
     settings = (
         "data.batch_size=6", "data.train_mosaics=57", "data.steps_per_block=8", "trainer.check_val_every_n_epoch=3",
         "lr.what=0.1", "lr.where=0.1", *more, "schedule.k=2", "schedule.epochs=8", *QUIET,
     )  # fmt: skip
     eager = fit(config(*settings))
-    use = UseGraphs()
-    graphed = fit(config(*settings), use)
+    callback = UseGraphs()
+    graphed = fit(config(*settings), callback)
     assert torch.equal(weights(graphed), weights(eager))
     assert graphed.epoch_metrics == eager.epoch_metrics
-    assert use.graphs.captured == captures
-    # Eight steps an epoch may be replayed: the last of each of the two blocks is Lightning's.
-    assert use.graphs.replayed == 8 * 8 - WARM_UP * len(captures)
+    assert callback.graphs.captured == captures
+    # Eight steps of an epoch can be replayed; the last step of each of the two blocks goes through Lightning.
+    assert callback.graphs.replayed == 8 * 8 - WARM_UP * len(captures)
 
 
-class Refusing(Recorder):
+class FailingRecorder(Recorder):
+    """Simulates a CUDA graph whose capture fails."""
+
     def __call__(self, work: Callable[[], StepOutputs], stream: None) -> tuple[StepOutputs, Callable[[], None]]:
         raise RuntimeError("operation not permitted when stream is capturing")
 
 
-def test_what_cannot_be_captured_is_stepped_as_ever(config: Config, caplog: pytest.LogCaptureFixture) -> None:
+def test_steps_that_cannot_be_captured_are_ordinary_steps(config: Config, caplog: pytest.LogCaptureFixture) -> None:
     settings = ("data.batch_size=6", "data.steps_per_block=8", *FOUR)
     with caplog.at_level(logging.WARNING):
-        graphed = fit(config(*settings), UseGraphs(Refusing))
-    told = [record.message for record in caplog.records if record.name.startswith("attnmosaic")]
-    assert told == [
-        "steps cannot be captured as a CUDA graph and are taken one by one: "
-        "operation not permitted when stream is capturing"
-    ]
+        graphed = fit(config(*settings), UseGraphs(FailingRecorder))
+    (line,) = [record.message for record in caplog.records if record.name.startswith("attnmosaic")]
+    assert line.endswith("cannot be captured: operation not permitted when stream is capturing")
     assert torch.equal(weights(graphed), weights(fit(config(*settings))))
 
 
-# ---- what is chosen by itself
+# ---- defaults
 
 
-def test_optimizers_update_in_one_call_unless_told_how(config: Config) -> None:
+def test_optimizers_are_fused_unless_the_config_chooses_a_way(config: Config) -> None:
     def fused(*overrides: str) -> list[Any]:
         module, _ = build(config(*overrides))
-        return [made.defaults.get("fused") for made in module.configure_optimizers()[0]]
+        return [optimizer.defaults.get("fused") for optimizer in module.configure_optimizers()[0]]
 
     assert fused() == fused("optimizer=adam") == [True, True]
     assert fused("+optimizer.what.foreach=true", "+optimizer.where.fused=false") == [None, False]
@@ -270,10 +271,12 @@ def test_optimizers_update_in_one_call_unless_told_how(config: Config) -> None:
         (("data.train_mosaics=1010", "data.batch_size=250"), "cuda", 1),
     ],
 )
-def test_blocks_are_chosen_by_their_work(config: Config, overrides: tuple[str, ...], device: str, blocks: int) -> None:
-    """A block holds about 2^26 values: 524 mosaics of 2,000 digits, five minibatches of 100; on a GPU all of them."""
-    free = [o for o in ("data.steps_per_block", "data.eval_batch_size") if not any(g.startswith(o) for g in overrides)]
-    _, data = build(config(*(f"{o}=null" for o in free), *overrides))
+def test_size_of_blocks_depends_on_their_work(
+    config: Config, overrides: tuple[str, ...], device: str, blocks: int
+) -> None:
+    """On a CPU a block holds about 2^26 values, for example 524 mosaics of 2,000 digits; on a GPU it holds all."""
+    unset = [o for o in ("data.steps_per_block", "data.eval_batch_size") if not any(g.startswith(o) for g in overrides)]
+    _, data = build(config(*(f"{o}=null" for o in unset), *overrides))
     strategy = type("Strategy", (), {"root_device": torch.device(device)})
     data.trainer = type("Trainer", (), {"strategy": strategy})  # type: ignore[assignment]
     assert len(data.train_dataloader()) == blocks

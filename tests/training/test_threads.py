@@ -1,4 +1,4 @@
-"""A run that goes on, or is measured again, computes on as many threads as it began with."""
+"""A run that resumes or is evaluated computes on the number of threads that it started with."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.runs
 
 Config = Callable[..., DictConfig]
 Train = Callable[..., dict[str, float]]
-# Large enough to be split into pieces, whose gradients add up in another order than the whole's.
+# Large enough to be computed in pieces, so that gradients are summed in another order than for the complete minibatch.
 IMAGES = (
     "experiment=stagewise", "data=digits", "data.train_mosaics=1000", "data.batch_size=1000", "schedule=joint",
     "lr.what=0.5", "lr.where=0.5", "schedule.k=1", "schedule.epochs=3", "logger=none",
@@ -29,8 +29,8 @@ IMAGES = (
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-    """Sets the cores that this process may use."""
-    own = torch.get_num_threads()
+    """Returns a function that sets the number of cores that this process can use."""
+    original = torch.get_num_threads()
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
     def cores(n: int) -> None:
@@ -38,7 +38,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
         monkeypatch.setattr(joblib, "cpu_count", lambda: n)
 
     yield cores
-    torch.set_num_threads(own)
+    torch.set_num_threads(original)
 
 
 def threads(folder: Path) -> int:
@@ -53,16 +53,16 @@ def same(one: Path, other: Path) -> bool:
     return all(torch.equal(a, b) for a, b in zip(weights(one), weights(other), strict=True))
 
 
-def stop_after(epoch: int, whole: Path, stopped: Path) -> None:
-    """Makes a run's folder what it was after an epoch."""
-    shutil.copytree(whole, stopped)
+def stop_after(epoch: int, reference: Path, stopped: Path) -> None:
+    """Copies a run's folder in the state after an epoch."""
+    shutil.copytree(reference, stopped)
     (stopped / "result.json").unlink()
     for checkpoint in (stopped / "checkpoints").glob("*.ckpt"):
         if checkpoint.name != f"epoch-{epoch:04}.ckpt":
             checkpoint.unlink()
 
 
-def test_a_run_goes_on_with_its_threads(
+def test_resumed_and_evaluated_runs_keep_their_number_of_threads(
     train: Train,
     config: Config,
     tmp_path: Path,
@@ -70,42 +70,42 @@ def test_a_run_goes_on_with_its_threads(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = tmp_path / "whole"
+    reference = tmp_path / "whole"
     machine(2)
     metrics = train(*IMAGES, run_dir="whole")
-    assert threads(whole) == 2
-    machine(1)  # of another machine, or with what a sweep gives each job
+    assert threads(reference) == 2
+    machine(1)  # as on another machine, or in a job of a sweep
     caplog.set_level(logging.WARNING)
 
-    checkpoint = whole / "checkpoints" / "epoch-0001.ckpt"
+    checkpoint = reference / "checkpoints" / "epoch-0001.ckpt"
     assert train(*IMAGES, f"ckpt_path={checkpoint}", run_dir="from1") == metrics
     assert threads(tmp_path / "from1") == 2
-    assert same(whole, tmp_path / "from1")
-    (said,) = [record.message for record in caplog.records if "threads" in record.message]
-    assert said.startswith("on 2 threads, as before")
-    assert "there are 1 cores for this process; compute.threads=1 is faster" in said
-    assert torch.get_num_threads() == 1, "put back"
+    assert same(reference, tmp_path / "from1")
+    (line,) = [record.message for record in caplog.records if "threads" in record.message]
+    assert "on 2 threads" in line
+    assert "compute.threads=1" in line
+    assert torch.get_num_threads() == 1, "restored"
 
-    stop_after(1, whole, tmp_path / "run")
+    stop_after(1, reference, tmp_path / "run")
     assert train(*IMAGES, run_dir="run") == metrics
-    assert same(whole, tmp_path / "run")
+    assert same(reference, tmp_path / "run")
 
     (tmp_path / "evaluated").mkdir()
-    last = f"ckpt_path={whole / 'checkpoints' / 'last.ckpt'}"
+    last = f"ckpt_path={reference / 'checkpoints' / 'last.ckpt'}"
     cpu = (last, "trainer.accelerator=cpu")
     used, evaluation_of = [], results.evaluation_of
     monkeypatch.setattr(
-        results, "evaluation_of", lambda of: (used.append(torch.get_num_threads()), evaluation_of(of))[1]
+        results, "evaluation_of", lambda module: (used.append(torch.get_num_threads()), evaluation_of(module))[1]
     )
     evaluated = evaluate(config(*cpu, name="evaluate", small=False, run_dir="evaluated"))
     assert evaluated == metrics
-    assert used == [2], "equal numbers of so few mosaics do not show it"
+    assert used == [2], "equal metrics of few mosaics do not prove it"
 
-    train(*IMAGES, f"ckpt_path={checkpoint}", "compute.threads=1", run_dir="told")
-    assert threads(tmp_path / "told") == 1, "told otherwise"
-    assert not same(whole, tmp_path / "told"), "else this test shows nothing"
+    train(*IMAGES, f"ckpt_path={checkpoint}", "compute.threads=1", run_dir="one_thread")
+    assert threads(tmp_path / "one_thread") == 1, "the config takes precedence"
+    assert not same(reference, tmp_path / "one_thread"), "the number of threads must affect the weights in this test"
 
 
-def test_threads_without_a_checkpoint_and_as_asked() -> None:
+def test_threads_of_a_new_run_and_with_a_setting() -> None:
     assert threads_for(None, None) is None
     assert threads_for(3, {"threads": 2}) == 3

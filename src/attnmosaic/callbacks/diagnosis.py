@@ -30,13 +30,13 @@ class Diagnosis(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, RunModule)
         done, k = pl_module.epochs_done, pl_module.schedule.k
-        if done % k or pl_module.learners in self._reported or not trainer.is_global_zero:
+        if done % k or pl_module.training_networks in self._reported or not trainer.is_global_zero:
             return
         config, rows = pl_module.config, _rows(trainer)
         # All rows of a long run are read only if the last stage changed nothing.
         stage = rows[-k:]
         if stage and is_idle(config, stage) and (line := stalled(config, list(rows))):
-            self._reported.add(pl_module.learners)
+            self._reported.add(pl_module.training_networks)
             log.log(finding_level(), "epoch %d: %s", done, line)
 
     @log_errors

@@ -68,7 +68,7 @@ class RunProgress(ProgressBar):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, RunModule)
         self._epoch_start = time.monotonic()
-        self._update(stage="+".join(pl_module.learners), epoch=pl_module.epochs_done)
+        self._update(stage="+".join(pl_module.training_networks), epoch=pl_module.epochs_done)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -96,7 +96,7 @@ class RunProgress(ProgressBar):
                 "epoch %d/%d (%s): %s train %.3f, test %.3f, held_out %.3f; %s train %.3f",
                 pl_module.epochs_done,
                 trainer.max_epochs,
-                " + ".join(pl_module.learners),
+                " + ".join(pl_module.training_networks),
                 first,
                 *(metrics[f"{split}/{first}"] for split in SPLITS),
                 second,

@@ -1,1 +1,1 @@
-"""Accuracy and focus as torchmetrics; the loss's gradient with respect to the attention weights."""
+"""Accuracy and focus as torchmetrics, and the gradient of the loss with respect to the attention weights."""

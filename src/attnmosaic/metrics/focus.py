@@ -1,4 +1,4 @@
-"""Accuracy and focus, accumulated on the device."""
+"""A torchmetric of accuracy and focus, accumulated on the device."""
 
 import torch
 from jaxtyping import Float, Int
@@ -8,25 +8,30 @@ from torchmetrics import Metric
 from attnmosaic.nn.objectives import attention_entropy
 
 COUNTS = ("ftpt", "ffpt", "ftpf", "ffpf")
-"""Focus true or false (F.) crossed with prediction true or false (P.)."""
+"""Numbers of mosaics by focus true or false (FT, FF) and prediction true or false (PT, PF)."""
 
-ROWS = 2**16
-"""Mosaics whose entropies are computed at a time: all at once would take twice the memory of their weights."""
+ENTROPY_ROWS = 2**16
+"""Number of mosaics whose entropies are computed at a time; all at once would take twice the memory of the weights."""
 
 
 def _entropies(alpha: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
-    return torch.cat([attention_entropy(some) for some in alpha.split(ROWS)])
+    """Returns the entropy of each mosaic's attention weights, computed in pieces to save memory."""
+    return torch.cat([attention_entropy(part) for part in alpha.split(ENTROPY_ROWS)])
 
 
 class FocusMetrics(Metric):
-    """Sums over mosaics: right for uneven batches, and summed over processes.
+    """Loss, accuracy, focus and attention statistics of mosaics.
 
-    Focus is true when the largest weight sits on the foreground patch (the first one on a tie).
-    `compute` gives means over all mosaics seen:
+    The state holds sums over mosaics, so means are correct for batches of different sizes and over several processes.
 
-    ``loss``; ``accuracy``; ``focus``; the fractions ``ftpt``, ``ffpt``, ``ftpf``, ``ffpf`` (sum 1);
-    ``confident``, the fraction whose largest weight is at least 0.5 (the published "argmax > 0.5");
-    ``foreground_weight``, the mean weight on the foreground; ``entropy`` of the weights in nats.
+    Focus is true if the foreground patch has the largest attention weight. If several patches have the largest weight,
+    the first of them counts. `compute` returns means over all mosaics:
+
+    - ``loss``, ``accuracy`` and ``focus``;
+    - ``ftpt``, ``ffpt``, ``ftpf``, ``ffpf``: fractions of the mosaics by focus and prediction, which sum to 1;
+    - ``confident``: fraction of the mosaics with a largest weight of at least 0.5 (published as "argmax > 0.5");
+    - ``foreground_weight``: mean weight of the foreground patch;
+    - ``entropy``: entropy of the weights in nats.
     """
 
     full_state_update = False
@@ -34,7 +39,7 @@ class FocusMetrics(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        # One vector, so that an update is one addition: mosaics, loss, 4 counts, confident, weight, entropy.
+        # One vector, so that an update needs few operations: mosaics, loss, 4 counts, confident, weight, entropy.
         self.add_state("sums", torch.zeros(9, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(
@@ -45,25 +50,25 @@ class FocusMetrics(Metric):
         label: Int[Tensor, " B"],
         foreground: Int[Tensor, " B"],
     ) -> None:
-        """Adds mosaics.
+        """Adds a batch of mosaics.
 
         Args:
-            loss: mean objective over these mosaics.
-            logits: the what network's outputs.
+            loss: mean objective of these mosaics.
+            logits: outputs of the what network.
             alpha: attention weights.
-            label: which foreground class.
-            foreground: position of the foreground patch.
+            label: foreground class of each mosaic.
+            foreground: index of the foreground patch in each mosaic.
         """
-        largest, position = alpha.max(dim=1)
-        focused = position == foreground
-        right = logits.argmax(dim=1) == label
+        largest, attended = alpha.max(dim=1)
+        focused = attended == foreground
+        correct = logits.argmax(dim=1) == label
         batch = len(label)
         sums = torch.stack(
             [
-                (focused & right).sum(),
-                (~focused & right).sum(),
-                (focused & ~right).sum(),
-                (~focused & ~right).sum(),
+                (focused & correct).sum(),
+                (~focused & correct).sum(),
+                (focused & ~correct).sum(),
+                (~focused & ~correct).sum(),
                 (largest >= 0.5).sum(),
                 alpha.gather(1, foreground.unsqueeze(1)).double().sum(),
                 _entropies(alpha).double().sum(),
@@ -74,11 +79,11 @@ class FocusMetrics(Metric):
         self.sums[2:] += sums
 
     def counts(self) -> dict[str, int]:
-        """Returns raw counts: ``mosaics``, ``confident`` and the four focus/prediction cells."""
-        with self.sync_context():  # as torchmetrics wraps `compute`
+        """Returns the number of mosaics (``mosaics``), of confident ones (``confident``), and those of `COUNTS`."""
+        with self.sync_context():  # sums over the processes; torchmetrics does this for `compute` only
             mosaics, _, *cells, confident, _, _ = self.sums.tolist()
-        named = {"mosaics": mosaics, "confident": confident, **dict(zip(COUNTS, cells, strict=True))}
-        return {name: round(value) for name, value in named.items()}
+        counts = {"mosaics": mosaics, "confident": confident, **dict(zip(COUNTS, cells, strict=True))}
+        return {name: round(value) for name, value in counts.items()}
 
     def compute(self) -> dict[str, Tensor]:
         mean = self.sums[1:] / self.sums[0]

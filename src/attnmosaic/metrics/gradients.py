@@ -1,4 +1,7 @@
-"""The gradient of the loss with respect to the attention weights (document 000, "Gradient Definition")."""
+"""The gradient of the loss with respect to the attention weights, as the 2-D gradient study defines it.
+
+Source: docs/sources.md, "2-D gradient study".
+"""
 
 from collections.abc import Callable
 
@@ -16,22 +19,23 @@ def alpha_gradients(
     patches: Float[Tensor, "B P *patch"],
     label: Int[Tensor, " B"],
 ) -> Float[Tensor, "B P"]:
-    """Returns, for each mosaic, the gradient of its own loss with respect to each of its attention weights.
+    """Returns, for each mosaic, the gradient of its loss with respect to each of its attention weights.
 
-    The weights count as free: that they sum to 1, and the where network behind them, play no part. Parameters get
-    no gradient.
+    The weights are treated as independent variables: the gradient ignores that they sum to 1 and that they depend on
+    the where network. Parameters get no gradient.
 
     Args:
-        what: maps aggregates ``[B, *patch]`` to logits ``[B, F]``, each aggregate on its own (in eval mode).
+        what: maps aggregates ``[B, *patch]`` to logits ``[B, F]``. It must compute every aggregate independently, as
+            networks in eval mode do.
         objective: ``(logits, alpha, label) -> mean loss``, a mean over mosaics.
         alpha: attention weights.
-        patches: of each mosaic.
-        label: which foreground class.
+        patches: patches of each mosaic.
+        label: foreground class of each mosaic.
     """
     alpha = alpha.detach().clone().requires_grad_()
     with torch.enable_grad():
         loss = objective(what(aggregate(alpha, patches)), alpha, label)
-        # The mean times B is the sum of the mosaics' losses, of which an alpha moves its own mosaic's alone.
+        # The mean times B is the sum of the mosaics' losses, and each alpha changes only the loss of its mosaic.
         (gradient,) = torch.autograd.grad(loss * len(label), alpha)
     return gradient
 
@@ -39,11 +43,11 @@ def alpha_gradients(
 def foreground_and_background(
     values: Float[Tensor, "B P"], foreground: Int[Tensor, " B"]
 ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-    """Returns each mosaic's value at its foreground patch, and the sum of those at its background patches.
+    """Returns, for each mosaic, the value of the foreground patch and the sum of the values of the background patches.
 
     Args:
-        values: one for each patch.
-        foreground: position of the foreground patch, 0 to P - 1.
+        values: a value for each patch.
+        foreground: index of the foreground patch, 0 to P - 1.
     """
-    position = foreground.unsqueeze(1)
-    return values.gather(1, position).squeeze(1), values.scatter(1, position, 0).sum(dim=1)
+    index = foreground.unsqueeze(1)
+    return values.gather(1, index).squeeze(1), values.scatter(1, index, 0).sum(dim=1)

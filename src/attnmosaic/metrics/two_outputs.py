@@ -1,4 +1,4 @@
-"""Accuracy and confusion of both outputs, accumulated on the device."""
+"""A torchmetric of the accuracies and confusion matrices of two outputs, accumulated on the device."""
 
 import torch
 from jaxtyping import Float, Int
@@ -10,16 +10,18 @@ from attnmosaic.config.digit_operations import Operation
 
 
 class TwoOutputMetrics(Metric):
-    """Sums over examples: right for uneven batches, and summed over processes.
+    """Loss, accuracies and confusion matrices of a network that predicts a digit and a result.
 
-    `compute` gives ``loss``, ``digit_accuracy``, and ``sum_accuracy`` or ``product_accuracy``.
+    The state holds sums over examples, so means are correct for batches of different sizes and over several processes.
+    `compute` returns ``loss``, ``digit_accuracy``, and ``sum_accuracy`` or ``product_accuracy``.
 
     Args:
-        operation: names the second output and its classes.
+        operation: operation whose result the second output predicts.
 
     Attributes:
-        digit: confusion matrix of the digits, raw counts, true in rows, predicted in columns, ``[10, 10]``.
-        result: the same for the operation's classes.
+        digit: confusion matrix of the digits, ``[10, 10]``: counts, with true digits in rows and predicted ones in
+            columns.
+        result: confusion matrix of the operation's results, in the same form.
     """
 
     full_state_update = False
@@ -42,14 +44,14 @@ class TwoOutputMetrics(Metric):
         digit: Int[Tensor, " B"],
         result: Int[Tensor, " B"],
     ) -> None:
-        """Adds examples.
+        """Adds a batch of examples.
 
         Args:
-            loss: mean objective over these examples.
+            loss: mean objective of these examples.
             digit_predicted: class with the largest digit logit.
             result_predicted: class with the largest result logit.
-            digit: the true class.
-            result: likewise.
+            digit: true class of the digit.
+            result: true class of the result.
         """
         self.loss += loss * len(digit)
         for counts, predicted, true in (

@@ -1,1 +1,1 @@
-"""Where and what networks, attention and objectives in plain torch. Knows nothing of Lightning."""
+"""Networks, attention and objectives in plain torch, without Lightning."""

@@ -1,24 +1,24 @@
-"""Attention as a weighted sum over the patches of a mosaic."""
+"""Attention: the weighted sum of a mosaic's patches, and the pair of networks that use it."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 
 def aggregate(alpha: Float[Tensor, "B P"], patches: Float[Tensor, "B P *patch"]) -> Float[Tensor, "B *patch"]:
-    """Returns the sum over p of alpha_p x_p for each mosaic."""
+    """Returns the weighted sum of the patches of each mosaic, the sum over p of alpha_p x_p."""
     if patches.dim() != 5:
         return (alpha.unsqueeze(1) @ patches.flatten(2)).view(-1, *patches.shape[2:])
-    # Images lie channels last in memory (see Pool): summing in that order copies nothing.
-    last = patches.movedim(2, -1)
-    summed = alpha.unsqueeze(1) @ last.flatten(2)
-    return summed.view(-1, *last.shape[2:]).movedim(-1, 1)
+    # Images are channels last in memory (see `attnmosaic.data.pool.Pool`), so a sum in that order needs no copy.
+    channels_last = patches.movedim(2, -1)
+    summed = alpha.unsqueeze(1) @ channels_last.flatten(2)
+    return summed.view(-1, *channels_last.shape[2:]).movedim(-1, 1)
 
 
 class WhereWhat(nn.Module):
-    """A where network that weighs the patches and a what network that classifies their weighted sum.
+    """A where network that gives patches attention weights, and a what network that classifies their weighted sum.
 
     Args:
-        where: maps patches ``[M, *patch]`` to scores ``[M, 1]``; None where the data fix the attention weights.
+        where: maps patches ``[M, *patch]`` to scores ``[M, 1]``; None if the data fix the attention weights.
         what: maps aggregates ``[B, *patch]`` to logits ``[B, F]``.
     """
 
@@ -28,12 +28,12 @@ class WhereWhat(nn.Module):
         self.what = what
 
     def score(self, patches: Float[Tensor, "M *patch"]) -> Float[Tensor, " M"]:
-        """Scores patches one by one, all in one batch."""
-        assert self.where is not None, "the attention weights are fixed: there is no network to score patches"
+        """Returns the where network's score of each patch; all patches are computed in one batch."""
+        assert self.where is not None, "the attention weights are fixed, so no network scores patches"
         return self.where(patches).squeeze(1)
 
     def weigh(self, scores: Float[Tensor, "B P"]) -> Float[Tensor, "B P"]:
-        """Normalises scores to attention weights alpha that sum to 1 (softmax, as in documents 000 and 002)."""
+        """Returns the softmax of the scores: attention weights alpha that sum to 1, as in the mosaic studies."""
         return scores.softmax(dim=1)
 
     def forward(
@@ -42,8 +42,8 @@ class WhereWhat(nn.Module):
         """Returns the logits of mosaics and their attention weights alpha.
 
         Args:
-            patches: of each mosaic.
-            scores: of the where network, ``[B, P]``; None to compute them.
+            patches: patches of each mosaic.
+            scores: scores of the patches; None to compute them with the where network.
         """
         if scores is None:
             scores = self.score(patches.flatten(0, 1)).view(patches.shape[:2])

@@ -1,4 +1,7 @@
-"""The documents' networks. Each serves as where network (one output) and as what network (one a class)."""
+"""The networks of the mosaic studies (docs/sources.md).
+
+Each can be used as a where network, with one output, and as a what network, with one output for each class.
+"""
 
 import itertools
 import math
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 
 
 def max_pool(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
-    """Pools 2 x 2 by the maximum; on a CPU, where no gradient is wanted, in a sixth of the time of torch's own."""
+    """Returns the maximum of each 2 x 2 block; on a CPU without gradients this is six times as fast as torch's own."""
     if torch.is_grad_enabled() or x.device.type != "cpu":
         return F.max_pool2d(x, 2)
     height, width = (side // 2 * 2 for side in x.shape[2:])
@@ -20,12 +23,12 @@ def max_pool(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
 
 
 class MLP(nn.Module):
-    """Fully connected network with ReLU between its layers, for points (document 000).
+    """Fully connected network with ReLU between its layers, the network of the 2-D gradient study.
 
     Args:
-        in_shape: shape of one patch.
+        in_shape: shape of a patch.
         outputs: number of outputs.
-        hidden: sizes of the hidden layers; document 000 has (4, 8) for Where and (4,) for What.
+        hidden: sizes of the hidden layers; in the 2-D gradient study (4, 8) for Where and (4,) for What.
     """
 
     def __init__(self, in_shape: Sequence[int], outputs: int, hidden: Sequence[int]) -> None:
@@ -41,20 +44,21 @@ class MLP(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """Two convolutions with pooling, then fully connected layers (documents 001 and 002).
+    """Two convolutions with pooling, then fully connected layers.
 
-    At 3 x 32 x 32 this is the documents' network layer for layer: 5 x 5 convolutions with 6 and 16 filters,
-    each followed by ReLU and 2 x 2 max pooling, then 400-120-84-10-outputs. Patches under 16 pixels do not
-    survive two such convolutions; they get padded 3 x 3 ones.
+    For patches of 3 x 32 x 32 this is the network of the weighted-average study and the stage-wise study: 5 x 5
+    convolutions with 6 and 16 filters, each followed by ReLU and 2 x 2 max pooling, then fully connected layers of
+    sizes 400-120-84-10-outputs. Patches under 16 pixels are too small for two such convolutions; for them the
+    convolutions are 3 x 3 with padding.
 
     Args:
-        in_shape: ``(C, H, W)`` of one patch.
+        in_shape: ``(C, H, W)`` of a patch.
         outputs: number of outputs.
         channels: filters of the two convolutions.
         hidden: sizes of the fully connected layers between the convolutions and the output.
 
     Raises:
-        ValueError: the patch is no image, or smaller than 4 x 4.
+        ValueError: the patch is not an image, or is smaller than 4 x 4 pixels.
     """
 
     def __init__(
@@ -66,18 +70,18 @@ class ConvNet(nn.Module):
     ) -> None:
         super().__init__()
         if len(in_shape) != 3 or min(in_shape[1:]) < 4:
-            raise ValueError(f"ConvNet takes images of at least 4 x 4 pixels, the patches are {tuple(in_shape)}")
+            raise ValueError(f"ConvNet needs images of at least 4 x 4 pixels, got patches of shape {tuple(in_shape)}")
         depth, height, width = in_shape
         kernel, padding = (5, 0) if min(height, width) >= 16 else (3, 1)
         self.conv1 = nn.Conv2d(depth, channels[0], kernel, padding=padding)
         self.conv2 = nn.Conv2d(channels[0], channels[1], kernel, padding=padding)
-        lost = kernel - 1 - 2 * padding
-        height, width = (((side - lost) // 2 - lost) // 2 for side in (height, width))
+        border = kernel - 1 - 2 * padding  # pixels by which a convolution makes each side smaller
+        height, width = (((side - border) // 2 - border) // 2 for side in (height, width))
         self.head = MLP((channels[1], height, width), outputs, hidden)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B outputs"]:
-        # ReLU and max pooling commute; pooling first leaves ReLU a quarter of the work.
+        # ReLU and max pooling commute; with pooling first, ReLU has a quarter of the work.
         x = F.relu(max_pool(self.conv1(x)))
         x = F.relu(max_pool(self.conv2(x)))
-        # The head's own ReLUs follow each of its layers but the last, as in the documents.
+        # The head applies ReLU after each of its layers except the last, as in the mosaic studies.
         return self.head(x)

@@ -1,4 +1,4 @@
-"""The objectives that training minimises."""
+"""Objectives that training minimises."""
 
 import torch
 import torch.nn.functional as F
@@ -8,15 +8,15 @@ from torch import Tensor, nn
 
 def attention_entropy(alpha: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
     """Returns the entropy of each row of attention weights, in nats."""
-    # torch.special.entr has an infinite gradient at 0, where softmax ends up once scores lie 104 apart.
+    # torch.special.entr has an infinite gradient at 0, and softmax gives 0 if two scores differ by 104 or more.
     return -(alpha * alpha.clamp_min(torch.finfo(alpha.dtype).tiny).log()).sum(dim=1)
 
 
 class CrossEntropy(nn.Module):
-    """Mean of ``(1 - k) * cross-entropy + k * entropy of alpha`` (``protocol.md``, "Attention normaliser").
+    """Mean of ``(1 - k) * cross-entropy + k * entropy of alpha`` over mosaics (docs/sources.md).
 
     Args:
-        entropy: k, from 0 (plain cross-entropy, the documents' loss) to 1.
+        entropy: k, from 0 to 1; 0 is plain cross-entropy, the loss of the mosaic studies.
     """
 
     def __init__(self, entropy: float = 0.0) -> None:
@@ -33,7 +33,10 @@ class CrossEntropy(nn.Module):
 
 
 class SumOfCrossEntropies(nn.Module):
-    """Mean cross-entropy of the digit plus that of the result: document 004's total loss, Loss_1 + Loss_2."""
+    """Mean cross-entropy of the digit plus mean cross-entropy of the result.
+
+    This is the total loss of the digit-and-product exercise, Loss_1 + Loss_2.
+    """
 
     def forward(
         self,

@@ -1,4 +1,4 @@
-"""Networks that predict the digit of an image and its result with a number."""
+"""Networks that predict the digit in an image, and the sum or product of the digit and a number."""
 
 import math
 from collections.abc import Sequence
@@ -14,29 +14,30 @@ DIGITS = 10
 
 
 def _with_number(features: Float[Tensor, "B N"], number: Int[Tensor, " B"]) -> Float[Tensor, "B M"]:
-    """Appends the one-hot number to features of the image."""
+    """Appends the one-hot encoded number to the features of the image."""
     return torch.cat([features, F.one_hot(number, DIGITS).to(features.dtype)], dim=1)
 
 
 class SumNet(nn.Module):
-    """An image network whose ten outputs, with the one-hot number, feed an adder (document 003, its layer table).
+    """An image network with ten outputs, and an adder that takes these outputs and the one-hot number.
 
-    Image: 1 x 28 x 28; convolutions without bias, all but the last followed by batch normalisation, ReLU and (but
-    for the third, which is pooled) dropout. Adder: 20-32-64-128-outputs.
+    The layers are those in the layer table of the digit-and-sum exercise (docs/sources.md). The image network has
+    convolutions without bias. All convolutions except the last are followed by batch normalisation, ReLU and dropout;
+    the third by max pooling instead of dropout. The adder has fully connected layers of sizes 20-32-64-128-outputs.
 
     Args:
         in_shape: ``(C, 28, 28)``.
-        outputs: number of results; document 003 has 19.
-        dropout: rate of every dropout; the document does not state it.
+        outputs: number of results, 19 in the digit-and-sum exercise.
+        dropout: rate of every dropout layer; the exercise does not state it.
 
     Raises:
-        ValueError: the images are of another size.
+        ValueError: the images have another size.
     """
 
     def __init__(self, in_shape: Sequence[int], outputs: int, dropout: float = 0.1) -> None:
         super().__init__()
         if len(in_shape) != 3 or tuple(in_shape[1:]) != (28, 28):
-            raise ValueError(f"SumNet takes images of 28 x 28 pixels, these are {tuple(in_shape)}")
+            raise ValueError(f"SumNet needs images of 28 x 28 pixels, got shape {tuple(in_shape)}")
 
         def convolution(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
             return [nn.Conv2d(inputs, outputs, kernel, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
@@ -68,19 +69,19 @@ class SumNet(nn.Module):
 
 
 class ProductNet(nn.Module):
-    """Convolutional features that feed a digit head and, with the one-hot number, a product head (document 004).
+    """Convolutional features with a digit head, and a product head that also takes the one-hot number.
 
-    Three 3 x 3 convolutions with ReLU, the first two with 2 x 2 max pooling. The document gives no sizes: those
-    here are ours.
+    The architecture follows the digit-and-product exercise (docs/sources.md): three 3 x 3 convolutions with ReLU, the
+    first two with 2 x 2 max pooling. The exercise gives no layer sizes; the default sizes are this project's choice.
 
     Args:
-        in_shape: ``(C, H, W)``, at least 18 x 18.
-        outputs: number of results; 37 products of two digits occur.
-        channels: filters of the three convolutions.
-        hidden: sizes of the layers between features and product.
+        in_shape: ``(C, H, W)``, at least 18 x 18 pixels.
+        outputs: number of results; two digits have 37 different products.
+        channels: numbers of filters of the three convolutions.
+        hidden: sizes of the layers between the features and the product.
 
     Raises:
-        ValueError: the images are smaller, or there are not three convolutions.
+        ValueError: the images are smaller, or ``channels`` has not three numbers.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class ProductNet(nn.Module):
     ) -> None:
         super().__init__()
         if len(in_shape) != 3 or min(in_shape[1:]) < 18:
-            raise ValueError(f"ProductNet takes images of at least 18 x 18 pixels, these are {tuple(in_shape)}")
+            raise ValueError(f"ProductNet needs images of at least 18 x 18 pixels, got shape {tuple(in_shape)}")
         first, second, third = channels
         self.conv1 = nn.Conv2d(in_shape[0], first, 3)
         self.conv2 = nn.Conv2d(first, second, 3)
@@ -105,7 +106,7 @@ class ProductNet(nn.Module):
         self, image: Float[Tensor, "B C H W"], number: Int[Tensor, " B"]
     ) -> tuple[Float[Tensor, "B 10"], Float[Tensor, "B outputs"]]:
         """Returns the logits of the digit and of the result."""
-        # ReLU and max pooling commute, see ConvNet.
+        # ReLU and max pooling commute, see `attnmosaic.nn.networks.ConvNet`.
         x = F.relu(max_pool(self.conv1(image)))
         x = F.relu(max_pool(self.conv2(x)))
         features = F.relu(self.conv3(x)).flatten(1)

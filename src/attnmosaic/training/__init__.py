@@ -1,1 +1,1 @@
-"""Schedules, the stage-wise LightningModule and what a run needs around it."""
+"""LightningModules, optimizer steps, checkpoints, and the trainer, processes and results of a run."""

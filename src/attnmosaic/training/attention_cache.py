@@ -1,4 +1,4 @@
-"""Scores, attention weights and aggregates that are kept while the where network rests."""
+"""Keeps scores, attention weights and aggregates while the where network is frozen."""
 
 import contextlib
 import math
@@ -15,18 +15,20 @@ from attnmosaic.training import distributed
 from attnmosaic.training.workers import Workers
 
 PIECE = {"cpu": 2**23, "gpu": 2**27}
-"""Bytes of patches to compute on at a time: what fits a CPU's caches; what leaves a GPU's memory to other runs, as the
-activations of a piece take several times as much."""
+"""Bytes of patches that are computed at a time.
+
+A CPU's piece fits its caches. A GPU's piece leaves memory to other runs, as its activations take several times as much.
+"""
 
 
 def rows_per_piece(row_bytes: int, device: torch.device) -> int:
-    """Returns how many rows of so many bytes to compute on at a time."""
+    """Returns the number of rows of ``row_bytes`` bytes to compute at a time."""
     return max(1, PIECE["cpu" if device.type == "cpu" else "gpu"] // row_bytes)
 
 
 @contextlib.contextmanager
 def eval_mode(*networks: nn.Module | None) -> Iterator[None]:
-    """Puts networks into eval mode for a block."""
+    """Puts networks into eval mode for a block, then restores their modes."""
     modes = [(network, network.training) for network in networks if network is not None]
     try:
         for network, _ in modes:
@@ -38,18 +40,19 @@ def eval_mode(*networks: nn.Module | None) -> Iterator[None]:
 
 
 class FrozenWhere:
-    """Scores each unique patch of a pool once, and keeps attention weights and aggregates.
+    """Scores each patch of a pool once, and keeps attention weights and aggregates.
 
-    Weights fixed by the data are used unchanged. Each of several processes of a run computes its shard.
+    Attention weights that the data fix are used unchanged. In a run of several processes each computes its shard.
 
-    Valid until the where network changes; then call `clear`. Nothing here has gradients.
+    The kept values are valid until the where network changes; call `clear` then. They have no gradients.
 
     Args:
         pair: the networks; Where is evaluated in eval mode.
-        mosaics: by split or view, on the training device.
+        mosaics: mosaics by split or view, on the training device.
         dtype: floating type of patches.
-        budget: bytes that kept weights and aggregates may take; beyond it every minibatch's aggregates are summed.
-        workers: compute pieces at once; None computes them one by one.
+        budget: largest number of bytes for kept weights and aggregates; if they need more, none are kept and aggregates
+            are computed for every minibatch.
+        workers: threads that compute pieces; None computes the pieces one by one.
     """
 
     def __init__(
@@ -67,9 +70,10 @@ class FrozenWhere:
         self.workers = workers or Workers(1)
         self._scores: dict[int, Float[Tensor, " U"]] = {}
         self._kept: dict[str, tuple[Tensor, ...]] = {}
-        """Attention weights ``[N, P]`` and aggregates ``[N, *patch]``, images channels last."""
+        """Attention weights ``[N, P]`` and aggregates by split; aggregates of images are stored channels last."""
 
     def clear(self) -> None:
+        """Removes all kept values."""
         self._scores.clear()
         self._kept.clear()
 
@@ -78,8 +82,8 @@ class FrozenWhere:
         """Returns the where network's score of every patch of a pool."""
         if id(pool) not in self._scores:
             size = rows_per_piece(math.prod(pool.patch_shape) * self.dtype.itemsize, pool.device)
-            mine, _ = distributed.shard(torch.arange(len(pool), device=pool.device))
-            pieces = mine.split(size)
+            shard, _ = distributed.shard(torch.arange(len(pool), device=pool.device))
+            pieces = shard.split(size)
             with eval_mode(self.pair.where):
                 scores = self.workers.map(lambda piece: self.pair.score(pool.gather(piece, self.dtype)), pieces)
             self._scores[id(pool)] = distributed.gathered(torch.cat(scores), len(pool))
@@ -87,7 +91,7 @@ class FrozenWhere:
 
     @torch.no_grad()
     def attend(self, split: str, rows: Int[Tensor, " B"]) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B *patch"]]:
-        """Returns the attention weights and the aggregates of some mosaics of a split."""
+        """Returns the attention weights and the aggregates of mosaics of a split."""
         mosaics = self.mosaics[split]
         if split in self._kept:
             alpha, aggregates = (part.index_select(0, rows) for part in self._kept[split])
@@ -102,50 +106,50 @@ class FrozenWhere:
         return alpha, summed[0] if len(summed) == 1 else torch.cat(summed)
 
     def weights(self, mosaics: Mosaics, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P"]:
-        """Returns the attention weights of some mosaics, fixed ones or from the scores of their patches."""
+        """Returns the attention weights of mosaics: fixed weights, or weights from the scores of the pool."""
         if mosaics.weights is not None:
             return mosaics.weights[rows].to(self.dtype)
         return self.pair.weigh(self.scores(mosaics.pool)[mosaics.index[rows]])
 
     @torch.no_grad()
     def fresh_weights(self, mosaics: Mosaics, patches: Float[Tensor, "B P *patch"], rows: Int[Tensor, " B"]) -> Tensor:
-        """Returns the weights ``[B, P]`` of a few mosaics from their own patches, without what is kept."""
+        """Returns the attention weights ``[B, P]`` of a few mosaics from their patches, without any kept scores."""
         if mosaics.weights is not None:
             return mosaics.weights[rows].to(self.dtype)
         with eval_mode(self.pair.where):
             return self.pair.weigh(self.pair.score(patches.flatten(0, 1)).view(patches.shape[:2]))
 
     def mosaics_per_piece(self, split: str) -> int:
-        """Returns how many mosaics of a split, with all their patches, to compute on at a time."""
+        """Returns the number of mosaics of a split, with all their patches, to compute at a time."""
         mosaics = self.mosaics[split]
         values = mosaics.index.shape[1] * math.prod(mosaics.pool.patch_shape)
         return rows_per_piece(values * self.dtype.itemsize, mosaics.index.device)
 
     @torch.no_grad()
     def keep(self, split: str) -> None:
-        """Computes and keeps the weights and aggregates of a split, if they fit the budget."""
+        """Computes and keeps the attention weights and aggregates of a split, if they fit the budget."""
         mosaics = self.mosaics[split]
         n, patches = mosaics.index.shape
         size = n * (patches + math.prod(mosaics.pool.patch_shape)) * self.dtype.itemsize
         if split in self._kept or size > self.budget:
             return
-        mine, _ = distributed.shard(torch.arange(n, device=mosaics.index.device))
-        pieces = mine.split(self.mosaics_per_piece(split))
+        shard, _ = distributed.shard(torch.arange(n, device=mosaics.index.device))
+        pieces = shard.split(self.mosaics_per_piece(split))
 
-        def sum_up(rows: Tensor) -> tuple[Tensor, Tensor]:
+        def attend(rows: Tensor) -> tuple[Tensor, Tensor]:
             alpha = self.weights(mosaics, rows)
             summed = aggregate(alpha, mosaics.patches(rows, self.dtype))
             return alpha, summed.movedim(1, -1) if mosaics.pool.is_image else summed
 
-        def fill(rows: Tensor) -> None:
-            for whole, part in zip(kept, sum_up(rows), strict=True):
-                whole[rows] = part
+        def store(rows: Tensor) -> None:
+            for kept_tensor, part in zip(kept, attend(rows), strict=True):
+                kept_tensor[rows] = part
 
-        first = sum_up(pieces[0])  # scores the pool
+        first = attend(pieces[0])  # scores the pool once, before threads share the scores
         kept = tuple(part.new_empty((n, *part.shape[1:])) for part in first)
-        for whole, part in zip(kept, first, strict=True):
-            whole[pieces[0]] = part
-        self.workers.map(fill, pieces[1:])
-        for whole in kept:
-            distributed.gather_into(whole)
+        for kept_tensor, part in zip(kept, first, strict=True):
+            kept_tensor[pieces[0]] = part
+        self.workers.map(store, pieces[1:])
+        for kept_tensor in kept:
+            distributed.gather_into(kept_tensor)
         self._kept[split] = kept

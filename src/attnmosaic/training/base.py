@@ -1,4 +1,4 @@
-"""What the LightningModules of all runs share: data, chance, the state of checkpoints, metrics."""
+"""The base class of all LightningModules: data, random seeds, the state in checkpoints, metrics."""
 
 import logging
 import weakref
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def step_scheduler(scheduler: LRScheduler, loss: float) -> None:
-    """Steps a learning-rate scheduler at the end of an epoch with this mean training loss."""
+    """Steps a learning-rate scheduler at the end of an epoch; ``loss`` is the epoch's mean training loss."""
     if isinstance(scheduler, ReduceLROnPlateau):
         scheduler.step(loss)
     else:
@@ -33,29 +33,36 @@ def step_scheduler(scheduler: LRScheduler, loss: float) -> None:
 
 
 def mean_loss(losses: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
-    """Returns the mean objective over all examples of some steps, of so many examples each, in float64."""
-    each = torch.stack([*losses]).double()
-    examples = each.new_tensor(sizes)
-    return (each * examples).sum() / examples.sum()
+    """Returns the mean objective over all examples of several steps, in float64.
+
+    Args:
+        losses: mean objective of each step.
+        sizes: number of examples of each step.
+    """
+    step_losses = torch.stack([*losses]).double()
+    examples = step_losses.new_tensor(sizes)
+    return (step_losses * examples).sum() / examples.sum()
 
 
 class RunModule(pl.LightningModule, ABC):
-    """The LightningModule of a run.
+    """Base class of the LightningModule of a run.
 
     Args:
         config: the run's resolved config as plain containers.
-        **saved: what else every checkpoint holds to restore the networks, plain as well.
+        **saved: other plain values that every checkpoint holds, from which networks are restored without data.
 
     Attributes:
-        metric_names: what is measured on each split.
-        headline: the metrics of progress bars and logs.
-        table_columns: the metrics of the table at the end of a run.
-        table_caption: what the splits are, below that table.
-        decomposes: whether the parts of a minibatch give what the minibatch gives.
+        metric_names: names of the metrics of each split.
+        headline: names of the metrics that progress bars and logs show.
+        table_columns: names of the metrics in the table at the end of a run.
+        table_caption: explanation of the splits below that table.
+        decomposes: whether computing a minibatch in parts gives the same outputs, losses and gradients.
         evaluations: metrics by split or view.
-        epoch_metrics: what this epoch measured so far, ``{"<split>/<metric>": value}``; callbacks write it.
-        findings: what the run did not learn, a line each; the callback `Diagnosis` sets them at the end of a run.
-        workers: compute pieces of a minibatch, or of an evaluation step, at once.
+        epoch_metrics: metrics measured in this epoch so far, ``{"<split>/<metric>": value}``; callbacks write them to
+            files.
+        findings: a line for each thing that the run did not learn; the callback `Diagnosis` sets them at the end of a
+            run.
+        workers: threads that compute pieces of a minibatch or of an evaluation step.
     """
 
     metric_names: tuple[str, ...]
@@ -74,43 +81,43 @@ class RunModule(pl.LightningModule, ABC):
         self.epoch_metrics: dict[str, float] = {}
         self.findings: tuple[str, ...] = ()
         self.workers = Workers(1)
-        self._stop_asked = False
-        self._complete = 0
+        self._stop_requested = False
+        self._complete_epochs = 0
         self._monitored: dict[str, float] = {}
         self._data_source: tuple[Any, ...] | None = None
         self._data: dict[str, Any] = {}
 
     @property
     @abstractmethod
-    def learners(self) -> tuple[str, ...]:
-        """Names of the networks that learn in this epoch."""
+    def training_networks(self) -> tuple[str, ...]:
+        """Names of the networks that train in this epoch."""
 
     @abstractmethod
     def true_classes(self, split: str) -> dict[str, Tensor]:
-        """Returns the true classes of a split's examples, ``[N]``, by the accuracy that is measured with them."""
+        """Returns the true classes ``[N]`` of a split's examples, by the name of the accuracy they are used for."""
 
     @property
     def scale(self) -> str:
-        """``full``, or ``smoke`` for a run that only shows that it works; whatever it writes says so."""
+        """``full``, or ``smoke`` for a run that only shows that the code works and whose outputs are marked as such."""
         return str(self.config["scale"])
 
     @property
     def epochs_done(self) -> int:
-        """Epochs trained, counted from 1 while the first one is still being evaluated."""
+        """Number of trained epochs; the current epoch counts already, so it is 1 during the first epoch."""
         return self.current_epoch + (self.trainer.state.fn == TrainerFn.FITTING)
 
     # ---- data
 
     @abstractmethod
     def place_data(self) -> None:
-        """Puts the data where the networks are; only now has the trainer given these device and precision."""
+        """Puts the data on the networks' device. Runs after the trainer has set the networks' device and precision."""
 
     def placed(self, place: Callable[[torch.device, torch.dtype, str], dict[str, Any]]) -> dict[str, Any]:
-        """Returns the data on the module's device: after training the same ones, as they are placed once.
+        """Returns the data on the module's device. They are copied there once and reused by later calls.
 
         Args:
-            place: places the data module's data, given device, dtype of points and where to keep the pool
-                (see `attnmosaic.data.pool.place_pools`).
+            place: copies the data module's data; its arguments are the device, the dtype of points and the memory that
+                holds the pool (see `attnmosaic.data.pool.place_pools`).
         """
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
         source = weakref.ref(datamodule), self.device, next(self.parameters()).dtype
@@ -119,7 +126,7 @@ class RunModule(pl.LightningModule, ABC):
         return self._data
 
     def take_threads(self) -> None:
-        """Gives torch's threads to `workers`, on a CPU, if a minibatch may be computed in pieces."""
+        """On a CPU, replaces torch's threads by `workers` if minibatches can be computed in pieces."""
         if self.decomposes and self.device.type == "cpu" and self.workers.count == 1:
             self.workers = Workers.instead_of_torch()
 
@@ -134,50 +141,50 @@ class RunModule(pl.LightningModule, ABC):
         self.place_data()
         if distributed.count() > 1 and not self.decomposes:
             log.warning(
-                "the networks mix the examples of a minibatch, or draw for them (batch normalisation, dropout): "
-                "with %d processes the numbers are not those of one",
+                "the networks use batch statistics or random numbers (batch normalisation, dropout): the results of %d "
+                "processes differ from those of one process",
                 distributed.count(),
             )
 
     def on_train_epoch_start(self) -> None:
-        # Anew each epoch: a resumed run then draws what the uninterrupted one would have.
-        # Each process draws for its own part of the minibatches.
-        stream = [
+        # Seeded in each epoch, so that a resumed run samples the same numbers as an uninterrupted one.
+        # Each rank has another seed, as it samples for its own shards.
+        seed = [
             self.config["seed"]["order"],
             self.current_epoch,
             2,
             *([self.global_rank] if self.global_rank else []),
         ]
-        torch.manual_seed(int(np.random.SeedSequence(stream).generate_state(1)[0]))
+        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         self.epoch_metrics = {}
-        self._stop_asked = False
+        self._stop_requested = False
 
-    # A callback may stop a run within an epoch (a timer, say). Metrics, tables and checkpoints are of complete epochs:
-    # the run ends with this one.
+    # A callback, for example a timer, can request a stop within an epoch. Metrics, tables and checkpoints are of
+    # complete epochs, so the run stops at the end of that epoch.
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._stop_asked |= self.trainer.should_stop
+        self._stop_requested |= self.trainer.should_stop
         self.trainer.should_stop = False
 
     def on_train_epoch_end(self) -> None:
-        """Marks the epoch as complete: callbacks that write rows come before the module, those that save after it."""
-        self.trainer.should_stop |= self._stop_asked
-        if self.trainer.is_last_batch:  # not of an epoch that an evaluation within it has ended
-            self._complete = self.epochs_done
+        """Marks the epoch as complete. Callbacks that add rows run before this hook, those that save run after it."""
+        self.trainer.should_stop |= self._stop_requested
+        if self.trainer.is_last_batch:  # False if an evaluation within the epoch has ended the epoch
+            self._complete_epochs = self.epochs_done
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Marks the checkpoint as `COMPLETE` if it is, whoever writes it."""
+        """Marks the checkpoint as `COMPLETE` if it is written between two epochs, by any callback."""
         checkpoint[THREADS] = max(self.workers.count, torch.get_num_threads())
-        trainer, begun = self.trainer, self.trainer.fit_loop.epoch_progress.current.ready
-        if trainer.state.fn != TrainerFn.FITTING or begun != self._complete:
+        trainer, started_epochs = self.trainer, self.trainer.fit_loop.epoch_progress.current.ready
+        if trainer.state.fn != TrainerFn.FITTING or started_epochs != self._complete_epochs:
             return
         checkpoint[COMPLETE] = {
-            "epochs": begun,
-            "ended": trainer.should_stop and begun >= (trainer.min_epochs or 0),
-            # What an evaluation measured is monitored until the next one.
+            "epochs": started_epochs,
+            "ended": trainer.should_stop and started_epochs >= (trainer.min_epochs or 0),
+            # Callbacks monitor the metrics of an evaluation until the next evaluation.
             "monitored": {name: float(value) for name, value in trainer.callback_metrics.items()},
         }
-        for logger in trainer.loggers:  # a run that resumes from here lacks none of its points
+        for logger in trainer.loggers:  # so that a run that resumes from this checkpoint has all earlier points
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.flush()
 
@@ -185,23 +192,23 @@ class RunModule(pl.LightningModule, ABC):
         self._monitored = checkpoint.get(COMPLETE, {}).get("monitored", {})
 
     def check_finite(self, losses: Sequence[Tensor], networks: nn.Module) -> None:
-        """Checks an epoch's losses, one a step, and the weights after it.
+        """Checks that the losses of an epoch's steps, and the weights after the epoch, are finite.
 
         Raises:
-            RunError: one of them, or a weight, is infinite or not a number.
+            RunError: a loss or a weight is infinite or not a number.
         """
-        # The last step's loss is from before that step, so the weights after it are checked, too.
+        # The last loss is computed before the last step changes the weights, so the weights are checked, too.
         weights = torch.stack([value.isfinite().all() for value in networks.state_dict().values()]).all()
-        # All processes must find the same, or one would wait for another that has ended.
-        of_all = distributed.all_sum(torch.stack([*losses]))
-        finite = torch.cat([of_all.isfinite(), weights.view(1)]).tolist()
+        # The losses are summed over all processes, so that they end together and none waits for another.
+        summed = distributed.all_sum(torch.stack([*losses]))
+        finite = torch.cat([summed.isfinite(), weights.view(1)]).tolist()
         if not all(finite):
             step = finite.index(False) + 1
-            what = f"the loss became {of_all[step - 1].item()}" if step <= len(losses) else "a weight became infinite"
+            cause = f"the loss became {summed[step - 1].item()}" if step <= len(losses) else "a weight became infinite"
             raise RunError(
-                f"{what} in epoch {self.current_epoch + 1}, step {min(step, len(losses))} of {len(losses)}, while "
-                f"{' and '.join(self.learners)} learned; the last checkpoint is from before this epoch. "
-                f"Try a smaller lr.{self.learners[0]}"
+                f"{cause} in epoch {self.current_epoch + 1}, step {min(step, len(losses))} of {len(losses)} (training: "
+                f"{' and '.join(self.training_networks)}); the last checkpoint is from before this epoch; try a "
+                f"smaller lr.{self.training_networks[0]}"
             )
 
     # ---- evaluation
@@ -218,25 +225,26 @@ class RunModule(pl.LightningModule, ABC):
         for split, metrics in self.evaluations.items():
             self.record(split, metrics)
 
-    def record(self, prefix: str, metrics: Metric, **beside: float) -> None:
-        """Keeps and logs what was measured.
+    def record(self, prefix: str, metrics: Metric, **more: float) -> None:
+        """Adds computed metrics to `epoch_metrics` and passes them to callbacks and loggers.
 
         Args:
-            prefix: a split, or "running" for what training itself saw.
-            metrics: its `compute` gives scalars by name.
-            **beside: logged as they are.
+            prefix: name of a split, or "running" for metrics of the training steps.
+            metrics: its `compute` returns scalars by name.
+            **more: other values by name, passed to callbacks and loggers without a prefix.
         """
         computed = metrics.compute()
-        # One wait for the device, not one a metric.
+        # Stacked, so that the CPU waits for the device once instead of once for each metric.
         means = torch.stack(list(computed.values())).tolist()
         values = {f"{prefix}/{name}": mean for name, mean in zip(computed, means, strict=True)}
         self.epoch_metrics |= values
-        values |= beside
-        # Not by `self.log`, which takes a quarter of a millisecond for each. Callbacks find what they monitor here;
-        # checkpoints are named by "step", as Lightning's own counts every optimizer's steps.
-        now = {**values, "step": self.epochs_done}
-        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in now.items()})
-        # The full pass after training is logged with the hyperparameters (`finish_run`), not twice.
+        values |= more
+        # Without `self.log`, which takes a quarter of a millisecond for each metric. Callbacks read the metrics that
+        # they monitor from here. "step" is in the names of checkpoints; Lightning's value would count the steps of
+        # every optimizer.
+        monitored = {**values, "step": self.epochs_done}
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in monitored.items()})
+        # The evaluation after training is not logged here: `finish_run` logs it with the hyperparameters.
         if self.trainer.state.fn == TrainerFn.FITTING:
             for logger in self.trainer.loggers:
                 logger.log_metrics(values, step=self.epochs_done)

@@ -23,31 +23,35 @@ from attnmosaic.core.files import write_atomically
 from attnmosaic.core.text import truncate
 
 COMPLETE = "complete"
-"""In a checkpoint that was written between two epochs, and so holds the last one's rows, too: how many ``epochs`` were
-done, whether a callback had ``ended`` the run with them, and the values that callbacks monitor (``monitored``)."""
+"""Key of a checkpoint that was written between two epochs, after the rows of the last epoch were added.
+
+Its value holds ``epochs``, the number of trained epochs; ``ended``, whether a callback ended the run after them; and
+``monitored``, the values that callbacks monitor.
+"""
 
 THREADS = "threads"
-"""In every checkpoint: how many threads its run computes on."""
+"""Key of every checkpoint: the number of threads that its run computes on."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints atomically, and reads none that is damaged. Lightning handles addresses of other machines.
+    """Writes checkpoints atomically, and refuses to read damaged ones. URLs are left to Lightning.
 
-    (Lightning's own syncs nothing, and torch does not compare the checksums that it writes: it would load a flipped bit
-    as another weight.)
+    Lightning's own class does not sync files, and torch does not compare the checksums that it writes: it would load a
+    flipped bit as another weight.
 
     Attributes:
-        read: a checkpoint that was read already, and its path. Lightning gets it instead of reading the file again, and
-            it is emptied then, so that its memory is free once Lightning has restored the run.
+        preloaded: path and contents of a checkpoint that was already read. Lightning gets these contents instead of
+            reading the file again. The dict is emptied then, so that Lightning alone holds the tensors and their memory
+            is free once the run is restored.
     """
 
-    read: tuple[str | Path, dict[str, Any]] | None = None
+    preloaded: tuple[str | Path, dict[str, Any]] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        if _is_address(path):
+        if _is_url(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        content = io.BytesIO()  # torch hides errors of the disk behind one of its own
+        content = io.BytesIO()  # torch.save to a file would raise its own error instead of the disk's
         torch.save(checkpoint, content)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(Path(path), content.getvalue())
@@ -55,86 +59,87 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        if self.read is not None and path == self.read[0]:
-            checkpoint, self.read = self.read[1], None
-            handed_on = {**checkpoint}
+        if self.preloaded is not None and path == self.preloaded[0]:
+            checkpoint, self.preloaded = self.preloaded[1], None
+            contents = {**checkpoint}
             checkpoint.clear()
-            return handed_on
-        if _is_address(path):
+            return contents
+        if _is_url(path):
             return super().load_checkpoint(path, map_location, weights_only)
         return read_checkpoint(path, map_location or "cpu")
 
 
-def _is_address(path: str | Path) -> bool:
+def _is_url(path: str | Path) -> bool:
     return "://" in str(path)
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Loads a checkpoint with ``weights_only=True`` after comparing its checksums.
+    """Compares a checkpoint's checksums, then loads it with ``weights_only=True``.
 
     Raises:
-        UserError: it is missing, damaged, or holds more than weights.
+        UserError: the file is missing, damaged, or holds objects that ``weights_only=True`` refuses.
     """
     check_ckpt_path(path)
     try:
         with Path(path).expanduser().open("rb") as file:
-            _check_sums(file)
+            _check_checksums(file)
             file.seek(0)
             loaded: dict[str, Any] = torch.load(file, map_location=map_location, weights_only=True)
-    except Exception as error:  # zipfile, pickle and torch raise whatever the file makes them raise
+    except Exception as error:  # zipfile, pickle and torch raise errors of many types for damaged files
         why = f"it is damaged: {error}" if isinstance(error, zipfile.BadZipFile) else type(error).__name__
-        raise UserError(f"ckpt_path: '{short_path(path)}' is no readable attnmosaic checkpoint ({why})") from error
+        raise UserError(f"ckpt_path: '{short_path(path)}' is not a readable attnmosaic checkpoint ({why})") from error
     return loaded
 
 
-_FOLDER = 0x10
-"""The bit that marks a zip file's part as a folder (MS-DOS's attribute)."""
+_FOLDER_BIT = 0x10
+"""The bit that marks an entry of a zip file as a folder (an MS-DOS attribute)."""
 
 
-def _check_sums(file: IO[bytes]) -> None:
-    """Compares each part of a checkpoint with its CRC-32, which finds any flipped bit.
+def _check_checksums(file: IO[bytes]) -> None:
+    """Compares each entry of a checkpoint's zip file with its CRC-32, which detects any flipped bit.
 
     Raises:
-        BadZipFile: one differs, or is a folder.
+        BadZipFile: an entry has another checksum, or is a folder.
     """
-    with zipfile.ZipFile(file) as parts:
-        for info in parts.infolist():
-            if info.is_dir() or info.external_attr & _FOLDER:  # torch would read it from uninitialized memory
+    with zipfile.ZipFile(file) as archive:
+        for info in archive.infolist():
+            if info.is_dir() or info.external_attr & _FOLDER_BIT:  # torch would return uninitialized memory for it
                 raise zipfile.BadZipFile(f"{info.filename} is a folder")
-            with parts.open(info) as part:
-                while part.read(1 << 20):
+            with archive.open(info) as entry:
+                while entry.read(1 << 20):  # zipfile compares the checksum at the end of the entry
                     pass
 
 
 def check_weights_fit(checkpoint: Mapping[str, Any], module: nn.Module, path: str | Path) -> None:
-    """Checks that a checkpoint is of the module's architecture.
+    """Checks that a checkpoint has the module's architecture.
 
     Raises:
-        UserError: a parameter is missing, unknown or of another shape.
+        UserError: a parameter is missing, unknown or has another shape.
     """
     saved = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    for name in sorted(saved.keys() | wanted.keys()):
-        if saved.get(name) != wanted.get(name):
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    for name in sorted(saved.keys() | expected.keys()):
+        if saved.get(name) != expected.get(name):
             raise UserError(
-                f"ckpt_path: '{short_path(path)}' is of another architecture: {name} is {saved.get(name, 'absent')} in "
-                f"it and {wanted.get(name, 'absent')} in this config; give the model, patches and classes it was "
-                "trained with"
+                f"ckpt_path: '{short_path(path)}' has another architecture: {name} is {saved.get(name, 'missing')} "
+                f"in the checkpoint and {expected.get(name, 'missing')} in this config; type the model, patches and "
+                "classes of the checkpoint's run"
             )
 
 
-MOST_PIXELS = 2**24
-"""Of a patch; networks are tried on the saved shape."""
+MAX_PATCH_VALUES = 2**24
+"""Largest number of values in a patch. Networks are tried on a patch of the saved shape, which must fit the memory."""
 
 
 def read_saved(path: str | Path) -> dict[str, Any]:
-    """Reads a checkpoint and checks that it holds what a run saves, before any of it is used.
+    """Reads a checkpoint and checks, before anything uses it, that its contents are those that a run saves.
 
-    The folders of its images are where they are now, see `attnmosaic.config.paths.relocate_images`. Callers that instantiate
-    nodes of its config call `attnmosaic.config.trusted.check_trusted` first.
+    The paths of image folders in its config are replaced by their present paths, see
+    `attnmosaic.config.paths.relocate_images`. Callers that instantiate nodes of this config must call
+    `attnmosaic.config.trusted.check_trusted` first.
 
     Raises:
-        UserError: it is missing, or no checkpoint of this program.
+        UserError: the file is missing, or is not a checkpoint of this program.
     """
     checkpoint = read_checkpoint(path)
     try:
@@ -144,45 +149,45 @@ def read_saved(path: str | Path) -> dict[str, Any]:
         _check_config(config)
         _check_shapes(saved, config["data"], networks_of(config) == PAIR)
         if not isinstance(checkpoint["epoch"], int):
-            raise TypeError("epoch is no number")
+            raise TypeError("epoch is not an integer")
         if not all(isinstance(value, Tensor) for value in checkpoint["state_dict"].values()):
-            raise TypeError("weights are no tensors")
-    except Exception as error:  # whatever such a tree makes the checks raise
+            raise TypeError("a weight is not a tensor")
+    except Exception as error:  # the checks raise errors of many types for an unexpected structure
         why = truncate(str(error) if isinstance(error, (NotPlainError, UserError)) else repr(error), 200)
         raise UserError(
-            f"ckpt_path: '{short_path(path)}' is not what a run of attnmosaic saves ({why}); give another checkpoint"
+            f"ckpt_path: '{short_path(path)}' was not saved by a run of attnmosaic ({why}); type another ckpt_path"
         ) from error
     saved["config"] = relocate_images(config, Path(absolute(path)).parents[1])
     return checkpoint
 
 
 def _check_config(config: dict[str, Any]) -> None:
-    """Checks that every section has the type and the keys that a run's has."""
+    """Checks that every section of a config has the types and keys that the schema requires."""
     _check_keys(config, TrainConfig)
     OmegaConf.merge(
         OmegaConf.structured(TrainConfig), {field.name: config[field.name] for field in fields(TrainConfig)}
     )
     if networks_of(config) != PAIR and config["data"]["operation"] not in OPERATIONS:
-        raise ValueError("data.operation is none")
+        raise ValueError(f"data.operation is unknown: {config['data']['operation']}")
     check_settings(config)
 
 
 def _check_keys(config: Mapping[str, Any], schema: Any, section: str = "") -> None:
-    """Checks that a config, or a section of it, has every key of its schema."""
+    """Checks that a config, or a section of a config, has every key of its schema."""
     for field in fields(schema):
         if field.name not in config:
-            raise ValueError(f"no {section}{field.name}")
+            raise ValueError(f"{section}{field.name} is missing")
         if is_dataclass(field.type):
             _check_keys(config[field.name], field.type, f"{field.name}.")
 
 
-def _check_shapes(saved: Mapping[str, Any], data: Mapping[str, Any], of_pair: bool) -> None:
-    """Checks what networks are restored from without their data."""
-    shape = saved["patch_shape" if of_pair else "image_shape"]
-    if not all(isinstance(side, int) and side > 0 for side in shape) or math.prod(shape) > MOST_PIXELS:
-        raise ValueError(f"shape of a patch: {shape}")
+def _check_shapes(saved: Mapping[str, Any], data: Mapping[str, Any], is_pair: bool) -> None:
+    """Checks the saved shapes and class names, from which networks are restored without their data."""
+    shape = saved["patch_shape" if is_pair else "image_shape"]
+    if not all(isinstance(side, int) and side > 0 for side in shape) or math.prod(shape) > MAX_PATCH_VALUES:
+        raise ValueError(f"invalid shape of a patch: {shape}")
     for channels in (data[name] for name in ("mean", "std") if isinstance(data.get(name), list)):
         if len(channels) not in (1, shape[0]):
             raise ValueError(f"{len(channels)} means or deviations for {shape[0]} channels")
-    if of_pair and not all(isinstance(name, str) for name in saved["foreground_classes"]):
-        raise ValueError("foreground_classes are no names")
+    if is_pair and not all(isinstance(name, str) for name in saved["foreground_classes"]):
+        raise ValueError("a name in foreground_classes is not text")

@@ -1,4 +1,4 @@
-"""Takes optimizer steps as CUDA graphs."""
+"""Captures optimizer steps as CUDA graphs and replays them."""
 
 import contextlib
 import logging
@@ -19,7 +19,7 @@ from attnmosaic.training.steps import StepOutputs, Steps
 log = logging.getLogger(__name__)
 
 WARM_UP = 3
-"""Steps before one is captured: they choose algorithms, and create the optimizers' state."""
+"""Number of ordinary steps before a step is captured: they choose algorithms and create the optimizers' state."""
 
 Capture = Callable[[Callable[[], StepOutputs], torch.cuda.Stream | None], tuple[StepOutputs, Callable[[], None]]]
 
@@ -27,41 +27,43 @@ Capture = Callable[[Callable[[], StepOutputs], torch.cuda.Stream | None], tuple[
 def cuda_graph(
     work: Callable[[], StepOutputs], stream: torch.cuda.Stream | None
 ) -> tuple[StepOutputs, Callable[[], None]]:
-    """Captures work on a stream without doing it.
+    """Captures work as a CUDA graph on a stream; the work is not executed.
 
     Returns:
-        The tensors that its results will be in, and what replays it.
+        The tensors that will hold the results after a replay, and the function that replays the graph.
 
     Raises:
-        RunError: CUDA refused something during the capture.
+        RunError: CUDA raised an error during the capture.
     """
     graph = torch.cuda.CUDAGraph()
     try:
-        # The outer context leaves the stream again where the inner one fails to (torch <= 2.12).
+        # After an error the inner context does not restore the current stream (torch <= 2.12); the outer context does.
         with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream):
-            seen = work()
+            outputs = work()
     except RuntimeError as error:
         if "CUDA error" not in str(error):
             raise
-        # In these versions the allocator also believes that the capture is still under way, so no step may follow.
+        # In these versions the allocator also stays in the state of a running capture, so no other step can be taken.
         raise RunError(
             f"compute.engine: got auto, but CUDA cannot capture this run's steps as a graph ({first_line(error)}); "
             "type compute.engine=eager"
         ) from error
-    return seen, graph.replay
+    return outputs, graph.replay
 
 
 class GraphedSteps:
-    """Takes steps by replaying one that was captured: one launch instead of some hundred.
+    """Takes optimizer steps by replaying a captured step: one kernel launch instead of several hundred.
 
-    A captured step reads and writes fixed places in memory, and its numbers that are no tensors are constant. So a step
-    is captured anew when the stage (and with it the kept aggregates), the size of the minibatch or the settings of the
-    optimizers (by a learning-rate scheduler) change. Steps that wait for the device, or whose optimizers count steps
-    outside it, cannot be captured: all are taken one by one from then on, and the log reports it.
+    A captured step reads and writes fixed memory addresses, and its Python numbers are constants. A step is therefore
+    captured again when the stage (and with it the kept aggregates), the size of the minibatch or the settings of the
+    optimizers change, for example by a learning-rate scheduler.
+
+    Steps that wait for the device, or whose optimizers count steps outside the device, cannot be captured. All later
+    steps are then ordinary steps, and the log reports this.
 
     Args:
-        steps: takes the steps that are captured.
-        capture: see `cuda_graph`.
+        steps: takes the ordinary steps, which are also captured.
+        capture: captures a step; see `cuda_graph`.
     """
 
     def __init__(self, steps: Steps, capture: Capture = cuda_graph) -> None:
@@ -69,56 +71,56 @@ class GraphedSteps:
         self.capture = capture
         self.failed = False
         device = steps.mosaics.index.device
-        # One for all warm-ups and captures: cuBLAS keeps a workspace for each stream that it has worked on.
+        # One stream for all warm-ups and captures, as cuBLAS keeps a workspace for each stream that it has used.
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._key: tuple[Any, ...] = ()
-        self._taken = 0
+        self._warm_up_steps = 0
         self._replay: Callable[[], None] | None = None
 
     def __call__(
-        self, rows: Tensor, stage: Stage, optimizers: Sequence[Optimizer], learning: Sequence[Iterable[nn.Parameter]]
+        self, rows: Tensor, stage: Stage, optimizers: Sequence[Optimizer], trained: Sequence[Iterable[nn.Parameter]]
     ) -> StepOutputs:
-        """Takes a step; see `Steps`.
+        """Takes an optimizer step; see `Steps`.
 
         Raises:
             RunError: see `cuda_graph`.
         """
         if self.failed:
-            return self.steps(rows, stage, optimizers, learning)
+            return self.steps(rows, stage, optimizers, trained)
         key = (stage, len(rows), *map(_settings, optimizers))
         if key != self._key:
-            self._key, self._taken, self._replay = key, 0, None
-        if self._taken < WARM_UP:
-            self._taken += 1
-            last = self._taken == WARM_UP
-            with self._aside(), gpu_waits(self.stream if last else None) as waits:
-                seen = self.steps(rows, stage, optimizers, learning)
+            self._key, self._warm_up_steps, self._replay = key, 0, None
+        if self._warm_up_steps < WARM_UP:
+            self._warm_up_steps += 1
+            last = self._warm_up_steps == WARM_UP
+            with self._on_side_stream(), gpu_waits(self.stream if last else None) as waits:
+                outputs = self.steps(rows, stage, optimizers, trained)
             if waits:
                 self._give_up(f"waiting for the GPU at {waits[0]}")
-            elif last and (outside := [o for o in optimizers if _counts_outside(o, rows.device)]):
-                self._give_up(f"{type(outside[0]).__name__} counts its steps outside the GPU")
-            return seen
+            elif last and (uncapturable := [o for o in optimizers if _counts_outside(o, rows.device)]):
+                self._give_up(f"{type(uncapturable[0]).__name__} counts its steps outside the GPU")
+            return outputs
         if self._replay is None:
             self._rows = rows.clone()
             try:
-                self._seen, self._replay = self.capture(
-                    lambda: self.steps(self._rows, stage, optimizers, learning), self.stream
+                self._outputs, self._replay = self.capture(
+                    lambda: self.steps(self._rows, stage, optimizers, trained), self.stream
                 )
             except RunError:
                 raise
             except Exception as error:
                 self._give_up(str(error))
-                return self.steps(rows, stage, optimizers, learning)
+                return self.steps(rows, stage, optimizers, trained)
         self._rows.copy_(rows)
         self._replay()
-        return StepOutputs(*(part.clone() for part in self._seen))
+        return StepOutputs(*(part.clone() for part in self._outputs))
 
     def _give_up(self, reason: str) -> None:
         self.failed = True
-        log.warning("steps cannot be captured as a CUDA graph and are taken one by one: %s", reason)
+        log.warning("steps are taken without CUDA graphs, which is slower, because they cannot be captured: %s", reason)
 
     @contextlib.contextmanager
-    def _aside(self) -> Iterator[None]:
+    def _on_side_stream(self) -> Iterator[None]:
         """Runs a block on the side stream, as torch requires before a capture."""
         if self.stream is None:
             yield
@@ -132,10 +134,10 @@ class GraphedSteps:
 
 @contextlib.contextmanager
 def gpu_waits(stream: torch.cuda.Stream | None) -> Iterator[list[str]]:
-    """Yields a list that holds, once a block is done, the lines of code that waited for the GPU.
+    """Yields a list that, after the block, holds ``file:line`` of each line of code that waited for the GPU.
 
     Args:
-        stream: that the block runs on; None notes nothing.
+        stream: the stream of the block; with None the list stays empty.
     """
     lines: list[str] = []
     if stream is None:
@@ -144,25 +146,25 @@ def gpu_waits(stream: torch.cuda.Stream | None) -> Iterator[list[str]]:
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        # Not "error": a step that ends halfway may have moved one of two networks and drawn random numbers already.
+        # Not "error": an interrupted step could already have changed one of two networks and the random state.
         torch.cuda.set_sync_debug_mode("warn")
         try:
             yield lines
         finally:
             torch.cuda.set_sync_debug_mode(before)
-    waited = (warning for warning in caught if "called a synchronizing CUDA operation" in str(warning.message))
-    lines += [f"{warning.filename}:{warning.lineno}" for warning in waited]
+    waits = (warning for warning in caught if "called a synchronizing CUDA operation" in str(warning.message))
+    lines += [f"{warning.filename}:{warning.lineno}" for warning in waits]
 
 
 def can_capture(device: torch.device, pool: Pool) -> bool:
-    """Returns whether steps on a pool can be captured: patches sent from main memory have no fixed address."""
+    """Returns whether steps on a pool can be captured; patches copied from main memory have no fixed address."""
     return device.type == "cuda" and not isinstance(pool, HostPool)
 
 
 def set_capturable(optimizer: Optimizer, graphs: bool) -> None:
-    """Has an optimizer count its steps on the device if they are captured, and as its config says if they are not.
+    """Makes an optimizer count its steps on the device if they are captured, otherwise as its config sets.
 
-    Called after a checkpoint is restored, which also restores its run's setting, perhaps of another device.
+    Called after a checkpoint is restored, as the checkpoint holds the setting of its run, possibly on another device.
     """
     if "capturable" not in optimizer.defaults:
         return
@@ -176,20 +178,22 @@ def set_capturable(optimizer: Optimizer, graphs: bool) -> None:
 
 
 def _counts_outside(optimizer: Optimizer, device: torch.device) -> bool:
-    """Returns whether an optimizer keeps numbers, of steps say, where a graph would not see them change."""
+    """Returns whether an optimizer keeps numbers, such as step counts, outside the device; graphs cannot use them."""
     values = [value for state in optimizer.state.values() for value in state.values()]
     numbers = any(isinstance(value, int | float) for value in values)
     return numbers or any(isinstance(value, Tensor) and value.device != device for value in values)
 
 
 def _settings(optimizer: Optimizer) -> tuple[Any, ...]:
-    return tuple((k, _held(v)) for group in optimizer.param_groups for k, v in sorted(group.items()) if k != "params")
+    """Returns the settings of an optimizer that are constants in a captured step."""
+    settings = (item for group in optimizer.param_groups for item in sorted(group.items()) if item[0] != "params")
+    return tuple((key, _captured_value(value)) for key, value in settings)
 
 
-def _held(value: Any) -> Any:
-    """Returns what a graph holds of a setting: of a tensor on the device its address, of anything else its value."""
+def _captured_value(value: Any) -> Any:
+    """Returns the constant that a graph stores for a setting: the address of a device tensor, otherwise the value."""
     if isinstance(value, tuple | list):
-        return tuple(map(_held, value))
+        return tuple(map(_captured_value, value))
     if isinstance(value, Tensor):
         return value.data_ptr() if value.device.type == "cuda" else value.tolist()
     return value

@@ -1,7 +1,8 @@
-"""What the processes that train one run exchange. A run of one process exchanges nothing.
+"""Exchanges of data between the processes that train one run. In a run of one process these functions do nothing.
 
-Each process takes the same blocks of rows, and its own shard of every minibatch. Gradients are added up, so that all
-processes take the step that one process would take on the complete minibatch, but for rounding.
+Each process goes through the same blocks of rows and computes its own shard of every minibatch. Gradients are summed
+over the processes, so that all of them take the step that one process would take on the complete minibatch, except for
+rounding.
 """
 
 from collections.abc import Iterable
@@ -20,20 +21,20 @@ def count() -> int:
 
 
 def shard(rows: Int[Tensor, " B"]) -> tuple[Int[Tensor, " b"], int]:
-    """Returns this process's shard of some rows.
+    """Returns this process's shard of rows.
 
     Returns:
-        The shard, and how many of its rows count. A process without a row of its own gets one that does not count, so
-        that all processes take part in the same exchanges.
+        The shard, and its number of valid rows. A process with an empty shard gets one row as a placeholder and 0 valid
+        rows, so that all processes take part in the same exchanges.
     """
     if count() == 1:
         return rows, len(rows)
-    mine = rows.tensor_split(count())[dist.get_rank()]
-    return (mine, len(mine)) if len(mine) else (rows[:1], 0)
+    own_rows = rows.tensor_split(count())[dist.get_rank()]
+    return (own_rows, len(own_rows)) if len(own_rows) else (rows[:1], 0)
 
 
 def gather_into(gathered: Tensor) -> None:
-    """Copies the shards of the other processes into a contiguous tensor ``[n, ...]`` that has this process's shard."""
+    """Fills a contiguous tensor ``[n, ...]`` that holds this process's shard with the shards of the other processes."""
     if count() > 1:
         for rank, part in enumerate(gathered.tensor_split(count())):
             if len(part):
@@ -41,18 +42,18 @@ def gather_into(gathered: Tensor) -> None:
 
 
 def gathered(part: Tensor, rows: int) -> Tensor:
-    """Returns the tensor ``[rows, ...]`` of which each process has its shard ``[b, ...]``."""
+    """Returns the complete tensor ``[rows, ...]``, gathered from each process's shard ``[b, ...]``."""
     if count() == 1:
         return part
-    joined = part.new_empty((rows, *part.shape[1:]))
-    mine = joined.tensor_split(count())[dist.get_rank()]
-    mine.copy_(part[: len(mine)])
-    gather_into(joined)
-    return joined
+    complete = part.new_empty((rows, *part.shape[1:]))
+    own_rows = complete.tensor_split(count())[dist.get_rank()]
+    own_rows.copy_(part[: len(own_rows)])
+    gather_into(complete)
+    return complete
 
 
 def all_sum(value: Tensor) -> Tensor:
-    """Returns the sum of all processes' values."""
+    """Returns the sum of a tensor over all processes."""
     if count() == 1:
         return value
     total = value.clone()
@@ -61,16 +62,16 @@ def all_sum(value: Tensor) -> Tensor:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replaces gradients by the sums of all processes' gradients, in one exchange for each dtype."""
+    """Replaces each gradient by its sum over all processes, in one exchange for each dtype."""
     if count() == 1:
         return
-    kinds: dict[torch.dtype, list[Tensor]] = {}
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for parameter in parameters:
         if parameter.requires_grad:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            kinds.setdefault(parameter.grad.dtype, []).append(parameter.grad)
-    for gradients in kinds.values():
+            by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+    for gradients in by_dtype.values():
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
         for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
@@ -78,7 +79,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def average_buffers(module: nn.Module) -> None:
-    """Replaces a module's buffers, running statistics say, by their mean over the processes."""
+    """Replaces a module's buffers, for example running statistics, by their mean over the processes."""
     if count() > 1:
         for buffer in module.buffers():
             if buffer.is_floating_point():
@@ -87,17 +88,18 @@ def average_buffers(module: nn.Module) -> None:
 
 
 class ConnectedDDPStrategy(DDPStrategy):
-    """Lightning's DDP for processes that are connected already and for steps that exchange their gradients themselves.
+    """Lightning's DDP strategy without torch's DDP wrapper, for processes that are already connected.
 
-    Torch's wrapper exchanges them in the backward pass that follows its own forward pass, of which a block of steps
-    has many or, with kept aggregates, none.
+    The optimizer steps exchange the gradients themselves. Torch's wrapper would exchange them in the backward pass
+    after each call of its own forward pass, but a block of steps has many backward passes and, with kept aggregates, no
+    call of that forward pass.
     """
 
     def __init__(self) -> None:
         super().__init__(cluster_environment=LightningEnvironment())
 
     def _configure_launcher(self) -> None:
-        """Leaves out Lightning's launcher, which changes the number of threads."""
+        """Sets no launcher, as Lightning's launcher changes the number of threads."""
 
     def configure_ddp(self) -> None:
-        """Leaves the module as it is."""
+        """Does not wrap the module."""

@@ -1,4 +1,4 @@
-"""What each process of a run does: from a resolved config to trained and measured networks."""
+"""Trains and measures the networks of a resolved config; every process of a run does this."""
 
 import traceback
 from typing import Any
@@ -17,8 +17,8 @@ from attnmosaic.training.instantiation import build_object, first_line
 from attnmosaic.training.resume import check_resume
 from attnmosaic.training.trainer import build_trainer, interruptible
 
-_OF_CALLBACKS = (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
-"""What a callback raises that does not suit a run; errors of disks and of this program are reported on their own."""
+_CALLBACK_ERRORS = (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
+"""Errors that a callback raises if it does not work with a run. Disk errors and this program's errors are not in it."""
 
 
 def fit(
@@ -27,15 +27,16 @@ def fit(
     """Trains a run's networks and measures them with their final weights.
 
     Args:
-        config: resolved.
-        checkpoint: that of ``ckpt_path``, as it was read, if the run resumes; see `find_checkpoint`. It is emptied.
-        info: which of the run's processes this is, connected to the others; None if it is the only one.
+        config: the resolved config.
+        checkpoint: contents of the checkpoint at ``ckpt_path`` if the run resumes; see `find_checkpoint`. Lightning
+            takes the contents over, and this dict is emptied.
+        info: rank of this process, which is connected to the others; None for a run of one process.
 
     Returns:
-        The trainer and the module, whose ``epoch_metrics`` are those of the last, full evaluation.
+        The trainer, and the module with the metrics of the evaluation after training in ``epoch_metrics``.
 
     Raises:
-        UserError: the config, the data or the checkpoint will not do.
+        UserError: the config, the data or the checkpoint is not valid for this run.
         RunError: the loss became infinite or not a number.
     """
     trainer = build_trainer(config, PRECISIONS[config["precision"]], info)
@@ -46,29 +47,29 @@ def fit(
     if checkpoint is not None:
         check_resume(config, checkpoint, module)
         if isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO):
-            trainer.strategy.checkpoint_io.read = config["ckpt_path"], checkpoint
+            trainer.strategy.checkpoint_io.preloaded = config["ckpt_path"], checkpoint
     with interruptible():
         try:
             trainer.fit(module, datamodule=data, ckpt_path=config["ckpt_path"], weights_only=True)
-        except MisconfigurationException as error:  # of a callback or logger, most of them before the first step
-            raise UserError(f"trainer: {first_line(error)}; leave out what asks for it") from error
-        except _OF_CALLBACKS as error:
-            # Of several processes the one that is lost is not to blame; nor is a callback for a device that is full.
+        except MisconfigurationException as error:  # a callback or logger raises it, mostly before the first step
+            raise UserError(f"trainer: {first_line(error)}; remove the setting that causes this") from error
+        except _CALLBACK_ERRORS as error:
+            # With several processes the error can be a lost connection, and full GPU memory is not a callback's fault.
             callback = None if distributed.count() > 1 or gpu_memory_message(error) else _raised_by(error)
             if callback is None:
                 raise
             raise UserError(
-                f"callbacks: {callback} does not work with this run ({first_line(error)}); leave it out"
+                f"callbacks: {callback} does not work with this run ({first_line(error)}); remove this callback"
             ) from error
         trainer.validate(module, datamodule=data, verbose=False)
     return trainer, module
 
 
 def _raised_by(error: Exception) -> str | None:
-    """Returns which of Lightning's own callbacks has raised an error, or None: a user's own keeps its stack trace."""
+    """Returns the name of the Lightning callback that raised an error; None for others, whose stack trace is kept."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         callback = frame.f_locals.get("self")
         if isinstance(callback, pl.Callback):
-            kind = type(callback)
-            return kind.__qualname__ if kind.__module__.startswith("pytorch_lightning.") else None
+            cls = type(callback)
+            return cls.__qualname__ if cls.__module__.startswith("pytorch_lightning.") else None
     return None

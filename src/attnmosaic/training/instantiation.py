@@ -1,4 +1,4 @@
-"""Instantiates the nodes of a config, and reports what they do not take."""
+"""Instantiates config nodes, and turns failures into user errors with advice."""
 
 import contextlib
 import re
@@ -12,15 +12,15 @@ from attnmosaic.core.errors import RunError, UserError, nearest
 
 
 def build_object(key: str, node: Any, **arguments: Any) -> Any:
-    """Instantiates a ``_target_`` node, its containers as plain ones.
+    """Instantiates a ``_target_`` node; the target gets lists and dicts instead of OmegaConf containers.
 
     Args:
-        key: where the node stands in the config, for the error.
+        key: key of the node in the config, for the error message.
         node: the node.
-        **arguments: passed on, over those of the node.
+        **arguments: more arguments for the target; they override those of the node.
 
     Raises:
-        UserError: the node is none, or its target does not take these arguments.
+        UserError: the node has no ``_target_``, or its target fails with these arguments.
     """
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise UserError(f"{key}: got {node}, needs a _target_ and its arguments; see conf/{key.split('.')[0]}")
@@ -30,42 +30,48 @@ def build_object(key: str, node: Any, **arguments: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, (UserError, RunError)):
             raise
-        if cause is None:  # it is Hydra's own
+        if cause is None:  # Hydra itself raised the error
             raise UserError(f"{key}: {first_line(error)}") from error
-        raise UserError(f"{key}: {node['_target_']} answers: {first_line(cause)}{remedy(key, node, cause)}") from error
+        advice = argument_advice(key, node, cause)
+        raise UserError(f"{key}: {node['_target_']} cannot be built ({first_line(cause)}){advice}") from error
 
 
-def remedy(key: str, node: Any, error: BaseException) -> str:
-    """Returns what to type where a target lacks an argument, or does not take one that its node has; or nothing."""
+def argument_advice(key: str, node: Any, error: BaseException) -> str:
+    """Returns advice on an unexpected or a missing argument of a node's target; empty for other errors."""
     if (extra := re.search(r"unexpected keyword argument '(\w+)'", str(error))) and extra[1] in node:
-        return f"; leave out {key}.{extra[1]} ('~{key}.{extra[1]}' where a file has it)"
-    if absent := re.search(r"missing .*?required .*?'(\w+)'", str(error)):
-        return f"; type +{key}.{absent[1]}=VALUE"
+        return f"; remove {key}.{extra[1]} from the command, or type '~{key}.{extra[1]}' if a file sets it"
+    if missing := re.search(r"missing .*?required .*?'(\w+)'", str(error)):
+        return f"; type +{key}.{missing[1]}=VALUE"
     return ""
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, or its type if it has none."""
+    """Returns the first line of an error's message, or the error's type if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextlib.contextmanager
-def refused(what: str, instead: str = "") -> Iterator[None]:
-    """Turns any error of a block into a user error: what was refused, why, what to do instead."""
+def raising_user_error(failure: str, advice: str = "") -> Iterator[None]:
+    """Turns any error of a block into a user error.
+
+    Args:
+        failure: what failed; the first line of the error follows in parentheses.
+        advice: what to type instead; ends the message.
+    """
     try:
         yield
     except Exception as error:
-        raise UserError(f"{what} ({first_line(error)}){instead}") from error
+        raise UserError(f"{failure} ({first_line(error)}){advice}") from error
 
 
 def check_targets(node: Any, key: str = "") -> None:
     """Checks that every ``_target_`` of a config can be imported.
 
     Raises:
-        UserError: one cannot; names the nearest that could.
+        UserError: a target cannot be imported; the message suggests the nearest name.
     """
     if isinstance(node, dict):
-        for name, child in node.items():  # any kind of key: {1: 2} is the argument of a callback
+        for name, child in node.items():  # keys need not be text: {1: 2} can be an argument of a callback
             check_targets(child, f"{key}.{name!s}" if key else str(name))
     elif isinstance(node, list):
         for i, item in enumerate(node):
@@ -73,7 +79,7 @@ def check_targets(node: Any, key: str = "") -> None:
     elif key.endswith("._target_"):
         try:
             if not callable(get_object(node)):
-                raise TypeError("it is nothing that can be called")
+                raise TypeError("it is not callable")
         except Exception as error:
             module, _, name = node.rpartition(".")
             try:

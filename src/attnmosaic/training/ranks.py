@@ -1,12 +1,14 @@
-"""The processes of a run that several train: rank 0 is the command, the others train along and write no file.
+"""Starts, connects and ends the processes of a run that trains on several devices.
 
-``trainer.devices=N`` has rank 0 start the others on its machine; torchrun and srun start all of them, on several
-machines say. Either way they meet in torch's store, which is served where rank 0 runs. Its keys:
+Rank 0 is the process of the command. The processes with other ranks train with it and write no files. With
+``trainer.devices=N`` rank 0 starts the other processes on its machine. With torchrun or srun the launcher starts all
+processes, also on several machines. In both cases they exchange messages in torch's key-value store, which is served on
+rank 0's machine. Its keys are:
 
-- ``config``: the resolved config, from rank 0;
-- ``error``: the first failure of another process, in words;
-- ``end``: the exit code of a command that torchrun or srun has started, from rank 0;
-- ``left/RANK``: a process has read ``end``.
+- ``config``: the resolved config, set by rank 0;
+- ``error``: the message of the first failure of a process with another rank;
+- ``end``: the exit code of a command that torchrun or srun has started, set by rank 0;
+- ``left/RANK``: set by a process that has read ``end``.
 """
 
 import contextlib
@@ -32,27 +34,27 @@ from attnmosaic.core.library_internals import import_lightning
 from attnmosaic.core.processes import RankInfo, launched_rank
 from attnmosaic.core.signals import SIGNALS
 
-PATIENCE = 60
-"""Seconds in which a process has to notice by itself that another one of its run is gone. (With NCCL it does not.)"""
+EXIT_TIMEOUT = 60
+"""Seconds in which a process must notice by itself that another process of its run has ended. With NCCL it does not."""
 
-_REASON = 5
-"""Seconds in which the reason of a failure has arrived after the failure."""
+_REASON_TIMEOUT = 5
+"""Seconds to wait, after another process has ended, for the message with its reason."""
 
 
 class Ranks:
-    """Starts the other processes of a run, unless a launcher has started them, and ends them.
+    """Context of rank 0 that starts the other processes of a run, unless a launcher has, and ends them at exit.
 
     Args:
-        config: the run's, resolved.
+        config: the run's resolved config.
 
     Raises:
-        UserError: this is not the first process.
-        RunError: on leaving, if another process has failed.
+        UserError: at entry, if this process is not rank 0.
+        RunError: at exit, if another process has failed.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.info: RankInfo | None = None
-        """Which process this is; None if it trains the run alone."""
+        """Rank of this process; None for a run of one process."""
         self._config = config
         self._children: list[subprocess.Popen[bytes]] = []
         self._listener: socket.socket | None = None
@@ -65,17 +67,17 @@ class Ranks:
             return self
         self.info = launched_rank(os.environ)
         if self.info is None:
-            # It listens from now on, so that the others need not try again and again.
+            # The socket listens before the other processes start, so that they connect at the first attempt.
             self._listener = socket.create_server(("127.0.0.1", 0))
             self.info = RankInfo(0, count, 0, count, *self._listener.getsockname())
             self._children = [_start(replace(self.info, rank=rank, local_rank=rank)) for rank in range(1, count)]
         elif self.info.rank > 0:
-            raise UserError("torchrun and srun start no script of one's own; type torchrun -m attnmosaic.train")
+            raise UserError("torchrun and srun cannot start a custom script; type torchrun -m attnmosaic.train")
         return self
 
     @contextlib.contextmanager
     def joined(self) -> Iterator[None]:
-        """Sends the config to the other processes and connects them; a failure of theirs ends this process, too."""
+        """Sends the config to the other processes and connects them; if one of them fails, this process ends, too."""
         if self.info is None:
             yield
             return
@@ -91,7 +93,7 @@ class Ranks:
     def _await_failure(self, store: Any) -> None:
         self._failure = store.get("error").decode()
         self._failed.set()
-        if not self._over.wait(PATIENCE):
+        if not self._over.wait(EXIT_TIMEOUT):
             print(f"error: {one_line(self._failure)}", file=sys.stderr, flush=True)
             os._exit(1)
 
@@ -103,10 +105,10 @@ class Ranks:
             self._store.compare_set("error", "", reason)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        # The end of another process is why this one could not continue; its own error is that nobody answers.
-        lost = self._store is not None and is_lost(error)
-        if lost:
-            self._failed.wait(_REASON)
+        # If another process has ended, this process only has a connection error; the store has the reason.
+        disconnected = self._store is not None and is_connection_error(error)
+        if disconnected:
+            self._failed.wait(_REASON_TIMEOUT)
         failure = self._failure
         self._over.set()
         for child in self._children:
@@ -115,51 +117,51 @@ class Ranks:
         if self._listener is not None:
             self._listener.close()
         if self._store is not None:
-            self._store.compare_set("error", "", " ")  # ends the thread that waits for it
+            self._store.compare_set("error", "", " ")  # ends the thread that waits for this key
             self._watcher.join()
             self._store = None
-        if lost:
-            raise RunError(failure or f"another process of this run does not answer ({error})") from error
+        if disconnected:
+            raise RunError(failure or f"lost the connection to another process of this run ({error})") from error
 
 
 def _start(info: RankInfo) -> "subprocess.Popen[bytes]":
-    """Starts another process of this run; it ends with this process, however this process ends."""
+    """Starts another process of this run, which ends when this process ends for any reason."""
     path = os.pathsep.join(filter(None, sys.path))
     return subprocess.Popen(
         [sys.executable, "-m", __spec__.name],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         env=os.environ | info.environ() | {"PYTHONPATH": path},
-        start_new_session=True,  # Ctrl-C is for this process, which ends the others
+        start_new_session=True,  # only this process gets Ctrl-C; it ends the others
     )
 
 
 def open_store(info: RankInfo, listener: socket.socket | None = None) -> Any:
-    """Opens torch's store in which the processes of a run meet; rank 0 serves it, unless torchrun does.
+    """Opens torch's key-value store of a run; rank 0 serves it, unless torchrun does.
 
     Args:
-        info: which process this is.
-        listener: the socket of rank 0 on ``info.port``, if it has one; it is given away.
+        info: rank of this process.
+        listener: rank 0's listening socket on ``info.port``, if it has one; the store takes the socket over.
 
     Raises:
-        RuntimeError: no process serves the store within five minutes.
+        RuntimeError: no process served the store within five minutes.
     """
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-    serves = info.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    is_server = info.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     fd = None if listener is None else listener.detach()
-    store = TCPStore(info.address, info.port, is_master=serves, wait_for_workers=False, master_listen_fd=fd)
-    store.set_timeout(timedelta(days=24))  # longer than a run; milliseconds are counted in 32 bits
+    store = TCPStore(info.address, info.port, is_master=is_server, wait_for_workers=False, master_listen_fd=fd)
+    store.set_timeout(timedelta(days=24))  # longer than any run; torch counts milliseconds in 32 bits
     return PrefixStore(f"attnmosaic/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 launch_store = functools.cache(open_store)
-"""`open_store` where a launcher has started this process, which then has one run and one store."""
+"""`open_store` for a process that a launcher has started; it has one run, so the store is opened once and kept."""
 
 
 @contextlib.contextmanager
 def connected(info: RankInfo, store: Any) -> Iterator[None]:
-    """Connects the processes of a run for what they exchange; leaves together with them, after an error without."""
+    """Initializes torch's process group of a run; at exit waits for the other processes, except after an error."""
     import torch
     import torch.distributed as dist
 
@@ -175,10 +177,10 @@ def connected(info: RankInfo, store: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def leading(info: RankInfo | None) -> Iterator[None]:
-    """Ends, on leaving, the processes that a launcher has started beside rank 0, with the exit code of this one.
+    """Context of rank 0 that, at exit, ends the other processes that a launcher has started, with rank 0's exit code.
 
     Args:
-        info: which process this is; None if no launcher has started it.
+        info: rank of this process; None if no launcher has started it.
     """
     code: Any = 1
     try:
@@ -191,15 +193,15 @@ def leading(info: RankInfo | None) -> Iterator[None]:
         if info is not None and info.count > 1:
             store = launch_store(info)
             store.set("end", str(code))
-            with contextlib.suppress(RuntimeError):  # one of them has ended already
-                store.wait([f"left/{rank}" for rank in range(1, info.count)], timedelta(seconds=PATIENCE))
+            with contextlib.suppress(RuntimeError):  # another process has already ended
+                store.wait([f"left/{rank}" for rank in range(1, info.count)], timedelta(seconds=EXIT_TIMEOUT))
 
 
 def follow(info: RankInfo) -> NoReturn:
-    """Trains along with rank 0, writes no file, and ends with the exit code of its command, or with 1.
+    """Trains with rank 0, writes no files, and ends with the exit code of rank 0's command, or with 1.
 
     Args:
-        info: which process this is, not rank 0.
+        info: rank of this process, above 0.
     """
     for signum in SIGNALS:  # rank 0 reports them
         if signal.getsignal(signum) is not signal.SIG_IGN:
@@ -211,22 +213,22 @@ def follow(info: RankInfo) -> NoReturn:
     try:
         store = open_store(info)
     except RuntimeError:
-        sys.exit(f"error: process 0 of this run does not answer at {info.address}:{info.port}")
-    end = threading.Thread(target=_end_with_run, args=(info, store.clone()), daemon=True)
-    end.start()
+        sys.exit(f"error: no connection to process 0 of this run at {info.address}:{info.port}")
+    end_thread = threading.Thread(target=_end_with_run, args=(info, store.clone()), daemon=True)
+    end_thread.start()
     try:
-        _train_along(info, store)
+        _train_with_rank_0(info, store)
     except Exception as error:
-        with contextlib.suppress(RuntimeError):  # rank 0 is gone
-            if not is_lost(error):
+        with contextlib.suppress(RuntimeError):  # rank 0 has ended
+            if not is_connection_error(error):
                 store.compare_set("error", "", describe(error))
-        end.join(PATIENCE)
+        end_thread.join(EXIT_TIMEOUT)
         os._exit(1)
-    end.join()
+    end_thread.join()
     os._exit(1)
 
 
-def _train_along(info: RankInfo, store: Any) -> None:
+def _train_with_rank_0(info: RankInfo, store: Any) -> None:
     from attnmosaic.training.checkpointing import read_saved
     from attnmosaic.training.fit import fit
     from attnmosaic.training.runtime import job_globals, threads_for
@@ -240,15 +242,16 @@ def _train_along(info: RankInfo, store: Any) -> None:
 
 
 def _end_with_run(info: RankInfo, store: Any) -> NoReturn:
+    """Waits for rank 0's exit code and ends this process with it; with 1 if rank 0 ended without setting the code."""
     code = 1
-    with contextlib.suppress(RuntimeError):  # rank 0 is gone
+    with contextlib.suppress(RuntimeError):  # rank 0 has ended
         code = int(store.get("end"))
         store.set(f"left/{info.rank}", "")
     os._exit(code)
 
 
-def is_lost(error: BaseException | None) -> bool:
-    """Whether an error only reports that another process does not answer; any other has a reason of its own."""
+def is_connection_error(error: BaseException | None) -> bool:
+    """Returns whether an error only reports a lost connection to another process, so that the cause lies there."""
     if not isinstance(error, RuntimeError):
         return False
     words = ("gloo", "nccl", "peer")
@@ -256,13 +259,14 @@ def is_lost(error: BaseException | None) -> bool:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.read()  # ends when rank 0 does
+    """Ends this process as soon as its parent, rank 0, has ended."""
+    sys.stdin.read()  # returns when rank 0 ends, as its end of the pipe is closed then
     os._exit(1)
 
 
 if __name__ == "__main__":  # see `_start`
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if "SUBMITIT_EXECUTOR" in os.environ:  # what Slurm sends to all processes is for rank 0 to answer
+    if "SUBMITIT_EXECUTOR" in os.environ:  # Slurm sends signals to all processes; only rank 0 handles them
         for name in ("SIGTERM", "SIGUSR1", "SIGUSR2"):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     follow(RankInfo.of(os.environ))

@@ -1,4 +1,4 @@
-"""Writes the result of a run when it ends: on disk, in TensorBoard, as a table on the screen."""
+"""Writes the final metrics of a run to its folder and to TensorBoard, and formats them as a table."""
 
 import json
 import math
@@ -28,34 +28,35 @@ from attnmosaic.training.trainer import reason_of_end
 
 
 def finish_run(config: dict[str, Any], trainer: pl.Trainer, module: RunModule) -> dict[str, float]:
-    """Writes the final metrics, which are those of the trainer's last validation, and returns them.
+    """Writes the final metrics, those of the trainer's last validation, and returns them.
 
-    ``result.json`` is written last: it marks the folder of a finished run.
+    ``result.json`` is written last, because it marks the run as finished.
 
     Raises:
         RunError: a final metric is not finite.
     """
     metrics, folder = evaluation_of(module), Path(config["run_dir"])
-    bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-    if bad:
-        raise RunError(f"the final {bad[0]} is {metrics[bad[0]]}: the weights are of no use; try smaller lr")
+    not_finite = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if not_finite:
+        name = not_finite[0]
+        raise RunError(f"the final {name} is {metrics[name]}, so the final weights are unusable; try a smaller lr")
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            # Under the curves' names, at their last epoch: the HParams page needs no cards of its own then.
+            # With the names of the curves, at their last epoch, so that the HParams page adds no charts.
             logger.log_metrics(metrics, step=module.epochs_done)
             params, differ, shown = hyperparameters(config, run_of(folder))
-            line = hparams_summaries(params, metrics, differ, shown)
-            for summary in line if trainer.is_global_zero else ():
+            summaries = hparams_summaries(params, metrics, differ, shown)
+            for summary in summaries if trainer.is_global_zero else ():
                 logger.experiment.file_writer.add_summary(summary)
             logger.finalize("success")
     if trainer.is_global_zero:
-        sync_files(folder)  # else a power failure might leave a result without its tables
+        sync_files(folder)  # so that a power failure cannot leave a result without its tables
         write_atomically(folder / "result.json", json.dumps(_result(config, metrics, trainer, module), indent=2))
     return metrics
 
 
 def evaluation_of(module: RunModule) -> dict[str, float]:
-    """Returns the module's last evaluation as ``{"<split>/<metric>": value}``."""
+    """Returns the metrics of the module's last evaluation as ``{"<split>/<metric>": value}``."""
     return {name: value for name, value in module.epoch_metrics.items() if not name.startswith("running/")}
 
 
@@ -82,7 +83,7 @@ def _result(
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions that numbers may depend on, as the imported modules report them: none need be installed."""
+    """Returns versions of software that results can depend on, from the imported modules, which may be uninstalled."""
     return {
         "python": platform.python_version(),
         "attnmosaic": attnmosaic.__version__,
@@ -93,14 +94,14 @@ def versions() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """Returns the model of this machine's processor, or its architecture where the system does not report it."""
+    """Returns the model of this machine's processor, or its architecture if the system does not report a model."""
     info = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*: (.*)$", info.read_text(encoding="utf-8"), re.M) if info.exists() else []
     return names[0] if names else platform.processor() or platform.machine()
 
 
 def final_table(metrics: Mapping[str, float], module: RunModule) -> str:
-    """Returns the final metrics as a table of at most 80 columns, one row a split or view."""
+    """Returns the final metrics as a text table at most 80 characters wide, with one row for each split or view."""
     title = "SMOKE: few examples, few epochs, no result" if module.scale == "smoke" else None
     table = Table(title=title, caption=module.table_caption, caption_justify="left", box=SIMPLE, padding=0)
     table.add_column("split")

@@ -1,4 +1,4 @@
-"""The global state of a run: seeds, number of threads, precision of matrix products."""
+"""Sets and restores the global state of a run: seeds, number of threads, precision of matrix products."""
 
 import contextlib
 import logging
@@ -25,21 +25,22 @@ _GLOBALS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (torch.get_default_dtype, torch.set_default_dtype),
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
 )
-"""What reads and what sets each global that a run, or Lightning for it, may change; cuDNN has attributes."""
+"""Getter and setter of each global state that a run, or Lightning, can change; for cuDNN's attributes see `_CUDNN`."""
 
 _CUDNN = ("benchmark", "deterministic", "allow_tf32")
+"""Attributes of ``torch.backends.cudnn`` that a run sets."""
 
 _IGNORED = (
-    # The loaders hand out row numbers: workers would only slow them down.
+    # The data loaders return row numbers only, so that worker processes would make them slower.
     ".*does not have many workers.*",
-    # An epoch of few blocks has few training steps; metrics are logged once an epoch anyway.
+    # An epoch with few blocks has few training steps for Lightning; metrics are logged once an epoch in any case.
     ".*smaller than the logging interval.*",
     ".*Checkpoint directory.*exists and is not empty.*",
-    # A resumed run writes into a folder of its own.
+    # A run that resumes from another run's checkpoint writes to its own folder.
     ".*dirpath has changed.*",
-    # A run needs no srun, also where there is one.
+    # A run does not need srun, even if srun is installed.
     ".*`srun` command is available.*",
-    # Lightning and the newest torch, about each other.
+    # Lightning uses a deprecated function of the newest torch.
     ".*LeafSpec.*",
 )
 """Warnings of Lightning that do not apply to runs."""
@@ -47,33 +48,33 @@ _IGNORED = (
 
 @contextlib.contextmanager
 def job_globals(seed: int, threads: int | None, matmul_precision: str, processes: int = 1) -> Iterator[None]:
-    """Sets every global that a run relies on, and restores them: jobs of a sweep do not affect each other.
+    """Sets all global state that a run depends on, and restores it at exit, so that jobs do not affect each other.
 
     Args:
-        seed: for what draws from the global generators (dropout, say); mosaics, order and first weights have
-            generators of their own.
-        threads: torch's threads on the CPU; None for as many as OMP_NUM_THREADS says, or else torch's own choice,
-            but no more than this process has cores, divided by the number of processes.
-        matmul_precision: "highest", "high" or "medium", see `torch.set_float32_matmul_precision`; below
-            "highest" convolutions on a GPU may use TF32, too.
-        processes: how many processes of the run are on this machine.
+        seed: seed of the global random generators, from which for example dropout samples. Mosaics, order and initial
+            weights have separate generators.
+        threads: number of torch's threads on the CPU. None for the value of OMP_NUM_THREADS if it is set; otherwise for
+            torch's default, at most the number of cores of this process, divided by ``processes``.
+        matmul_precision: "highest", "high" or "medium", see `torch.set_float32_matmul_precision`. Below "highest",
+            convolutions on a GPU can also use TF32.
+        processes: number of the run's processes on this machine.
     """
-    with contextlib.ExitStack() as restored, warnings.catch_warnings():
-        _restore_globals(restored)
+    with contextlib.ExitStack() as at_exit, warnings.catch_warnings():
+        _restore_globals(at_exit)
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
         if threads is None and "OMP_NUM_THREADS" not in os.environ:
-            # Torch counts the cores of the machine, also where a container's quota grants a few of them.
+            # Torch counts all cores of the machine, even if a container's quota allows fewer.
             threads = max(1, min(torch.get_num_threads(), joblib.cpu_count()) // processes)
         if threads is not None:
             torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(matmul_precision)
-        # What the trainer of this run asks for is set by Lightning, over these.
+        # Defaults; Lightning overrides them with the settings of this run's trainer.
         torch.use_deterministic_algorithms(False)
         for name, value in zip(_CUDNN, (False, False, matmul_precision != "highest"), strict=True):
             setattr(torch.backends.cudnn, name, value)
-        # Device tables and tips; what matters of them is in result.json.
+        # Hides Lightning's tables of devices and its tips; result.json has the device.
         logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
         for requested in ("callbacks.model_summary", "profilers"):
             logging.getLogger(f"pytorch_lightning.{requested}").setLevel(logging.INFO)
@@ -83,8 +84,9 @@ def job_globals(seed: int, threads: int | None, matmul_precision: str, processes
 
 
 def _restore_globals(at_exit: contextlib.ExitStack) -> None:
-    for read, write in _GLOBALS:
-        at_exit.callback(write, read())
+    """Registers callbacks that set all global state back to its present values."""
+    for get_state, set_state in _GLOBALS:
+        at_exit.callback(set_state, get_state())
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     at_exit.callback(
         torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled(), warn_only=warn_only
@@ -95,21 +97,21 @@ def _restore_globals(at_exit: contextlib.ExitStack) -> None:
     at_exit.callback(lightning.setLevel, lightning.level)
 
 
-def threads_for(asked: int | None, checkpoint: Mapping[str, Any] | None) -> int | None:
-    """Returns on how many threads to compute; None for as many as a new run takes.
+def threads_for(requested: int | None, checkpoint: Mapping[str, Any] | None) -> int | None:
+    """Returns the number of threads to compute on; None for the number of a new run (see `job_globals`).
 
     Args:
-        asked: ``compute.threads``, which takes precedence.
-        checkpoint: that a run resumes from, or that is evaluated: then as many as its run computed on, also where this
-            machine has fewer cores or ``OMP_NUM_THREADS`` says otherwise.
+        requested: ``compute.threads``, which takes precedence.
+        checkpoint: the checkpoint that a run resumes from or that is evaluated. The number of threads of its run is
+            used, even if this machine has fewer cores or ``OMP_NUM_THREADS`` is different.
     """
-    if asked is not None or checkpoint is None:
-        return asked
+    if requested is not None or checkpoint is None:
+        return requested
     before: int = checkpoint[THREADS]
     if before > (cores := joblib.cpu_count()):
         log.warning(
-            "on %d threads, as before, so that numbers stay the same to the last digit, though there are %d cores for "
-            "this process; compute.threads=%d is faster",
+            "computing on %d threads like the checkpoint's run, so that results stay the same to the last digit, but "
+            "this process has %d cores; type compute.threads=%d to be faster",
             before, cores, cores,
         )  # fmt: skip
     return before

@@ -1,4 +1,4 @@
-"""The stage-wise LightningModule."""
+"""The LightningModule that trains a where and a what network stage by stage."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,25 +28,26 @@ MakeScheduler = Callable[[Optimizer], LRScheduler]
 
 
 class StagewiseModule(RunModule):
-    """Trains Where and What in the stages of a schedule, by manual optimization.
+    """Trains Where and What in the stages of a schedule, with Lightning's manual optimization.
 
-    Each network keeps one optimizer, whose momentum survives the stages in which the network rests. A resting network
-    gets no gradient and is in eval mode. While Where rests, or if the data give the weights, weights and aggregates are
-    computed once and kept (`FrozenWhere`).
+    Each network has one optimizer for the whole run, so its momentum is kept while the network is frozen. A frozen
+    network gets no gradient and is in eval mode. While Where is frozen, or if the data set the attention weights, the
+    attention weights and aggregates are computed once and kept (`FrozenWhere`).
 
-    A batch of Lightning's is a block of rows of the training mosaics, made by `MosaicDataModule`. It holds several
-    minibatches, and one optimizer step is taken on each (`Steps`).
+    A batch of Lightning's is a block of rows of the training mosaics from `MosaicDataModule`. A block holds several
+    minibatches, and `Steps` takes one optimizer step on each.
 
     Args:
         config: the run's resolved config as plain containers.
         pair: the two networks.
         objective: ``(logits, alpha, label) -> mean loss``.
-        optimizers: for "what" and for "where", builds the optimizer from the network's parameters.
-        schedulers: for either name, builds a learning-rate scheduler from its optimizer. It steps once after
-            every epoch in which its network learned.
-        patch_shape: ``(C, H, W)`` or ``(D,)``; every checkpoint holds it with the classes, so that the pair can be
+        optimizers: by network name ("what", "where"), a function that builds the optimizer from the network's
+            parameters.
+        schedulers: by network name, a function that builds a learning-rate scheduler from the optimizer. The scheduler
+            steps once after every epoch in which its network trained.
+        patch_shape: ``(C, H, W)`` or ``(D,)``. Every checkpoint holds it and the classes, so that the pair can be
             restored without its data.
-        foreground_classes: names of the classes What tells apart, in label order.
+        foreground_classes: names of the classes that What distinguishes, in label order.
 
     Raises:
         RunError: at the end of an epoch in which the loss or a weight became infinite or not a number.
@@ -55,7 +56,7 @@ class StagewiseModule(RunModule):
     metric_names = METRICS
     headline = ("accuracy", "focus")
     table_columns = ("accuracy", "focus", "ftpt", "ffpt", "ftpf", "ffpf", "confident", "entropy", "loss")
-    table_caption = "test: mosaics over the training pool (published protocol); held_out: over unseen patches"
+    table_caption = "test: new mosaics of training patches (published protocol); held_out: mosaics of unseen patches"
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class StagewiseModule(RunModule):
         patch_shape: Sequence[int],
         foreground_classes: Sequence[str],
     ) -> None:
-        # Lists of plain values: checkpoints are loaded with weights_only=True.
+        # Lists of plain values, because checkpoints are loaded with weights_only=True.
         shape, classes = [*map(int, patch_shape)], [*map(str, foreground_classes)]
         super().__init__(config, patch_shape=shape, foreground_classes=classes)
         self.automatic_optimization = False
@@ -79,14 +80,14 @@ class StagewiseModule(RunModule):
         self.make_schedulers = schedulers
         self.running = FocusMetrics()
         self.evaluations: dict[str, FocusMetrics] = {}
-        self._seen: list[StepOutputs] = []
+        self._step_outputs: list[StepOutputs] = []
 
     @property
     def stage(self) -> Stage:
         return self.schedule.stage(self.current_epoch)
 
     @property
-    def learners(self) -> tuple[str, ...]:
+    def training_networks(self) -> tuple[str, ...]:
         return self.stage.learners
 
     def place_data(self) -> None:
@@ -101,18 +102,19 @@ class StagewiseModule(RunModule):
         self.frozen_where = FrozenWhere(self.pair, self.mosaics, dtype, budget, self.workers)
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[LRScheduler]]:
-        made = {name: self.make_optimizers[name](getattr(self.pair, name).parameters()) for name in self.networks}
-        return list(made.values()), [make(made[name]) for name, make in self.make_schedulers.items()]
+        optimizers = {name: self.make_optimizers[name](getattr(self.pair, name).parameters()) for name in self.networks}
+        return list(optimizers.values()), [make(optimizers[name]) for name, make in self.make_schedulers.items()]
 
     # ---- training
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        pieces, auto = self.config["optimizer"]["microbatches"], self.config["compute"]["engine"] == "auto"
+        pieces, engine = self.config["optimizer"]["microbatches"], self.config["compute"]["engine"]
         self.steps = Steps(
             self.pair, self.objective, self.frozen_where, pieces, self.clip_norm, decomposes=self.decomposes
         )
-        graphs = auto and distributed.count() == 1 and can_capture(self.device, self.mosaics["train"].pool)
+        one_process = distributed.count() == 1
+        graphs = engine == "auto" and one_process and can_capture(self.device, self.mosaics["train"].pool)
         self.graphed_steps = GraphedSteps(self.steps) if graphs else None
 
     def on_train_start(self) -> None:
@@ -122,9 +124,9 @@ class StagewiseModule(RunModule):
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
         for name in self.networks:
-            getattr(self.pair, name).train(name in self.learners)
+            getattr(self.pair, name).train(name in self.training_networks)
         self.running.reset()
-        self._seen.clear()
+        self._step_outputs.clear()
 
     def training_step(self, rows: Tensor, batch_idx: int) -> None:
         stage = self.stage
@@ -133,40 +135,43 @@ class StagewiseModule(RunModule):
         else:
             self.frozen_where.clear()
         *others, last = rows.split(self.config["data"]["batch_size"])
-        take = self.graphed_steps or self.steps
-        with self._learning(stage) as optimizers:
-            plain = [optimizer.optimizer for optimizer in optimizers]
-            learning = [list(getattr(self.pair, name).parameters()) for name in stage.learners]
-            self._seen += [take(minibatch, stage, plain, learning) for minibatch in others]
-            # Lightning counts the last step of a block and calls its hooks; with data.steps_per_block=1 every step.
-            self._seen.append(self.steps(last, stage, optimizers, learning, self.manual_backward))
+        take_step = self.graphed_steps or self.steps
+        with self._training(stage) as optimizers:
+            torch_optimizers = [optimizer.optimizer for optimizer in optimizers]
+            parameters = [list(getattr(self.pair, name).parameters()) for name in stage.learners]
+            self._step_outputs += [take_step(minibatch, stage, torch_optimizers, parameters) for minibatch in others]
+            # Only the last step of a block goes through Lightning, which counts the step and calls the hooks around it.
+            self._step_outputs.append(self.steps(last, stage, optimizers, parameters, self.manual_backward))
         if self.trainer.is_last_batch:
             self._finish_epoch(stage)
 
     @contextlib.contextmanager
-    def _learning(self, stage: Stage) -> Iterator[list[LightningOptimizer]]:
-        """Yields the optimizers of the networks that learn; the other network takes no gradient."""
-        found: Any = self.optimizers()
-        every: list[LightningOptimizer] = found if isinstance(found, list) else [found]
+    def _training(self, stage: Stage) -> Iterator[list[LightningOptimizer]]:
+        """Yields the optimizers of a stage's training networks; the frozen network gets no gradient in this context."""
+        optimizers: Any = self.optimizers()
+        all_optimizers: list[LightningOptimizer] = optimizers if isinstance(optimizers, list) else [optimizers]
         if stage is Stage.JOINT:
-            yield every
+            yield all_optimizers
         else:
-            optimizer = every[self.networks.index(stage.learners[0])]
+            optimizer = all_optimizers[self.networks.index(stage.learners[0])]
             with self.toggled_optimizer(optimizer):
                 yield [optimizer]
 
     def _finish_epoch(self, stage: Stage) -> None:
-        """Runs in the epoch's last block, so that validation and checkpoints only see finite weights."""
-        losses = [seen.loss for seen in self._seen]
+        """Checks the losses and weights of an epoch, and logs its metrics.
+
+        Runs in the last block of the epoch, so that validation and checkpoints only get finite weights.
+        """
+        losses = [step.loss for step in self._step_outputs]
         self.check_finite(losses, self.pair)
         distributed.average_buffers(self.pair)
         rows, logits, alpha = (
-            torch.cat([getattr(seen, part) for seen in self._seen]) for part in ("rows", "logits", "alpha")
+            torch.cat([getattr(step, part) for step in self._step_outputs]) for part in ("rows", "logits", "alpha")
         )
         data = self.mosaics["train"]
-        loss = mean_loss(losses, [len(seen.rows) for seen in self._seen])
+        loss = mean_loss(losses, [len(step.rows) for step in self._step_outputs])
         self.running.update(loss, logits, alpha, data.label[rows], data.foreground[rows])
-        self._seen.clear()  # frees the weights of all mosaics before others are measured
+        self._step_outputs.clear()  # frees the outputs of the training mosaics before the evaluation needs memory
         self.record("running", self.running, stage=float(stage))
         schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
         for scheduler, name in zip(schedulers, self.make_schedulers, strict=True):
@@ -179,22 +184,22 @@ class StagewiseModule(RunModule):
         return {"accuracy": self.mosaics[split].label}
 
     def validation_step(self, rows: Tensor, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Measures mosaics; returns their ``logits`` and ``alpha`` for callbacks."""
+        """Measures mosaics and returns their ``logits`` and ``alpha``, which callbacks use."""
         split = list(self.evaluations)[dataloader_idx]
         data = self.mosaics[split]
-        mine, own = distributed.shard(rows)
-        # Piece by piece, so that aggregates stay in a CPU's caches until What has seen them.
-        pieces = mine.split(self.frozen_where.mosaics_per_piece(split))
+        shard, n_valid = distributed.shard(rows)
+        # Computed in pieces, so that aggregates are still in the CPU's caches when What uses them.
+        pieces = shard.split(self.frozen_where.mosaics_per_piece(split))
 
         def measure(piece: Tensor) -> tuple[Tensor, Tensor]:
             alpha, aggregates = self.frozen_where.attend(split, piece)
             return self.pair.what(aggregates), alpha
 
-        first = measure(pieces[0])  # scores the pool
-        seen = [first, *self.workers.map(measure, pieces[1:])]
-        logits, alpha = (torch.cat(parts) for parts in zip(*seen, strict=True))
-        if own:
-            label = data.label[mine]
+        first = measure(pieces[0])  # scores the pool once, before threads share the scores
+        measured = [first, *self.workers.map(measure, pieces[1:])]
+        logits, alpha = (torch.cat(parts) for parts in zip(*measured, strict=True))
+        if n_valid:
+            label = data.label[shard]
             loss = self.objective(logits, alpha, label)
-            self.evaluations[split].update(loss, logits, alpha, label, data.foreground[mine])
+            self.evaluations[split].update(loss, logits, alpha, label, data.foreground[shard])
         return {"logits": distributed.gathered(logits, len(rows)), "alpha": distributed.gathered(alpha, len(rows))}

@@ -1,4 +1,4 @@
-"""Optimizer steps in plain torch, without Lightning, whose wrappers cost as much as a 2-D step."""
+"""Optimizer steps in plain torch. Lightning's wrappers around a step cost as much as a step on 2-D points."""
 
 import functools
 import math
@@ -17,24 +17,27 @@ from attnmosaic.training.probes import forward_flop
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 Backward = Callable[[Tensor], object]
 Computed = tuple[Tensor, Tensor, Tensor]
-"""The loss, as its part of the mean over the minibatch, logits ``[B, F]`` and weights ``[B, P]`` of some mosaics."""
+"""Loss, logits ``[B, F]`` and attention weights ``[B, P]`` of a piece of a minibatch.
+
+The losses of all pieces add up to the mean over the minibatch.
+"""
 
 
 class Stepper(Protocol):
-    """What a step needs of an optimizer: torch's and Lightning's have it."""
+    """The optimizer methods that a step uses; torch's and Lightning's optimizers have them."""
 
     def zero_grad(self) -> None: ...
     def step(self) -> object: ...
 
 
 class StepOutputs(NamedTuple):
-    """What a step computed before it changed the weights; no gradients. Of several processes each has its own mosaics.
+    """Outputs of a step from before it changed the weights, without gradients. Each process has those of its shard.
 
     Attributes:
-        rows: the mosaics, ``[B]``.
-        loss: their mean objective.
-        logits: ``[B, F]``.
-        alpha: ``[B, P]``.
+        rows: rows of the mosaics, ``[B]``.
+        loss: mean objective of these mosaics.
+        logits: outputs of the what network, ``[B, F]``.
+        alpha: attention weights, ``[B, P]``.
     """
 
     rows: Tensor
@@ -44,20 +47,24 @@ class StepOutputs(NamedTuple):
 
 
 class Steps:
-    """Takes one optimizer step on a minibatch of training mosaics.
+    """Takes optimizer steps on minibatches of training mosaics.
 
-    Two things make a step on a CPU faster, and change its result by rounding alone. A minibatch is computed in
-    pieces, whose gradients add up: one for each thread (`Workers`), if it is worth that, and none too large for the
-    CPU's caches. And where a minibatch holds many more patches than the pool, Where scores each patch of the pool once.
-    Both are left out if the networks do not treat every mosaic on its own (`decomposes`).
+    Two optimizations make a step on a CPU faster and change its result by rounding only:
+
+    - A minibatch is computed in pieces, whose gradients are summed: one piece for each thread (`Workers`) if a piece
+      has enough work for that, and no piece larger than the CPU's caches.
+    - If a minibatch holds many more patches than the pool, Where scores each patch of the pool once.
+
+    Neither is used if the networks do not compute every mosaic independently (`decomposes`).
 
     Args:
         pair: the networks.
         objective: ``(logits, alpha, label) -> mean loss``.
-        frozen: weights and aggregates for the stage in which Where rests; it also holds the mosaics.
-        microbatches: pieces of a minibatch; None for as many as are fast.
+        frozen: holds the mosaics, and gives attention weights and aggregates in stages in which Where is frozen.
+        microbatches: number of pieces of a minibatch; None for the number that is expected to be fastest.
         clip_norm: largest norm of a network's gradient, None for no clipping.
-        decomposes: whether the networks treat every mosaic on its own, see `attnmosaic.training.probes.decomposes`.
+        decomposes: whether the networks compute every mosaic independently, see
+            `attnmosaic.training.probes.decomposes`.
     """
 
     def __init__(
@@ -76,125 +83,129 @@ class Steps:
         self.microbatches = microbatches
         self.clip_norm = clip_norm
         self.mosaics = frozen.mosaics["train"]
-        self._free = microbatches is None and decomposes
-        several = self._free and frozen.workers.count > 1
-        self._flop = forward_flop(pair, self.mosaics.pool.patch_shape) if several else (0, 0)
+        self._chooses_pieces = microbatches is None and decomposes
+        threaded = self._chooses_pieces and frozen.workers.count > 1
+        self._flop = forward_flop(pair, self.mosaics.pool.patch_shape) if threaded else (0, 0)
 
     def __call__(
         self,
         rows: Tensor,
         stage: Stage,
         optimizers: Sequence[Stepper],
-        learning: Sequence[Iterable[nn.Parameter]],
+        trained: Sequence[Iterable[nn.Parameter]],
         backward: Backward = torch.Tensor.backward,
     ) -> StepOutputs:
-        """Takes a step.
+        """Takes an optimizer step on one minibatch.
 
         Args:
-            rows: the mosaics, ``[B]``, on the training device.
-            stage: which networks learn; the other's parameters take no gradient already.
-            optimizers: theirs.
-            learning: parameters of each optimizer, for clipping.
-            backward: computes gradients of a loss.
+            rows: rows of the mosaics, ``[B]``, on the training device.
+            stage: stage of the step. The caller has set ``requires_grad=False`` for the parameters of a frozen network.
+            optimizers: optimizers of the training networks.
+            trained: parameters of each optimizer.
+            backward: runs the backward pass of a loss.
         """
         for optimizer in optimizers:
             optimizer.zero_grad()
-        mine, own = distributed.shard(rows)
+        shard, n_valid = distributed.shard(rows)
 
         def compute(piece: Tensor, scores: Tensor | None = None) -> Computed:
             logits, alpha = self._forward(piece, stage, scores)
             loss = self.objective(logits, alpha, self.mosaics.label[piece])
-            if len(piece) < len(rows) or own == 0:
-                loss = loss * (min(len(piece), own) / len(rows))
+            if len(piece) < len(rows) or n_valid == 0:
+                loss = loss * (min(len(piece), n_valid) / len(rows))
             return loss, logits, alpha
 
-        pieces, of_pool = self._pieces(mine, stage)
-        if pieces == 1 and of_pool < 2:
-            loss, logits, alpha = compute(mine)
+        pieces, pool_pieces = self._pieces(shard, stage)
+        if pieces == 1 and pool_pieces < 2:
+            loss, logits, alpha = compute(shard)
             backward(loss)
-            seen = [(loss.detach(), logits.detach(), alpha.detach())]
+            computed = [(loss.detach(), logits.detach(), alpha.detach())]
         else:
             if stage is Stage.WHAT:
-                self.frozen.weights(self.mosaics, mine[:1])  # scores the pool once, not in each piece
-            seen = self._in_pieces(compute, mine.chunk(pieces), of_pool, learning, backward)
-        for optimizer, parameters in zip(optimizers, map(list, learning), strict=True):
+                self.frozen.weights(self.mosaics, shard[:1])  # scores the pool once, not in each piece
+            computed = self._in_pieces(compute, shard.chunk(pieces), pool_pieces, trained, backward)
+        for optimizer, parameters in zip(optimizers, map(list, trained), strict=True):
             distributed.sum_gradients(parameters)
             if self.clip_norm is not None:
                 nn.utils.clip_grad_norm_(parameters, self.clip_norm)
             optimizer.step()
-        if len(seen) == 1 and own == len(rows):
-            return StepOutputs(rows, *seen[0])
-        losses, all_logits, alphas = zip(*seen, strict=True)
+        if len(computed) == 1 and n_valid == len(rows):
+            return StepOutputs(rows, *computed[0])
+        losses, all_logits, alphas = zip(*computed, strict=True)
         loss = torch.stack(losses).sum()
-        if own < len(rows):  # so far a part of the mean over the minibatch
-            loss = loss * (len(rows) / max(own, 1))
-        return StepOutputs(mine[:own], loss, torch.cat(all_logits)[:own], torch.cat(alphas)[:own])
+        if n_valid < len(rows):  # the losses are parts of the mean over the minibatch; the result is that of the shard
+            loss = loss * (len(rows) / max(n_valid, 1))
+        return StepOutputs(shard[:n_valid], loss, torch.cat(all_logits)[:n_valid], torch.cat(alphas)[:n_valid])
 
     def _in_pieces(
         self,
         compute: Callable[[Tensor, Tensor | None], Computed],
         pieces: Sequence[Tensor],
-        of_pool: int,
-        learning: Sequence[Iterable[nn.Parameter]],
+        pool_pieces: int,
+        trained: Sequence[Iterable[nn.Parameter]],
         backward: Backward,
     ) -> list[Computed]:
-        """Computes pieces of a minibatch and their gradients, several at once where there are threads for it.
+        """Computes the pieces of a minibatch and their gradients on the threads of the workers.
 
         Args:
-            compute: computes some mosaics; with the scores ``[U]`` of the pool, if they are known already.
-            pieces: rows of the mosaics.
-            of_pool: pieces of the pool that Where scores; 0 if it scores the minibatch's patches.
-            learning: parameters that get gradients.
-            backward: computes gradients of a loss.
+            compute: computes a piece, from the pool's scores ``[U]`` if these are passed.
+            pieces: rows of the mosaics of each piece.
+            pool_pieces: number of pieces in which Where scores the pool; 0 if Where scores the minibatch's patches.
+            trained: parameters of each optimizer, which get the gradients.
+            backward: runs the backward pass of a loss.
         """
         workers = self.frozen.workers
-        parameters = [p for network in learning for p in network if p.requires_grad]
-        scored: list[Tensor] = []
+        parameters = [p for network in trained for p in network if p.requires_grad]
+        pool_scores: list[Tensor] = []
         scores: Tensor | None = None
-        if of_pool:
-            # The graph ends at the scores; their gradient is passed on to the pool's parts after all pieces.
-            scored = workers.map(self.pair.score, self._pool_patches.chunk(of_pool))
-            scores = torch.cat([part.detach() for part in scored]).requires_grad_()
+        if pool_pieces:
+            # The graph of a minibatch's piece ends at the scores. The scores' gradient, summed over these pieces, is
+            # then passed through the graphs of the pool's pieces.
+            pool_scores = workers.map(self.pair.score, self._pool_patches.chunk(pool_pieces))
+            scores = torch.cat([part.detach() for part in pool_scores]).requires_grad_()
 
         def differentiate(piece: Tensor) -> tuple[Computed, tuple[Tensor | None, ...]]:
             loss, logits, alpha = compute(piece, scores)
-            wanted = parameters if scores is None else [*parameters, scores]
-            return (loss.detach(), logits.detach(), alpha.detach()), gradients(loss, wanted)
+            inputs = parameters if scores is None else [*parameters, scores]
+            return (loss.detach(), logits.detach(), alpha.detach()), gradients(loss, inputs)
 
-        seen, parts = zip(*workers.map(differentiate, pieces), strict=True)
-        known = add_up(parts)
+        computed, piece_gradients = zip(*workers.map(differentiate, pieces), strict=True)
+        summed = add_up(piece_gradients)
         if scores is not None:
-            through = known.pop()
-            assert through is not None
-            of_scores = zip(scored, through.split([len(part) for part in scored]), strict=True)
-            of_where = workers.map(lambda part: gradients(part[0], parameters, part[1]), of_scores)
-            known = add_up([known, add_up(of_where)])
-        backward(with_gradients(torch.stack([loss for loss, _, _ in seen]).sum(), parameters, known))
-        return list(seen)
+            scores_gradient = summed.pop()
+            assert scores_gradient is not None
+            split_gradient = scores_gradient.split([len(part) for part in pool_scores])
+            where_gradients = workers.map(
+                lambda part: gradients(part[0], parameters, part[1]), zip(pool_scores, split_gradient, strict=True)
+            )
+            summed = add_up([summed, add_up(where_gradients)])
+        backward(with_gradients(torch.stack([loss for loss, _, _ in computed]).sum(), parameters, summed))
+        return list(computed)
 
     def _pieces(self, rows: Tensor, stage: Stage) -> tuple[int, int]:
-        """Returns into how many pieces to split a minibatch, and the pool where Where scores it (else 0)."""
+        """Returns the number of pieces of a minibatch, and of the pool if Where scores the pool (otherwise 0)."""
         if self.microbatches is not None:
             return self.microbatches, 0
-        if not self._free:
+        if not self._chooses_pieces:
             return 1, 0
         where, what = self._flop
         workers, patches = self.frozen.workers, self.mosaics.index.shape[1]
         if self._scores_pool(rows, stage):
             return workers.pieces(3 * len(rows) * what), workers.pieces(3 * len(self.mosaics.pool) * where)
-        seen = 1 if stage is Stage.WHAT else patches
-        held = seen * math.prod(self.mosaics.pool.patch_shape) * self.frozen.dtype.itemsize
-        fits = math.ceil(len(rows) / rows_per_piece(held, rows.device))
+        patches_in_memory = 1 if stage is Stage.WHAT else patches
+        mosaic_bytes = patches_in_memory * math.prod(self.mosaics.pool.patch_shape) * self.frozen.dtype.itemsize
+        at_least = math.ceil(len(rows) / rows_per_piece(mosaic_bytes, rows.device))
         flop = 3 * len(rows) * (what + (0 if stage is Stage.WHAT else patches * where))
-        return min(len(rows), workers.pieces(flop, fits)), 0
+        return min(len(rows), workers.pieces(flop, at_least)), 0
 
     def _scores_pool(self, rows: Tensor, stage: Stage) -> bool:
-        # On a GPU steps on so few patches are bound by launches, not by arithmetic.
-        few = 3 * len(self.mosaics.pool) <= 2 * len(rows) * self.mosaics.index.shape[1]
-        return few and self._free and stage is not Stage.WHAT and rows.device.type == "cpu"
+        """Returns whether scoring the complete pool is faster than scoring the patches of a minibatch."""
+        # Only on a CPU: on a GPU the time of steps on so few patches is that of kernel launches, not of arithmetic.
+        small_pool = 3 * len(self.mosaics.pool) <= 2 * len(rows) * self.mosaics.index.shape[1]
+        return small_pool and self._chooses_pieces and stage is not Stage.WHAT and rows.device.type == "cpu"
 
     def _forward(self, rows: Tensor, stage: Stage, scores: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Returns logits and weights of some mosaics; ``scores`` are the pool's, ``[U]``, if they are known already."""
+        """Returns logits and attention weights of mosaics; ``scores`` are the pool's, ``[U]``, None to compute them."""
         if stage is Stage.WHAT:
             alpha, aggregates = self.frozen.attend("train", rows)
             return self.pair.what(aggregates), alpha
@@ -211,11 +222,12 @@ class Steps:
 
 
 def _rows_of(patches: Tensor, index: Tensor) -> Tensor:
-    """Returns the patches ``[B, P, *patch]`` that an index ``[B, P]`` names, images channels last as they lie."""
+    """Returns the patches ``[B, P, *patch]`` at an index ``[B, P]``; images keep their channels-last memory layout."""
     if patches.dim() != 4:
         return patches[index]
-    last = patches.movedim(1, -1)
-    return last.index_select(0, index.flatten()).view(*index.shape, *last.shape[1:]).movedim(-1, -3)
+    channels_last = patches.movedim(1, -1)
+    picked = channels_last.index_select(0, index.flatten()).view(*index.shape, *channels_last.shape[1:])
+    return picked.movedim(-1, -3)
 
 
 # ---- gradients of pieces
@@ -224,31 +236,33 @@ def _rows_of(patches: Tensor, index: Tensor) -> Tensor:
 def gradients(
     loss: Tensor, parameters: Sequence[Tensor], grad_output: Tensor | None = None
 ) -> tuple[Tensor | None, ...]:
-    """Returns the gradients of a loss, None for what it does not depend on; leaves their own ``grad`` unchanged."""
+    """Returns a loss's gradients, None for parameters it does not depend on; does not change their ``grad``."""
     return torch.autograd.grad(loss, parameters, grad_output, allow_unused=True)
 
 
 def add_up(parts: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
-    """Adds gradients of pieces up, in their order: the sum is the same whichever was computed first."""
+    """Sums the gradients of pieces in the pieces' order, so that the result does not depend on threads' speed."""
     totals: list[Tensor | None] = []
-    for of_one in zip(*parts, strict=True):
-        known = [part for part in of_one if part is not None]
-        totals.append(functools.reduce(torch.add, known) if known else None)
+    for parameter_parts in zip(*parts, strict=True):
+        present = [part for part in parameter_parts if part is not None]
+        totals.append(functools.reduce(torch.add, present) if present else None)
     return totals
 
 
-def with_gradients(loss: Any, parameters: Sequence[nn.Parameter], known: Sequence[Tensor | None]) -> Tensor:
-    """Returns a loss whose backward pass gives parameters the gradients that are known already."""
-    differentiable: Tensor = _Known.apply(loss, known, *parameters)
+def with_gradients(loss: Any, parameters: Sequence[nn.Parameter], computed: Sequence[Tensor | None]) -> Tensor:
+    """Returns a loss whose backward pass gives the parameters gradients that are already computed."""
+    differentiable: Tensor = _ComputedGradients.apply(loss, computed, *parameters)
     return differentiable
 
 
-class _Known(torch.autograd.Function):
+class _ComputedGradients(torch.autograd.Function):
+    """Returns the loss unchanged; its backward pass returns stored gradients of the parameters."""
+
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, known: Sequence[Tensor | None], *parameters: nn.Parameter) -> Tensor:
-        ctx.known = known
+    def forward(ctx: Any, loss: Tensor, computed: Sequence[Tensor | None], *parameters: nn.Parameter) -> Tensor:
+        ctx.computed = computed
         return loss.clone()
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> Any:
-        return None, None, *(None if gradient is None else gradient * scale for gradient in ctx.known)
+        return None, None, *(None if gradient is None else gradient * scale for gradient in ctx.computed)

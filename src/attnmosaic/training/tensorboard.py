@@ -1,4 +1,4 @@
-"""A run's event files, and its line on TensorBoard's HParams page."""
+"""Writes a run's TensorBoard event files and its row on TensorBoard's HParams page."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from attnmosaic.tables.varied import GroupSettings, comparable, key_of, path_of
 
 
 class EventLogger(TensorBoardLogger):
-    """Writes event files straight into a run's folder, so that TensorBoard calls the run by its name.
+    """Writes event files directly into a run's folder, so that TensorBoard shows the run under the folder's name.
 
     Args:
         folder: the run's folder.
@@ -24,47 +24,50 @@ class EventLogger(TensorBoardLogger):
         super().__init__(folder, name="", version="", default_hp_metric=False)
 
     def save(self, *_: Any) -> None:
-        """Writes no ``hparams.yaml``: ``config.yaml`` has the settings."""
+        """Does nothing, as Lightning would write ``hparams.yaml``; the settings are in ``config.yaml``."""
 
 
-FIRST = (
+FIRST_METRICS = (
     "test/accuracy", "held_out/accuracy", "train/accuracy", "held_out/focus", "test/ftpt",
     *(f"{split}/{output}_accuracy" for split in ("held_out", "train") for output in ("digit", "sum", "product")),
 )  # fmt: skip
-"""The page shows the first five metrics at first."""
+"""Metrics in the order in which the page lists them, before all others; it initially shows the first five of a run."""
 
 
 def hyperparameters(config: dict[str, Any], run: Run) -> tuple[dict[str, Any], set[str], set[str]]:
-    """Returns a run's hyperparameters, under the names they are set by, in the order in which to show them.
+    """Returns a run's hyperparameters by config key, in the order in which TensorBoard shows them.
 
     Args:
-        config: the run's.
-        run: its folder, which has its overrides, and its sweep's plan.
+        config: the run's resolved config.
+        run: the run's folder, which holds its overrides and the plan of its sweep.
 
     Returns:
-        Values by key: the swept ones, others that were typed, and those that are often varied. Then the keys known to
-        differ from run to run: the swept ones, or of a lone run the typed ones. Then the keys to show: a job of a sweep
-        leaves out what nobody typed, a lone run does not know which others it will stand beside.
+        Three collections:
+
+        - values by key: swept keys, other keys set on the command line, and keys that are often varied;
+        - the keys that differ between runs: the swept keys, or without a sweep the keys set on the command line;
+        - the keys to show: in a sweep the swept keys and those set on the command line; without a sweep all keys, as
+          the other runs on the page are not known.
     """
-    one = GroupSettings(comparable(config), run.choices)
+    settings = GroupSettings(comparable(config), run.choices)
     swept = [str(key) for key in run.from_plan("swept") or ()]
-    typed = [key for key in map(key_of, run.overrides or ()) if one.decides(key) or kind_of(key) is Kind.SEED]
-    usual = _usual(config)
-    values = {key: _value(config, one, key) for key in [*swept, *typed]}
+    typed = [key for key in map(key_of, run.overrides or ()) if settings.decides(key) or kind_of(key) is Kind.SEED]
+    usual = _often_varied_settings(config)
+    values = {key: _value(config, settings, key) for key in [*swept, *typed]}
     values |= {key: value for key, value in usual.items() if key not in values}
     return values, {*(swept or typed)}, {*swept, *typed, *(() if swept else usual)}
 
 
-def _value(config: dict[str, Any], one: GroupSettings, key: str) -> Any:
-    """Returns the value of a key as TensorBoard takes it: a number, or text."""
+def _value(config: dict[str, Any], settings: GroupSettings, key: str) -> Any:
+    """Returns the value of a key as a number or as text, the types that TensorBoard takes."""
     node: Any = config
     for part in path_of(key).split("."):
         node = node.get(part) if isinstance(node, dict) else None
-    return node if isinstance(node, (int, float)) and key not in one.choices else one.value(key)
+    return node if isinstance(node, (int, float)) and key not in settings.choices else settings.value(key)
 
 
-def _usual(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns what is often varied."""
+def _often_varied_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the experiment's name, the settings that are often varied, and the seeds, by the keys to show."""
     settings = flat(identity_settings(config))
     usual = {"experiment": config["name"], **{key: settings[key] for key in often_varied(settings)}}
     usual["data._target_"] = usual["data._target_"].rpartition(".")[2]
@@ -77,22 +80,22 @@ def _usual(config: dict[str, Any]) -> dict[str, Any]:
 def hparams_summaries(
     params: Mapping[str, Any], metrics: Mapping[str, float], differ: set[str], shown: set[str]
 ) -> tuple[Any, ...]:
-    """Returns the summaries that give a run its line on the page.
+    """Returns the TensorBoard summaries that add a run's row to the HParams page.
 
     Args:
-        params: hyperparameters by name, in the order in which to show them.
-        metrics: final metrics, under the tags of scalars.
-        differ: those that are known to differ from run to run. The page puts them first.
-        shown: those that the page is to list.
+        params: hyperparameters by name, in the order in which the page shows them.
+        metrics: final metrics by the tags of their curves.
+        differ: names of hyperparameters that differ between runs; the page lists them first.
+        shown: names of the hyperparameters that the page lists.
     """
-    ordered = {name: metrics[name] for name in (*(n for n in FIRST if n in metrics), *metrics)}
+    ordered = {name: metrics[name] for name in (*(n for n in FIRST_METRICS if n in metrics), *metrics)}
     experiment, *session = hparams(dict(params), ordered)
     content = experiment.value[0].metadata.plugin_data
-    held = HParamsPluginData.FromString(content.content)
-    listed = [info for info in held.experiment.hparam_infos if info.name in shown]
+    plugin_data = HParamsPluginData.FromString(content.content)
+    listed = [info for info in plugin_data.experiment.hparam_infos if info.name in shown]
     for info in listed:
         info.differs = info.name in differ
-    del held.experiment.hparam_infos[:]
-    held.experiment.hparam_infos.extend(listed)
-    content.content = held.SerializeToString()
+    del plugin_data.experiment.hparam_infos[:]
+    plugin_data.experiment.hparam_infos.extend(listed)
+    content.content = plugin_data.SerializeToString()
     return (experiment, *session)

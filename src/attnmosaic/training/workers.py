@@ -1,8 +1,9 @@
 """Computes pieces of a minibatch on several threads.
 
-Torch's own threads divide every single operation and wait for each other after it, spinning. If another process keeps a
-core busy, each wait lasts a time slice, and training becomes ten to thirty times slower. Threads that each compute a
-piece of a minibatch meet a few times a step instead, and sleep until then.
+Torch's own threads split every operation and wait for each other, spinning, at the end of each. If another process
+keeps a core busy, each wait lasts a time slice of the operating system, and training becomes ten to thirty times
+slower. The threads here each compute a piece of a minibatch instead. They wait for each other only a few times a step,
+and sleep while they wait.
 """
 
 import contextlib
@@ -18,18 +19,20 @@ Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
 WORTH_A_PIECE = 7.5e7
-"""Operations (multiplications and additions, forward and backward) of a piece, at least: it costs a millisecond more
-than its share of the arithmetic."""
+"""Smallest number of operations (multiplications and additions, forward and backward) for which a piece is worthwhile.
+
+Each piece costs about a millisecond in addition to its arithmetic.
+"""
 
 
 class Workers:
-    """Maps a function over pieces of work on several threads, in each of which torch uses one.
+    """Maps a function over pieces of work on several threads; within each, torch uses one thread.
 
-    (The calling thread computes, too. With an executor of the standard library it would wait, and waking one thread
-    more for each call costs a tenth of a step on small images.)
+    The calling thread computes pieces, too. With an executor of the standard library it would only wait, and waking an
+    additional thread for each call costs a tenth of a step on small images.
 
     Args:
-        count: how many threads, that of the caller included.
+        count: number of threads, including the caller's.
     """
 
     def __init__(self, count: int) -> None:
@@ -40,18 +43,18 @@ class Workers:
             threading.Thread(target=self._serve, daemon=True).start()
 
     def __deepcopy__(self, memo: object) -> "Workers":
-        """Returns these workers: callbacks that average weights copy the whole module."""
+        """Returns the same workers, as threads cannot be copied; callbacks that average weights copy the module."""
         return self
 
     @classmethod
     def instead_of_torch(cls) -> "Workers":
-        """Returns as many workers as torch has threads, and leaves torch one; `close` restores torch's."""
+        """Returns as many workers as torch has threads and sets torch's threads to one; `close` restores the number."""
         count = torch.get_num_threads()
         torch.set_num_threads(1)
         return cls(count)
 
     def close(self) -> None:
-        """Ends the threads; torch may use as many again."""
+        """Ends the threads and lets torch use as many threads again."""
         if self.count > 1:
             torch.set_num_threads(self.count)
         for _ in range(self.count - 1):
@@ -62,7 +65,7 @@ class Workers:
             call()
 
     def map(self, function: Callable[[Piece], Result], pieces: Iterable[Piece]) -> list[Result]:
-        """Returns what the function gives for each piece, in their order; within another call, computes one by one."""
+        """Returns the function's results in the order of the pieces; a call within another call uses no threads."""
         pieces = list(pieces)
         helpers = min(self.count, len(pieces)) - 1
         if helpers < 1 or self._busy:
@@ -100,24 +103,24 @@ class Workers:
         return results
 
     def pieces(self, flop: float, at_least: int = 1) -> int:
-        """Returns into how many pieces to split work of so many operations: as many as threads, if they are worth it.
+        """Returns the number of pieces of some work: one for each thread, fewer if the work is small.
 
         Args:
-            flop: its operations, forward and backward.
-            at_least: into how many to split it in any case; then as many for each thread.
+            flop: number of operations of the work, forward and backward.
+            at_least: smallest number of pieces. It is rounded up, so that all threads get the same number of pieces.
         """
-        worth = max(1, min(self.count, int(flop / WORTH_A_PIECE)))
-        return math.ceil(at_least / worth) * worth
+        threads = max(1, min(self.count, int(flop / WORTH_A_PIECE)))
+        return math.ceil(at_least / threads) * threads
 
 
 def _modes() -> Callable[[], contextlib.AbstractContextManager[None]]:
-    """Returns a context for another thread with the modes of this one, which torch keeps for each thread."""
+    """Returns a context that gives another thread this thread's gradient and autocast modes, which are per thread."""
     grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
     autocast, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
 
     @contextlib.contextmanager
     def entered() -> Iterator[None]:
-        # The cache of autocast is shared by threads and emptied by whichever leaves first.
+        # Autocast's cache is shared by all threads, and the first thread to leave the context would empty it.
         casts = torch.autocast("cpu", dtype, enabled=autocast, cache_enabled=False)
         with torch.inference_mode(inference), torch.set_grad_enabled(grad), casts:
             yield
