@@ -162,6 +162,6 @@ def test_nothing_went_wrong_and_nothing_left(page: tuple[Browser, str]) -> None:
     ):  # fmt: skip
         show(page, name)
         wait_for(browser, own)
-    assert browser.complaints() == []
-    assert browser.left_the_machine() == []
+    assert browser.console_errors() == []
+    assert browser.external_requests() == []
     assert any(url.startswith(address) for url in browser.requests)

@@ -341,7 +341,7 @@ def test_what_cannot_be_read_is_skipped(cli: Cli, bright: Path, tmp_path: Path) 
 
     code, _, err = cli("explain", f"ckpt_path={bright}", "images=mine/worse", "hydra.run.dir=none")
     check_line(code, err, r"images: none of 2 mosaics can be read, the first: 'cut\.png'")
-    with pytest.raises(UserError, match=r"images: 'text\.png' is no image"):
+    with pytest.raises(UserError, match=r"images: 'text\.png' is not an image"):
         explain(bright, tmp_path / "mine" / "text.png")
 
 

@@ -87,7 +87,7 @@ ERRORS = {
     ("ckpt_path=no.ckpt", "image=a.png", "number=2.5"): r"number: .*2\.5",
     ("ckpt_path=no.ckpt", "image=a.png", "number=3"): r"ckpt_path: 'no\.ckpt' does not exist",
     ("ckpt_path=text.ckpt", "image=a.png", "number=3"): r"image: 'a\.png' .*No such file",
-    ("ckpt_path=text.ckpt", "image=text.ckpt", "number=3"): r"image: 'text\.ckpt' is no image",
+    ("ckpt_path=text.ckpt", "image=text.ckpt", "number=3"): r"image: 'text\.ckpt' is not an image",
     ("ckpt_path=text.ckpt", "image=deep.png", "number=3"): r"image: 'deep\.png' .*mode I",
     ("ckpt_pth=text.ckpt",): r"ckpt_pth: .* did you mean ckpt_path\?",
 }

@@ -246,7 +246,7 @@ def test_data_that_vanish(forks: Forks, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_vanishes(forks: Forks, tmp_path: Path) -> None:
-    code, printed = forks.run(tmp_path, *SETTINGS, NO_PICTURES, moment=("vanishing", 3, "run"))
+    code, printed = forks.run(tmp_path, *SETTINGS, NO_PICTURES, moment=("folder_deleted", 3, "run"))
     assert code == 1
     assert re.search(r"^error: run_dir: '.*run' has vanished; [^\n]*$", printed, flags=re.M), printed
     assert "Traceback" not in printed

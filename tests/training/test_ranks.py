@@ -135,7 +135,7 @@ def test_another_process_ends(train: Train, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("forked")
 def test_a_search_ends_a_run(train: Train, tmp_path: Path) -> None:
     """Rank 0 alone is told to end; that the other process then finds nobody is no failure."""
-    with pytest.raises(Pruned, match="it was enough"):
+    with pytest.raises(Pruned, match="pruned by the test"):
         train(*SHORT, *TWO, *ends(0, "pruned"))
     assert not (tmp_path / "run" / "error.txt").exists()
 

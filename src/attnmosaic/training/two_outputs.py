@@ -115,7 +115,7 @@ class TwoOutputModule(RunModule):
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
-        self.learnt: Examples = self.datamodule.trained_on(self.examples["train"], self.current_epoch)
+        self.learnt: Examples = self.datamodule.examples_of_epoch(self.examples["train"], self.current_epoch)
         self.running.reset()
         self._losses, self._classes = [], []
 
