@@ -70,7 +70,7 @@ def test_jobs_on_several_gpus(cli: Cli, monkeypatch: pytest.MonkeyPatch, returne
     monkeypatch.setattr("attnmosaic.sweeps.local.free_gb", lambda: None)
     code, _, err = cli("train", "seed.all=0,1,2", JOBLIB, "hydra.launcher.jobs_per_gpu=1", "trainer.devices=2", "-m")
     assert code == 0, err
-    assert err.startswith("3 jobs, 2 at once, threads of each: 5\n")
+    assert err.startswith("3 jobs, 2 at once, threads per process: 5\n")
     assert [job.return_value for job in returned] == ["3,4", "5,6", "3,4"]
     code, _, err = cli("train", "trainer.devices=1,4", JOBLIB, "-m")
     assert code == 0, err

@@ -38,7 +38,7 @@ def test_failed_and_killed_jobs_do_not_affect_others(cli: Cli, tmp_path: Path) -
         cwd=tmp_path, capture_output=True, text=True, env=environ,
     )  # fmt: skip
     threads = max(1, joblib.cpu_count() // 3)
-    assert process.stderr.startswith(f"3 jobs, 2 at once, threads of each: {threads}\n"), process.stderr
+    assert process.stderr.startswith(f"3 jobs, 2 at once, threads per process: {threads}\n"), process.stderr
     jobs = [tmp_path / "three" / str(job) for job in range(3)]
     bug, works, killed = jobs
 

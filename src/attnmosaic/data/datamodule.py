@@ -1,4 +1,4 @@
-"""Base classes of data modules with two pools: one for all data modules, one for all mosaic families."""
+"""Base classes of data modules: `PoolDataModule` for all data, `MosaicDataModule` for all families of mosaics."""
 
 import math
 from abc import abstractmethod

@@ -12,7 +12,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000"
 
 
 class UnreadableError(Exception):
-    """Error for an image file that cannot be decoded; its message is a predicate of which the file is the subject."""
+    """Error for an image file that cannot be decoded; its message continues a sentence that begins with the file."""
 
 
 def open_image(path: Path, mode: str | None = None) -> Image.Image:

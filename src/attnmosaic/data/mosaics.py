@@ -38,7 +38,7 @@ class Mosaics:
         return len(self.index)
 
     def patches(self, rows: Int[Tensor, " B"], dtype: torch.dtype) -> Float[Tensor, "B P *patch"]:
-        """Returns the scaled patches of the mosaics with the numbers ``rows``."""
+        """Returns the scaled patches of the mosaics in ``rows``."""
         return self.pool.gather(self.index[rows], dtype)
 
     def on(self, pool: Pool) -> "Mosaics":

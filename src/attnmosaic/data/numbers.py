@@ -63,7 +63,7 @@ class Examples:
         return len(self.number)
 
     def take(self, rows: Int[Tensor, " B"], dtype: torch.dtype) -> Batch:
-        """Returns the examples with the numbers ``rows``."""
+        """Returns the examples in ``rows`` as a batch."""
         digit, number = self.pool.labels[rows], self.number[rows]
         return Batch(self.pool.gather(rows, dtype), number, digit, self.result[digit, number])
 

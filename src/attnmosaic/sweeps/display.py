@@ -91,8 +91,8 @@ class Display:
     def draw(self) -> None:
         """Redraws the bars."""
         if self.live:
-            # Not under this lock: `_update` needs the monitor's lock, and another thread that holds the monitor's lock
-            # while it reports needs this one.
+            # `_update` must not run under this lock: it waits for the monitor's lock, and a thread that holds the
+            # monitor's lock while it reports waits for this lock.
             self._update()
         with self._lock:
             if self.live:

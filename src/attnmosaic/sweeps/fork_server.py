@@ -30,8 +30,8 @@ PRELOAD = (
 )  # fmt: skip
 """Modules that most jobs import.
 
-A module in this list must not start a thread, run a torch operation or use a GPU when it is imported: a forked process
-could not do the same afterwards.
+The import of these modules must not start a thread, run a torch operation or use a GPU, because neither threads nor
+GPUs work in a process that is forked afterwards.
 """
 
 

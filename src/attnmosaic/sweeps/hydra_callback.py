@@ -223,7 +223,7 @@ def job_output() -> Stream | None:
 
 
 def job_prefix(number: int) -> str:
-    """Returns the prefix of a job's log messages: its number in mode ``lines``, otherwise its label."""
+    """Returns the prefix of a job's log messages: its number if progress is printed as lines, otherwise its label."""
     if _current is None or os.environ.get(OF_SWEEP) == "lines":
         return f"{number} | "
     return f"{_current.display.monitor.jobs[number].label} | "

@@ -71,7 +71,7 @@ def run_jobs(
         gpus=len(gpu_groups(gpus, gpus_of_job)),
         **limits,
     )
-    threads_text = f", threads of each: {threads}" if threads else ""
+    threads_text = f", threads per process: {threads}" if threads else ""
     print(f"{len(overrides)} jobs, {at_once} at once{threads_text}", file=sys.stderr)
 
     write_plan(context)

@@ -131,7 +131,7 @@ def planned_jobs(config: DictConfig) -> list[PlannedJob]:
 
 
 def planned_job(config: DictConfig, number: int, overrides: Sequence[str]) -> PlannedJob:
-    """Returns the job of a sweep that has a number and overrides."""
+    """Returns one planned job of a sweep, given its number and its overrides."""
     job = _numbered(GlobalHydra.instance().config_loader().load_sweep_config(config, list(overrides)), number)
     folder = str(job.hydra.sweep.subdir)
     scaled = with_scale(job)
