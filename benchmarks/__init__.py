@@ -1,1 +1,1 @@
-"""How fast, and how much faster than what else one could run: ``python -m benchmarks`` or ``make bench``."""
+"""Benchmarks: the speed of the package compared with other programs (``python -m benchmarks``, ``make bench``)."""

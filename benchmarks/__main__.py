@@ -1,7 +1,7 @@
-"""Measures, prints a table with every ratio, and writes it as JSON.
+"""Runs the benchmarks, prints a table of times and ratios, and writes the times to a JSON file.
 
-``python -m benchmarks`` measures everything (about ten minutes on two cores); ``python -m benchmarks --compare OLD.json
-NEW.json`` sets two measurements, of two commits say, side by side.
+``python -m benchmarks`` measures everything (about ten minutes on two cores). ``python -m benchmarks --compare OLD.json
+NEW.json`` compares two measurements, for example of two commits.
 """
 
 import argparse
@@ -29,27 +29,27 @@ TARGETS: dict[str, dict[str, float]] = {
     "what-step": {REFERENCE: 80, PLAIN: 1},
     "what/where cycle, k = 5": {REFERENCE: 18, PLAIN: 1.7},
     "evaluate 30,000 mosaics": {REFERENCE: 20, PLAIN: 1},
-    "draw 30,000 mosaics": {REFERENCE: 1, PLAIN: 1},
+    "sample 30,000 mosaics": {REFERENCE: 1, PLAIN: 1},
     "2-D what-epoch": {PLAIN: 1 / 1.15},
     "2-D where-epoch": {PLAIN: 1 / 1.15},
     "sweep of ten 2-D runs": {"one after another": 1.6},
     **{f"one core busy: {name}": {QUIET: 1 / 2.5} for name in cases.RUNS},
 }
-"""How many times as fast as each contender the package has to be."""
+"""Required speed-up of the package against each contender, by case."""
 
 ABOVE_IMPORTS = {"start-up to the first step": 2.0, "peak memory": 0.8e9}
-"""What it may take beyond importing torch, torchvision and Lightning: seconds, bytes."""
+"""Maximum cost in addition to the imports of torch, torchvision and Lightning, by case: seconds or bytes."""
 
-SHARES = {"logging of a CIFAR run": 0.03}
-"""Share of a whole that a part of it may take."""
+FRACTIONS = {"logging of a CIFAR run": 0.03}
+"""Maximum fraction of the whole run's time, by case."""
 
-AT_MOST = {"--help": 2.0, "--cfg job": 2.0, "a slip answered": 2.0}
-"""Seconds that an answer may take."""
+AT_MOST = {"--help": 2.0, "--cfg job": 2.0, "user error": 2.0}
+"""Maximum seconds of a command, by case."""
 
 
 def measure(groups: list[str], repeats: int, device: torch.device) -> Times:
-    """Runs the groups of cases and returns seconds (bytes, for memory) by case and contender."""
-    measured: dict[str, Iterator[tuple[str, str, float]]] = {
+    """Runs groups of cases; returns the seconds (bytes for memory) by case and contender."""
+    measurements: dict[str, Iterator[tuple[str, str, float]]] = {
         "images": cases.image_cases(repeats, device),
         "points": cases.point_cases(repeats, device),
         "commands": cases.command_cases(repeats),
@@ -60,12 +60,12 @@ def measure(groups: list[str], repeats: int, device: torch.device) -> Times:
     }
     times: Times = {}
     for group in groups:
-        cases.gather(measured[group], times)
+        cases.gather(measurements[group], times)
     return times
 
 
 def shown(case: str, values: list[float]) -> str:
-    """Returns the median and, of several values, the smallest and largest, in a unit that suits them."""
+    """Returns the text for measured values: their median and, for several values, the smallest and largest."""
     if case == "peak memory":
         scale, unit = 1e-9, "GB"
     else:
@@ -79,24 +79,24 @@ def shown(case: str, values: list[float]) -> str:
 
 
 def verdicts(case: str, times: dict[str, list[float]]) -> Iterator[tuple[str, bool | None]]:
-    """Yields what each target of a case comes to, and whether it is met (None: there is no target)."""
+    """Yields for each comparison of a case its text, and whether its target is met (None without a target)."""
     medians = {contender: statistics.median(values) for contender, values in times.items()}
     for contender, median in medians.items():
         if contender == OURS or OURS not in medians:
             continue
-        if case in SHARES:
-            share = medians[OURS] / median
-            yield f"{share:.2%} of {contender} (<= {SHARES[case]:.0%})", share <= SHARES[case]
+        if case in FRACTIONS:
+            fraction = medians[OURS] / median
+            yield f"{fraction:.2%} of {contender} (<= {FRACTIONS[case]:.0%})", fraction <= FRACTIONS[case]
             continue
         if case in ABOVE_IMPORTS:
             if contender == "imports alone":
-                beyond = medians[OURS] - median
+                above = medians[OURS] - median
                 limit = ABOVE_IMPORTS[case]
-                yield f"{shown(case, [beyond])} beyond imports (<= {shown(case, [limit])})", beyond <= limit
+                yield f"{shown(case, [above])} above imports (<= {shown(case, [limit])})", above <= limit
             continue
         ratio, target = median / medians[OURS], TARGETS.get(case, {}).get(contender)
-        wanted = f" (>= {target:.3g})" if target else ""
-        yield f"{ratio:.3g} x {contender}{wanted}", None if target is None else ratio >= target
+        target_text = f" (>= {target:.3g})" if target else ""
+        yield f"{ratio:.3g} x {contender}{target_text}", None if target is None else ratio >= target
     if case in AT_MOST:
         yield f"<= {AT_MOST[case]:.0f} s", medians[OURS] <= AT_MOST[case]
     if "one after another" in medians:
@@ -108,10 +108,10 @@ def verdicts(case: str, times: dict[str, list[float]]) -> Iterator[tuple[str, bo
 
 
 def table(times: Times) -> Table:
-    """Draws all measurements: medians, smallest and largest, and ratios."""
-    drawn = Table(title="median (smallest to largest) of each, and how many times as fast", title_justify="left")
-    for name in ("case", "contender", "time", "attnmosaic against it"):
-        drawn.add_column(name)
+    """Returns the table of all measurements: medians, smallest and largest values, and ratios."""
+    result = Table(title="median (smallest to largest), and speed-up of attnmosaic", title_justify="left")
+    for name in ("case", "contender", "time", "speed-up of attnmosaic"):
+        result.add_column(name)
     for case, contenders in times.items():
         lines = [(name, shown(case, values)) for name, values in contenders.items()]
         judged = [
@@ -120,48 +120,50 @@ def table(times: Times) -> Table:
         ]
         for i in range(max(len(lines), len(judged))):
             name, time_ = lines[i] if i < len(lines) else ("", "")
-            drawn.add_row(case if i == 0 else "", name, time_, judged[i] if i < len(judged) else "")
-        drawn.add_section()
-    return drawn
+            result.add_row(case if i == 0 else "", name, time_, judged[i] if i < len(judged) else "")
+        result.add_section()
+    return result
 
 
 def compare(old: Path, new: Path) -> Table:
-    """Draws two measurements side by side."""
+    """Returns the table that compares two measurements."""
     before, after = (json.loads(path.read_text(encoding="utf-8")) for path in (old, new))
-    drawn = Table(title=f"{before['machine']['commit']} against {after['machine']['commit']}", title_justify="left")
-    for name in ("case", "contender", "before", "after", "times as fast"):
-        drawn.add_column(name)
+    result = Table(title=f"{before['machine']['commit']} against {after['machine']['commit']}", title_justify="left")
+    for name in ("case", "contender", "before", "after", "speed-up"):
+        result.add_column(name)
     for case, contenders in after["times"].items():
         for contender, values in contenders.items():
             earlier = before["times"].get(case, {}).get(contender)
             if earlier is not None:
                 ratio = statistics.median(earlier) / statistics.median(values)
-                drawn.add_row(case, contender, shown(case, earlier), shown(case, values), f"{ratio:.2f}")
-    return drawn
+                result.add_row(case, contender, shown(case, earlier), shown(case, values), f"{ratio:.2f}")
+    return result
 
 
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", choices=GROUPS, nargs="+", default=list(GROUPS), help="measure these groups alone")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds; contenders take turns in each")
+    parser.add_argument("--only", choices=GROUPS, nargs="+", default=list(GROUPS), help="measure only these groups")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="number of rounds; each round measures every contender once"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--matmul-precision", default="highest", choices=("highest", "high", "medium"))
-    parser.add_argument("--json", type=Path, help="where to write; default: outputs/benchmarks/TIME.json")
-    parser.add_argument("--compare", type=Path, nargs=2, metavar=("OLD", "NEW"), help="show two measurements")
-    given = parser.parse_args()
+    parser.add_argument("--json", type=Path, help="file to write; default: outputs/benchmarks/TIME.json")
+    parser.add_argument("--compare", type=Path, nargs=2, metavar=("OLD", "NEW"), help="compare two measurements")
+    options = parser.parse_args()
     use_substitutes()
     console = Console(width=150)
-    if given.compare:
-        console.print(compare(*given.compare))
+    if options.compare:
+        console.print(compare(*options.compare))
         return
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    device = torch.device(given.device)
-    # For all contenders alike what `attnmosaic.train` sets: torch by itself leaves TF32 on for convolutions.
-    with job_globals(0, None, given.matmul_precision):
+    device = torch.device(options.device)
+    # All contenders get the settings of `attnmosaic.train`; torch's default leaves TF32 on for convolutions.
+    with job_globals(0, None, options.matmul_precision):
         described = machine.describe(device)
-        times = measure(given.only, given.repeats, device)
-    path = given.json or Path("outputs", "benchmarks", time.strftime("%Y-%m-%d_%H-%M-%S.json"))
+        times = measure(options.only, options.repeats, device)
+    path = options.json or Path("outputs", "benchmarks", time.strftime("%Y-%m-%d_%H-%M-%S.json"))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps({"machine": described, "times": times}, indent=2))
     console.print(table(times))

@@ -1,4 +1,4 @@
-"""The cases: each measures seconds of one unit of work, for every contender in turn, several times over."""
+"""The cases: each measures the seconds of one unit of work, several times for every contender."""
 
 import json
 import os
@@ -25,13 +25,13 @@ from benchmarks import machine, plain, project, reference
 from benchmarks.project import finish
 
 Times = dict[str, dict[str, list[float]]]
-"""Seconds by case and contender, one value a repeat."""
+"""Seconds by case and contender, with one value per repeat."""
 
 REFERENCE, PLAIN, SINGLE, OURS, QUIET = "reference", "plain", "S = 1", "attnmosaic", "quiet machine"
 MOSAICS, BATCH, K = 30_000, 250, 5
 STEPS = MOSAICS // BATCH
 STEPS_OF_REFERENCE = 2
-"""Steps a repeat: each takes as long as the next, and 30,000 mosaics would take half an hour."""
+"""Steps per repeat: all steps take the same time, and 30,000 mosaics would take half an hour."""
 
 
 def timed(device: torch.device, work: Callable[[], object]) -> float:
@@ -43,97 +43,98 @@ def timed(device: torch.device, work: Callable[[], object]) -> float:
 
 
 def materialise(mosaics: Mosaics, n: int) -> list[Tensor]:
-    """Returns n mosaics as the documents keep them: float64 tensors ``[9, 3, 32, 32]``, one by one."""
+    """Returns n mosaics as a list of float64 tensors ``[9, 3, 32, 32]``, as the mosaic studies store them."""
     pixels = mosaics.pool.patches.permute(0, 3, 1, 2)
     return [torch.stack([(pixels[i].double() / 255 - 0.5) / 0.5 for i in row]) for row in mosaics.index[:n]]
 
 
 def reference_times(data: project.RandomImages, device: torch.device) -> dict[str, float]:
-    """Times the documents' loop: drawing, a step of either network, an evaluation step."""
+    """Times the loop of the mosaic studies: sampling, a step of either network, an evaluation step."""
     mosaics = data.mosaics["train"]
     n = STEPS_OF_REFERENCE * BATCH
-    times = {"draw 30,000 mosaics": timed(device, lambda: materialise(mosaics, BATCH)) * MOSAICS / BATCH}
+    times = {"sample 30,000 mosaics": timed(device, lambda: materialise(mosaics, BATCH)) * MOSAICS / BATCH}
     where, what = reference.Cnn(1).double().to(device), reference.Cnn(3).double().to(device)
     optimizers = reference.optimizers_of(where, what, {"what": 0.01, "where": 0.01})
     pairs = list(zip(materialise(mosaics, n), mosaics.label[:n], strict=True))
     loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(pairs, batch_size=BATCH, shuffle=True)  # type: ignore[arg-type]  # a list is a dataset
 
-    def epoch(learner: str) -> None:
+    def epoch(training: str) -> None:
         for batch, label in loader:
-            reference.step(where, what, optimizers, learner, batch.to(device), label.to(device))
+            reference.step(where, what, optimizers, training, batch.to(device), label.to(device))
 
     @torch.no_grad()
     def evaluate() -> None:
         for batch, _ in loader:
             what(reference.attend(where, batch.to(device))[1]).argmax(dim=1)
 
-    for learner in ("what", "where"):
-        times[f"{learner}-step"] = timed(device, lambda: epoch(learner)) / len(loader)  # noqa: B023
+    for name in ("what", "where"):
+        times[f"{name}-step"] = timed(device, lambda: epoch(name)) / len(loader)  # noqa: B023
     times["evaluate 30,000 mosaics"] = timed(device, evaluate) / len(loader) * STEPS
     times["what/where cycle, k = 5"] = K * STEPS * (times["what-step"] + times["where-step"])
     return times
 
 
 def plain_times(data: project.RandomImages, device: torch.device) -> dict[str, float]:
-    """Times the plain script: an epoch of either network on a tenth of the mosaics, an evaluation, drawing."""
+    """Times the plain script: ten steps of either network, an evaluation of these mosaics, and sampling."""
     pool = ((data.mosaics["train"].pool.patches.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5).to(device)
     labels = data.mosaics["train"].pool.labels.numpy()
-    times = {"draw 30,000 mosaics": timed(device, lambda: plain.draw(labels, MOSAICS, 0))}
-    index, position, label = (part.to(device) for part in plain.draw(labels, MOSAICS, 0))
+    times = {"sample 30,000 mosaics": timed(device, lambda: plain.sample(labels, MOSAICS, 0))}
+    index, position, label = (part.to(device) for part in plain.sample(labels, MOSAICS, 0))
     where, what = reference.Cnn(1).to(device), reference.Cnn(3).to(device)
     n = 10 * BATCH
-    for learner, network in (("what", what), ("where", where)):
+    for name, network in (("what", what), ("where", where)):
         optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
-        plain.train(where, what, learner, pool, index[:BATCH], label[:BATCH], optimizer)  # warm up
+        plain.train(where, what, name, pool, index[:BATCH], label[:BATCH], optimizer)  # warm-up
 
-        def epoch(learner: str = learner, optimizer: torch.optim.SGD = optimizer) -> None:
-            plain.train(where, what, learner, pool, index[:n], label[:n], optimizer)
+        def epoch(name: str = name, optimizer: torch.optim.SGD = optimizer) -> None:
+            plain.train(where, what, name, pool, index[:n], label[:n], optimizer)
 
-        times[f"{learner}-step"] = timed(device, epoch) / 10
-    half = timed(device, lambda: plain.evaluate(where, what, pool, index[:n], position[:n], label[:n]))
-    times["evaluate 30,000 mosaics"] = half * MOSAICS / n
+        times[f"{name}-step"] = timed(device, epoch) / 10
+    seconds = timed(device, lambda: plain.evaluate(where, what, pool, index[:n], position[:n], label[:n]))
+    times["evaluate 30,000 mosaics"] = seconds * MOSAICS / n
     times["what/where cycle, k = 5"] = K * STEPS * (times["what-step"] + times["where-step"])
     return times
 
 
 def our_times(data: project.RandomImages, steps: int | None, accelerator: str) -> dict[str, float]:
-    """Times the package: a whole cycle through Lightning, and an evaluation."""
+    """Times the package: a complete cycle of stages with Lightning, an evaluation, and sampling."""
     data.steps_per_block = steps
     epochs, trainer = project.train(
         *project.IMAGES, f"schedule.k={K}", f"schedule.epochs={2 * K}", f"trainer.accelerator={accelerator}", data=data
     )
-    drawn = data.mosaics["train"]
+    pool = data.mosaics["train"].pool
     front, back = [7, 8, 9], list(range(7))
     return {
         "what-step": float(np.median(epochs.others["what"])) / STEPS,
         "where-step": float(np.median(epochs.others["where"])) / STEPS,
         "what/where cycle, k = 5": epochs.cycle(K),
         "evaluate 30,000 mosaics": project.validate(trainer),
-        "draw 30,000 mosaics": timed(
-            torch.device("cpu"), lambda: sample_mosaics(drawn.pool, front, back, MOSAICS, 9, data.rng(0))
+        "sample 30,000 mosaics": timed(
+            torch.device("cpu"), lambda: sample_mosaics(pool, front, back, MOSAICS, 9, data.rng(0))
         ),
     }
 
 
 def image_cases(repeats: int, device: torch.device) -> Iterator[tuple[str, str, float]]:
-    """Yields (case, contender, seconds) on CIFAR-sized images."""
-    made = project.make_data(*project.IMAGES)
-    assert isinstance(made, project.RandomImages)
+    """Yields (case, contender, seconds) for images of CIFAR's size."""
+    data = project.make_data(*project.IMAGES)
+    assert isinstance(data, project.RandomImages)
     accelerator = "gpu" if device.type == "cuda" else "cpu"
     for _ in range(repeats):
         for contender, times in (
-            (REFERENCE, lambda: reference_times(made, device)),
-            (PLAIN, lambda: plain_times(made, device)),
-            (SINGLE, lambda: our_times(made, 1, accelerator)),
-            (OURS, lambda: our_times(made, None, accelerator)),
+            (REFERENCE, lambda: reference_times(data, device)),
+            (PLAIN, lambda: plain_times(data, device)),
+            (SINGLE, lambda: our_times(data, 1, accelerator)),
+            (OURS, lambda: our_times(data, None, accelerator)),
         ):
             yield from ((case, contender, seconds) for case, seconds in times().items())
 
 
 def bare_epochs(data: MosaicDataModule, device: torch.device, epochs: int) -> dict[str, float]:
-    """Times a bare loop of the arithmetic of a 2-D epoch: steps, and the epoch's means of what is measured.
+    """Times a plain loop with the arithmetic of a 2-D epoch: its steps, and the epoch's means of all metrics.
 
-    No framework, no files; in stage What the weights and aggregates are kept, as the package keeps them.
+    The loop uses no framework and writes no files. In stage What it keeps attention weights and aggregates, as the
+    package does.
     """
     mosaics = data.mosaics_on(device, torch.float32)["train"]
     pool, index, label = mosaics.pool.patches, mosaics.index, mosaics.label
@@ -145,15 +146,15 @@ def bare_epochs(data: MosaicDataModule, device: torch.device, epochs: int) -> di
     def epoch(network: torch.nn.Module, forward: Callable[[Tensor], tuple[Tensor, Tensor]]) -> list[float]:
         optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
         order = torch.from_numpy(np.random.default_rng(0).permutation(len(index))).to(device)
-        seen = []
+        outputs = []
         for rows in order.split(BATCH):
             optimizer.zero_grad()
             logits, alpha = forward(rows)
             loss = F.cross_entropy(logits, label[rows])
             loss.backward()
             optimizer.step()
-            seen.append((loss.detach(), logits.detach(), alpha.detach()))
-        losses, all_logits, alphas = zip(*seen, strict=True)
+            outputs.append((loss.detach(), logits.detach(), alpha.detach()))
+        losses, all_logits, alphas = zip(*outputs, strict=True)
         logits, alpha = torch.cat(all_logits), torch.cat(alphas)
         right, focused = logits.argmax(1) == label[order], alpha.argmax(1) == mosaics.foreground[order]
         means = [
@@ -177,29 +178,29 @@ def bare_epochs(data: MosaicDataModule, device: torch.device, epochs: int) -> di
 
 
 def point_cases(repeats: int, device: torch.device) -> Iterator[tuple[str, str, float]]:
-    """Yields (case, contender, seconds) of epochs of 30,000 2-D mosaics."""
-    made = project.make_data(*project.POINTS)
+    """Yields (case, contender, seconds) for epochs of 30,000 2-D mosaics."""
+    data = project.make_data(*project.POINTS)
     accelerator = "gpu" if device.type == "cuda" else "cpu"
     for _ in range(repeats):
-        for case, seconds in bare_epochs(made, device, 6).items():
+        for case, seconds in bare_epochs(data, device, 6).items():
             yield case, PLAIN, seconds
         for contender, steps in ((SINGLE, 1), (OURS, None)):
-            made.steps_per_block = steps
+            data.steps_per_block = steps
             settings = ("schedule.k=6", "schedule.epochs=12", f"trainer.accelerator={accelerator}")
-            epochs, _ = project.train(*project.POINTS, *settings, data=made)
+            epochs, _ = project.train(*project.POINTS, *settings, data=data)
             for name in ("what", "where"):
                 yield f"2-D {name}-epoch", contender, float(np.median(epochs.others[name]))
 
 
-# ---- whole commands
+# ---- commands
 
 
 def command(*arguments: str, **environment: str) -> tuple[float, str]:
-    """Runs Python in an empty folder; returns its seconds and what it printed."""
+    """Runs Python in an empty folder; returns the seconds that it took and its output."""
     with tempfile.TemporaryDirectory() as folder:
         paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
         begin = time.perf_counter()
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, *arguments],
             cwd=folder,
             env=os.environ | {"PYTHONPATH": paths, "BENCHMARK_START": str(time.time())} | environment,
@@ -208,34 +209,34 @@ def command(*arguments: str, **environment: str) -> tuple[float, str]:
             encoding="utf-8",
             errors="replace",
         )
-        return time.perf_counter() - begin, done.stdout
+        return time.perf_counter() - begin, process.stdout
 
 
 TRAIN = ("-m", "attnmosaic.train")
 IMPORTS = "import torch, torchvision, pytorch_lightning"
 
 
-def found(pattern: str, printed: str) -> float:
-    """Returns the last number that a pattern finds.
+def last_number(pattern: str, printed: str) -> float:
+    """Returns the last number that matches a pattern in a command's output.
 
     Raises:
-        RuntimeError: it finds none; tells what was printed instead.
+        RuntimeError: no number matches; its message has the output.
     """
     numbers = re.findall(pattern, printed)
     if not numbers:
-        raise RuntimeError(f"no '{pattern}' in what the command printed:\n{printed}")
+        raise RuntimeError(f"'{pattern}' matches nothing in the output of the command:\n{printed}")
     return float(numbers[-1])
 
 
 def command_cases(repeats: int) -> Iterator[tuple[str, str, float]]:
-    """Yields (case, contender, seconds) of start-up, and of the answers given before anything is imported."""
+    """Yields (case, contender, seconds) for the start of a run, and for commands that end before heavy imports."""
     for _ in range(repeats):
         yield "start-up to the first step", "imports alone", command("-c", IMPORTS)[0]
         _, printed = command(*TRAIN, "experiment=gaussian", "+callbacks.first._target_=benchmarks.first_step.FirstStep")
-        yield "start-up to the first step", OURS, found(r"first step ([\d.]+)", printed)
+        yield "start-up to the first step", OURS, last_number(r"first step ([\d.]+)", printed)
         yield "--help", OURS, command(*TRAIN, "--help")[0]
         yield "--cfg job", OURS, command(*TRAIN, "--cfg", "job")[0]
-        yield "a slip answered", OURS, command(*TRAIN, "schedule.k=0")[0]
+        yield "user error", OURS, command(*TRAIN, "schedule.k=0")[0]
 
 
 RUNS = {
@@ -248,7 +249,7 @@ RUNS = {
 
 
 def busy_cases(repeats: int) -> Iterator[tuple[str, str, float]]:
-    """Yields (case, contender, seconds of training) on a quiet machine, and beside a process that needs a core."""
+    """Yields (case, contender, seconds of training) on a quiet machine, and while another process uses a core."""
     for _ in range(repeats):
         for name, settings in RUNS.items():
             yield f"one core busy: {name}", QUIET, seconds_of_training(*settings)
@@ -257,7 +258,7 @@ def busy_cases(repeats: int) -> Iterator[tuple[str, str, float]]:
 
 
 def seconds_of_training(*settings: str) -> float:
-    """Returns how long a run trains, without imports, figures and the final evaluation."""
+    """Returns the training time of a run, without imports, figures and the final evaluation."""
     with tempfile.TemporaryDirectory() as folder:
         _, printed = command(*TRAIN, *settings, "callbacks.pictures=null", "progress=quiet", f"hydra.run.dir={folder}")
         result = Path(folder, "result.json")
@@ -267,18 +268,22 @@ def seconds_of_training(*settings: str) -> float:
 
 
 def memory_cases() -> Iterator[tuple[str, str, float]]:
-    """Yields ("peak memory", contender, bytes) of runs on 30,000 image mosaics, on the CPU."""
+    """Yields ("peak memory", contender, bytes) for runs with 30,000 image mosaics on the CPU."""
     peak = "from benchmarks.first_step import peak_memory; print('peak memory', peak_memory())"
-    yield "peak memory", "imports alone", found(r"peak memory (\d+)", command("-c", f"{IMPORTS}; {peak}")[1])
+    yield "peak memory", "imports alone", last_number(r"peak memory (\d+)", command("-c", f"{IMPORTS}; {peak}")[1])
     yield "peak memory", "reference", float(MOSAICS * 9 * 3 * 32 * 32 * 8)
     run = (
         "import torch; from benchmarks import cases, project;"
         "cases.plain_times(project.make_data(*project.IMAGES), torch.device('cpu'))"
     )
-    yield "peak memory", PLAIN, found(r"peak memory (\d+)", command("-c", f"{run}; {peak}")[1])
+    yield "peak memory", PLAIN, last_number(r"peak memory (\d+)", command("-c", f"{run}; {peak}")[1])
     settings = ("schedule.k=1", "schedule.epochs=2", "trainer.accelerator=cpu", "logger=none")
     callback = "+callbacks.memory._target_=benchmarks.first_step.PeakMemory"
-    yield "peak memory", OURS, found(r"peak memory (\d+)", command(*TRAIN, *project.IMAGES, *settings, callback)[1])
+    yield (
+        "peak memory",
+        OURS,
+        last_number(r"peak memory (\d+)", command(*TRAIN, *project.IMAGES, *settings, callback)[1]),
+    )
 
 
 def sweep_cases(repeats: int) -> Iterator[tuple[str, str, float]]:
@@ -295,13 +300,13 @@ def sweep_cases(repeats: int) -> Iterator[tuple[str, str, float]]:
 def logging_cases(repeats: int) -> Iterator[tuple[str, str, float]]:
     """Yields ("logging of a CIFAR run", contender, seconds)."""
     for _ in range(repeats):
-        whole, logging = project.logging_of_a_run()
-        yield "logging of a CIFAR run", "the whole run", whole
+        run, logging = project.logging_of_a_run()
+        yield "logging of a CIFAR run", "the whole run", run
         yield "logging of a CIFAR run", OURS, logging
 
 
-def gather(measured: Iterator[tuple[str, str, float]], into: Times) -> None:
-    """Adds measurements to a table, telling each on standard error as it comes."""
-    for case, contender, value in measured:
+def gather(measurements: Iterator[tuple[str, str, float]], into: Times) -> None:
+    """Adds measurements to a table, and prints each measurement on standard error."""
+    for case, contender, value in measurements:
         into.setdefault(case, defaultdict(list))[contender].append(value)
         print(f"  {case}, {contender}: {value:.6g}", file=sys.stderr, flush=True)

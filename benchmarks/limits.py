@@ -1,8 +1,12 @@
-"""What each case needs at least, and where its time goes: ``python -m benchmarks.limits``.
+"""Compares the time of each case with the minimum time that this machine needs: ``python -m benchmarks.limits``.
 
-For one where-step, what-step, evaluation and 2-D step: the operations (counted by torch), the bytes that have to move
-(patches read once; what is saved for the backward pass written and read once), the time that either would take at the
-ceilings measured in the same run, the time it does take, and its shares by kind of operation (torch's profiler).
+For a where-step, a what-step and an evaluation, on images and on 2-D points, it prints
+
+- the number of operations, counted by torch;
+- the bytes that must move: patches are read once; tensors saved for the backward pass are written and read once;
+- the minimum time for these at the machine's peak rates, which are measured in the same run;
+- the measured time;
+- the fractions of the time by kind of operation, from torch's profiler.
 """
 
 import argparse
@@ -37,12 +41,12 @@ KINDS = {
 
 
 class Case(NamedTuple):
-    """Something to measure.
+    """A unit of work to measure.
 
     Attributes:
-        name: what the benchmarks call it.
-        work: does it once.
-        read: bytes of patches it has to read.
+        name: name of the case in the benchmarks.
+        work: function that does the work once.
+        read: bytes of patches that the work must read.
     """
 
     name: str
@@ -51,7 +55,7 @@ class Case(NamedTuple):
 
 
 def cases(device: torch.device, images: bool) -> list[Case]:
-    """Returns the cases on images, or on points."""
+    """Returns the cases on images or on 2-D points."""
     overrides = project.IMAGES if images else project.POINTS
     data = project.make_data(*overrides)
     module = build_module(project.configure(*overrides), data).to(device)
@@ -91,14 +95,14 @@ def cases(device: torch.device, images: bool) -> list[Case]:
 
 
 def operations(work: Callable[[], object]) -> int:
-    """Counts the operations of matrix products and convolutions, forward and backward."""
+    """Returns the number of operations in matrix products and convolutions, forward and backward."""
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
 
 
 def saved_bytes(work: Callable[[], object]) -> int:
-    """Counts the bytes kept for the backward pass, each tensor once."""
+    """Returns the number of bytes saved for the backward pass; each tensor counts once."""
     saved: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -110,16 +114,16 @@ def saved_bytes(work: Callable[[], object]) -> int:
     return sum(saved.values())
 
 
-def shares(work: Callable[[], object]) -> dict[str, float]:
-    """Returns the share of the operators' own time by kind."""
-    with profile(activities=[ProfilerActivity.CPU]) as found:
+def time_fractions(work: Callable[[], object]) -> dict[str, float]:
+    """Returns the fraction of the operators' self time by kind of operation."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(3):
             work()
     times: dict[str, float] = defaultdict(float)
-    for event in found.key_averages():
+    for event in profiler.key_averages():
         name = event.key.removeprefix("aten::")
-        of_kind = [kind for kind, parts in KINDS.items() if any(part in name for part in parts)]
-        times[of_kind[0] if of_kind else "other"] += event.self_cpu_time_total
+        kinds = [kind for kind, parts in KINDS.items() if any(part in name for part in parts)]
+        times[kinds[0] if kinds else "other"] += event.self_cpu_time_total
     return {kind: time / sum(times.values()) for kind, time in sorted(times.items(), key=lambda item: -item[1])}
 
 
@@ -130,21 +134,22 @@ def main() -> None:
     device = torch.device("cpu")
     ceilings = machine.ceilings(device)
     product, copy = (ceilings[name] for name in ("matrix product, float32, operations/s", "copy in memory, bytes/s"))
-    drawn = Table(title=f"at {product / 1e9:.0f} GFLOP/s and {copy / 1e9:.0f} GB/s", title_justify="left")
-    for name in ("case", "GFLOP", "GB", "at least", "measured", "share of the ceiling", "where its time goes"):
-        drawn.add_column(name)
+    table = Table(title=f"at {product / 1e9:.0f} GFLOP/s and {copy / 1e9:.0f} GB/s", title_justify="left")
+    for name in ("case", "GFLOP", "GB", "minimum", "measured", "minimum / measured", "time by kind of operation"):
+        table.add_column(name)
     for images in (True, False):
         for case in cases(device, images):
-            # A work that prepares nothing is measured: what a stage prepares once lies behind the first call.
+            # The first call is not measured, because it includes work that a stage does only once.
             case.work()
             needed = operations(case.work)
             moved = case.read + 2 * saved_bytes(case.work)
-            least = max(needed / product, moved / copy)
+            minimum = max(needed / product, moved / copy)
             measured = statistics.median(timed(device, case.work) for _ in range(3 if "evaluate" in case.name else 15))
-            split = ", ".join(f"{kind} {share:.0%}" for kind, share in shares(case.work).items() if share >= 0.03)
-            row: list[Any] = [case.name, f"{needed / 1e9:.3g}", f"{moved / 1e9:.3g}", _ms(least), _ms(measured)]
-            drawn.add_row(*row, f"{least / measured:.0%}", split)
-    Console(width=170).print(drawn)
+            fractions = time_fractions(case.work)
+            kinds = ", ".join(f"{kind} {fraction:.0%}" for kind, fraction in fractions.items() if fraction >= 0.03)
+            row: list[Any] = [case.name, f"{needed / 1e9:.3g}", f"{moved / 1e9:.3g}", _ms(minimum), _ms(measured)]
+            table.add_row(*row, f"{minimum / measured:.0%}", kinds)
+    Console(width=170).print(table)
 
 
 def _ms(seconds: float) -> str:

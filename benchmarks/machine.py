@@ -1,4 +1,4 @@
-"""What a measurement was made on, what that machine can do at best, and how to keep a core of it busy."""
+"""Describes the machine of a measurement, measures its peak rates, and keeps one of its cores busy."""
 
 import contextlib
 import os
@@ -18,16 +18,16 @@ from attnmosaic.training.results import cpu_name, versions
 
 @contextlib.contextmanager
 def busy_core() -> Iterator[None]:
-    """Keeps a core busy meanwhile, by another process."""
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as spinning:
+    """Keeps one core busy with another process during the block."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
         try:
             yield
         finally:
-            spinning.kill()
+            process.kill()
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Returns machine, versions, commit and the settings that decide how exactly numbers are computed."""
+    """Returns the machine, versions, commit and settings of numerical precision."""
     return {
         "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
@@ -42,22 +42,22 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, encoding="utf-8")
-    return done.stdout.strip()
+    process = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, encoding="utf-8")
+    return process.stdout.strip()
 
 
 def ceilings(device: torch.device) -> dict[str, float]:
-    """Measures matrix products (operations a second) and copies (bytes read and written a second)."""
+    """Measures the peak rates of matrix products (operations/s) and of copies (bytes read and written per second)."""
     side = 8192 if device.type == "cuda" else 2048
-    found = {}
+    rates = {}
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        found[f"matrix product, {name}, operations/s"] = 2 * side**3 / _fastest(device, lambda: a @ b)  # noqa: B023
+        rates[f"matrix product, {name}, operations/s"] = 2 * side**3 / _fastest(device, lambda: a @ b)  # noqa: B023
     for name, n in (("memory", 64 << 20), ("cache", 1 << 20)):
         source = torch.randn(n, device=device)
         target = torch.empty_like(source)
-        found[f"copy in {name}, bytes/s"] = 2 * source.nbytes / _fastest(device, lambda: target.copy_(source))  # noqa: B023
-    return found
+        rates[f"copy in {name}, bytes/s"] = 2 * source.nbytes / _fastest(device, lambda: target.copy_(source))  # noqa: B023
+    return rates
 
 
 def _fastest(device: torch.device, work: Any) -> float:

@@ -1,4 +1,4 @@
-"""Runs of the package itself, timed epoch by epoch."""
+"""Runs of the package, with the time of each epoch."""
 
 import functools
 import logging
@@ -31,11 +31,11 @@ from attnmosaic.training.trainer import build_trainer
 
 
 class RandomImages(MosaicDataModule):
-    """Random images, as many and as large as CIFAR-10's for training: no speed depends on what is in them.
+    """Random images in the number and size of CIFAR-10's training images; speed does not depend on their content.
 
     Args:
-        images: size of the training pool, U.
-        side: pixels.
+        images: number of images in the training pool, U.
+        side: height and width of an image in pixels.
         **mosaics: see `MosaicDataModule`.
     """
 
@@ -56,14 +56,14 @@ IMAGES = (
     "experiment=stagewise", "data=digits", "data._target_=benchmarks.project.RandomImages", "~data.classes",
     "~data.mean", "~data.std", "~data.held_out_share", "data.test_mosaics=1", "data.held_out_mosaics=1",
 )  # fmt: skip
-"""The published stage-wise run, on random images."""
+"""Overrides for the run of the stage-wise study, on random images."""
 
 POINTS = ("experiment=gaussian", "data.train_mosaics=30000", "data.test_mosaics=1", "data.held_out_mosaics=1")
-"""The default 2-D run, with as many mosaics as the published image runs."""
+"""Overrides for the default 2-D run, with as many mosaics as the runs of the stage-wise study."""
 
 
 class EpochTimes(pl.Callback):
-    """Seconds of each epoch by stage; the first epoch of a stage holds what the stage has to prepare."""
+    """Measures the seconds of each epoch by stage; the first epoch of a stage includes the stage's preparations."""
 
     def __init__(self) -> None:
         self.first: dict[str, list[float]] = defaultdict(list)
@@ -81,7 +81,7 @@ class EpochTimes(pl.Callback):
         self._stage = stage
 
     def cycle(self, k: int) -> float:
-        """Returns the seconds of k epochs of What and k of Where."""
+        """Returns the seconds of k epochs of What and k epochs of Where."""
         return sum(np.median(self.first[s]) + (k - 1) * np.median(self.others[s]) for s in ("what", "where"))
 
 
@@ -92,10 +92,10 @@ def finish(device: torch.device) -> None:
 
 
 def configure(*overrides: str, log: bool = False) -> dict[str, Any]:
-    """Composes and resolves a run's config; if it is not to log, without logger, evaluations and what draws."""
+    """Returns the resolved config of a run; without ``log`` it has no logger, evaluations, snapshots and figures."""
     register()
-    drawn = ("record", "gradients", "dashboards", "pictures")
-    quiet = ("logger=none", "trainer.check_val_every_n_epoch=100000", *(f"callbacks.{name}=null" for name in drawn))
+    callbacks = ("record", "gradients", "dashboards", "pictures")
+    quiet = ("logger=none", "trainer.check_val_every_n_epoch=100000", *(f"callbacks.{name}=null" for name in callbacks))
     quiet = () if log else quiet
     folder = tempfile.mkdtemp()
     with initialize_config_dir(conf_dir(), version_base="1.3"):
@@ -103,11 +103,11 @@ def configure(*overrides: str, log: bool = False) -> dict[str, Any]:
 
 
 def train(*overrides: str, data: MosaicDataModule | None = None) -> tuple[EpochTimes, pl.Trainer]:
-    """Trains as `attnmosaic.train` does, checkpoints and tables included, and times it.
+    """Trains in the same way as `attnmosaic.train`, with checkpoints and tables; returns the times of the epochs.
 
     Args:
-        *overrides: of the config.
-        data: what to train on, if it is there already.
+        *overrides: overrides of the config.
+        data: data module; None to build it from the config.
     """
     config = configure(*overrides)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
@@ -125,10 +125,10 @@ def train(*overrides: str, data: MosaicDataModule | None = None) -> tuple[EpochT
 
 
 class Stopwatch:
-    """Adds up the seconds spent in methods of some classes; calls of one from within another count once.
+    """Measures the seconds spent in methods of some classes; nested calls of these methods count once.
 
     Args:
-        methods: by class, names of methods, or the beginnings of names.
+        methods: method names, or the beginnings of method names, by class.
     """
 
     def __init__(self, methods: Mapping[type, tuple[str, ...]]) -> None:
@@ -174,17 +174,17 @@ LOGGING: dict[type, tuple[str, ...]] = {
     RunTables: ("on_train", "on_validation"),
     EventLogger: ("log_metrics", "finalize"),
 }
-"""Everything that a default run writes and draws besides checkpoints, by the methods it is called by."""
+"""Methods, by class, with which a default run writes and draws everything except checkpoints."""
 
 
 TESTED = ("data.test_mosaics=10000", "data.held_out_mosaics=10000")
-"""As many test mosaics as the published run has."""
+"""Overrides for as many test mosaics as in the run of the stage-wise study."""
 
 
 def logging_of_a_run() -> tuple[float, float]:
-    """Returns the seconds of a default CIFAR run, and those of its logging and drawing among them.
+    """Returns the seconds of a default CIFAR run, and the seconds of them that logging and drawing take.
 
-    One of the run's cycles of stages is run, with its evaluations, and taken times their number.
+    Only one cycle of stages is run, with its evaluations; its times are multiplied by the run's number of cycles.
     """
     cycles = 18
     config = configure(*IMAGES, *TESTED, "schedule.epochs=10", log=True)
@@ -207,14 +207,14 @@ def logging_of_a_run() -> tuple[float, float]:
 
 
 def make_data(*overrides: str) -> MosaicDataModule:
-    """Makes and draws the data of a config."""
+    """Builds the data module of a config and samples its mosaics."""
     data: MosaicDataModule = instantiate(configure(*overrides)["data"], _convert_="all")
     data.setup()
     return data
 
 
 def validate(trainer: pl.Trainer) -> float:
-    """Returns the seconds of a full evaluation, the set-up of Lightning's loop included."""
+    """Returns the seconds of a complete evaluation, including the set-up of Lightning's loop."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         finish(trainer.strategy.root_device)

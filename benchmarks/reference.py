@@ -1,6 +1,6 @@
-"""A loop written straight from document 002: every mosaic materialised, nine passes, one patch at a time.
+"""The loop of the stage-wise study: every mosaic is stored as pixels, and Where scores one patch at a time.
 
-It shares no code with the package: tests hold the package's results against it, benchmarks its speed.
+It shares no code with the package. Tests compare the package's results with it, benchmarks compare the speed.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Cnn(nn.Module):
-    """The document's Module1 helper and Module2: they differ only in the last layer."""
+    """Network of the stage-wise study, for Where and for What, which differ only in the last layer."""
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
@@ -30,15 +30,15 @@ class Cnn(nn.Module):
 
 
 def take_weights(reference: Cnn, network: nn.Module) -> Cnn:
-    """Copies a ConvNet's parameters, which come in the same order, into a reference network."""
+    """Copies the parameters of a ConvNet, which are in the same order, to a reference network."""
     with torch.no_grad():
-        for mine, theirs in zip(reference.parameters(), network.parameters(), strict=True):
-            mine.copy_(theirs)
+        for target, source in zip(reference.parameters(), network.parameters(), strict=True):
+            target.copy_(source)
     return reference
 
 
 def attend(where: nn.Module, mosaics: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns alpha ``[B, 9]`` and the averages of mosaics ``[B, 9, 3, 32, 32]``."""
+    """Returns the attention weights ``[B, 9]`` and the weighted averages of mosaics ``[B, 9, 3, 32, 32]``."""
     n, patches = mosaics.shape[:2]
     scores = torch.zeros(n, patches, dtype=mosaics.dtype, device=mosaics.device)
     for p in range(patches):
@@ -51,7 +51,7 @@ def attend(where: nn.Module, mosaics: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def optimizers_of(where: nn.Module, what: nn.Module, lr: dict[str, float]) -> dict[str, torch.optim.SGD]:
-    """Makes the document's two optimizers, momentum 0.9."""
+    """Builds the two optimizers of the stage-wise study, SGD with momentum 0.9."""
     return {
         "what": torch.optim.SGD(what.parameters(), lr=lr["what"], momentum=0.9),
         "where": torch.optim.SGD(where.parameters(), lr=lr["where"], momentum=0.9),
@@ -62,16 +62,16 @@ def step(
     where: nn.Module,
     what: nn.Module,
     optimizers: dict[str, torch.optim.SGD],
-    learner: str,
+    training: str,
     mosaics: Tensor,
     labels: Tensor,
 ) -> None:
-    """Takes one step of the learner on mosaics ``[B, 9, 3, 32, 32]``."""
+    """Takes one step of the training network, "what" or "where", on mosaics ``[B, 9, 3, 32, 32]``."""
     for optimizer in optimizers.values():
         optimizer.zero_grad()
     _, average = attend(where, mosaics)
     F.cross_entropy(what(average), labels).backward()
-    optimizers[learner].step()
+    optimizers[training].step()
 
 
 def train(
@@ -84,10 +84,10 @@ def train(
     batch: int,
     lr: dict[str, float],
 ) -> None:
-    """Trains What for k epochs, then Where, and so on, as the document says."""
+    """Trains What for k epochs, then Where for k epochs, and so on, as in the stage-wise study."""
     optimizers = optimizers_of(where, what, lr)
     for epoch, order in enumerate(orders):
-        learner = "what" if epoch % (2 * k) < k else "where"
+        training = "what" if epoch % (2 * k) < k else "where"
         for start in range(0, len(order), batch):
             rows = order[start : start + batch]
-            step(where, what, optimizers, learner, mosaics[rows], labels[rows])
+            step(where, what, optimizers, training, mosaics[rows], labels[rows])

@@ -1,6 +1,6 @@
-"""Ways of computing a where-step of 250 CIFAR-sized mosaics, side by side: ``python -m benchmarks.variants``.
+"""Compares ways to compute a where-step of 248 mosaics of CIFAR's size: ``python -m benchmarks.variants``.
 
-The package takes the first; the others are what it could do instead.
+The package uses the first way; the others are alternatives.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from benchmarks.cases import timed
 
 
 class ReluFirst(ConvNet):
-    """The documents' order: ReLU, then pooling."""
+    """A ConvNet with the order of the stage-wise study: ReLU, then pooling."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)
@@ -41,7 +41,7 @@ def where_step(
     compiled: bool = False,
     threads: int | None = None,
 ) -> Callable[[], None]:
-    """Returns what takes the gradients of a where-step."""
+    """Returns a function that computes the gradients of a where-step."""
     torch.manual_seed(0)
     where = network((3, 32, 32), 1)
     pair = WhereWhat(where, network((3, 32, 32), 3))
@@ -71,7 +71,7 @@ def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.variants", description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    given = parser.parse_args()
+    options = parser.parse_args()
     use_substitutes()
     mosaics = project.make_data(*project.IMAGES).mosaics["train"]
     rows = torch.arange(248)
@@ -92,17 +92,17 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for work in variants.values():
         work()
-    for _ in range(given.rounds):  # in turn, so that a noisy moment meets them all
+    for _ in range(options.rounds):  # in turn, so that noise of the machine affects all variants
         for name, work in variants.items():
             seconds[name].append(timed(torch.device("cpu"), work))
-    drawn = Table(title="a where-step of 248 mosaics, forward and backward", title_justify="left")
-    for name in ("variant", "median", "fastest", "against the first"):
-        drawn.add_column(name)
+    table = Table(title="a where-step of 248 mosaics, forward and backward", title_justify="left")
+    for name in ("variant", "median", "fastest", "relative to the first"):
+        table.add_column(name)
     first = statistics.median(next(iter(seconds.values())))
     for name, values in seconds.items():
         median = statistics.median(values)
-        drawn.add_row(name, f"{median * 1e3:.0f} ms", f"{min(values) * 1e3:.0f} ms", f"{median / first:.2f} x")
-    Console(width=120).print(drawn)
+        table.add_row(name, f"{median * 1e3:.0f} ms", f"{min(values) * 1e3:.0f} ms", f"{median / first:.2f} x")
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":

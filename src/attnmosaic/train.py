@@ -31,7 +31,7 @@ from attnmosaic.core.library_internals import import_lightning
 from attnmosaic.core.processes import launched_rank
 from attnmosaic.core.quoting import in_shell, path_word
 from attnmosaic.runs.run import CONFIG, ERROR, PRUNED, earlier_result, lock_run
-from attnmosaic.sweeps.hydra_callback import SKIPPED_JOBS, end_sweep, may_skip
+from attnmosaic.sweeps.hydra_callback import SKIPPED_JOBS, can_skip_job, end_sweep
 from attnmosaic.training.ranks import Ranks, follow, leading
 
 log = logging.getLogger("attnmosaic.train")  # also where this is __main__
@@ -135,7 +135,7 @@ def _job(config: DictConfig) -> float | None:
     try:
         return guard(_measure, config)
     except BusyError:
-        if may_skip():
+        if can_skip_job():
             return None
         raise
 

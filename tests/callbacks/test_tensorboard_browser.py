@@ -163,6 +163,6 @@ def test_pages_have_no_errors_and_no_outside_requests(page: tuple[Browser, str])
     ):  # fmt: skip
         show(page, name)
         wait_for(browser, text)
-    assert browser.complaints() == []
-    assert browser.left_the_machine() == []
+    assert browser.console_errors() == []
+    assert browser.external_requests() == []
     assert any(url.startswith(address) for url in browser.requests)

@@ -236,7 +236,7 @@ def test_bars(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     display = Display("live", jobs)
     try:
         for number in range(len(jobs)):
-            display.watch.began(number)
+            display.monitor.began(number)
         display.draw()
     finally:
         display.close()

@@ -1,4 +1,4 @@
-"""What every mosaic family shares, and the two that need no files: Gaussian points and handwritten digits."""
+"""Data modules: the base class of mosaic families, Gaussian points and handwritten digits."""
 
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,15 @@ FAMILIES: dict[str, tuple[type[MosaicDataModule], dict[str, Any]]] = {
 
 
 def build(family: str, **changes: Any) -> Any:
-    """Builds a family's data module and sets it up."""
-    kind, own = FAMILIES[family]
-    module = kind(**(SETTINGS | own | changes))
+    """Builds the data module of a family and sets it up."""
+    module_class, settings = FAMILIES[family]
+    module = module_class(**(SETTINGS | settings | changes))
     module.setup()
     return module
 
 
 def same(one: Mosaics, other: Mosaics) -> bool:
-    """Whether two splits hold the same patches, positions and labels."""
+    """Returns whether two splits have the same patches, positions and labels."""
     return len(one) == len(other) and (
         torch.equal(one.pool.patches, other.pool.patches)
         and torch.equal(one.index, other.index)
@@ -45,7 +45,7 @@ def same(one: Mosaics, other: Mosaics) -> bool:
 
 
 class Signed(MosaicDataModule):
-    """Points whose sign shows the pool they are from: positive in training, negative held out."""
+    """Mosaics of numbers whose sign shows their pool: positive in the training pool, negative in the held-out pool."""
 
     def load_pools(self) -> tuple[Pool, Pool]:
         rows = torch.arange(1, 41, dtype=torch.float64)[:, None]
@@ -69,7 +69,7 @@ def test_each_split_is_sampled_from_its_pool() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_data_seed_alone_decides(family: str) -> None:
+def test_mosaics_depend_on_the_data_seed_only(family: str) -> None:
     torch.manual_seed(1)
     np.random.seed(1)
     one = build(family, seed=7, order_seed=1).mosaics
@@ -87,7 +87,7 @@ def test_data_seed_alone_decides(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_splits_do_not_depend_on_each_others_size(family: str) -> None:
+def test_splits_do_not_depend_on_sizes_of_other_splits(family: str) -> None:
     small = build(family).mosaics
     large = build(family, train_mosaics=77).mosaics
     assert [len(small[split]) for split in SPLITS] == [60, 30, 30]
@@ -100,7 +100,7 @@ def test_splits_do_not_depend_on_each_others_size(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_setup_again_changes_nothing(family: str) -> None:
+def test_second_setup_has_no_effect(family: str) -> None:
     module = build(family)
     before = dict(module.mosaics)
     module.setup("fit")
@@ -114,19 +114,19 @@ def test_export_reloads_to_the_same_mosaics(family: str, tmp_path: Path) -> None
     assert [path.name for path in paths] == [f"{split}.npz" for split in SPLITS]
     for split, path in zip(SPLITS, paths, strict=True):
         with np.load(path, allow_pickle=False) as saved:
-            held = {name: saved[name] for name in saved.files}
-        wanted = module.mosaics[split]
+            arrays = {name: saved[name] for name in saved.files}
+        expected = module.mosaics[split]
         for name in ("index", "foreground", "label"):
-            assert np.array_equal(held[name], getattr(wanted, name).numpy())
-        assert held["patches"].dtype == wanted.pool.patches.numpy().dtype
-        assert np.array_equal(held["patches"], wanted.pool.patches.numpy())
-        assert np.array_equal(held["patch_labels"], wanted.pool.labels.numpy())
-        assert tuple(held["classes"]) == wanted.pool.classes
-        assert tuple(held["foreground_classes"]) == wanted.foreground_classes
+            assert np.array_equal(arrays[name], getattr(expected, name).numpy())
+        assert arrays["patches"].dtype == expected.pool.patches.numpy().dtype
+        assert np.array_equal(arrays["patches"], expected.pool.patches.numpy())
+        assert np.array_equal(arrays["patch_labels"], expected.pool.labels.numpy())
+        assert tuple(arrays["classes"]) == expected.pool.classes
+        assert tuple(arrays["foreground_classes"]) == expected.foreground_classes
 
 
 def test_loaders() -> None:
-    """60 mosaics, minibatches of 25, two a block: 50 and 10 rows; evaluation in order, 16 at a time."""
+    """With 60 mosaics and blocks of two minibatches of 25, blocks have 50 and 10 rows; evaluation keeps the order."""
     module = build("gaussian", order_seed=3)
     blocks = list(module.train_dataloader())
     assert [len(rows) for rows in blocks] == [50, 10]
@@ -165,63 +165,64 @@ def test_gaussian_points_have_the_given_means_and_variance() -> None:
         assert not pool.is_image
         labels = pool.labels.numpy()
         noise = pool.patches.numpy() - means[labels]
-        # six standard errors of a share, a mean, a variance and a covariance
+        # The tolerances are six standard errors of a fraction, a mean, a variance and a covariance.
         np.testing.assert_allclose(np.bincount(labels) / 30_000, 1 / 3, atol=6 * np.sqrt(2 / 9 / 30_000))
         for label in range(3):
             np.testing.assert_allclose(noise[labels == label].mean(axis=0), 0, atol=6 * 0.5 / np.sqrt(9_000))
         np.testing.assert_allclose(np.cov(noise.T), np.eye(2) * 0.25, atol=6 * 0.25 * np.sqrt(2 / 30_000))
     train, held_out = (module.mosaics[split].pool.patches for split in ("train", "held_out"))
-    assert not set(map(tuple, train.tolist())) & set(map(tuple, held_out.tolist())), "held-out points are fresh"
+    assert not set(map(tuple, train.tolist())) & set(map(tuple, held_out.tolist())), "pools must have no common points"
 
 
-def test_gaussian_mixture_is_even() -> None:
+def test_components_of_a_mixture_have_equal_weights() -> None:
     means = [[[0, 0], [10, 0], [0, 10]], [5, 5], [[7, 7], [8, 8]]]
     module = build("gaussian", points=9000, variance=0.0001, means=means)
     pool = module.mosaics["train"].pool
     centres = [pool.patches[pool.labels == label].round().long().tolist() for label in range(3)]
-    for found, wanted in zip(centres, ([[0, 0], [0, 10], [10, 0]], [[5, 5]], [[7, 7], [8, 8]]), strict=True):
-        values, counts = np.unique(np.array(found), axis=0, return_counts=True)
-        assert values.tolist() == wanted
-        np.testing.assert_allclose(counts / counts.sum(), 1 / len(wanted), atol=0.07)
+    expected_centres = ([[0, 0], [0, 10], [10, 0]], [[5, 5]], [[7, 7], [8, 8]])
+    for class_centres, expected in zip(centres, expected_centres, strict=True):
+        values, counts = np.unique(np.array(class_centres), axis=0, return_counts=True)
+        assert values.tolist() == expected
+        np.testing.assert_allclose(counts / counts.sum(), 1 / len(expected), atol=0.07)
 
 
 # ---- handwritten digits
 
 
-def test_digits_are_all_there_once() -> None:
+def test_pools_contain_every_digit_image_once() -> None:
     module = build("digits")
     train, held_out = (module.mosaics[split].pool for split in ("train", "held_out"))
     assert train.is_image
     assert module.patch_shape == (1, 8, 8)
     assert train.classes == held_out.classes == tuple("0123456789")
     digits = load_digits()
-    wanted = np.rint(digits.images * 255 / 16).astype(int).reshape(-1, 64)
-    wanted = np.column_stack([digits.target, wanted])
-    found = np.concatenate([np.column_stack([p.labels, p.patches.flatten(1)]) for p in (train, held_out)])
-    assert len(found) == 1797
-    assert sorted(map(tuple, found.tolist())) == sorted(map(tuple, wanted.tolist()))
+    expected = np.rint(digits.images * 255 / 16).astype(int).reshape(-1, 64)
+    expected = np.column_stack([digits.target, expected])
+    rows = np.concatenate([np.column_stack([p.labels, p.patches.flatten(1)]) for p in (train, held_out)])
+    assert len(rows) == 1797
+    assert sorted(map(tuple, rows.tolist())) == sorted(map(tuple, expected.tolist()))
     for label in range(10):
-        share = (held_out.labels == label).sum() / (digits.target == label).sum()
-        assert share == pytest.approx(0.2, abs=0.01)
+        fraction = (held_out.labels == label).sum() / (digits.target == label).sum()
+        assert fraction == pytest.approx(0.2, abs=0.01)
     pixels = module.mosaics["train"].patches(torch.arange(60), torch.float32)
     assert pixels.shape == (60, 9, 1, 8, 8)
     assert (pixels.min(), pixels.max()) == (-1, 1)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"mean": [0.5, 0.5]}, r"data\.mean: got 2 values, needs one, or one for each of 1 channels"),
+        ({"mean": [0.5, 0.5]}, r"data\.mean: got 2 values, needs .* 1 channels"),
         ({"std": [0.5, 0.5]}, r"data\.std: got 2 values"),
         ({"classes": ["a", "b"]}, r"data\.classes: got a, b, but the data have 0, 1, 2, .*data\.classes=null"),
     ],
 )
-def test_settings_that_do_not_fit_the_images(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_settings_that_do_not_match_the_images_are_user_errors(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         build("digits", **changes)
 
 
-def test_mean_and_std_reach_the_patches() -> None:
+def test_mean_and_std_scale_the_patches() -> None:
     rows = torch.arange(60)
     plain = build("digits", mean=0.0, std=1.0).mosaics["train"].patches(rows, torch.float64)
     scaled = build("digits", mean=[0.3], std=0.2).mosaics["train"].patches(rows, torch.float64)

@@ -1,4 +1,4 @@
-"""Pools in main memory: the same patches as from a pool on the device, and which of the two a run takes."""
+"""Pools in main memory: they give the same patches as pools on the device; where pools are placed."""
 
 import pytest
 import torch
@@ -15,34 +15,36 @@ def image_pool(n: int = 40) -> Pool:
 
 @pytest.mark.parametrize("points", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_same_patches(points: bool, dtype: torch.dtype) -> None:
+def test_host_pool_gives_the_same_patches(points: bool, dtype: torch.dtype) -> None:
     pool = Pool(torch.randn(30, 2, dtype=torch.float64), torch.arange(30) % 3, tuple("abc")) if points else image_pool()
-    (near,), (host,) = (place_pools([pool], CPU, dtype, where) for where in ("device", "host"))
+    (on_device,), (host,) = (place_pools([pool], CPU, dtype, where) for where in ("device", "host"))
     assert isinstance(host, HostPool)
     for index in (torch.tensor(7), torch.randint(30, (25, 7)), torch.arange(0)):
-        assert torch.equal(host.gather(index, dtype), near.gather(index, dtype))
+        assert torch.equal(host.gather(index, dtype), on_device.gather(index, dtype))
     host.gather(torch.arange(4), dtype).mul_(3)
-    assert torch.equal(host.patches, near.patches)
+    assert torch.equal(host.patches, on_device.patches)
 
 
 @pytest.mark.parametrize(("free", "where"), [(5_000, "host"), (7_679, "host"), (7_680, "device")])
-def test_where_a_pool_is_put(free: int, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU if all pools take at most half of what is free: two pools of 40 images are 3,840 bytes."""
-    put: list[str] = []
+def test_pools_are_on_a_gpu_if_they_need_at_most_half_of_its_free_memory(
+    free: int, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two pools of 40 images need 3,840 bytes."""
+    devices: list[str] = []
 
-    class Noted(Pool):
+    class RecordedPool(Pool):
         def to(self, device: torch.device, dtype: torch.dtype) -> Pool:
-            put.append(device.type)
+            devices.append(device.type)
             return Pool(self.patches, self.labels, self.classes)
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**9))
     monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor)
-    one = image_pool()
-    pools = [Noted(one.patches, one.labels, one.classes) for _ in range(2)]
-    kept = place_pools(pools, torch.device("cuda"), torch.float32, "auto")
-    assert put == (["cpu"] * 2 if where == "host" else ["cuda"] * 2)
-    assert all(isinstance(pool, HostPool) == (where == "host") for pool in kept)
-    put.clear()
+    pool = image_pool()
+    pools = [RecordedPool(pool.patches, pool.labels, pool.classes) for _ in range(2)]
+    placed = place_pools(pools, torch.device("cuda"), torch.float32, "auto")
+    assert devices == (["cpu"] * 2 if where == "host" else ["cuda"] * 2)
+    assert all(isinstance(pool, HostPool) == (where == "host") for pool in placed)
+    devices.clear()
     place_pools(pools, torch.device("cuda"), torch.float32, "device")
     place_pools(pools, CPU, torch.float32, "auto")
-    assert put == ["cuda"] * 2 + ["cpu"] * 2, "a pool lies in a CPU's memory anyway"
+    assert devices == ["cuda"] * 2 + ["cpu"] * 2

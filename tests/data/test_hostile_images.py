@@ -1,4 +1,4 @@
-"""Image files that anybody may have made: pixels, or one line that names the file and the reason."""
+"""Damaged and unusual image files are either decoded or give one line with the file and the reason."""
 
 import os
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.bounds import bounded
-from helpers.image_bytes import WHOLE
+from helpers.image_bytes import VALID_FILES
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -28,31 +28,31 @@ DAMAGED = 150
 
 @st.composite
 def damaged(draw: st.DrawFn) -> tuple[str, bytes]:
-    """Draws a file with some bytes changed, left out, put in or cut off."""
-    kind = draw(st.sampled_from(sorted(WHOLE)))
-    held = bytearray(WHOLE[kind])
+    """Samples an image file and changes, deletes, inserts or cuts off some of its bytes."""
+    kind = draw(st.sampled_from(sorted(VALID_FILES)))
+    content = bytearray(VALID_FILES[kind])
     for _ in range(draw(st.integers(1, 4))):
-        at = draw(st.integers(0, max(0, len(held) - 1)))
-        how = draw(st.sampled_from(["flip", "set", "insert", "delete", "cut", "large", "double"]))
-        if how == "flip" and held:
-            held[at] ^= 1 << draw(st.integers(0, 7))
-        elif how == "set" and held:
-            held[at] = draw(st.sampled_from([0, 1, 127, 128, 255]))
-        elif how == "insert":
-            held[at:at] = draw(st.binary(max_size=8))
-        elif how == "delete":
-            del held[at : at + draw(st.integers(1, 8))]
-        elif how == "cut":
-            del held[at:]
-        elif how == "large":
-            held[at : at + 4] = draw(st.sampled_from([b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\xff\xff"]))
+        at = draw(st.integers(0, max(0, len(content) - 1)))
+        damage = draw(st.sampled_from(["flip", "set", "insert", "delete", "cut", "large", "double"]))
+        if damage == "flip" and content:
+            content[at] ^= 1 << draw(st.integers(0, 7))
+        elif damage == "set" and content:
+            content[at] = draw(st.sampled_from([0, 1, 127, 128, 255]))
+        elif damage == "insert":
+            content[at:at] = draw(st.binary(max_size=8))
+        elif damage == "delete":
+            del content[at : at + draw(st.integers(1, 8))]
+        elif damage == "cut":
+            del content[at:]
+        elif damage == "large":
+            content[at : at + 4] = draw(st.sampled_from([b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\xff\xff"]))
         else:
-            held += held[at:]
-    return kind, bytes(held)
+            content += content[at:]
+    return kind, bytes(content)
 
 
-def test_damaged_files(tmp_path: Path) -> None:
-    read = refused = 0
+def test_damaged_files_are_decoded_or_unreadable(tmp_path: Path) -> None:
+    decoded = unreadable = 0
     path = tmp_path / "x.png"
 
     @settings(
@@ -60,31 +60,31 @@ def test_damaged_files(tmp_path: Path) -> None:
         phases=[Phase.generate, Phase.shrink],
     )  # fmt: skip
     @given(damaged())
-    def one(drawn: tuple[str, bytes]) -> None:
-        nonlocal read, refused
-        path.write_bytes(drawn[1])
+    def check_file(example: tuple[str, bytes]) -> None:
+        nonlocal decoded, unreadable
+        path.write_bytes(example[1])
         with bounded(20, 3):
             try:
                 image: Any = open_image(path, "RGB")
             except UnreadableError as error:
                 image = str(error)
         if isinstance(image, str):
-            refused += 1
+            unreadable += 1
             assert image.isprintable()
             assert len(image) < 500
             return
-        read += 1
+        decoded += 1
         assert image.mode == "RGB"
         assert min(image.size) >= 1
         assert np.asarray(image).shape == (image.height, image.width, 3)
 
-    one()
-    assert min(read, refused) > DAMAGED / 20
+    check_file()
+    assert min(decoded, unreadable) > DAMAGED / 20
 
 
 NO_WIDTH = b"GIF89a\0\0\x05\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\0\0\x05\0\0\x02\x02D\x01\0;"
 
-ODD: dict[str, Callable[[Path], Any]] = {
+UNREADABLE: dict[str, Callable[[Path], Any]] = {
     "a loop": lambda path: path.symlink_to(path),
     "a dangling link": lambda path: path.symlink_to("nowhere.png"),
     "a folder": lambda path: path.mkdir(),
@@ -95,30 +95,30 @@ ODD: dict[str, Callable[[Path], Any]] = {
     "more pixels than Pillow's limit": lambda path: Image.new("1", (10_000, 10_000)).save(path, "PNG"),
     "16 bits": lambda path: Image.fromarray(np.zeros((6, 7), np.uint16)).save(path, "PNG"),
     "floats": lambda path: Image.fromarray(np.zeros((6, 7), np.float32)).save(path, "TIFF"),
-    "cut": lambda path: path.write_bytes(WHOLE["png"][:60]),
+    "cut": lambda path: path.write_bytes(VALID_FILES["png"][:60]),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", ODD)
-def test_what_is_no_image(tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_unreadable_files_have_a_printable_reason(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "x.png"
-    ODD[what](path)
+    UNREADABLE[kind](path)
     with bounded(30, 3), pytest.raises(UnreadableError) as caught:
         open_image(path, "RGB")
     assert str(caught.value).isprintable()
 
 
-def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
-    """Wherever it is given: in a folder of classes, to `explain`, to `predict`."""
+def test_message_names_the_unreadable_image(tmp_path: Path) -> None:
+    """For an image in a folder of classes, and for an image given to `explain` or `predict`."""
     path = tmp_path / "classes" / "a" / "x.png"
     path.parent.mkdir(parents=True)
-    ODD["cut"](path)
-    for given_to in (
+    UNREADABLE["cut"](path)
+    for read in (
         lambda: load_images([path], tmp_path / "classes", 8, True, tmp_path / "cache"),
         lambda: _open(path),
     ):
         with pytest.raises(UserError, match=str(path)):
-            given_to()
+            read()
     (source,) = find_sources(path)
     with pytest.raises(UnreadableError, match="cannot be read"):
         read_mosaic(source, 2, (3, 8, 8))
@@ -128,7 +128,7 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
         load_images([path], tmp_path / "classes", 8, True, tmp_path / "cache")
 
 
-def test_odd_shapes_are_read(tmp_path: Path) -> None:
+def test_unusual_shapes_are_decoded(tmp_path: Path) -> None:
     for name, size in (("wide.png", (100_000, 1)), ("high.png", (1, 100_000)), ("dot.png", (1, 1))):
         Image.new("L", size, 7).save(tmp_path / name)
         with bounded(30, 3):
@@ -137,8 +137,7 @@ def test_odd_shapes_are_read(tmp_path: Path) -> None:
         assert images.unique().tolist() == [7]
 
 
-def test_odd_names(tmp_path: Path) -> None:
-    """File names that are no text are read; folders that a class is called by are to be printable."""
+def test_unprintable_names_of_files_are_allowed_and_of_classes_are_not(tmp_path: Path) -> None:
     for name in (b"\xff\xfe.png", b"a\nb.png", b"\x1b[2J.png", "名前.png".encode(), b"'; rm -rf .png", b"%s${x}.png"):
         folder = os.fsencode(tmp_path / "good" / "a")
         os.makedirs(folder, exist_ok=True)
@@ -155,13 +154,13 @@ def test_odd_names(tmp_path: Path) -> None:
         os.makedirs(folder)
         Image.new("L", (8, 8)).save(tmp_path / "x.png")
         os.rename(tmp_path / "x.png", os.path.join(folder, b"x.png"))
-        with pytest.raises(UserError, match="has no name to print; rename it") as caught:
+        with pytest.raises(UserError, match="rename") as caught:
             check_folder(tmp_path / "bad" / name.hex())
         assert str(caught.value).isprintable()
 
 
-def test_folders_called_like_images(tmp_path: Path) -> None:
-    """They are folders; and links to folders are not followed round and round."""
+def test_folder_with_an_image_extension_is_a_folder(tmp_path: Path) -> None:
+    """Also, links that form a cycle are followed only once."""
     (tmp_path / "a" / "b.png").mkdir(parents=True)
     Image.new("L", (8, 8)).save(tmp_path / "a" / "b.png" / "c.png")
     (tmp_path / "a" / "again").symlink_to(tmp_path / "a")
@@ -171,7 +170,7 @@ def test_folders_called_like_images(tmp_path: Path) -> None:
     assert [file.name for file in source.files] == ["c.png"]
 
 
-def test_thousands_of_classes(tmp_path: Path) -> None:
+def test_message_about_thousands_of_classes_is_short(tmp_path: Path) -> None:
     from attnmosaic.config.classes import split_classes
 
     for i in range(2_000):

@@ -1,4 +1,4 @@
-"""A folder of images of one's own: what is read, what is cached, and which errors a broken folder gives."""
+"""The user's own folder of images: which files are read, the cache, and errors for invalid folders."""
 
 import threading
 from collections.abc import Callable
@@ -22,12 +22,12 @@ Pools = Callable[..., tuple[Pool, Pool]]
 
 
 def picture(seed: int, size: tuple[int, int] = (6, 5)) -> np.ndarray:
-    """Random RGB pixels of a given width and height."""
+    """Returns random RGB pixels of the given width and height."""
     return np.random.default_rng(seed).integers(256, size=(size[1], size[0], 3), dtype=np.uint8)
 
 
 def fill(root: Path, classes: tuple[str, ...] = CLASSES, each: int = 4, seed: int = 0, suffix: str = "png") -> Path:
-    """Writes ``each`` random images a class."""
+    """Writes ``each`` random images for each class; returns the folder."""
     for name in classes:
         (root / name).mkdir(parents=True)
         for i in range(each):
@@ -38,7 +38,7 @@ def fill(root: Path, classes: tuple[str, ...] = CLASSES, each: int = 4, seed: in
 
 @pytest.fixture
 def pools(tmp_path: Path) -> Pools:
-    """Loads the training and the held-out pool of a folder."""
+    """Returns a function that loads the training pool and the held-out pool of a folder."""
 
     def load(root: Path, **changes: Any) -> tuple[Pool, Pool]:
         settings: dict[str, Any] = {
@@ -53,30 +53,30 @@ def pools(tmp_path: Path) -> Pools:
 
 
 def cached(tmp_path: Path) -> list[Path]:
-    """Cache files; fails when a half-written one stayed."""
-    found = [path for path in (tmp_path / "cache").iterdir() if path.suffix != ".lock"]
-    assert all(path.suffix == ".npy" for path in found), found
-    return found
+    """Returns the cache files; fails if an incomplete file was left."""
+    files = [path for path in (tmp_path / "cache").iterdir() if path.suffix != ".lock"]
+    assert all(path.suffix == ".npy" for path in files), files
+    return files
 
 
 def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
-        raise AssertionError("decoded although the cache holds it")
+        raise AssertionError("decoded an image that is in the cache")
 
     monkeypatch.setattr("PIL.Image.open", refuse)
 
 
-# ---- what is read
+# ---- files that are read
 
 
-def test_one_folder_is_split(tmp_path: Path, pools: Pools) -> None:
+def test_folder_without_test_images_is_split(tmp_path: Path, pools: Pools) -> None:
     train, held_out = pools(fill(tmp_path / "fruit"))
     assert train.classes == held_out.classes == CLASSES
     assert train.labels.bincount().tolist() == [3, 3, 3]
     assert held_out.labels.bincount().tolist() == [1, 1, 1]
     images, labels = torch.cat([train.patches, held_out.patches]), torch.cat([train.labels, held_out.labels])
-    found = {image.numpy().tobytes(): label for image, label in zip(images, labels.tolist(), strict=True)}
-    assert found == {picture(1 + i).tobytes(): i // 4 for i in range(12)}
+    label_of = {image.numpy().tobytes(): label for image, label in zip(images, labels.tolist(), strict=True)}
+    assert label_of == {picture(1 + i).tobytes(): i // 4 for i in range(12)}
 
 
 @pytest.mark.parametrize("test", ["test", "valid"])
@@ -97,14 +97,14 @@ def test_train_folder_alone_is_split(tmp_path: Path, pools: Pools) -> None:
     assert (len(train), len(held_out)) == (9, 3)
 
 
-def test_grey(tmp_path: Path, pools: Pools) -> None:
-    """Colour files read as grey; a grey file read as colour has three equal channels."""
+def test_color_option_converts_images(tmp_path: Path, pools: Pools) -> None:
+    """Colour images are converted to grey; a grey image is converted to three equal channels."""
     root = fill(tmp_path / "fruit" / "train").parent
     fill(root / "test")
     train, _ = pools(root, color=False)
     assert train.patch_shape == (1, 5, 6)
-    wanted = [np.asarray(Image.fromarray(picture(1 + i)).convert("L")) for i in range(12)]
-    assert np.array_equal(train.patches[..., 0].numpy(), wanted)
+    expected = [np.asarray(Image.fromarray(picture(1 + i)).convert("L")) for i in range(12)]
+    assert np.array_equal(train.patches[..., 0].numpy(), expected)
     Image.fromarray(picture(7)[..., 0]).save(root / "train" / "apple" / "0.png")
     color, _ = pools(root, color=True)
     assert np.array_equal(color.patches[0].numpy(), np.stack([picture(7)[..., 0]] * 3, axis=-1))
@@ -112,24 +112,26 @@ def test_grey(tmp_path: Path, pools: Pools) -> None:
 
 @pytest.mark.parametrize("size", [(24, 16), (48, 65)])
 def test_image_size_crops_the_centre_and_resizes(tmp_path: Path, pools: Pools, size: tuple[int, int]) -> None:
-    """A centred black square with one white quarter, on red: the red is cropped, the square is scaled."""
+    """The image is red with a black square in its centre; one quarter of the square is white. The red is cropped."""
     side = min(size)
-    whole = np.full((size[1], size[0], 3), (255, 0, 0), dtype=np.uint8)
+    pixels = np.full((size[1], size[0], 3), (255, 0, 0), dtype=np.uint8)
     top, left = (size[1] - side) // 2, (size[0] - side) // 2
-    whole[top : top + side, left : left + side] = 0
-    whole[top : top + side // 2, left : left + side // 2] = 255
+    pixels[top : top + side, left : left + side] = 0
+    pixels[top : top + side // 2, left : left + side // 2] = 255
     root = fill(tmp_path / "fruit")
-    Image.fromarray(whole).save(root / "apple" / "0.png")
+    Image.fromarray(pixels).save(root / "apple" / "0.png")
     train, held_out = pools(root, image_size=16)
     assert train.patch_shape == held_out.patch_shape == (3, 16, 16)
-    at = [3, 4, 11, 12]  # resizing blurs edges by two pixels
-    wanted = torch.zeros(4, 4, 3, dtype=torch.uint8)
-    wanted[:2, :2] = 255
+    at = [3, 4, 11, 12]  # not nearer to an edge, because resizing blurs edges by two pixels
+    expected = torch.zeros(4, 4, 3, dtype=torch.uint8)
+    expected[:2, :2] = 255
     images = torch.cat([train.patches, held_out.patches])
-    assert sum(torch.equal(image[at][:, at], wanted) for image in images) == 1
+    assert sum(torch.equal(image[at][:, at], expected) for image in images) == 1
 
 
-def test_however_many_threads_decode(tmp_path: Path, pools: Pools, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_do_not_depend_on_the_number_of_threads(
+    tmp_path: Path, pools: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill(tmp_path / "fruit", each=30)
     loaded = []
     for threads in (1, 8):
@@ -140,7 +142,7 @@ def test_however_many_threads_decode(tmp_path: Path, pools: Pools, monkeypatch: 
         assert torch.equal(one.labels, other.labels)
 
 
-# ---- links, endings, and what is skipped
+# ---- links, extensions and skipped files
 
 
 def counts(pools: tuple[Pool, Pool]) -> list[int]:
@@ -154,21 +156,23 @@ def test_links_are_followed(tmp_path: Path, pools: Pools, caplog: pytest.LogCapt
     if link == "a class":
         root = fill(tmp_path / "fruit", ("apple", "plum"))
         (root / "pear").symlink_to("../elsewhere")
-        wanted = [4, 5, 4]
+        expected = [4, 5, 4]
     else:
-        root, wanted = fill(tmp_path / "fruit"), [4, 9, 4]
+        root, expected = fill(tmp_path / "fruit"), [4, 9, 4]
         if link == "a sub-folder":
             (root / "pear" / "more").symlink_to(album)
         else:
             for i, path in enumerate(sorted(album.rglob("*.png"))):
                 (root / "pear" / f"link{i}.png").symlink_to(path)
-    assert counts(pools(root)) == wanted
+    assert counts(pools(root)) == expected
     assert "skipped" not in caplog.text
 
 
 @pytest.mark.parametrize("target", ["..", "../pear/deeper"])
-def test_links_that_lead_back(tmp_path: Path, pools: Pools, caplog: pytest.LogCaptureFixture, target: str) -> None:
-    """No image is read twice, nor those of another class."""
+def test_links_to_folders_that_are_read_elsewhere_are_skipped(
+    tmp_path: Path, pools: Pools, caplog: pytest.LogCaptureFixture, target: str
+) -> None:
+    """No image is read twice, and a class gets no images of another class."""
     root = fill(tmp_path / "fruit")
     fill(root / "pear", ("deeper",), each=1, seed=300)
     (root / "pear" / "link").symlink_to(target)
@@ -176,14 +180,14 @@ def test_links_that_lead_back(tmp_path: Path, pools: Pools, caplog: pytest.LogCa
     assert "links to a folder that is read elsewhere: 1" in caplog.text
 
 
-def test_endings_that_are_read(tmp_path: Path, pools: Pools) -> None:
+def test_files_with_image_extensions_are_read(tmp_path: Path, pools: Pools) -> None:
     root = fill(tmp_path / "fruit")
-    endings = {*IMAGE_SUFFIXES, ".JPG", ".Tiff"}
-    assert {".avif", ".jfif", ".jp2", ".jpe", ".pnm"} <= endings
-    for suffix in endings:
+    suffixes = {*IMAGE_SUFFIXES, ".JPG", ".Tiff"}
+    assert {".avif", ".jfif", ".jp2", ".jpe", ".pnm"} <= suffixes
+    for suffix in suffixes:
         mode = {".pbm": "1", ".pgm": "L"}.get(suffix, "RGB")
         Image.fromarray(picture(9)).convert(mode).save(root / "pear" / f"more{suffix}")
-    assert counts(pools(root)) == [4, 4 + len(endings), 4]
+    assert counts(pools(root)) == [4, 4 + len(suffixes), 4]
 
 
 HIDDEN_NAMES = (".DS_Store", "._0.jpg")
@@ -194,7 +198,7 @@ SKIPPED = {"list.TXT": ".txt", "0.heic": ".heic", "0.jpg.part": ".part", "IMG_00
 def test_skipped_files_are_reported(
     tmp_path: Path, pools: Pools, caplog: pytest.LogCaptureFixture, splits: list[str], level: str
 ) -> None:
-    """In one line, also if the images come from the cache; a warning if more than hidden files are skipped."""
+    """There is one line, even if all images are in the cache; it is a warning unless only hidden files are skipped."""
     caplog.set_level("INFO")
     root = tmp_path / "fruit"
     names = HIDDEN_NAMES if level == "INFO" else (*HIDDEN_NAMES, *SKIPPED)
@@ -212,16 +216,16 @@ def test_skipped_files_are_reported(
         assert line.levelname == level
 
 
-def test_all_that_is_skipped(tmp_path: Path, pools: Pools, caplog: pytest.LogCaptureFixture) -> None:
+def test_report_of_skipped_files_is_printable(tmp_path: Path, pools: Pools, caplog: pytest.LogCaptureFixture) -> None:
     root = tmp_path / "fruit"
     for split in ("train", "test"):
         fill(root / split)
     fill(root, ("val", ".hidden"))
     (root / "README.md").touch()
     (root / "train" / "loose.png").touch()
-    (root / "train" / "gone").symlink_to("nowhere")
+    (root / "train" / "broken link").symlink_to("nowhere")
     (root / "train" / "pear" / "empty").mkdir()
-    (root / "train" / "pear" / "gone").symlink_to("nowhere")
+    (root / "train" / "pear" / "broken link").symlink_to("nowhere")
     for i in range(9):
         (root / "train" / "pear" / f"x.e{i}\x1b[2J").touch()
     pools(root)
@@ -232,7 +236,7 @@ def test_all_that_is_skipped(tmp_path: Path, pools: Pools, caplog: pytest.LogCap
     assert "others: " in line
 
 
-def test_a_class_of_skipped_files(tmp_path: Path, pools: Pools) -> None:
+def test_class_with_only_skipped_files_is_a_user_error(tmp_path: Path, pools: Pools) -> None:
     root = tmp_path / "fruit"
     fill(root / "train", (*CLASSES, "quince"))
     fill(root / "test")
@@ -247,21 +251,21 @@ def test_a_class_of_skipped_files(tmp_path: Path, pools: Pools) -> None:
 
 
 def test_second_load_decodes_nothing(tmp_path: Path, pools: Pools, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also if the folder has moved."""
+    """This holds also if the folder was moved."""
     root = tmp_path / "fruit"
     fill(root / "train")
     fill(root / "test", seed=50)
     first = pools(root)
     assert len(cached(tmp_path)) == 2
     forbid_decoding(monkeypatch)
-    for one, again in zip(first, pools(root.rename(tmp_path / "moved")), strict=True):
-        assert torch.equal(one.patches, again.patches)
-        assert torch.equal(one.labels, again.labels)
-        assert one.classes == again.classes
+    for decoded, from_cache in zip(first, pools(root.rename(tmp_path / "moved")), strict=True):
+        assert torch.equal(decoded.patches, from_cache.patches)
+        assert torch.equal(decoded.labels, from_cache.labels)
+        assert decoded.classes == from_cache.classes
 
 
 def _change_a_byte(root: Path) -> None:
-    """Of one pixel, in an uncompressed image; the size stays."""
+    """Changes one byte of a pixel in an uncompressed image; the file keeps its size."""
     path = root / "pear" / "1.bmp"
     data = bytearray(path.read_bytes())
     data[-5] ^= 1
@@ -280,7 +284,7 @@ def _swap(root: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [_change_a_byte, _add, _swap])
-def test_changed_folder_is_decoded_anew(tmp_path: Path, pools: Pools, change: Callable[[Path], None]) -> None:
+def test_changed_folder_is_decoded_again(tmp_path: Path, pools: Pools, change: Callable[[Path], None]) -> None:
     root = fill(tmp_path / "fruit", suffix="bmp")
     pools(root)
     change(root)
@@ -291,7 +295,7 @@ def test_changed_folder_is_decoded_anew(tmp_path: Path, pools: Pools, change: Ca
         assert torch.equal(one.patches, other.patches)
 
 
-def test_options_have_caches_of_their_own(tmp_path: Path, pools: Pools) -> None:
+def test_options_that_change_pixels_have_separate_cache_files(tmp_path: Path, pools: Pools) -> None:
     root = fill(tmp_path / "fruit")
     for options in ({}, {"image_size": 4}, {"image_size": 5}, {"color": False}, {"mean": 0.1}, {"held_out_share": 0.5}):
         pools(root, **options)
@@ -299,24 +303,25 @@ def test_options_have_caches_of_their_own(tmp_path: Path, pools: Pools) -> None:
 
 
 @pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"garbage"])
-def test_unreadable_cache_is_made_again(
+def test_unreadable_cache_file_is_replaced(
     tmp_path: Path, pools: Pools, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes]
 ) -> None:
     root = fill(tmp_path / "fruit")
     first = pools(root)
     (file,) = cached(tmp_path)
     file.write_bytes(damage(file.read_bytes()))
-    file.with_suffix(".tmp").write_bytes(b"half")  # as a crash leaves it; and a lock that nobody holds
+    # A crash can leave an incomplete file and a lock file without a holder.
+    file.with_suffix(".tmp").write_bytes(b"half")
     file.with_suffix(".lock").write_text("4242\nanother-machine\n")
     again = pools(root)
     assert cached(tmp_path) == [file]
     forbid_decoding(monkeypatch)
-    for mended in (again, pools(root)):
-        assert all(torch.equal(a.patches, b.patches) for a, b in zip(first, mended, strict=True))
+    for loaded in (again, pools(root)):
+        assert all(torch.equal(a.patches, b.patches) for a, b in zip(first, loaded, strict=True))
 
 
-def test_two_jobs_at_once_decode_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here two threads; `tests/core/test_files.py` shows that the lock holds between processes, too."""
+def test_two_parallel_jobs_decode_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The jobs are threads here; `tests/core/test_files.py` tests the lock between processes."""
     root = fill(tmp_path / "fruit", each=100)
     paths, barrier, decoded = sorted(root.rglob("*.png")), threading.Barrier(2), []
     original = image_folder._decode_all
@@ -331,23 +336,23 @@ def test_two_jobs_at_once_decode_once(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(image_folder, "_decode_all", counting)
     with ThreadPoolExecutor(2) as threads:
-        found = [job.result(timeout=55) for job in [threads.submit(load) for _ in range(2)]]
-    wanted = b"".join(np.asarray(Image.open(path)).tobytes() for path in paths)
-    assert found == [wanted, wanted]
+        loaded = [job.result(timeout=55) for job in [threads.submit(load) for _ in range(2)]]
+    expected = b"".join(np.asarray(Image.open(path)).tobytes() for path in paths)
+    assert loaded == [expected, expected]
     assert len(decoded) == 1
     assert len(cached(tmp_path)) == 1
 
 
-def test_cache_that_cannot_be_written(tmp_path: Path, pools: Pools) -> None:
+def test_cache_folder_that_cannot_be_created_is_a_user_error(tmp_path: Path, pools: Pools) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"paths\.cache: .*type paths\.cache=DIR"):
         pools(fill(tmp_path / "fruit"), cache_dir=tmp_path / "file" / "cache")
 
 
-# ---- broken folders
+# ---- invalid folders; each function creates one and returns the words of its message
 
 
-def _none(root: Path) -> list[str]:
+def _missing(root: Path) -> list[str]:
     return [str(root), "does not exist"]
 
 
@@ -396,15 +401,15 @@ def _single_image(root: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "spoil", [_none, _file, _no_classes, _broken, _unequal, _other_classes, _other_size_in_test, _single_image]
+    "create", [_missing, _file, _no_classes, _broken, _unequal, _other_classes, _other_size_in_test, _single_image]
 )
-def test_broken_folder(tmp_path: Path, pools: Pools, spoil: Callable[[Path], list[str]]) -> None:
+def test_invalid_folders_are_user_errors(tmp_path: Path, pools: Pools, create: Callable[[Path], list[str]]) -> None:
     root = tmp_path / "fruit"
-    wanted = spoil(root)
-    for _ in range(2):  # the second time no cache answers
+    message = create(root)
+    for _ in range(2):  # the second time, the images of valid folders are in the cache
         with pytest.raises(UserError) as caught:
             pools(root)
-        for words in wanted:
+        for words in message:
             assert words in str(caught.value)
         assert "\n" not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""Mosaics over torchvision data sets: generated, failing to download, and the real MNIST."""
+"""Mosaics of torchvision data sets: generated images, failed downloads, and the real MNIST."""
 
 import functools
 import gzip
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 class Fake(torchvision.datasets.FakeData):
-    """Generated PIL images, with the class names that real data sets have."""
+    """A data set of generated PIL images, with class names as in real data sets."""
 
     def __init__(self, size: int, image_size: tuple[int, int, int] = (3, 8, 6), **kwargs: Any) -> None:
         super().__init__(size, image_size, num_classes=5, **kwargs)
@@ -32,7 +32,7 @@ class Fake(torchvision.datasets.FakeData):
 
 
 class Unequal(Fake):
-    """As Fake, but the fourth image is another size."""
+    """A data set like `Fake`, but with a fourth image of another size."""
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         if index >= len(self):
@@ -50,7 +50,7 @@ def mosaics(train_set: Callable[[], Any], test_set: Callable[[], Any], lock_dir:
     return TorchvisionMosaics(train_set=train_set, test_set=test_set, lock_dir=lock_dir, **(settings | changes))
 
 
-def test_pools_hold_the_images(tmp_path: Path) -> None:
+def test_pools_contain_the_images(tmp_path: Path) -> None:
     module = mosaics(functools.partial(Fake, 40), functools.partial(Fake, 30, random_offset=99), tmp_path / "locks")
     module.setup()
     for split, source in (("train", Fake(40)), ("test", Fake(40)), ("held_out", Fake(30, random_offset=99))):
@@ -72,10 +72,10 @@ def test_grey_images_have_one_channel(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("train_set", "test_set", "said"),
+    ("train_set", "test_set", "message"),
     [
-        (Unequal, Fake, r"data\.train_set: .*differ in size.*\(8, 6, 3\).*\(9, 9, 3\)"),
-        (Fake, Unequal, r"data\.test_set: .*differ in size"),
+        (Unequal, Fake, r"data\.train_set: .*sizes.*\(8, 6, 3\).*\(9, 9, 3\)"),
+        (Fake, Unequal, r"data\.test_set: .*sizes"),
         (
             functools.partial(Fake, transform=torchvision.transforms.ToTensor()),
             Fake,
@@ -83,90 +83,88 @@ def test_grey_images_have_one_channel(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_images_that_make_no_pool(
-    tmp_path: Path, train_set: Callable[..., Any], test_set: Callable[..., Any], said: str
+def test_invalid_images_are_user_errors(
+    tmp_path: Path, train_set: Callable[..., Any], test_set: Callable[..., Any], message: str
 ) -> None:
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         mosaics(functools.partial(train_set, 10), functools.partial(test_set, 10), tmp_path).load_pools()
 
 
-def test_given_classes_must_be_those_of_the_data(tmp_path: Path) -> None:
+def test_other_classes_than_the_data_have_are_a_user_error(tmp_path: Path) -> None:
     sets = functools.partial(Fake, 10), functools.partial(Fake, 10)
     mosaics(*sets, tmp_path, classes=list("abcde")).load_pools()
     with pytest.raises(UserError, match=r"data\.classes: got a, b, but the data have a, b, c, d, e"):
         mosaics(*sets, tmp_path, classes=["a", "b"]).load_pools()
 
 
-def test_arguments_that_a_set_does_not_take(tmp_path: Path) -> None:
-    wrong = functools.partial(Own, root="x", download=True, side=3)
-    with pytest.raises(UserError, match=r"data\.train_set: Own .*'side'"):
-        mosaics(wrong, wrong, tmp_path).load_pools()
+def test_unknown_argument_of_a_data_set_is_a_user_error(tmp_path: Path) -> None:
+    invalid = functools.partial(UserSet, root="x", download=True, side=3)
+    with pytest.raises(UserError, match=r"data\.train_set: UserSet .*'side'"):
+        mosaics(invalid, invalid, tmp_path).load_pools()
 
 
 # ---- downloads that fail
 
 
 class CIFAR10(torchvision.datasets.CIFAR10):
-    """The real class, on a machine without a network."""
+    """torchvision's class, on a machine without a network."""
 
     def download(self) -> None:
         raise URLError("no route to host")
 
 
 class MNIST(torchvision.datasets.MNIST):
-    """The real class, whose archive is damaged."""
+    """torchvision's class, with a damaged archive."""
 
     def download(self) -> None:
         raise RuntimeError("File not found or corrupted.\nmore")
 
 
-class Own:
-    """A data set that names none of its files, on a full disk."""
+class UserSet:
+    """A user's data set that does not list its files, on a full disk."""
 
     def __init__(self, root: str, download: bool) -> None:
         raise OSError(28, "No space left on device")
 
 
-WANTED = {
+MESSAGES = {
     CIFAR10: ["CIFAR10", "no route to host", "cifar-10-python.tar.gz"],
     MNIST: ["MNIST", "corrupted.", "images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz", str(Path("MNIST", "raw"))],
-    Own: ["Own", "No space left on device", "its files"],
+    UserSet: ["UserSet", "No space left on device", "its files"],
 }
 
 
-@pytest.mark.parametrize("made", WANTED)
-def test_a_failed_download_is_reported_in_one_line(tmp_path: Path, made: type) -> None:
+@pytest.mark.parametrize("data_set", MESSAGES)
+def test_failed_download_is_reported_in_one_line(tmp_path: Path, data_set: type) -> None:
     root = tmp_path / "sets"
-    make = functools.partial(made, root=str(root), download=True)
+    instantiate = functools.partial(data_set, root=str(root), download=True)
     with pytest.raises(UserError) as caught:
-        mosaics(make, make, tmp_path / "locks").load_pools()
-    for words in (*WANTED[made], "data.train_set", str(root), "paths.data=DIR", "data=image_folder"):
+        mosaics(instantiate, instantiate, tmp_path / "locks").load_pools()
+    for words in (*MESSAGES[data_set], "data.train_set", str(root), "paths.data=DIR", "data=image_folder"):
         assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_an_error_of_another_kind_is_not_hidden(tmp_path: Path) -> None:
-    """A mistake in a data set's own code is no failed download."""
-
-    def make() -> NoReturn:
+def test_error_in_the_code_of_a_data_set_is_not_reported_as_failed_download(tmp_path: Path) -> None:
+    def instantiate() -> NoReturn:
         raise TypeError("unexpected keyword")
 
     with pytest.raises(TypeError, match="unexpected keyword"):
-        mosaics(make, make, tmp_path).load_pools()
+        mosaics(instantiate, instantiate, tmp_path).load_pools()
 
 
 # ---- real data
 
 
 def read_idx(path: Path, header: int) -> np.ndarray:
-    """Reads a file of the original MNIST format past its header."""
+    """Reads a file in the original format of MNIST, without its header."""
     return np.frombuffer(gzip.decompress(path.read_bytes()), dtype=np.uint8, offset=header)
 
 
 @pytest.mark.runs
 @pytest.mark.real_data
-def test_mnist(config: Callable[..., DictConfig], real_data: Path, tmp_path: Path) -> None:
-    """As `data=mnist` with the four downloaded files put in place and no network."""
+def test_mnist_from_downloaded_files(config: Callable[..., DictConfig], real_data: Path, tmp_path: Path) -> None:
+    """The four files are copied into the data folder, so ``data=mnist`` needs no network."""
     raw = tmp_path / "data" / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for path in (real_data / "MNIST" / "raw").glob("*.gz"):
@@ -176,11 +174,11 @@ def test_mnist(config: Callable[..., DictConfig], real_data: Path, tmp_path: Pat
     assert module.patch_shape == (1, 28, 28)
     assert module.mosaics["train"].foreground_classes == ("7 - seven", "8 - eight", "9 - nine")
     for split, name, n in zip(SPLITS, ("train", "train", "t10k"), (60_000, 60_000, 10_000), strict=True):
-        drawn = module.mosaics[split]
+        mosaics = module.mosaics[split]
         images = read_idx(raw / f"{name}-images-idx3-ubyte.gz", 16).reshape(n, 28, 28, 1)
         labels = read_idx(raw / f"{name}-labels-idx1-ubyte.gz", 8)
-        assert np.array_equal(drawn.pool.patches.numpy(), images)
-        assert np.array_equal(drawn.pool.labels.numpy(), labels)
-        at = drawn.index.gather(1, drawn.foreground[:, None])[:, 0].numpy()
-        assert np.array_equal(labels[at] - 7, drawn.label.numpy())
-        assert ((labels[drawn.index.numpy()] >= 7).sum(axis=1) == 1).all()
+        assert np.array_equal(mosaics.pool.patches.numpy(), images)
+        assert np.array_equal(mosaics.pool.labels.numpy(), labels)
+        at = mosaics.index.gather(1, mosaics.foreground[:, None])[:, 0].numpy()
+        assert np.array_equal(labels[at] - 7, mosaics.label.numpy())
+        assert ((labels[mosaics.index.numpy()] >= 7).sum(axis=1) == 1).all()

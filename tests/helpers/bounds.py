@@ -1,4 +1,4 @@
-"""What tests with hostile input share: bounds on time and memory, so that a hang or a bomb is a failure and no end."""
+"""Limits on time and memory for tests with hostile input: a hang or a huge allocation is then a failed test."""
 
 import contextlib
 import os
@@ -9,21 +9,21 @@ from typing import Any
 
 
 class HangError(BaseException):
-    """What was tried did not end in time. No `Exception`: what is tried may make one line of any of those."""
+    """Error for code that did not end in time. It is no `Exception`, as commands turn exceptions into one line."""
 
 
 @contextlib.contextmanager
 def bounded(seconds: int = 60, gigabytes: float = 6) -> Iterator[None]:
-    """Ends what runs longer, and lets no allocation succeed that takes this process so far beyond what it has."""
+    """Raises `HangError` if the block runs longer than ``seconds``; limits its memory to ``gigabytes`` in addition."""
 
-    def ring(*_: Any) -> None:
-        raise HangError(f"no answer within {seconds} s")
+    def on_alarm(*_: Any) -> None:
+        raise HangError(f"not finished within {seconds} s")
 
     before = resource.getrlimit(resource.RLIMIT_AS)
     with open("/proc/self/statm", encoding="utf-8") as file:
-        has = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    resource.setrlimit(resource.RLIMIT_AS, (int(has + gigabytes * 1e9), before[1]))
-    earlier = signal.signal(signal.SIGALRM, ring)
+        used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (int(used + gigabytes * 1e9), before[1]))
+    earlier = signal.signal(signal.SIGALRM, on_alarm)
     signal.alarm(seconds)
     try:
         yield

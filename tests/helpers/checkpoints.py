@@ -13,7 +13,7 @@ from attnmosaic.train import train
 
 
 def trained(folder: Path, *overrides: str) -> Path:
-    """Trains in a folder, without a logger, and returns the last checkpoint."""
+    """Trains in a folder without a logger; returns the path of the last checkpoint."""
     register()
     small = SMALL_NUMBERS if any(override.startswith("experiment=mnist_") for override in overrides) else SMALL
     quiet = ("logger=none", "callbacks=default", "callbacks.pictures=null")
@@ -23,8 +23,8 @@ def trained(folder: Path, *overrides: str) -> Path:
 
 
 def edited(path: Path, to: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
-    """Writes a checkpoint with changed content."""
-    saved = torch.load(path, weights_only=True)
-    change(saved)
-    torch.save(saved, to)
+    """Writes a changed copy of a checkpoint; returns the path of the copy."""
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, to)
     return to

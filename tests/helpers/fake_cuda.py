@@ -1,4 +1,4 @@
-"""CUDA tensors without a GPU: they have shapes and a device but no values, so whatever needs one raises."""
+"""CUDA tensors without a GPU: they have shapes and a device but no values; reading a value raises an error."""
 
 import contextlib
 from collections.abc import Iterator
@@ -21,20 +21,20 @@ COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 
 
 class Waits(RuntimeError):
-    """An operation would wait for the GPU."""
+    """Error for an operation that would wait for the GPU."""
 
 
 class NoWaits(TorchDispatchMode):
-    """Raises at each operation with tensors on the host and on the GPU: it copies between them, and so waits.
+    """Raises `Waits` for each operation with tensors on the host and on the GPU, as it copies and therefore waits.
 
-    Numbers on the host (tensors without dimensions) are arguments of a kernel, except of a copy.
+    Numbers on the host (tensors without dimensions) are allowed as arguments of a kernel, but not of a copy.
     """
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
-        held = {t.device.type for t in tensors if t.dim() > 0 or t.device.type == "cuda" or function in COPIES}
-        if held == {"cpu", "cuda"}:
+        devices = {t.device.type for t in tensors if t.dim() > 0 or t.device.type == "cuda" or function in COPIES}
+        if devices == {"cpu", "cuda"}:
             raise Waits(str(function))
         return result
 
@@ -46,14 +46,15 @@ def _no_gradients(loss: Tensor, inputs: Any, *_: Any, **__: Any) -> tuple[Tensor
 
 @contextlib.contextmanager
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Lets ``.to("cuda")`` give fake tensors in a block; mixing devices raises, as do values that are asked for.
+    """In the block, ``.to("cuda")`` returns fake tensors; mixing devices or reading values raises an error.
 
-    Gradients are zeros: torch's autograd needs a GPU's driver.
+    Gradients are zeros, because torch's autograd needs the driver of a GPU.
     """
-    monkeypatch.setattr(stagewise, "decomposes", lambda *_: True)  # compares numbers
+    monkeypatch.setattr(stagewise, "decomposes", lambda *_: True)  # the original compares values
     monkeypatch.setattr(torch.autograd, "grad", _no_gradients)
     replaced = torch.__future__.get_overwrite_module_params_on_conversion()
-    torch.__future__.set_overwrite_module_params_on_conversion(True)  # `to` could not turn a tensor into a fake one
+    # Without this setting, `to` cannot replace a module's tensors by fake ones.
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             yield
@@ -63,11 +64,11 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @contextlib.contextmanager
 def bfloat16() -> Iterator[None]:
-    """Does what ``torch.autocast("cuda", torch.bfloat16)`` does where there is a GPU; elsewhere that does nothing."""
+    """Has the effect of ``torch.autocast("cuda", torch.bfloat16)``, which without a GPU has none."""
     torch.set_autocast_enabled("cuda", True)
     torch.set_autocast_dtype("cuda", torch.bfloat16)
     cached = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)  # as Lightning has it
+    torch.set_autocast_cache_enabled(False)  # the same as in Lightning
     try:
         yield
     finally:
@@ -76,7 +77,7 @@ def bfloat16() -> Iterator[None]:
 
 
 def on_fake_cuda(module: RunModule, data: Any) -> None:
-    """Puts a module and its data on the fake GPU, as a trainer would."""
+    """Moves a module and its data to the fake GPU, as a trainer would."""
     no_clipping = {"gradient_clip_val": None, "gradient_clip_algorithm": None}
     precision = SimpleNamespace(clip_gradients=lambda *_, **__: None)
     module.trainer = SimpleNamespace(  # type: ignore[assignment]
@@ -88,6 +89,6 @@ def on_fake_cuda(module: RunModule, data: Any) -> None:
 
 
 def zero_gradients(parameters: list[Tensor]) -> None:
-    """Stands in for a backward pass."""
+    """Sets gradients to zero, as a stand-in for a backward pass."""
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)

@@ -1,4 +1,4 @@
-"""What finished runs have left: their results, and that two of them left the same."""
+"""Reads the files of finished runs, and checks that two runs have equal files."""
 
 import json
 from pathlib import Path
@@ -17,11 +17,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
-def check_same(whole: Path, resumed: Path) -> None:
+def check_same(uninterrupted: Path, resumed: Path) -> None:
+    """Checks that two runs have equal tables, weights and results."""
     for file in FILES:
-        assert (whole / file).read_text() == (resumed / file).read_text(), file
-    one, other = weights(whole), weights(resumed)
+        assert (uninterrupted / file).read_text() == (resumed / file).read_text(), file
+    one, other = weights(uninterrupted), weights(resumed)
     assert all(torch.equal(one[name], other[name]) for name in one)
-    results = [json.loads((folder / "result.json").read_text()) for folder in (whole, resumed)]
+    results = [json.loads((folder / "result.json").read_text()) for folder in (uninterrupted, resumed)]
     for key in ("metrics", "epochs", "config_hash", "seed"):
         assert results[0][key] == results[1][key], key

@@ -1,6 +1,6 @@
-"""Commands as forks of one process that has imported everything: each starts in a moment, and can be hit at any.
+"""Commands as forks of a process that has imported everything: they start fast and can be stopped at any moment.
 
-``python forked_commands.py`` reads a line of JSON for each command and answers with its exit status; see `Forks`.
+``python forked_commands.py`` reads one line of JSON per command and prints the command's exit code; see `Forks`.
 """
 
 import errno
@@ -21,11 +21,11 @@ MODULES = ("attnmosaic.train", "attnmosaic.callbacks.tensorboard", "attnmosaic.c
            "attnmosaic.callbacks.snapshots", "attnmosaic.callbacks.eta", "attnmosaic.training.tensorboard")  # fmt: skip
 
 STEPS = ("begun", "half", "written", "synced", "renamed", "kept")
-"""Of writing a file whole: when it is empty, half full, full, on the disk, has its name, and its folder knows that."""
+"""Steps of writing a file atomically: it is empty, half written, written, synced, renamed, and its folder is synced."""
 
 
 class Forks:
-    """The process that forks, for as long as the ``with`` block."""
+    """The process that forks; it runs during the ``with`` block."""
 
     def __enter__(self) -> "Forks":
         environ = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -40,21 +40,21 @@ class Forks:
         self._process.wait(timeout=60)
 
     def run(self, folder: Path, *arguments: str, moment: tuple[Any, ...] = ()) -> tuple[int, str]:
-        """Trains with a command's arguments in a folder.
+        """Runs ``attnmosaic.train`` in a folder.
 
         Args:
-            folder: the working directory.
-            *arguments: the command line's.
-            moment: the name of one of the functions below that choose a moment, and its arguments.
+            folder: working directory of the command.
+            *arguments: arguments of the command.
+            moment: name and arguments of a function below that determines the moment of an action; empty for none.
 
         Returns:
-            The exit code, negative if a signal killed it, and what it printed.
+            The exit code, which is negative if a signal ended the command, and the command's output.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         folder.mkdir(parents=True, exist_ok=True)
-        asked = {"arguments": arguments, "folder": str(folder), "moment": moment, "environ": dict(os.environ)}
-        self._process.stdin.write(json.dumps(asked) + "\n")
+        request = {"arguments": arguments, "folder": str(folder), "moment": moment, "environ": dict(os.environ)}
+        self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         code = int(self._process.stdout.readline())
         return code, (folder / "printed.txt").read_text()
@@ -64,7 +64,7 @@ class Forks:
 
 
 def act(action: str) -> None:
-    """Sends this process a signal, or raises an OSError of a name."""
+    """Sends a signal to this process, or raises an OSError with the given name."""
     if action.startswith("SIG"):
         os.kill(os.getpid(), getattr(signal, action))
     else:
@@ -73,69 +73,69 @@ def act(action: str) -> None:
 
 
 def at_epoch(epoch: int, action: str) -> None:
-    """Acts when an epoch, counted from 1, begins."""
+    """Acts at the beginning of an epoch, counted from 1."""
     at_place("attnmosaic.callbacks.csv_tables.RunTables.on_train_epoch_start", 1, action, epoch)
 
 
 def at_place(place: str, nth: int, action: str, epoch: int | None = None) -> None:
-    """Acts at the n-th call of a function or method, which is then made unless the action ends it."""
-    owner, _, name = place.rpartition(".")
+    """Acts before the n-th call of a function or method."""
+    owner_path, _, name = place.rpartition(".")
     try:
-        holder: Any = importlib.import_module(owner)
+        owner: Any = importlib.import_module(owner_path)
     except ModuleNotFoundError:
-        module, _, cls = owner.rpartition(".")
-        holder = getattr(importlib.import_module(module), cls)
-    original, seen = getattr(holder, name), 0
+        module, _, cls = owner_path.rpartition(".")
+        owner = getattr(importlib.import_module(module), cls)
+    original, calls = getattr(owner, name), 0
 
     def called(*arguments: Any, **named: Any) -> Any:
-        nonlocal seen
+        nonlocal calls
         if epoch is None or arguments[1].current_epoch + 1 == epoch:
-            seen += 1
-            if seen == nth:
+            calls += 1
+            if calls == nth:
                 act(action)
         return original(*arguments, **named)
 
-    setattr(holder, name, called)
+    setattr(owner, name, called)
 
 
-def vanishing(epoch: int, folder: str) -> None:
-    """Removes a folder when an epoch begins."""
+def folder_deleted(epoch: int, folder: str) -> None:
+    """Deletes a folder at the beginning of an epoch."""
     global act
     act = shutil.rmtree
     at_epoch(epoch, folder)
 
 
 def in_writing(file: str, step: str, nth: int, action: str) -> None:
-    """Acts at one of `STEPS` of writing a file for the n-th time."""
+    """Acts at one of `STEPS` when a file is written for the n-th time."""
     from attnmosaic.core import files
 
-    seen, opened, original = 0, None, pathlib.Path.open
+    times, opened, original = 0, None, pathlib.Path.open
 
-    def begin(path: Path, *arguments: Any, **named: Any) -> Any:
-        nonlocal seen, opened
-        made = original(path, *arguments, **named)
+    def open_file(path: Path, *arguments: Any, **named: Any) -> Any:
+        nonlocal times, opened
+        stream = original(path, *arguments, **named)
         if path.name.startswith(f".{file}.") and path.name.endswith(files.UNFINISHED):
-            seen += 1
-            if seen == nth:
-                opened = made.fileno()
+            times += 1
+            if times == nth:
+                opened = stream.fileno()
                 if step == "begun":
                     act(action)
-                return Half(made) if step == "half" else made
-        return made
+                return Half(stream) if step == "half" else stream
+        return stream
 
     class Half:
-        def __init__(self, made: Any) -> None:
-            self.made = made
+        def __init__(self, stream: Any) -> None:
+            self.stream = stream
 
         def __enter__(self) -> Any:
             return self
 
         def __exit__(self, *_: object) -> None:
-            self.made.close()
+            self.stream.close()
 
         def write(self, content: bytes) -> None:
-            self.made.write(content[: len(content) // 2])
-            self.made.flush()
+            self.stream.write(content[: len(content) // 2])
+            self.stream.flush()
             act(action)
 
     class System:
@@ -145,28 +145,28 @@ def in_writing(file: str, step: str, nth: int, action: str) -> None:
         def fsync(self, number: int) -> None:
             nonlocal opened
             if step == "written" and number == opened:
-                opened = None  # the next file may get the same number
+                opened = None  # the next file can get the same file descriptor
                 act(action)
             os.fsync(number)
 
         def replace(self, one: Path, other: Path) -> None:
-            ours = other.name == file and seen == nth
-            if step == "synced" and ours:
+            is_nth = other.name == file and times == nth
+            if step == "synced" and is_nth:
                 act(action)
             os.replace(one, other)
-            if step == "renamed" and ours:
+            if step == "renamed" and is_nth:
                 act(action)
 
-    synced = files.sync_folder
+    original_sync = files.sync_folder
 
     def sync_folder(folder: Path) -> None:
         nonlocal opened
-        synced(folder)
+        original_sync(folder)
         if step == "kept" and opened is not None:
             opened = None
             act(action)
 
-    pathlib.Path.open = begin  # type: ignore[method-assign]
+    pathlib.Path.open = open_file  # type: ignore[method-assign]
     files.os = System()  # type: ignore[assignment]
     files.sync_folder = sync_folder
 
@@ -180,13 +180,13 @@ def _serve() -> None:
         importlib.import_module(module)
     from attnmosaic.core.signals import SIGNALS, listen
 
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the fork listens
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the forked process has its signal handlers
     for line in sys.stdin:
-        asked = json.loads(line)
+        request = json.loads(line)
         child = os.fork()
         if child == 0:
             listen()
-            _run(**asked)
+            _run(**request)
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 

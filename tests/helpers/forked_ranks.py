@@ -1,4 +1,4 @@
-"""Other processes of a run, forked from a server that has the imports: fresh, and ten times as soon."""
+"""Processes of a run, forked from a server with all imports; they start ten times as fast as new processes."""
 
 import multiprocessing
 
@@ -9,7 +9,7 @@ from attnmosaic.training import ranks
 
 
 class Forked:
-    """Has the methods of `subprocess.Popen` that `Ranks` calls."""
+    """A forked process with the methods of `subprocess.Popen` that `Ranks` calls."""
 
     def __init__(self, info: RankInfo) -> None:
         context = multiprocessing.get_context("forkserver")
@@ -29,5 +29,5 @@ class Forked:
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has runs in this process fork their other processes."""
+    """Runs in this process fork their other processes instead of starting new ones."""
     monkeypatch.setattr(ranks, "_start", Forked)

@@ -1,4 +1,4 @@
-"""Runs commands in a fresh process, and finds what they import."""
+"""Runs commands in a new process, and reports the modules that they import."""
 
 import json
 import os
@@ -11,10 +11,10 @@ LARGE = ("torch", "torchvision", "pytorch_lightning")
 
 _PROGRAM = """
 import contextlib, importlib, io, json, sys
-command, heavy, given = json.loads(sys.argv[1])
+command, heavy, calls = json.loads(sys.argv[1])
 main = importlib.import_module(f"attnmosaic.{command}").main
-answered = []
-for arguments in given:
+results = []
+for arguments in calls:
     sys.argv = [f"attnmosaic/{command}.py", *arguments]
     err = io.StringIO()
     code = 0
@@ -23,27 +23,28 @@ for arguments in given:
             main()
         except SystemExit as end:
             code = end.code
-    answered.append([code, err.getvalue(), [name for name in heavy if name in sys.modules]])
-print(json.dumps(answered))
+    results.append([code, err.getvalue(), [name for name in heavy if name in sys.modules]])
+print(json.dumps(results))
 """
 
 
 def answers(
-    command: str, given: Iterable[tuple[str, ...]], folder: Path, heavy: tuple[str, ...] = LARGE
+    command: str, calls: Iterable[tuple[str, ...]], folder: Path, heavy: tuple[str, ...] = LARGE
 ) -> list[tuple[int, str, list[str]]]:
-    """Runs a command several times, all in one fresh process.
+    """Runs a command several times in one new process.
 
     Args:
-        command: its module.
-        given: the arguments of each time.
-        folder: where it runs.
-        heavy: modules to look for.
+        command: name of the command's module.
+        calls: arguments of each call.
+        folder: working directory.
+        heavy: names of modules to check.
 
     Returns:
-        Each time's exit code, its standard error, and which of the modules had been imported by then.
+        For each call its exit code, its standard error, and those modules in ``heavy`` that were imported by then.
     """
-    asked = json.dumps([command, heavy, [*map(list, given)]])
-    done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, asked], cwd=folder, capture_output=True, text=True, check=True, env=os.environ
-    )
-    return [(code, err, imported) for code, err, imported in json.loads(done.stdout.splitlines()[-1])]
+    request = json.dumps([command, heavy, [*map(list, calls)]])
+    process = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, request],
+        cwd=folder, capture_output=True, text=True, check=True, env=os.environ,
+    )  # fmt: skip
+    return [(code, err, imported) for code, err, imported in json.loads(process.stdout.splitlines()[-1])]

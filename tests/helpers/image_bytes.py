@@ -1,4 +1,4 @@
-"""A small image as the bytes of a file of every kind that is read."""
+"""A small image as the bytes of a file, for every supported format."""
 
 import io
 from typing import Any
@@ -8,19 +8,19 @@ from PIL import Image
 
 
 def pixels(height: int = 6, width: int = 7) -> np.ndarray:
-    """Returns a smooth picture without symmetry, which JPEG keeps about as it is."""
+    """Returns a smooth image without symmetry, which JPEG changes only a little."""
     y, x = np.mgrid[:height, :width]
     return np.stack([40 + 9 * x + 3 * y, 200 - 12 * y - x, 90 + 5 * x + 7 * y], axis=-1).astype(np.uint8)
 
 
 def encoded(kind: str, **options: Any) -> bytes:
-    held = io.BytesIO()
+    content = io.BytesIO()
     image, mode = Image.fromarray(pixels()), options.pop("mode", "RGB")
-    (image.quantize(256) if mode == "P" else image.convert(mode)).save(held, kind, **options)
-    return held.getvalue()
+    (image.quantize(256) if mode == "P" else image.convert(mode)).save(content, kind, **options)
+    return content.getvalue()
 
 
-WHOLE = {
+VALID_FILES = {
     "png": encoded("PNG"),
     "palette png": encoded("PNG", mode="P", transparency=3),
     "jpeg": encoded("JPEG", quality=95),
@@ -39,4 +39,4 @@ WHOLE = {
     "dib": encoded("DIB"),
     "mpo": encoded("MPO", quality=95),
 }
-"""Kinds of files, and the bytes of one; the EXIF orientation is a quarter clockwise."""
+"""The bytes of a file of each kind; the EXIF orientation rotates the image by 90 degrees clockwise."""

@@ -1,4 +1,4 @@
-"""Imports every module of the package and of its Hydra plugins, and lists those that fail (`make test-base`)."""
+"""Imports every module of the package and of its Hydra plugins; lists modules that cannot be imported."""
 
 import importlib
 import pkgutil
@@ -10,7 +10,7 @@ import hydra_plugins
 
 
 def failing_modules() -> list[str]:
-    """Returns the names of the modules that cannot be imported; prints why."""
+    """Returns the names of modules that cannot be imported; prints the errors."""
     failed = []
     for package in (attnmosaic, hydra_plugins):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.", onerror=lambda name: None):

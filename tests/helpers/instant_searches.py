@@ -1,4 +1,4 @@
-"""Searches whose trials take no time: a launcher that trains nothing, and a search on it without a command."""
+"""Searches with trials that take no time: a launcher that does not train, and searches that use it."""
 
 import copy
 import dataclasses
@@ -36,12 +36,12 @@ def states_of(folder: Path | str) -> list[str]:
 
 
 def outcomes(folder: Path | str) -> list[tuple[Any, ...]]:
-    """Returns what equal searches have in common: parameters, state and value of each trial."""
+    """Returns number, parameters, state and value of each trial; equal searches have equal outcomes."""
     return [(t.number, t.params, t.state.name, t.value) for t in study_of(folder).trials]
 
 
 def recorded(folder: Path | str) -> list[int]:
-    """Returns the trials whose end the journal records, as often as it does."""
+    """Returns the numbers of ended trials as often as the journal has a line for their end."""
     lines = map(json.loads, (Path(folder) / search.JOURNAL).read_text().splitlines())
     return [line["trial_id"] for line in lines if line["op_code"] == 6 and line["state"] != 0]
 
@@ -51,19 +51,19 @@ def values_of(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def accuracy(overrides: Sequence[str]) -> float:
-    """Returns an accuracy that is best at lr.what=0.1, lr.where=0.01 and k=2."""
-    of = values_of(overrides)
-    off = abs(math.log10(float(of["lr.what"])) + 1) + abs(math.log10(float(of["lr.where"])) + 2)
-    return 1 - 0.1 * off - 0.05 * abs(int(of["schedule.k"]) - 2)
+    """Returns a made-up accuracy; its maximum is at lr.what=0.1, lr.where=0.01 and k=2."""
+    values = values_of(overrides)
+    distance = abs(math.log10(float(values["lr.what"])) + 1) + abs(math.log10(float(values["lr.where"])) + 2)
+    return 1 - 0.1 * distance - 0.05 * abs(int(values["schedule.k"]) - 2)
 
 
 class Runs:
-    """A launcher whose runs leave a result at once.
+    """A launcher whose runs immediately have a result.
 
     Args:
-        folder: the sweep's.
-        before: called with a trial's number and folder; an error that it raises is the run's, if it is an Exception.
-            If it returns True, the run ends without a result.
+        folder: folder of the sweep.
+        before: called with the number and folder of each trial. If it raises an `Exception`, the run fails with it; if
+            it returns True, the run ends without a result.
     """
 
     def __init__(self, folder: Path, before: Callable[[int, Path], Any] = lambda number, folder: None) -> None:
@@ -85,25 +85,25 @@ class Runs:
         assert values_of(overrides)["hydra.sweep.subdir"] == str(number)
         folder = self.folder / str(number)
         folder.mkdir(exist_ok=True)
-        done = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
+        job_return = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
         try:
             if not self.before(number, folder):
-                done.return_value = accuracy(overrides)
-                metrics = {"test/accuracy": done.return_value, "train/accuracy": 1.0, "held_out/accuracy": 0.5}
-                metrics |= {f"test/{name}": 1 - done.return_value for name in ("loss", "ffpf", "entropy")}
+                job_return.return_value = accuracy(overrides)
+                metrics = {"test/accuracy": job_return.return_value, "train/accuracy": 1.0, "held_out/accuracy": 0.5}
+                metrics |= {f"test/{name}": 1 - job_return.return_value for name in ("loss", "ffpf", "entropy")}
                 (folder / "result.json").write_text(json.dumps({"metrics": metrics}))
         except Exception as error:
-            done.status, done.return_value = JobStatus.FAILED, error
-        return done
+            job_return.status, job_return.return_value = JobStatus.FAILED, error
+        return job_return
 
 
 planned_job = search.planned_job
 _composed: dict[tuple[str, ...], Any] = {}
-"""Configs and planned jobs by their overrides: to compose one takes longer than a search."""
+"""Configs and planned jobs by their overrides; they are kept because composing one takes longer than a search."""
 
 
 def _planned_once(config: Any, number: int, overrides: Sequence[str]) -> Any:
-    """Plans a job as Hydra composes it, but composes once for all learning rates: the config has those of the first."""
+    """Plans a job, but composes only once for all learning rates: each config has the rates of the first."""
     named = (override.partition("=")[0] if override.startswith("lr.wh") else override for override in overrides)
     key = tuple(override for override in named if not override.startswith("hydra."))
     if key not in _composed:
@@ -118,48 +118,48 @@ def _composed_once(*overrides: str) -> Any:
 
 
 class Searches:
-    """Starts searches in the current folder."""
+    """Runs searches in the current folder."""
 
     def new(self, *overrides: str, folder: str = "search", launcher: Any = None, **options: Any) -> search.Search:
-        """Returns a search.
+        """Returns a new search.
 
         Args:
-            *overrides: of the command line; ``hydra/sweeper=optuna`` and the folder are given.
+            *overrides: overrides of the command, in addition to ``hydra/sweeper=optuna`` and ``hydra.sweep.dir``.
             folder: ``hydra.sweep.dir``.
-            launcher: runs the trials; None for `Runs` without troubles.
-            **options: of ``hydra.sweeper``.
+            launcher: launcher of the trials; None for `Runs` without failures.
+            **options: keys of ``hydra.sweeper``.
         """
         config = _composed_once("hydra/sweeper=optuna")
         config.hydra.sweep.dir = folder
         config.hydra.overrides.hydra.append(f"hydra.sweep.dir={folder}")
         plain: Any = OmegaConf.to_container(config.hydra.sweeper)
-        every = {key: value for key, value in plain.items() if not key.startswith("_")} | options
+        all_options = {key: value for key, value in plain.items() if not key.startswith("_")} | options
         loader: Any = GlobalHydra.instance().config_loader()
-        return search.Search(Options(**every), config, loader, launcher or Runs(Path(folder)), overrides)
+        return search.Search(Options(**all_options), config, loader, launcher or Runs(Path(folder)), overrides)
 
     def run(self, *overrides: str, **options: Any) -> search.Search:
-        """Runs a new search to its end, and prints its summary."""
+        """Runs a new search to its end and prints its summary."""
         return self.finish(self.new(*overrides, **options))
 
     def again(self, before: search.Search, folder: str, launcher: Any, **options: Any) -> search.Search:
-        """Runs a search with the command of another, which saves composing and checking its configs once more."""
-        made = copy.copy(before)
-        made.folder, made.launcher = Path(folder), launcher
-        made.storage = str(made.folder.absolute() / search.JOURNAL)
-        made.options = dataclasses.replace(before.options, **options)
-        return self.finish(made)
+        """Runs a search with the configs of an earlier one, so that they are not composed and checked again."""
+        new = copy.copy(before)
+        new.folder, new.launcher = Path(folder), launcher
+        new.storage = str(new.folder.absolute() / search.JOURNAL)
+        new.options = dataclasses.replace(before.options, **options)
+        return self.finish(new)
 
-    def finish(self, made: search.Search) -> search.Search:
+    def finish(self, new: search.Search) -> search.Search:
         try:
-            made.run()
+            new.run()
         finally:
             end_sweep()
-        return made
+        return new
 
 
 @contextmanager
 def instant_searches(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Searches]:
-    """Starts searches in a folder, without commands."""
+    """Yields an object that runs searches in a folder without starting commands."""
     register()
     monkeypatch.chdir(folder)
     monkeypatch.setattr(search, "planned_job", _planned_once)
@@ -168,13 +168,13 @@ def instant_searches(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[
 
 
 def replace_basic_launcher(monkeypatch: pytest.MonkeyPatch, runs: Runs) -> None:
-    """Makes commands run their searches on a launcher that trains nothing."""
+    """Replaces Hydra's basic launcher, so that commands run searches without training."""
     basic = Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_launcher.BasicLauncher"]
     monkeypatch.setattr(basic, "launch", lambda launcher, jobs, initial_job_idx: runs.launch(jobs, initial_job_idx))
 
 
 def instantiate_callback(override: str) -> Any:
-    """Returns the callback that an override adds to a run."""
+    """Returns the callback that an override of a command adds."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     return instantiate(OverridesParser.create().parse_override(override).value())

@@ -1,4 +1,4 @@
-"""Jobs of a sweep that import nothing heavy."""
+"""Functions for jobs of a sweep that import no heavy packages."""
 
 import logging
 import os
@@ -8,14 +8,14 @@ from omegaconf import DictConfig
 
 
 def answer(config: DictConfig) -> float:
-    """Returns ten times the seed, or ends its process where the seed is 2."""
+    """Returns ten times the seed; ends its process if the seed is 2."""
     if config.seed.all == 2:
         sys.exit(3)
     return 10.0 * config.seed.all
 
 
 def speak(config: DictConfig) -> float:
-    """Answers, and prints in every way there is."""
+    """Returns the value of `answer`; prints to standard output, to file descriptor 2 and to a logger."""
     seed = config.seed.all
     print(f"printed by {seed}")
     os.write(2, f"  0%\r100% of {seed}\n".encode())
@@ -24,7 +24,7 @@ def speak(config: DictConfig) -> float:
 
 
 def speak_of_names(config: DictConfig) -> float:
-    """Answers, and prints the run's name."""
+    """Returns the value of `answer`; prints the name of the run."""
     print(f"printed {config.name}")
     return answer(config)
 

@@ -1,4 +1,4 @@
-"""Stands in for what somebody hides in a checkpoint: tests look whether it was imported."""
+"""Stand-in for untrusted code named in a checkpoint; tests check that this module is not imported."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ CALLED: list[str] = []
 
 
 class Network(MLP):
-    """Does what MLP does, and tells that it was made."""
+    """An MLP that records its instantiation in `CALLED`."""
 
     def __init__(self, in_shape: Any, outputs: int, hidden: Any) -> None:
         CALLED.append("Network")
@@ -17,7 +17,7 @@ class Network(MLP):
 
 
 class Numbers(SumNet):
-    """Does what SumNet does, and tells that it was made."""
+    """A SumNet that records its instantiation in `CALLED`."""
 
     def __init__(self, in_shape: Any, outputs: int, dropout: float) -> None:
         CALLED.append("Numbers")

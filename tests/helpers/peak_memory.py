@@ -1,4 +1,4 @@
-"""Trains as the arguments say, in 2-D, and prints the most memory this process held, in bytes."""
+"""Trains with the overrides in its arguments, and prints the peak memory of its process in bytes."""
 
 import re
 import sys
@@ -14,6 +14,6 @@ if __name__ == "__main__":
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         config = compose("train", sys.argv[1:])
     train(config)
-    # Not `getrusage`: that begins with the most that the process held which started this one.
+    # Not from `getrusage`, which includes the peak memory of the parent process.
     most = re.findall(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"), flags=re.M)
     print(f"peak {1024 * int(most[0])}")

@@ -1,4 +1,4 @@
-"""Folders of runs to report on, written by hand, and a page's parts as a reader meets them."""
+"""Writes folders of runs for tests of reports and tables, and parses HTML pages."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ from attnmosaic.tables.varied import comparable
 
 SPLITS = ("train", "test", "held_out")
 COUNTS = {"train": (600, 200, 150, 50), "test": (60, 20, 15, 5), "held_out": (50, 30, 15, 5)}
-"""Of each split in its last evaluation: focus true and false with a right prediction, then with a wrong one."""
+"""Counts of each split's last evaluation: focus true and false with a right prediction, then with a wrong one."""
 
 
 @cache
@@ -39,13 +39,13 @@ def config_of(experiment: str, *overrides: str, seed: int = 0) -> dict[str, Any]
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
-    """Writes a run's ``config.yaml``, as JSON, which is YAML and quicker."""
+    """Writes a run's ``config.yaml`` as JSON, which is valid YAML and faster to write."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")
 
 
 def write_plan(folder: Path, jobs: dict[str, dict[str, Any]], commands: Sequence[str] = ()) -> None:
-    """Writes a sweep's plan of jobs, by folder, with these configs."""
+    """Writes the plan of a sweep; ``jobs`` has the config of each job by the job's folder."""
     planned = {
         job: {key: config[key] for key in ("name", "scale", "schedule", "seed")} | {"settings": comparable(config)}
         for job, config in jobs.items()
@@ -55,7 +55,7 @@ def write_plan(folder: Path, jobs: dict[str, dict[str, Any]], commands: Sequence
 
 
 def pair_metrics(**accuracies: float) -> dict[str, float]:
-    """Returns final metrics of a pair, with these accuracies by split, and one half for all the rest."""
+    """Returns the final metrics of a pair: the given accuracies by split, and 0.5 for all others."""
     metrics = {f"{split}/{metric}": 0.5 for split in SPLITS for metric in METRICS}
     return metrics | {f"{split}/accuracy": value for split, value in accuracies.items()}
 
@@ -69,7 +69,7 @@ def write_run(
     overrides: tuple[str, ...] = (),
     epochs: int | None = None,
 ) -> Path:
-    """Writes what a run of a pair leaves; without metrics one that was stopped."""
+    """Writes the folder of a run of a pair; the run is finished if ``metrics`` are given, otherwise stopped."""
     config = config_of(experiment, *overrides, seed=seed)
     write_config(folder, config)
     (folder / "train.log").write_text("begun\n")
@@ -107,8 +107,8 @@ def write_run(
 
 
 def image_record(classes: tuple[str, ...] = ("horse", "ship", "truck"), each: int = 2, side: int = 8) -> Record:
-    """Returns a record of image mosaics, so many of each kind of each split."""
-    chance = np.random.default_rng(0)
+    """Returns snapshots of image mosaics, with ``each`` mosaics of each kind for each split."""
+    rng = np.random.default_rng(0)
     final = {}
     for split in SPLITS:
         n = each * len(KINDS)
@@ -118,29 +118,29 @@ def image_record(classes: tuple[str, ...] = ("horse", "ship", "truck"), each: in
         for i, kind in enumerate(np.repeat(KINDS, each)):
             alpha[i, (foreground[i] + (kind[1] == "f")) % 9] = 0.6
             probabilities[i, (label[i] + (kind[3] == "f")) % 3] = 0.8
-        rough = chance.integers(256, size=(n, 9, 4, 4, 3), dtype=np.uint8)
-        patches = rough.repeat(side // 4, axis=2).repeat(side // 4, axis=3)
+        small = rng.integers(256, size=(n, 9, 4, 4, 3), dtype=np.uint8)
+        patches = small.repeat(side // 4, axis=2).repeat(side // 4, axis=3)
         final[split] = PredictedMosaics(100 + np.arange(n), patches, foreground, label, alpha, probabilities)
     counts = {s: dict(zip(("ftpt", "ffpt", "ftpf", "ffpf"), COUNTS[s], strict=True)) for s in SPLITS}
     return Record(classes, (*classes, "cat"), np.arange(3), {}, final, counts)
 
 
 def point_record() -> Record:
-    """Returns a record of 2-D mosaics."""
+    """Returns snapshots of 2-D mosaics."""
     images = image_record()
-    chance = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     final = {
         split: PredictedMosaics(
-            looked.rows, chance.uniform(-1, 1, (len(looked), 9, 2)).astype(np.float32), looked.foreground,
-            looked.label, looked.alpha, looked.probabilities,
+            mosaics.rows, rng.uniform(-1, 1, (len(mosaics), 9, 2)).astype(np.float32), mosaics.foreground,
+            mosaics.label, mosaics.alpha, mosaics.probabilities,
         )
-        for split, looked in images.final.items()
+        for split, mosaics in images.final.items()
     }  # fmt: skip
     plane = Plane(
         extent=np.array([-1.0, 1.0, -1.0, 1.0]),
         regions=np.repeat(np.arange(3, dtype=np.uint8), 4)[None].repeat(12, axis=0),
         scores=np.zeros((12, 12), dtype=np.float32),
-        points=chance.uniform(-1, 1, (20, 2)).astype(np.float32),
+        points=rng.uniform(-1, 1, (20, 2)).astype(np.float32),
         point_classes=np.arange(20) % 4,
         aggregates=np.zeros((4, 2), dtype=np.float32),
         label=np.zeros(4, dtype=int),
@@ -154,13 +154,13 @@ PLAIN = {ord("\N{MINUS SIGN}"): "-", ord("\N{EN DASH}"): "-"}
 
 
 class Page(HTMLParser):
-    """A page taken apart; minus signs and dashes are plain ones.
+    """A parsed HTML page; minus signs and dashes are replaced by hyphens.
 
     Attributes:
-        tags: every tag with its attributes, in order.
-        rows: of each table the text of its cells, by row.
-        texts: all text but styles and scripts.
-        data: what scripts hold, by type.
+        tags: all tags with their attributes, in the order of the page.
+        rows: texts of the cells of each table row.
+        texts: all texts, without styles and scripts.
+        data: (type, content) of each script and style.
     """
 
     def __init__(self, html: str) -> None:
@@ -206,18 +206,18 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.texts).split())
 
     def row(self, *first: str) -> list[str]:
-        """Returns the row that begins so."""
-        (found,) = {tuple(row) for row in self.rows if row[: len(first)] == list(first)}
-        return list(found)
+        """Returns the row that begins with the given cells."""
+        (match,) = {tuple(row) for row in self.rows if row[: len(first)] == list(first)}
+        return list(match)
 
     def having(self, tag: str, **attributes: str) -> list[dict[str, str]]:
-        """Returns the attributes of tags that have all of those given (``class_`` is one of its classes)."""
+        """Returns the attributes of all tags that have the given attributes; ``class_`` means one of the classes."""
 
-        def fits(own: dict[str, str]) -> bool:
+        def matches(tag_attributes: dict[str, str]) -> bool:
             for name, value in attributes.items():
-                told = own.get(name.strip("_").replace("_", "-"), "")
-                if value not in told.split() and value != told:
+                actual = tag_attributes.get(name.strip("_").replace("_", "-"), "")
+                if value not in actual.split() and value != actual:
                     return False
             return True
 
-        return [own for name, own in self.tags if name == tag and fits(own)]
+        return [tag_attributes for name, tag_attributes in self.tags if name == tag and matches(tag_attributes)]

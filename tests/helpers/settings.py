@@ -1,4 +1,4 @@
-"""The repository's folder, and settings for runs that take a moment."""
+"""The repository's folder, and overrides for short runs."""
 
 from pathlib import Path
 
@@ -21,4 +21,4 @@ SMALL_NUMBERS = (
     "data.eval_batch_size=16",
     "trainer.accelerator=cpu",
 )
-"""The same for digits with a number."""
+"""Overrides for short runs on digits with a number."""

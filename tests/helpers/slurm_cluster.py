@@ -1,4 +1,4 @@
-"""A real Slurm of one node on this machine, for tests: its own ports, folders and keys, gone when the test ends."""
+"""A real Slurm cluster of one node on this machine, with its own ports, folders and keys; it ends with the test."""
 
 import contextlib
 import os
@@ -53,57 +53,59 @@ PartitionName=urgent Nodes={host} PriorityTier=9 MaxTime=INFINITE State=UP
 
 
 class Cluster:
-    """A running Slurm.
+    """A running Slurm cluster.
 
     Attributes:
-        environ: what a process needs in its environment to talk to it.
+        folder: folder of the cluster's files.
+        environ: environment variables of processes that use the cluster.
     """
 
     def __init__(self, folder: Path, environ: dict[str, str]) -> None:
         self.folder = folder
         self.environ = environ
 
-    def tell(self, *command: str) -> str:
-        """Runs one of Slurm's commands and returns what it prints."""
-        done = subprocess.run(command, env=self.environ, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+    def run(self, *command: str) -> str:
+        """Runs a Slurm command and returns its output."""
+        process = subprocess.run(command, env=self.environ, capture_output=True, text=True, timeout=60)
+        assert process.returncode == 0, process.stderr
+        return process.stdout
 
     def jobs(self) -> dict[str, str]:
-        """Returns the states of all jobs that Slurm knows of."""
-        told = self.tell("squeue", "--noheader", "--array", "--states=all", "--format=%i %T")
-        return dict(line.split() for line in told.splitlines())
+        """Returns the states of all jobs that Slurm knows."""
+        output = self.run("squeue", "--noheader", "--array", "--states=all", "--format=%i %T")
+        return dict(line.split() for line in output.splitlines())
 
     def detail(self, job: str, field: str) -> str:
-        """Returns a field of what ``scontrol`` shows of a job."""
-        found = re.search(rf"\b{field}=(\S*)", self.tell("scontrol", "show", "job", job))
-        assert found is not None
-        return found[1]
+        """Returns a field of a job, as ``scontrol`` shows it."""
+        match = re.search(rf"\b{field}=(\S*)", self.run("scontrol", "show", "job", job))
+        assert match is not None
+        return match[1]
 
     def logs(self) -> str:
         return "\n".join(path.read_text() for path in sorted(self.folder.glob("*.log")))
 
 
-def wait_for(what: Callable[[], object], seconds: float = 120) -> None:
-    """Waits until something is true; the limit is there to end a test that hangs."""
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Waits until a condition is true; fails after some seconds, so that the test cannot hang."""
     end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "waited in vain"
+    while not condition():
+        assert time.monotonic() < end, f"still false after {seconds} s"
         time.sleep(0.1)
 
 
 @contextmanager
 def slurm(cpus: int = 2) -> Iterator[Cluster]:
-    """Starts a cluster. Skips where there is no Slurm or no root, and fails there if ``CI`` is set.
+    """Starts a cluster. Without Slurm or without root rights the test is skipped, or fails if ``CI`` is set.
 
     Args:
-        cpus: how many the node pretends to have.
+        cpus: number of CPUs in the node's configuration.
     """
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     if missing or os.geteuid() != 0:
-        message = f"Slurm is absent ({', '.join(missing) or 'and needs root'}): on Debian, apt install slurm-wlm munge"
+        reason = f"missing: {', '.join(missing)}" if missing else "needs root rights"
+        message = f"cannot start Slurm ({reason}): on Debian, apt install slurm-wlm munge"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
-    # A short path, as sockets lie there.
+    # The path must be short, because it is part of a socket's address.
     with tempfile.TemporaryDirectory(prefix="slurm") as folder, _started(Path(folder), cpus) as cluster:
         yield cluster
 
@@ -122,9 +124,9 @@ def _started(folder: Path, cpus: int) -> Iterator[Cluster]:
     }
     environ["SLURM_CONF"] = str(folder / "slurm.conf")
     cluster = Cluster(folder, environ)
-    own = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munged.pid", "log-file": "munged.log"}
-    own["seed-file"] = "munge.seed"
-    munged = ("munged", "--foreground", "--force", *(f"--{option}={folder / name}" for option, name in own.items()))
+    files = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munged.pid", "log-file": "munged.log"}
+    files["seed-file"] = "munge.seed"
+    munged = ("munged", "--foreground", "--force", *(f"--{option}={folder / name}" for option, name in files.items()))
     with contextlib.ExitStack() as stack:
         stack.enter_context(_daemon(folder, environ, *munged))
         wait_for((folder / "munge.socket").exists)
@@ -132,23 +134,23 @@ def _started(folder: Path, cpus: int) -> Iterator[Cluster]:
         stack.enter_context(_daemon(folder, environ, "slurmd", "-D"))
         stack.callback(_cancel_all, cluster)
         try:
-            wait_for(lambda: "idle" in cluster.tell("sinfo", "--noheader", "--format=%T"), 60)
+            wait_for(lambda: "idle" in cluster.run("sinfo", "--noheader", "--format=%T"), 60)
         except AssertionError:
             pytest.fail(f"Slurm did not start:\n{cluster.logs()}")
         yield cluster
 
 
 def _cancel_all(cluster: Cluster) -> None:
-    """Ends all jobs: their processes are not slurmd's children, and would outlive it."""
+    """Ends all jobs; their processes are not children of slurmd and would continue after its end."""
     with contextlib.suppress(AssertionError):
-        cluster.tell("scancel", "--user=root")
-        wait_for(lambda: not cluster.tell("squeue", "--noheader"), 30)
+        cluster.run("scancel", "--user=root")
+        wait_for(lambda: not cluster.run("squeue", "--noheader"), 30)
 
 
 @contextmanager
 def _daemon(folder: Path, environ: dict[str, str], *command: str) -> Iterator[None]:
     with (folder / f"{command[0]}.out").open("w") as out:
-        # Ends with this process, however that ends.
+        # `setpriv` lets the daemon end with this process, even if this process is killed.
         process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", *command], env=environ, stdout=out, stderr=out, cwd=folder
         )
@@ -166,6 +168,6 @@ def _daemon(folder: Path, environ: dict[str, str], *command: str) -> Iterator[No
 def _free_ports(n: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(n)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        for bound in sockets:
+            bound.bind(("127.0.0.1", 0))
+        return [bound.getsockname()[1] for bound in sockets]

@@ -1,4 +1,4 @@
-"""A trained module to look at: built and fitted as `attnmosaic.train.train` does it, without files."""
+"""Builds and trains modules in the same way as `attnmosaic.train.train`, but without files."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from attnmosaic.training.trainer import build_trainer
 
 
 def build(config: DictConfig) -> tuple[StagewiseModule, MosaicDataModule]:
-    """Builds the module and its data."""
+    """Builds the module and the data module of a config."""
     resolved = resolve(config)
     data: MosaicDataModule = instantiate(resolved["data"], _convert_="all")
     data.setup()
@@ -29,9 +29,9 @@ def build(config: DictConfig) -> tuple[StagewiseModule, MosaicDataModule]:
 def fit(
     config: DictConfig, *callbacks: pl.Callback, module: StagewiseModule | None = None, **trainer: Any
 ) -> StagewiseModule:
-    """Trains and returns the module."""
-    made, data = build(config)
-    module = module or made
+    """Trains a module, by default the config's, and returns it."""
+    built, data = build(config)
+    module = module or built
     fitted = build_trainer(config, PRECISIONS[config.precision])
     fitted.callbacks.extend(callbacks)  # type: ignore[attr-defined]
     fitted.fit(module, datamodule=data, **trainer)
@@ -39,7 +39,7 @@ def fit(
 
 
 def train_in(folder: Path, *overrides: str) -> None:
-    """Trains in a folder, for a fixture that several tests share."""
+    """Trains in a folder, with all files; for fixtures that several tests share."""
     from attnmosaic.train import train
 
     register()
@@ -48,7 +48,7 @@ def train_in(folder: Path, *overrides: str) -> None:
 
 
 class AfterEpoch(pl.Callback):
-    """Calls a function with (epoch from 0, module) after each epoch."""
+    """Calls a function with the epoch, counted from 0, and the module after each epoch."""
 
     def __init__(self, call: Any) -> None:
         self.call = call
@@ -58,14 +58,14 @@ class AfterEpoch(pl.Callback):
 
 
 class EveryEpoch(CycleCheckpoint):
-    """Keeps a checkpoint of every epoch, ``epoch-0001.ckpt`` and so on."""
+    """Saves a checkpoint after every epoch: ``epoch-0001.ckpt``, ``epoch-0002.ckpt`` and so on."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.save_checkpoint(self.folder / f"epoch-{trainer.current_epoch + 1:04}.ckpt")
 
 
 class Normed(nn.Module):
-    """A network with running statistics."""
+    """A network with batch normalization, which has running statistics, and dropout."""
 
     def __init__(self, in_shape: tuple[int, ...], outputs: int) -> None:
         super().__init__()
@@ -78,7 +78,8 @@ class Normed(nn.Module):
 
 
 NORMED = [
-    f"{way}"
+    f"{override}"
     for n in ("where", "what")
-    for way in (f"~model.{n}.hidden", f"model.{n}._target_=helpers.small_runs.Normed")
+    for override in (f"~model.{n}.hidden", f"model.{n}._target_=helpers.small_runs.Normed")
 ]
+"""Overrides that make both networks `Normed`."""

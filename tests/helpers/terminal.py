@@ -1,13 +1,13 @@
-"""A terminal that tests can look at."""
+"""A terminal screen for tests."""
 
 import re
 
 
 class Screen:
-    """Does with what is written to it what a terminal of a certain width does, as far as bars need it.
+    """The screen of a terminal with a certain width; supports the control codes of progress bars.
 
     Attributes:
-        wrapped: how many lines were too long.
+        wrapped: number of lines that were too long.
     """
 
     def __init__(self, columns: int = 80) -> None:
@@ -17,7 +17,7 @@ class Screen:
         self._row = self._column = 0
 
     def write(self, text: str) -> None:
-        """Shows a text."""
+        """Writes a text with control codes to the screen."""
         for code, command, character in re.findall(r"\x1b\[([\d;?]*)([A-Za-z])|(.)", text, flags=re.S):
             if command:
                 self._control(code, command)
@@ -35,7 +35,7 @@ class Screen:
                 self._column += 1
 
     def lines(self) -> list[str]:
-        """Returns what is to be seen."""
+        """Returns the lines on the screen."""
         return ["".join(row).rstrip() for row in self._rows]
 
     def _go_down(self) -> None:
@@ -50,4 +50,4 @@ class Screen:
             assert code == "2"
             self._rows[self._row].clear()
         else:
-            assert command in "mhl", command  # colours, and whether there is a cursor
+            assert command in "mhl", command  # colours, and whether the cursor is visible

@@ -1,4 +1,4 @@
-"""Stands in for what the README's commands take from the user's machine."""
+"""Stand-ins for code and data of users: data sets, networks and callbacks."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class TinyCifar10:
-    """Forty random images in CIFAR-10's classes and size; takes torchvision's arguments."""
+    """Forty random images with the classes and the size of CIFAR-10; takes torchvision's arguments."""
 
     classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -39,7 +39,7 @@ TINY_CIFAR10 = (
 
 
 class TinyMnist(TinyCifar10):
-    """Forty random images of MNIST's classes and size."""
+    """Forty random images with the classes and the size of MNIST."""
 
     classes = tuple(f"{digit} - name" for digit in range(10))
 
@@ -55,14 +55,14 @@ TINY_MNIST = (
 
 
 class NoDownload(TinyCifar10):
-    """What torchvision does without files and without a network."""
+    """A data set that fails like torchvision's without files and without a network."""
 
     def __init__(self, root: str, train: bool, download: bool) -> None:
         raise OSError("Temporary failure in name resolution")
 
 
 class MyWhere(nn.Module):
-    """A user's own where network."""
+    """A where network of a user."""
 
     def __init__(self, in_shape: tuple[int, ...], outputs: int) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class MyWhere(nn.Module):
 
 
 class Fate(pl.Callback):
-    """Lets a job of a sweep work, hit a bug or be killed, and writes down where it ran."""
+    """Lets a job of a sweep finish, fail with a bug or be killed; writes facts about its process to ``facts.json``."""
 
     def __init__(self, fate: str, folder: str) -> None:
         self.fate = fate
@@ -96,7 +96,7 @@ class Fate(pl.Callback):
 
 
 class Holds(Fate):
-    """A job that stays in its third epoch until there is a file, and may hit a bug or be killed before."""
+    """Like `Fate`, but with the fates ``holds...`` the job waits in its third epoch until a file exists."""
 
     def __init__(self, fate: str, folder: str, until: str) -> None:
         super().__init__(fate, folder)
@@ -110,12 +110,12 @@ class Holds(Fate):
                 time.sleep(0.05)
 
 
-class Noted(pl.Callback):
-    """Writes down which process trains in which folder."""
+class RecordProcess(pl.Callback):
+    """Appends the number of the process and the run's folder to a file."""
 
     def __init__(self, file: str) -> None:
         self.file = Path(file)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        with self.file.open("a") as noted:
-            noted.write(f"{os.getpid()} {Path(trainer.default_root_dir).absolute()}\n")
+        with self.file.open("a") as file:
+            file.write(f"{os.getpid()} {Path(trainer.default_root_dir).absolute()}\n")

@@ -58,8 +58,8 @@ def page(browser: Browser, outputs: Path) -> Iterator[Browser]:
     browser.driver.set_window_size(1280, 900)
     load(browser, outputs / "page.html")
     yield browser
-    assert browser.complaints() == []
-    assert browser.left_the_machine() == []
+    assert browser.console_errors() == []
+    assert browser.external_requests() == []
 
 
 def elements(page: Browser, selector: str, within: WebElement | None = None) -> list[WebElement]:
@@ -239,7 +239,7 @@ def test_buttons_switch_views_of_a_matrix_and_copy_the_command(browser: Browser,
     copy = elements(browser, ".copy-it")[0]
     copy.click()
     browser.wait("document.querySelector('.copy-it').textContent != 'Copy'", 5)
-    assert browser.complaints() == []
+    assert browser.console_errors() == []
 
 
 @pytest.mark.parametrize("width", [420, 1280])
@@ -274,4 +274,4 @@ def test_report_of_forty_runs_loads(browser: Browser, tmp_path: Path, record_pro
     record_property("milliseconds", loaded)
     print(f"40 runs load in {loaded:.0f} ms")
     assert len(elements(browser, "details.run")) == 40
-    assert browser.complaints() == []
+    assert browser.console_errors() == []

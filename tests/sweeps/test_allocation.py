@@ -1,4 +1,4 @@
-"""How many jobs of a sweep run at once, and which cores, memory and GPUs there are for them."""
+"""How many jobs of a sweep run in parallel, and which cores, memory and GPUs they get."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +11,12 @@ from omegaconf import OmegaConf
 
 from attnmosaic.core.errors import UserError
 from attnmosaic.core.resources import asked_threads, free_gb, visible_gpus
-from attnmosaic.sweeps.allocation import devices, environment, groups, plan
+from attnmosaic.sweeps.allocation import gpu_groups, gpus_per_job, job_environment, jobs_and_threads
 from attnmosaic.training.runtime import job_globals
 
 
 @pytest.mark.parametrize(
-    ("jobs", "cores", "given", "at_once", "threads"),
+    ("jobs", "cores", "limits", "at_once", "threads"),
     [
         (10, 2, {}, 2, 1),
         (2, 16, {}, 2, 8),
@@ -24,7 +24,7 @@ from attnmosaic.training.runtime import job_globals
         (100, 16, {}, 16, 1),
         (1, 16, {}, 1, None),
         (10, 1, {}, 1, 1),
-        # Threads are the same whatever is free, and however many run at once.
+        # The number of threads depends neither on the free memory nor on the number of jobs in parallel.
         (8, 16, {"free_gb": 6.2}, 4, 2),
         (8, 16, {"free_gb": 6.2, "gb_per_job": 3}, 2, 2),
         (8, 16, {"free_gb": 0.1}, 1, 2),
@@ -45,19 +45,21 @@ from attnmosaic.training.runtime import job_globals
         (8, 16, {"processes": 2, "free_gb": 6.2}, 2, 1),
     ],
 )
-def test_how_many_jobs_at_once(jobs: int, cores: int, given: dict[str, Any], at_once: int, threads: int | None) -> None:
-    assert plan(jobs, cores, **given) == (at_once, threads)
+def test_number_of_parallel_jobs_and_threads(
+    jobs: int, cores: int, limits: dict[str, Any], at_once: int, threads: int | None
+) -> None:
+    assert jobs_and_threads(jobs, cores, **limits) == (at_once, threads)
 
 
 @pytest.mark.parametrize("bad", [{"n_jobs": 0}, {"n_jobs": "two"}, {"gb_per_job": 0}, {"jobs_per_gpu": -1}])
-def test_numbers_that_will_not_do(bad: dict[str, Any]) -> None:
+def test_invalid_numbers_are_user_errors(bad: dict[str, Any]) -> None:
     (key,) = bad
     with pytest.raises(UserError, match=rf"hydra\.launcher\.{key}: got {bad[key]}, needs a"):
-        plan(2, 2, **bad)
+        jobs_and_threads(2, 2, **bad)
 
 
 @pytest.mark.parametrize(
-    ("compute_threads", "environ", "asked"),
+    ("compute_threads", "environ", "threads"),
     [
         (None, {}, None),
         (None, {"OMP_NUM_THREADS": "3"}, 3),
@@ -67,8 +69,10 @@ def test_numbers_that_will_not_do(bad: dict[str, Any]) -> None:
         (0, {}, None),
     ],
 )
-def test_threads_the_user_asks_for(compute_threads: object, environ: Mapping[str, str], asked: int | None) -> None:
-    assert asked_threads(compute_threads, environ) == asked
+def test_number_of_threads_set_by_the_user(
+    compute_threads: object, environ: Mapping[str, str], threads: int | None
+) -> None:
+    assert asked_threads(compute_threads, environ) == threads
 
 
 @pytest.mark.parametrize(
@@ -87,15 +91,15 @@ def test_visible_gpus(tmp_path: Path, environ: Mapping[str, str], gpus: list[str
     assert visible_gpus(environ, tmp_path) == gpus
 
 
-def test_jobs_take_turns_at_gpus() -> None:
-    assert environment(0, None, []) == {}
-    assert environment(5, 2, []) == {"OMP_NUM_THREADS": "2"}
-    turns = [environment(job, None, ["4", "6", "7"])["CUDA_VISIBLE_DEVICES"] for job in range(5)]
-    assert turns == ["4", "6", "7", "4", "6"]
+def test_jobs_use_gpus_in_turn() -> None:
+    assert job_environment(0, None, []) == {}
+    assert job_environment(5, 2, []) == {"OMP_NUM_THREADS": "2"}
+    gpus = [job_environment(job, None, ["4", "6", "7"])["CUDA_VISIBLE_DEVICES"] for job in range(5)]
+    assert gpus == ["4", "6", "7", "4", "6"]
 
 
 @pytest.mark.parametrize(
-    ("trainer", "takes"),
+    ("trainer", "gpus"),
     [
         ({}, 1),
         ({"accelerator": "auto", "devices": 1}, 1),
@@ -107,12 +111,12 @@ def test_jobs_take_turns_at_gpus() -> None:
         ({"accelerator": "cpu", "devices": 2}, 0),
     ],
 )
-def test_gpus_that_a_run_takes(trainer: dict[str, Any], takes: int | None) -> None:
-    assert devices(OmegaConf.create({"trainer": trainer})) == takes
+def test_number_of_gpus_of_a_run(trainer: dict[str, Any], gpus: int | None) -> None:
+    assert gpus_per_job(OmegaConf.create({"trainer": trainer})) == gpus
 
 
 @pytest.mark.parametrize(
-    ("takes", "turns"),
+    ("gpus_of_job", "groups"),
     [
         (0, []),
         (1, ["4", "6", "7", "8", "9"]),
@@ -123,13 +127,13 @@ def test_gpus_that_a_run_takes(trainer: dict[str, Any], takes: int | None) -> No
         (None, ["4,6,7,8,9"]),
     ],
 )
-def test_runs_on_several_gpus_take_turns(takes: int | None, turns: list[str]) -> None:
+def test_jobs_use_groups_of_gpus_in_turn(gpus_of_job: int | None, groups: list[str]) -> None:
     """No GPU is in two groups."""
     gpus = ["4", "6", "7", "8", "9"]
-    assert [",".join(group) for group in groups(gpus, takes)] == turns
-    assert groups([], takes) == []
-    seen = [environment(job, None, gpus, takes).get("CUDA_VISIBLE_DEVICES") for job in range(7)]
-    assert seen == ([turns[job % len(turns)] for job in range(7)] if turns else [None] * 7)
+    assert [",".join(group) for group in gpu_groups(gpus, gpus_of_job)] == groups
+    assert gpu_groups([], gpus_of_job) == []
+    visible = [job_environment(job, None, gpus, gpus_of_job).get("CUDA_VISIBLE_DEVICES") for job in range(7)]
+    assert visible == ([groups[job % len(groups)] for job in range(7)] if groups else [None] * 7)
 
 
 GB = 10**9
@@ -139,7 +143,7 @@ GB = 10**9
     ("groups", "files", "free"),
     [
         ("0::/", {}, 8.192),
-        # Version 2: the limit above the group counts, too, and what is cached can be given back.
+        # cgroup version 2: the limit of the parent group also counts, and cached files do not count as used.
         (
             "0::/slice/job",
             {
@@ -150,7 +154,7 @@ GB = 10**9
             },
             3.0,
         ),
-        # Version 1, in a container that does not see the path it has outside.
+        # cgroup version 1, in a container that does not have the path that it has outside.
         (
             "3:cpu:/outside\n4:memory:/outside/123\n0::/\n",
             {
@@ -173,9 +177,9 @@ def test_free_memory(tmp_path: Path, groups: str, files: dict[str, object], free
     assert free_gb(tmp_path / "no linux") is None
 
 
-def test_threads_of_a_single_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch's own number, unless this process may use fewer cores than the machine has."""
-    own = torch.get_num_threads()
+def test_number_of_threads_of_a_single_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's default, unless this process can use fewer cores than that."""
+    default = torch.get_num_threads()
     monkeypatch.setattr(joblib, "cpu_count", lambda: 3)
     try:
         torch.set_num_threads(4)
@@ -188,4 +192,4 @@ def test_threads_of_a_single_run(monkeypatch: pytest.MonkeyPatch) -> None:
                 assert torch.get_num_threads() == used
             assert torch.get_num_threads() == 4
     finally:
-        torch.set_num_threads(own)
+        torch.set_num_threads(default)

@@ -1,4 +1,4 @@
-"""What a sweep shows: bars that fit their terminal, lines that stay, and nothing left of them in the end."""
+"""Display of a sweep: bars that fit the terminal, lines above them, and a restored terminal at the end."""
 
 import io
 import logging
@@ -21,8 +21,8 @@ from attnmosaic.sweeps.monitor import Job
 NAMES = ("table1/row1 seed 0", "table1/row2 seed 0", "table1/row2 seed 1")
 
 
-class Shown:
-    """A live display of jobs at work, drawn when asked."""
+class LiveDisplay:
+    """A live display of jobs that is drawn only when `lines` is called."""
 
     def __init__(self, folder: Path, names: tuple[str, ...], width: int) -> None:
         self.file = io.StringIO()
@@ -35,13 +35,13 @@ class Shown:
         self.display = Display("live", self.jobs, console)
 
     def runs(self, number: int, epochs: int) -> None:
-        self.display.watch.began(number)
+        self.display.monitor.began(number)
         job = self.jobs[number]
         job.epochs, job.preparing = epochs, False
         job.evaluated = {"accuracy": 0.8341, "focus": 1.0}
 
     def lines(self) -> list[str]:
-        """Draws, and returns what is to be seen on a terminal that nothing was too wide for."""
+        """Draws the display and returns the lines on the screen; checks that no line was wider than the screen."""
         self.display.draw()
         screen = Screen(self.width)
         screen.write(self.file.getvalue())
@@ -50,45 +50,46 @@ class Shown:
 
 
 @pytest.fixture
-def shown_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setattr("attnmosaic.sweeps.display.SECONDS", 1e6)  # drawn when asked alone
-    made: list[Shown] = []
+def new_display(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Yields a function that returns a `LiveDisplay`; closes the displays after the test."""
+    monkeypatch.setattr("attnmosaic.sweeps.display.SECONDS", 1e6)  # the thread draws nothing during the test
+    displays: list[LiveDisplay] = []
 
-    def make(names: tuple[str, ...] = NAMES, width: int = 80) -> Shown:
-        made.append(Shown(tmp_path, names, width))
-        return made[-1]
+    def new_display(names: tuple[str, ...] = NAMES, width: int = 80) -> LiveDisplay:
+        displays.append(LiveDisplay(tmp_path, names, width))
+        return displays[-1]
 
-    yield make
-    for each in made:
-        each.display.close()
+    yield new_display
+    for live in displays:
+        live.display.close()
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_bars(shown_jobs: Any, width: int) -> None:
-    progress_mode = shown_jobs(width=width)
-    progress_mode.runs(0, 45)
-    progress_mode.display.watch.began(2)
-    progress_mode.lines()
-    progress_mode.file.write("^C")  # as a terminal answers the key
-    everything, first, second = progress_mode.lines()
-    assert everything.startswith("━")
-    assert re.search(r" 0/3 done, 2 running  0:00:0\d  left \?$", everything)
+def test_bars(new_display: Any, width: int) -> None:
+    live = new_display(width=width)
+    live.runs(0, 45)
+    live.display.monitor.began(2)
+    live.lines()
+    live.file.write("^C")  # a terminal's echo of the key
+    total, first, second = live.lines()
+    assert total.startswith("━")
+    assert re.search(r" 0/3 done, 2 running  0:00:0\d  left \?$", total)
     words = first.translate(dict.fromkeys(map(ord, "━╸╺"))).split()
     measured = ["test", "accuracy", ".834", "focus", "1.00"] if width > 60 else []
     assert words == ["row1", "seed", "0", "where", "45/180", *measured]
     assert "━" in first
     assert second.replace("━", "").split() == ["row2", "seed", "1", "preparing", "0/180"]
     assert first.index("45/180") + 6 == second.index("0/180") + 5
-    assert max(map(len, (everything, first, second))) <= min(width, 100)
+    assert max(map(len, (total, first, second))) <= min(width, 100)
 
 
-def test_labels_that_are_too_long(shown_jobs: Any) -> None:
-    """Their ends, which tell them apart, stay; the bar goes first."""
+def test_long_labels_keep_their_ends(new_display: Any) -> None:
+    """A bar is left out before a label is shortened."""
     names = tuple(f"gradients/what_then_where seed 0 lr.what={lr}" for lr in ("0.001", "0.002"))
-    progress_mode = shown_jobs(names)
+    live = new_display(names)
     for number in range(2):
-        progress_mode.runs(number, 180)
-    _, first, second = progress_mode.lines()
+        live.runs(number, 180)
+    _, first, second = live.lines()
     assert first.split()[0].startswith("what_then_")
     assert "lr.what=0.001 measuring" in first.replace("  ", " ")
     assert "lr.what=0.002 measuring" in second.replace("  ", " ")
@@ -96,31 +97,31 @@ def test_labels_that_are_too_long(shown_jobs: Any) -> None:
     assert first.endswith("180/180 test accuracy .834 focus 1.00")
 
 
-def test_lines_stay_above_the_bars(shown_jobs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    progress_mode = shown_jobs()
-    progress_mode.runs(0, 45)
-    progress_mode.runs(1, 10)
-    progress_mode.display.watch.ended(1, "its process was killed")
+def test_lines_stay_above_the_bars(new_display: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    live = new_display()
+    live.runs(0, 45)
+    live.runs(1, 10)
+    live.display.monitor.ended(1, "its process was killed")
     print("a warning\nof two lines", file=sys.stderr)
-    job = progress_mode.display.stream()
+    job = live.display.stream()
     job.write("downloading   0%\r")
     job.flush()
     job.write("downloading  50%")
     job.flush()
-    lines = progress_mode.lines()
+    lines = live.lines()
     assert lines[:3] == ["failed  row2 seed 0: its process was killed", "a warning", "of two lines"]
     assert re.search(r"0/3 done, 1 running, 1 failed  0:00:0\d  left \?$", lines[3])
     assert lines[5:] == ["downloading  50%"]
     job.write("\rdownloading 100%\r\ndone")
-    lines = progress_mode.lines()
+    lines = live.lines()
     assert lines[3] == "downloading 100%"
     assert lines[6:] == ["done"]
     terminal = sys.stderr
-    progress_mode.display.close()
+    live.display.close()
     assert sys.stderr is not terminal
     print("a late message", file=terminal)
     screen = Screen()
-    screen.write(progress_mode.file.getvalue())
+    screen.write(live.file.getvalue())
     assert "\n".join(screen.lines()).rstrip().split("\n")[4:] == [
         "stopped  row1 seed 0: after epoch 45 of 180",
         "done",
@@ -129,41 +130,40 @@ def test_lines_stay_above_the_bars(shown_jobs: Any, monkeypatch: pytest.MonkeyPa
     ]
 
 
-def test_a_job_that_ends_while_the_bars_are_drawn(shown_jobs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its report does not wait for the drawing thread, which may wait for the states of the jobs."""
-    progress_mode = shown_jobs()
-    progress_mode.runs(0, 45)
-    update = progress_mode.display._update
+def test_job_can_end_while_the_bars_are_drawn(new_display: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report of the end does not wait for the drawing thread, so there is no deadlock."""
+    live = new_display()
+    live.runs(0, 45)
+    update = live.display._update
 
     def ends_meanwhile() -> None:
-        other = threading.Thread(target=progress_mode.display.watch.ended, args=(0, "it failed"), daemon=True)
+        other = threading.Thread(target=live.display.monitor.ended, args=(0, "it failed"), daemon=True)
         other.start()
         other.join(10)
         assert not other.is_alive()
         update()
 
-    monkeypatch.setattr(progress_mode.display, "_update", ends_meanwhile)
-    assert progress_mode.lines()[0] == "failed  row1 seed 0: it failed"
+    monkeypatch.setattr(live.display, "_update", ends_meanwhile)
+    assert live.lines()[0] == "failed  row1 seed 0: it failed"
 
 
-def test_the_terminal_is_restored_after_a_second_interrupt(shown_jobs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_is_restored_after_a_second_interrupt(new_display: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     before = sys.stderr
-    progress_mode = shown_jobs()
+    live = new_display()
     assert sys.stderr is not before
 
     def interrupt() -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(progress_mode.display.watch, "close", interrupt)
+        patch.setattr(live.display.monitor, "close", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            progress_mode.display.close()
+            live.display.close()
     assert sys.stderr is before
-    assert "\x1b[?25h" in progress_mode.file.getvalue()  # the cursor
+    assert "\x1b[?25h" in live.file.getvalue()  # the cursor
 
 
-def test_a_failed_poll_is_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the thread polls the folders by itself."""
+def test_polls_continue_after_a_failed_poll(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attnmosaic.sweeps.display.SECONDS", 0.001)
     display = Display("quiet", [Job("a", "a seed 0", tmp_path, Schedule("joint", 1, 1))])
     polls, enough = [], threading.Event()
@@ -175,20 +175,20 @@ def test_a_failed_poll_is_not_the_last(tmp_path: Path, monkeypatch: pytest.Monke
         raise PermissionError("a folder on a disk that is missing")
 
     with monkeypatch.context() as patch:
-        patch.setattr(display.watch, "poll", poll)
+        patch.setattr(display.monitor, "poll", poll)
         assert enough.wait(10)
     display.close()
 
 
 @pytest.mark.parametrize(("mode", "lines"), [("lines", ["about 20 min left for the sweep"]), ("quiet", [])])
-def test_the_time_left_without_a_terminal(
+def test_time_left_is_printed_once_in_mode_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mode: str, lines: list[str]
 ) -> None:
-    """Is a line, once, as soon as it is known; no message at all where only results are asked for."""
+    """It is printed as soon as it is known; mode ``quiet`` never prints it."""
     monkeypatch.setattr("attnmosaic.sweeps.display.SECONDS", 1e6)
     jobs = [Job(name, f"{name} seed 0", tmp_path / name, Schedule("joint", 1, 12)) for name in ("a", "b")]
     display = Display(mode, jobs)
-    display.watch.began(0)
+    display.monitor.began(0)
     display._announce()
     jobs[0].times.add(jobs[0].schedule, 0, 2, 100)
     display._announce()
@@ -198,7 +198,7 @@ def test_the_time_left_without_a_terminal(
 
 
 @pytest.mark.parametrize(
-    ("mode", "sweep", "told"),
+    ("mode", "sweep", "messages"),
     [
         ("lines", None, ["epoch 5", "resuming", "the result", "careful"]),
         ("live", None, ["resuming", "the result", "careful"]),
@@ -208,12 +208,12 @@ def test_the_time_left_without_a_terminal(
         ("quiet", "lines", ["epoch 5", "resuming", "the result", "careful"]),
     ],
 )
-def test_what_reaches_the_console(
-    mode: str, sweep: str | None, told: list[str], monkeypatch: pytest.MonkeyPatch
+def test_messages_on_the_console(
+    mode: str, sweep: str | None, messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a run alone, and of one that is a job of a sweep, which then decides."""
+    """For a single run its own mode decides, for a job of a sweep the mode of the sweep."""
     console, file = io.StringIO(), io.StringIO()
-    handlers = [logging.StreamHandler(console), Kept(file)]
+    handlers = [logging.StreamHandler(console), LogFile(file)]
     monkeypatch.setattr(logging.getLogger(), "handlers", handlers)
     monkeypatch.setattr(logging.getLogger(), "level", logging.INFO)
     monkeypatch.delenv(OF_SWEEP, raising=False)
@@ -224,15 +224,15 @@ def test_what_reaches_the_console(
     logging.getLogger("attnmosaic.training.resume").info("resuming")
     logging.getLogger("attnmosaic.train").info("the result")
     logging.getLogger("anyone").warning("careful")
-    assert console.getvalue().splitlines() == told
+    assert console.getvalue().splitlines() == messages
     assert file.getvalue().splitlines() == ["epoch 5", "resuming", "the result", "careful"]
 
 
-class Kept(logging.StreamHandler):  # type: ignore[type-arg]
-    """Stands for a log file."""
+class LogFile(logging.StreamHandler):  # type: ignore[type-arg]
+    """Stand-in for the handler of a log file."""
 
 
-def test_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_depends_on_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     monkeypatch.setenv("TERM", "xterm")
     assert [progress_mode(mode) for mode in ("auto", "live", "lines", "quiet")] == ["lines", "live", "lines", "quiet"]

@@ -1,4 +1,4 @@
-"""A sweep before its jobs: its folder, its jobs, and sweeps that are refused."""
+"""Plan of a sweep: its folder, its jobs, and sweeps that are user errors."""
 
 import re
 import subprocess
@@ -19,7 +19,7 @@ from attnmosaic.sweeps.hydra_callback import SweepPlan
 from attnmosaic.tables.published import published_tables
 
 TABLES = sorted(path.stem for path in (ROOT / "conf" / "reproduce").glob("*.yaml"))
-Settled = Callable[..., tuple[str, dict[str, Any]]]
+PlanOf = Callable[..., tuple[str, dict[str, Any]]]
 
 
 def as_id(value: object) -> str:
@@ -27,21 +27,21 @@ def as_id(value: object) -> str:
 
 
 @pytest.fixture
-def settled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Settled:
-    """Returns the folder and the jobs of a sweep that is composed, but not begun."""
+def plan_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> PlanOf:
+    """Returns a function that gives the folder and the jobs of a sweep, from its overrides, without running it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("attnmosaic.sweeps.hydra_callback.begin_sweep", lambda *_: None)
     register()
 
-    def settle(*overrides: str) -> tuple[str, dict[str, Any]]:
+    def plan_of(*overrides: str) -> tuple[str, dict[str, Any]]:
         plan = SweepPlan()
         with initialize_config_dir(conf_dir(), version_base="1.3", job_name="train"):
             loader = GlobalHydra.instance().config_loader()
-            plan._settle(loader.load_configuration("train", [*overrides], run_mode=RunMode.MULTIRUN))
+            plan._prepare(loader.load_configuration("train", [*overrides], run_mode=RunMode.MULTIRUN))
         assert plan._plan is not None
         return str(plan._folder.relative_to(tmp_path)), plan._plan["jobs"]
 
-    return settle
+    return plan_of
 
 
 def composed(*overrides: str) -> Any:
@@ -54,10 +54,10 @@ def composed(*overrides: str) -> Any:
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_a_table_is_its_sweep(table: str) -> None:
-    """What is swept are the published rows, each an experiment of its own name, three seeds of each."""
+def test_sweep_of_a_table_has_the_published_rows(table: str) -> None:
+    """Each row is an experiment with the row's name; each has three seeds."""
     swept = yaml.safe_load((ROOT / "conf" / "reproduce" / f"{table}.yaml").read_text())["hydra"]["sweeper"]["params"]
-    (published,) = (found for found in published_tables() if found.key == table)
+    (published,) = (candidate for candidate in published_tables() if candidate.key == table)
     assert swept["experiment"].split(",") == list(published.rows)
     assert swept["seed.all"] == "0,1,2"
     for row in published.rows if table in ("gradients", "mnist") else []:  # the others are composed below
@@ -72,7 +72,9 @@ def test_a_table_is_its_sweep(table: str) -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize(("table", "order"), [("table1", "what_then_where"), ("table2", "where_then_what")])
-def test_rows_of_document_002(table: str, order: str, row: int, epochs: int, k: int, what: float, where: float) -> None:
+def test_rows_of_the_stage_wise_study(
+    table: str, order: str, row: int, epochs: int, k: int, what: float, where: float
+) -> None:
     config = composed(f"experiment={table}/row{row}")
     assert config.name == f"{table}/row{row}"
     assert (config.schedule.epochs, config.schedule.k, config.schedule.order) == (epochs, k, order)
@@ -82,7 +84,7 @@ def test_rows_of_document_002(table: str, order: str, row: int, epochs: int, k: 
 
 
 @pytest.mark.parametrize("i", range(1, 10))
-def test_rows_of_document_001(i: int) -> None:
+def test_rows_of_the_weighted_average_study(i: int) -> None:
     config = composed(f"experiment=averages/dataset{i}")
     assert config.name == f"averages/dataset{i}"
     assert config.data.weights.foreground == f"{i}/9"
@@ -96,36 +98,38 @@ def test_rows_of_document_001(i: int) -> None:
 
 @pytest.mark.parametrize("target", ["table1", "averages", "gradients", "mnist"])
 def test_make_prints_the_command(target: str) -> None:
-    def made(*arguments: str) -> list[str]:
+    def printed_commands(*arguments: str) -> list[str]:
         make = ["make", "--dry-run", f"reproduce-{target}", *arguments]
-        done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True)
-        lines = done.stdout.replace("\\\n", " ").splitlines()  # a make inside a make says more
+        process = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True)
+        lines = process.stdout.replace("\\\n", " ").splitlines()  # make prints more lines when another make runs it
         (line,) = (line for line in lines if "-m attnmosaic." in line)
-        trained, gathered = " ".join(line.split()).split("; status=$?; ")
-        assert gathered.endswith("; }; exit $status")  # also if a job failed
-        return [trained, gathered.removesuffix("; }; exit $status")]
+        sweep, outputs = " ".join(line.split()).split("; status=$?; ")
+        assert outputs.endswith("; }; exit $status")  # the table is also built if a job failed
+        return [sweep, outputs.removesuffix("; }; exit $status")]
 
-    sweep, gathered = made()
+    sweep, outputs = printed_commands()
     assert sweep.endswith(f"python -m attnmosaic.train -m reproduce={target}")
-    collect, report = gathered.split("; ")[-2:]
+    collect, report = outputs.split("; ")[-2:]
     assert collect.endswith(f"python -m attnmosaic.collect outputs/{target} --plots >/dev/null")
     assert report.endswith(f"python -m attnmosaic.report outputs/{target}")
     prefix = {"table1": "row", "averages": "dataset"}.get(target, "")
     images = " data=image_folder data.root=cifar" if prefix else ""
-    sweep, gathered = made("ROWS=1,3", "SEEDS=0,1", "SCALE=smoke", "CIFAR=cifar", "ARGS=hydra/launcher=joblib")
+    sweep, outputs = printed_commands(
+        "ROWS=1,3", "SEEDS=0,1", "SCALE=smoke", "CIFAR=cifar", "ARGS=hydra/launcher=joblib"
+    )
     rows = f"experiment={target}/{prefix}1,{target}/{prefix}3"
     assert sweep.endswith(f" -m reproduce={target} {rows} seed.all=0,1 scale=smoke{images} hydra/launcher=joblib")
-    assert gathered.count(f" outputs/smoke/{target}") == 3
+    assert outputs.count(f" outputs/smoke/{target}") == 3
 
 
 def test_make_lists_every_target() -> None:
-    shown = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     documented = set(re.findall(r"^([\w-]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.M))
-    assert set(re.findall(r"^  make ([\w-]+)  ", shown, flags=re.M)) == documented
+    assert set(re.findall(r"^  make ([\w-]+)  ", listed, flags=re.M)) == documented
     assert {f"reproduce-{table}" for table in TABLES} < documented
     make = ["make", "--dry-run", "reproduce", "SEEDS=0"]
-    done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert set(re.findall(r"-m reproduce=(\w+)", done.stdout)) == set(TABLES)
+    process = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(re.findall(r"-m reproduce=(\w+)", process.stdout)) == set(TABLES)
 
 
 # ---- folders and jobs
@@ -146,23 +150,22 @@ TIME = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}"
     ],
     ids=as_id,
 )
-def test_a_sweep_has_one_folder(settled: Settled, overrides: list[str], folder: str) -> None:
-    """Whatever is swept."""
-    found, jobs = settled(*overrides)
-    assert re.fullmatch(folder, found)
+def test_sweep_over_any_key_has_one_folder(plan_of: PlanOf, overrides: list[str], folder: str) -> None:
+    sweep_folder, jobs = plan_of(*overrides)
+    assert re.fullmatch(folder, sweep_folder)
     assert len(jobs) >= 2
 
 
-def test_the_same_command_finds_the_folder(settled: Settled) -> None:
-    folder, jobs = settled("experiment=gradients/joint,gradients/type2")
-    assert settled("experiment=gradients/joint,gradients/type2", f"hydra.sweep.dir={folder}") == (folder, jobs)
+def test_same_command_with_the_sweep_folder_has_the_same_jobs(plan_of: PlanOf) -> None:
+    folder, jobs = plan_of("experiment=gradients/joint,gradients/type2")
+    assert plan_of("experiment=gradients/joint,gradients/type2", f"hydra.sweep.dir={folder}") == (folder, jobs)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["paths.output=a,b"], r"hydra\.sweep\.dir: .*'a/sweeps/.*=DIR"),
-        (["lr.what=1,2", "hydra.sweep.dir=${lr.what}"], r"hydra\.sweep\.dir: .*'1\.0', '2\.0'"),
+        (["lr.what=1,2", "hydra.sweep.dir=${lr.what}"], r"hydra\.sweep\.dir: .*'1\.0' and '2\.0'"),
         (["paths.output=/a,/b"], r"hydra\.sweep\.dir: "),
         (["run_dir=x,y"], r"run_dir: .*hydra\.sweep\.dir=DIR"),
         (["reproduce=table1,table2"], r"reproduce: got table1,table2"),
@@ -173,7 +176,7 @@ def test_the_same_command_finds_the_folder(settled: Settled) -> None:
         (["experiment=glob(gradeints/*)"], r"experiment: .* did you mean 'experiment=glob\(gradients/\*\)"),
         (["experiment=glob([gradients/*,tabel1/*])"], r"experiment: got glob\(tabel1/\*\)"),
         (["experiment=glob(*,exclude=*)"], r"experiment: got glob\(\*,exclude=\*\)"),
-        (["lr.what=glob(*)"], r"lr\.what: glob\(\) takes the name of a group"),
+        (["lr.what=glob(*)"], r"lr\.what: glob\(\) .*lr\.what=A,B"),
         (["seed.all=0,1", "lr.what=range(1,0)"], r"lr\.what: got range\(1,0\)"),
         (["seed.all=shuffle(range(3,3))"], r"seed\.all: got shuffle\(range\(3,3\)\)"),
         (["reproduce=table1", "experiment=glob(table9/*)"], r"experiment: got glob\(table9/\*\), .*did you mean"),
@@ -182,10 +185,11 @@ def test_the_same_command_finds_the_folder(settled: Settled) -> None:
     ],
     ids=as_id,
 )
-def test_sweeps_that_are_refused(settled: Settled, overrides: list[str], said: str) -> None:
-    """Those whose jobs have no common folder, and those without jobs."""
-    with pytest.raises(UserError, match=said):
-        settled(*overrides)
+def test_sweeps_without_a_common_folder_or_without_jobs_are_user_errors(
+    plan_of: PlanOf, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        plan_of(*overrides)
 
 
 GRADIENTS = ["joint", "type1", "type2", "type3", "type4", "type5", "what_then_where", "where_then_what"]
@@ -206,7 +210,8 @@ GRADIENTS = ["joint", "type1", "type2", "type3", "type4", "type5", "what_then_wh
     ],
     ids=as_id,
 )
-def test_globs(settled: Settled, overrides: list[str], names: list[str]) -> None:
-    """They find a group's files, and by a folder's name those in its folders."""
-    _, jobs = settled(*overrides)
+def test_globs_match_files_of_a_group_and_of_its_subfolders(
+    plan_of: PlanOf, overrides: list[str], names: list[str]
+) -> None:
+    _, jobs = plan_of(*overrides)
     assert sorted(job["name"] for job in jobs.values()) == sorted(names)

@@ -1,4 +1,4 @@
-"""A sweep on a real Slurm of one node, with all that happens to one."""
+"""A sweep on a real Slurm cluster of one node, with kills, requeues and preemption."""
 
 import json
 import os
@@ -34,51 +34,51 @@ ROWS = (
 
 
 @pytest.mark.faults
-def test_a_sweep_on_a_cluster(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who submits is killed, comes back, is interrupted, comes back; jobs are requeued, told and preempted."""
+def test_sweep_on_a_cluster(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The submitting command is killed, repeated, interrupted and repeated; jobs are requeued, signalled, preempted."""
     with slurm(cpus=len(FATES)) as cluster:
         for name, value in cluster.environ.items():
             monkeypatch.setenv(name, value)
         path = os.pathsep.join([str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
         monkeypatch.setenv("PYTHONPATH", path)
-        asked = (LAUNCHER, "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=null")
-        code, _, err = cli("train", *ROWS, *asked, "hydra.launcher.partition=nope", "-m")
+        options = (LAUNCHER, "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=null")
+        code, _, err = cli("train", *ROWS, *options, "hydra.launcher.partition=nope", "-m")
         check_line(code, err, r"hydra\.launcher: .* invalid partition specified: nope")
-        _check_a_sweep(cluster, [sys.executable, "-m", "attnmosaic.train", *ROWS, *asked, "-m"])
-        known = set(cluster.jobs())
-        code, out, err = cli("train", *ROWS[:-1], f"+callbacks.fate.fate={','.join(FATES[:4])}", *asked, "-m")
+        _check_sweep(cluster, [sys.executable, "-m", "attnmosaic.train", *ROWS, *options, "-m"])
+        submitted = set(cluster.jobs())
+        code, out, err = cli("train", *ROWS[:-1], f"+callbacks.fate.fate={','.join(FATES[:4])}", *options, "-m")
         assert code == 0, err
-        assert set(cluster.jobs()) <= known  # what has finished asks nothing of Slurm
+        assert set(cluster.jobs()) <= submitted  # finished jobs are not submitted again
         assert err.count("done before") == err.count("\n") == 4
         assert re.search(r"^ gaussian +[\d. ]+ 1 +4 finished", out, flags=re.M)
-        _check_experiments(cli, asked)
-    whole = [row for row in ROWS if not row.startswith(("hydra.sweep", "+callbacks.fate.fate"))]
-    code, _, err = cli("train", *whole, "+callbacks.fate.fate=works", "hydra.run.dir=whole")
+        _check_experiments(cli, options)
+    run_overrides = [override for override in ROWS if not override.startswith(("hydra.sweep", "+callbacks.fate.fate"))]
+    code, _, err = cli("train", *run_overrides, "+callbacks.fate.fate=works", "hydra.run.dir=uninterrupted")
     assert code == 0, err
     for number in range(4):
-        check_same(Path("whole"), Path("sweep", str(number)))
-        assert Path("whole/gradients.csv").read_bytes() == Path(f"sweep/{number}/gradients.csv").read_bytes()
+        check_same(Path("uninterrupted"), Path("sweep", str(number)))
+        assert Path("uninterrupted/gradients.csv").read_bytes() == Path(f"sweep/{number}/gradients.csv").read_bytes()
 
 
-def _check_experiments(cli: Cli, asked: tuple[str, ...]) -> None:
-    """A sweep over experiments: its jobs run in the sweep's folder, of which the name has no experiment's."""
-    given = ("experiment=gaussian,gaussian_type1", "scale=smoke", "trainer.accelerator=cpu", "callbacks.pictures=null")
-    code, _, err = cli("train", *given, *asked, "-m")
+def _check_experiments(cli: Cli, options: tuple[str, ...]) -> None:
+    """Checks that the jobs of a sweep over experiments run in one folder, whose name contains no experiment."""
+    sweep = ("experiment=gaussian,gaussian_type1", "scale=smoke", "trainer.accelerator=cpu", "callbacks.pictures=null")
+    code, _, err = cli("train", *sweep, *options, "-m")
     assert code == 0, err
     (plan,) = Path("outputs").rglob("sweep.json")
     assert plan.parent.parent == Path("outputs/smoke/sweeps")
     assert {*Path("outputs").rglob("result.json")} == {plan.parent / job / "result.json" for job in ("0", "1")}
 
 
-def _check_a_sweep(cluster: Cluster, command: list[str]) -> None:
+def _check_sweep(cluster: Cluster, command: list[str]) -> None:
     rows = [Path("sweep", str(number)) for number in range(len(FATES))]
     held = rows[1:4]
-    states = lambda: [cluster.jobs().get(f"{array}_{n}", "gone") for n in range(len(FATES))]  # noqa: E731
+    states = lambda: [cluster.jobs().get(f"{array}_{n}", "missing") for n in range(len(FATES))]  # noqa: E731
 
     with _command(command, "first") as first:
         wait_for(lambda: "logs: sweep/slurm" in Path("first.err").read_text(encoding="utf-8"))
-        said = Path("first.err").read_text(encoding="utf-8")
-        array = re.findall(r"^Slurm has 6 jobs: (\d+); logs: sweep/slurm$", said, flags=re.M)[0]
+        err = Path("first.err").read_text(encoding="utf-8")
+        array = re.findall(r"^Slurm has 6 jobs: (\d+); logs: sweep/slurm$", err, flags=re.M)[0]
         plan = json.loads(Path("sweep/sweep.json").read_text(encoding="utf-8"))
         assert len(plan["jobs"]) == 6  # before any job begins
         wait_for(lambda: all((row / "held").exists() for row in held))
@@ -86,21 +86,21 @@ def _check_a_sweep(cluster: Cluster, command: list[str]) -> None:
         first.kill()
     assert [Run(row).state for row in rows[:5]] == ["finished", "running", "running", "running", "failed"]
 
-    # Three go on, one has finished, the others are submitted again.
+    # Three jobs still run, one has finished, and the others are submitted again.
     with _command(command, "second") as second:
         wait_for(lambda: "logs: sweep/slurm" in Path("second.err").read_text(encoding="utf-8"))
         second.send_signal(signal.SIGINT)
         assert second.wait(60) == 130
-    said = Path("second.err").read_text(encoding="utf-8")
-    both = re.findall(r"^Slurm has 5 jobs, 3 of them submitted before: (\d+ \d+); logs:", said, flags=re.M)[0]
-    assert f"scancel {both} " in said
-    assert re.match(r"error: interrupted|stopped by SIGINT", said.splitlines()[-1])
+    err = Path("second.err").read_text(encoding="utf-8")
+    arrays = re.findall(r"^Slurm has 5 jobs, 3 of them submitted before: (\d+ \d+); logs:", err, flags=re.M)[0]
+    assert f"scancel {arrays}\n" in err
+    assert re.match(r"error: interrupted|stopped by SIGINT", err.splitlines()[-1])
 
     with _command(command, "third") as third:
         wait_for(lambda: "submitted before" in Path("third.err").read_text(encoding="utf-8"))
-        cluster.tell("scontrol", "requeue", f"{array}_1")
-        cluster.tell("scancel", "--signal=USR2", f"{array}_2")
-        urgent = cluster.tell("sbatch", "--parsable", "--partition=urgent", "--exclusive", "--wrap", "sleep 1").strip()
+        cluster.run("scontrol", "requeue", f"{array}_1")
+        cluster.run("scancel", "--signal=USR2", f"{array}_2")
+        urgent = cluster.run("sbatch", "--parsable", "--partition=urgent", "--exclusive", "--wrap", "sleep 1").strip()
         wait_for(lambda: cluster.jobs()[urgent] == "COMPLETED")
         assert third.poll() is None
         Path("go").touch()
@@ -115,17 +115,18 @@ def _check_a_sweep(cluster: Cluster, command: list[str]) -> None:
     assert [Run(row).state for row in rows] == ["finished"] * 4 + ["failed"] * 2
     assert "ZeroDivisionError: a bug of the user's" in (Run(rows[4]).error or "")
     assert re.search(
-        r"Slurm's job \S+ ended \(FAILED\), see sweep/slurm/\S+_log\.err$", (Run(rows[5]).error or "").strip()
+        r"Slurm job \S+ ended \(FAILED\); see sweep/slurm/\S+_log\.err$", (Run(rows[5]).error or "").strip()
     )
     err, out = Path("third.err").read_text(encoding="utf-8"), Path("third.out").read_text(encoding="utf-8")
     lines = [line for line in err.splitlines() if line.startswith(("done", "failed", "stopped", "left"))]
-    told = [*{line.partition(":")[0]: line for line in lines}.values()]  # what a job of the second's failed with, too
-    assert len(told) == 6, err
-    failures = sorted(line.split("fate=")[1] for line in told if line.startswith("failed"))
+    # A job that failed in the second command can be reported twice.
+    ends = [*{line.partition(":")[0]: line for line in lines}.values()]
+    assert len(ends) == 6, err
+    failures = sorted(line.split("fate=")[1] for line in ends if line.startswith("failed"))
     assert failures[0] == "bug: ZeroDivisionError: a bug of the user's"
-    assert re.match(r"killed: Slurm's job \S+ ended \(FAILED\), see sweep/slurm/", failures[1])
-    assert [line.split(":")[0] for line in told].count("done before  gaussian seed 0 callbacks.fate.fate=works") == 1
-    assert sum(line.startswith("done") for line in told) == 4
+    assert re.match(r"killed: Slurm job \S+ ended \(FAILED\); see sweep/slurm/", failures[1])
+    assert [line.split(":")[0] for line in ends].count("done before  gaussian seed 0 callbacks.fate.fate=works") == 1
+    assert sum(line.startswith("done") for line in ends) == 4
     submitted = json.loads(Path("sweep/slurm/submitted.json").read_text(encoding="utf-8"))
     assert [submitted[str(number)] for number in range(4)] == [f"{array}_{number}" for number in range(4)]
     assert "JobError: ZeroDivisionError: a bug of the user's" in err

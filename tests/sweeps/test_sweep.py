@@ -1,4 +1,4 @@
-"""Sweeps that run: stopped and resumed, displayed, collected; jobs that fail, and jobs of other processes."""
+"""Running sweeps: stopped and resumed, displayed, collected; with failed jobs, and with jobs of other processes."""
 
 import json
 import logging
@@ -29,10 +29,10 @@ TWO_ROWS = (*SMOKE, "experiment=gradients/joint,gradients/type2")
 FOLDER = Path("outputs") / "smoke" / "gradients"
 
 
-def test_a_sweep_stopped_and_started_again(
+def test_stopped_sweep_resumes(
     cli: Cli, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What had finished is left, what had begun goes on, what had not is run; collect tells at any time."""
+    """The same command skips finished jobs, resumes the stopped one and runs the others; collect works in between."""
     original = RunTables.on_train_epoch_start
 
     def interrupted(self: Any, trainer: Any, module: Any) -> None:
@@ -43,25 +43,24 @@ def test_a_sweep_stopped_and_started_again(
     monkeypatch.setattr(RunTables, "on_train_epoch_start", interrupted)
     code, out, err = cli("train", *TWO_ROWS, "seed.all=0,1", "progress=quiet", "-m")
     assert code == 130
-    done, stopped, interrupted = err.splitlines()
+    done, stopped, report = err.splitlines()
     assert re.fullmatch(r"done  gradients/joint seed 0: accuracy train [.\d]+ test [.\d]+ held_out [.\d]+, \d+ s", done)
     assert stopped == "stopped  gradients/type2 seed 0: after epoch 1 of 2"
-    assert interrupted == "stopped by SIGINT; the same command resumes"
+    assert report == "stopped by SIGINT; the same command resumes"
     assert re.search(r"^ type2 +1 stopped", out, flags=re.M)
     monkeypatch.setattr(RunTables, "on_train_epoch_start", original)
     states = {run: Run(FOLDER / run).state for run in ("joint/seed0", "type2/seed0", "joint/seed1", "type2/seed1")}
     assert list(states.values()) == ["finished", "stopped", "missing", "missing"]
     collect([str(FOLDER), "--format", "markdown"])
-    told = capfd.readouterr().out
-    assert "| joint | 1 finished, 1 missing | train/accuracy |" in told
-    assert "| type2 | 1 stopped after epoch 1 of 2, 1 missing |" in told
-    assert "| type3 | missing |" in told
+    table = capfd.readouterr().out
+    assert "| joint | 1 finished, 1 missing | train/accuracy |" in table
+    assert "| type2 | 1 stopped after epoch 1 of 2, 1 missing |" in table
+    assert "| type3 | missing |" in table
 
     first = (FOLDER / "joint/seed0" / RESULT).stat().st_mtime_ns
     code, out, err = cli("train", *TWO_ROWS, "seed.all=0,1", "-m")
     assert code == 0
-    told = [line.split(":")[0] for line in err.splitlines()]
-    assert told == [
+    assert [line.split(":")[0] for line in err.splitlines()] == [
         "done before  gradients/joint seed 0", "done  gradients/type2 seed 0", "done  gradients/joint seed 1",
         "done  gradients/type2 seed 1",
     ]  # fmt: skip
@@ -69,21 +68,19 @@ def test_a_sweep_stopped_and_started_again(
     assert out.count("finished before: ") == 1
     assert out.count("resuming after epoch 1 of 2") == 1
     assert {Run(FOLDER / run).state for run in states} == {"finished"}
-    assert (
-        cli("train", "experiment=gradients/type2", "scale=smoke", "trainer.accelerator=cpu", "hydra.run.dir=whole")[0]
-        == 0
-    )
-    results = [json.loads((path / RESULT).read_text())["metrics"] for path in (FOLDER / "type2/seed0", Path("whole"))]
+    single = ("experiment=gradients/type2", "scale=smoke", "trainer.accelerator=cpu", "hydra.run.dir=single")
+    assert cli("train", *single)[0] == 0
+    results = [json.loads((path / RESULT).read_text())["metrics"] for path in (FOLDER / "type2/seed0", Path("single"))]
     assert results[0] == results[1]
     plan = json.loads((FOLDER / "sweep.json").read_text())
     assert list(plan["jobs"]) == ["joint/seed0", "type2/seed0", "joint/seed1", "type2/seed1"]
-    again = f"python -m attnmosaic.train {' '.join(TWO_ROWS)} seed.all=0,1"
-    assert plan["commands"] == [f"{again} progress=quiet -m", f"{again} -m"]
+    command = f"python -m attnmosaic.train {' '.join(TWO_ROWS)} seed.all=0,1"
+    assert plan["commands"] == [f"{command} progress=quiet -m", f"{command} -m"]
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs that take no time."""
+    """Replaces training by a function that only writes a result."""
 
     def train(config: Any) -> dict[str, float]:
         folder = Path(config.run_dir)
@@ -93,8 +90,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attnmosaic.train.train", train)
 
 
-def test_a_sweep_has_one_folder(cli: Cli, quick: None) -> None:
-    """The plan, Hydra's record, every run and the table are in it, also where jobs change into their own folders."""
+def test_sweep_has_one_folder_for_all_its_files(cli: Cli, quick: None) -> None:
+    """This holds also if jobs change their working directory."""
     overrides = ("experiment=gaussian,gaussian_type1", "seed.all=0,1", "hydra.job.chdir=True", "progress=quiet")
     code, out, err = cli("train", *overrides, "-m")
     assert code == 0, err
@@ -120,15 +117,15 @@ def test_a_sweep_has_one_folder(cli: Cli, quick: None) -> None:
         ("explain", ["ckpt_path=range(0,0)"], "ckpt_path"),
     ],
 )
-def test_a_sweep_is_refused_before_it_begins(cli: Cli, command: str, overrides: list[str], key: str) -> None:
-    """In one line, and nothing is written: no jobs, several folders, or data that are missing."""
+def test_user_errors_end_a_sweep_before_its_first_job(cli: Cli, command: str, overrides: list[str], key: str) -> None:
+    """A sweep without jobs, with two jobs in one folder, or with missing data writes no file."""
     code, _, err = cli(command, *overrides, "-m")
     check_line(code, err, f"^error: {re.escape(key)}: ")
     assert not [*Path().iterdir()]
 
 
 @pytest.mark.pictures
-def test_smoke_is_written_on_everything(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_output_of_a_smoke_run_is_marked(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
     code, out, _ = cli("train", *ROW, "seed.all=0", "-m")
     assert code == 0
     assert out.count("SMOKE: few examples") == 1
@@ -148,9 +145,9 @@ def test_smoke_is_written_on_everything(cli: Cli, capfd: pytest.CaptureFixture[s
     for picture in [*pictures, folder / "animation.gif"]:
         assert Image.open(picture).convert("RGB").getpixel((0, 0)) == (0xD5, 0x5E, 0x00)
     collect([str(FOLDER)])
-    told = capfd.readouterr().out
-    assert told.startswith("SMOKE RUNS, NO RESULT")
-    assert "within" not in told
+    table = capfd.readouterr().out
+    assert table.startswith("SMOKE RUNS, NO RESULT")
+    assert "within" not in table
 
 
 @pytest.mark.parametrize(
@@ -162,22 +159,22 @@ def test_smoke_is_written_on_everything(cli: Cli, capfd: pytest.CaptureFixture[s
         ("mnist", ["mnist/product", "mnist/sum"]),
     ],
 )
-def test_tables_of_images_smoke(cli: Cli, table: str, rows: list[str]) -> None:
-    """Rows of each table, on stand-in images; test_plan.py composes all of them."""
+def test_rows_of_image_tables_run(cli: Cli, table: str, rows: list[str]) -> None:
+    """Two rows of each table run on small random images; ``test_plan.py`` composes all rows."""
     forty = ("at_most.data.train_images=40", "at_most.data.held_out_images=40")
     images = (*TINY_MNIST, *forty) if table == "mnist" else TINY_CIFAR10
     few = ("scale=smoke", "at_most.schedule.epochs=1", "at_most.data.train_mosaics=100")
     code, _, err = cli("train", f"reproduce={table}", f"experiment={','.join(rows)}", "seed.all=0", *images, *few, "-m")
     assert code == 0, err
-    (published,) = (found for found in published_tables() if found.key == table)
-    done = sorted((Path("outputs") / "smoke" / table).glob("*/seed0/result.json"))
-    results = [json.loads(path.read_text()) for path in done]
+    (published,) = (candidate for candidate in published_tables() if candidate.key == table)
+    files = sorted((Path("outputs") / "smoke" / table).glob("*/seed0/result.json"))
+    results = [json.loads(path.read_text()) for path in files]
     assert [result["name"] for result in results] == rows
     assert set(published.shown) <= {name for result in results for name in result["metrics"]}
 
 
 def test_each_failed_job_is_reported(cli: Cli) -> None:
-    """In one line, beside the table of the others."""
+    """Each failed job has one line, and the table has the results of the others."""
     code, out, err = cli(
         *("train", *ROW, "seed.all=0", "lr.what=1e30,0.01", "hydra.sweep.subdir=${hydra.job.num}"),
         *("progress=quiet", "-m"),
@@ -201,14 +198,14 @@ def test_each_failed_job_is_reported(cli: Cli) -> None:
     ]
 
 
-def test_a_live_sweep(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bars on standard error; what jobs print goes above them, what they log into their files alone."""
+def test_live_display_of_a_sweep(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bars are on standard error; output of jobs appears above them; progress of jobs is only in their log files."""
     original = RunTables.on_train_epoch_start
 
     monkeypatch.setattr("attnmosaic.sweeps.display.SECONDS", 0.01)
 
     def prints(self: Any, trainer: Any, module: Any) -> None:
-        time.sleep(0.1)  # so that the bars are drawn while each job is at work
+        time.sleep(0.1)  # so that the bars are drawn while each job is running
         print("printed by a job", file=sys.stderr)
         logging.getLogger("a.users").warning("warned by a job")
         original(self, trainer, module)
@@ -219,14 +216,14 @@ def test_a_live_sweep(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (code, sys.stderr) == (0, before)
     assert "ATTNMOSAIC_SWEEP_PROGRESS" not in os.environ
     screen = Screen()
-    screen.write(f"{err}what comes next")
+    screen.write(f"{err}next output")
     lines = screen.lines()
     assert lines.count("printed by a job") == 4  # two epochs of two jobs
-    told = [line for line in lines if line != "printed by a job"]
-    assert [line.split(":")[0] for line in told[:2]] == ["done  joint seed 0", "done  type2 seed 0"]  # as fits
-    assert re.fullmatch(r"2/2 done in \d+ s", told[2])
-    assert told[3] == "what comes next"
-    assert not any(told[4:])
+    others = [line for line in lines if line != "printed by a job"]
+    assert [line.split(":")[0] for line in others[:2]] == ["done  joint seed 0", "done  type2 seed 0"]
+    assert re.fullmatch(r"2/2 done in \d+ s", others[2])
+    assert others[3] == "next output"
+    assert not any(others[4:])
     assert screen.wrapped == 0
     assert "0/2 done, 1 running" in err
     assert "\x1b[" in err
@@ -237,8 +234,7 @@ def test_a_live_sweep(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "epoch 2/2 (what + where): accuracy train" in (FOLDER / "joint" / "seed0" / "train.log").read_text()
 
 
-def test_evaluations_as_a_sweep(cli: Cli, tmp_path: Path) -> None:
-    """They have no plan, and are not watched."""
+def test_sweep_of_evaluations_has_no_display(cli: Cli, tmp_path: Path) -> None:
     code, _, err = cli("evaluate", "ckpt_path=a.ckpt,b.ckpt", "-m")
     assert code == 2
     assert err.splitlines()[-1].startswith("error: ckpt_path: 'a.ckpt' does not exist")
@@ -247,7 +243,7 @@ def test_evaluations_as_a_sweep(cli: Cli, tmp_path: Path) -> None:
 def test_jobs_of_another_process_are_skipped(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """They have neither failed nor finished; once they have finished, the same command ends with 0."""
+    """The exit code is 75 while another process runs a job, and 0 once that job has finished."""
     other = FOLDER / "joint" / "seed0"
     sweep = ("train", *TWO_ROWS, "seed.all=0", "-m")
     with lock_run(other):
@@ -264,12 +260,12 @@ def test_jobs_of_another_process_are_skipped(
         return []
 
     monkeypatch.setattr("attnmosaic.sweeps.hydra_callback._tables", tables)
-    with lock_run(other):  # the other process finishes it while this one prints its table
+    with lock_run(other):  # the other process finishes the job while this one prints its table
         assert cli(*sweep)[0] == 0
 
 
-def test_a_lock_without_a_holder_is_no_obstacle(cli: Cli, tmp_path: Path) -> None:
-    """As a reboot leaves it, of a run, of its sweep and of the data."""
+def test_lock_files_of_ended_processes_are_ignored(cli: Cli, tmp_path: Path) -> None:
+    """A kill or a reboot can leave lock files of a run and of its sweep, and an incomplete plan."""
     for folder in (FOLDER / "joint" / "seed0", FOLDER):
         folder.mkdir(parents=True, exist_ok=True)
     for lock in (FOLDER / "joint" / "seed0" / LOCK, FOLDER / ".sweep.lock"):
@@ -280,14 +276,14 @@ def test_a_lock_without_a_holder_is_no_obstacle(cli: Cli, tmp_path: Path) -> Non
     assert not [*FOLDER.rglob("*.tmp")]
 
 
-def test_a_failed_job_is_on_the_disk_and_in_its_table(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
-    """With its trace, where it is a bug; the others finish, and the exit code tells."""
+def test_failed_job_is_in_its_folder_and_in_the_table(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
+    """The error of a bug includes its traceback; the other jobs finish."""
     bug = (
         "+callbacks.fate._target_=helpers.user_code.Fate",
         "+callbacks.fate.folder=${run_dir}",
         "+callbacks.fate.fate=bug,works",
     )
-    with pytest.raises(ZeroDivisionError):  # as a command: with its trace, and exit code 1
+    with pytest.raises(ZeroDivisionError):  # the command itself prints the traceback and ends with exit code 1
         cli(
             "train", *ROW, "seed.all=0", *bug, "hydra.sweep.subdir=${hydra.job.num}", "-m",
         )  # fmt: skip

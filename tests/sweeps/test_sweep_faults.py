@@ -1,4 +1,4 @@
-"""Sweeps whose jobs are killed or hit bugs, and two commands at work on one sweep."""
+"""Sweeps whose jobs are killed or have bugs, and two commands that run the same sweep."""
 
 import json
 import os
@@ -25,39 +25,39 @@ TWO_ROWS = (
 FOLDER = Path("outputs") / "smoke" / "gradients"
 
 
-def test_jobs_that_fail_and_jobs_that_are_killed(cli: Cli, tmp_path: Path) -> None:
-    """One of three jobs hits a bug and one is killed; the other has the numbers that it has without the launcher."""
+def test_failed_and_killed_jobs_do_not_affect_others(cli: Cli, tmp_path: Path) -> None:
+    """One of three jobs has a bug and one is killed; the third has the same results as without the launcher."""
     environ = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     path = os.pathsep.join([str(ROOT / "tests"), *filter(None, [environ.get("PYTHONPATH")])])
     environ |= {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "70,71"}
     overrides = [*SMALL, "schedule.k=1", "schedule.epochs=2", "seed.all=0", *FATE]
-    own = ["+callbacks.fate.fate=bug,works,killed", "trainer.accelerator=auto", "hydra.sweep.dir=three"]
+    sweep = ["+callbacks.fate.fate=bug,works,killed", "trainer.accelerator=auto", "hydra.sweep.dir=three"]
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    done = subprocess.run(
-        [sys.executable, "-m", "attnmosaic.train", *overrides, *own, *launcher, "-m"],
+    process = subprocess.run(
+        [sys.executable, "-m", "attnmosaic.train", *overrides, *sweep, *launcher, "-m"],
         cwd=tmp_path, capture_output=True, text=True, env=environ,
     )  # fmt: skip
     threads = max(1, joblib.cpu_count() // 3)
-    assert done.stderr.startswith(f"3 jobs, 2 at once, threads of each: {threads}\n"), done.stderr
+    assert process.stderr.startswith(f"3 jobs, 2 at once, threads per process: {threads}\n"), process.stderr
     jobs = [tmp_path / "three" / str(job) for job in range(3)]
     bug, works, killed = jobs
 
-    assert done.returncode == 1
-    assert "JobError: ZeroDivisionError: a bug of the user's\nTraceback" in done.stderr
-    assert "in on_train_start" in done.stderr
+    assert process.returncode == 1
+    assert "JobError: ZeroDivisionError: a bug of the user's\nTraceback" in process.stderr
+    assert "in on_train_start" in process.stderr
     assert "ZeroDivisionError: a bug of the user's" in (bug / "train.log").read_text()
     for file in (killed / "train.log", killed / "error.txt"):
         line = file.read_text().splitlines()[-1]
         assert re.match(r"job 2 \(.*\): its process was killed by SIGKILL: out of memory", line)
     assert [job for job in jobs if (job / "result.json").exists()] == [works]
-    ends = [line for line in done.stderr.splitlines() if line.startswith(("done", "failed", "stopped"))]
+    ends = [line for line in process.stderr.splitlines() if line.startswith(("done", "failed", "stopped"))]
     assert sorted(re.sub(r": .*", "", line) for line in ends) == [
         f"{state}  gaussian seed 0 callbacks.fate.fate={fate}"
         for state, fate in (("done", "works"), ("failed", "bug"), ("failed", "killed"))
     ]
 
-    # The terminal is shared, the log is not.
-    assert re.search(r"^1 \| .*held_out", done.stdout, flags=re.M)
+    # Lines on the terminal have a prefix, because the jobs share it; lines in a job's log have none.
+    assert re.search(r"^1 \| .*held_out", process.stdout, flags=re.M)
     assert not re.search(r"^1 \| ", (works / "train.log").read_text(), flags=re.M)
 
     facts = [json.loads((job / "facts.json").read_text()) for job in jobs]
@@ -76,26 +76,29 @@ def test_jobs_that_fail_and_jobs_that_are_killed(cli: Cli, tmp_path: Path) -> No
     assert result(works)["metrics"] == result(alone)["metrics"]
 
 
-def test_two_processes_in_one_sweep(tmp_path: Path) -> None:
-    """Started at once: each row is trained once, by one of them, and together they are all."""
+def test_two_commands_share_one_sweep(tmp_path: Path) -> None:
+    """Both start at the same time; each row is trained exactly once, by one of them."""
     environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])}
-    noted = ("+callbacks.noted._target_=helpers.user_code.Noted", f"+callbacks.noted.file={tmp_path / 'noted.txt'}")
+    record = (
+        "+callbacks.record_process._target_=helpers.user_code.RecordProcess",
+        f"+callbacks.record_process.file={tmp_path / 'processes.txt'}",
+    )
     command = [
-        sys.executable, "-m", "attnmosaic.train", *TWO_ROWS, "seed.all=0,1", "hydra/launcher=joblib", *noted,
+        sys.executable, "-m", "attnmosaic.train", *TWO_ROWS, "seed.all=0,1", "hydra/launcher=joblib", *record,
         "callbacks.pictures=null", "-m",
     ]  # fmt: skip
-    started = [
+    processes = [
         subprocess.Popen(
             command, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         for _ in range(2)
     ]
-    printed = [process.communicate(timeout=300)[0] for process in started]
-    codes = {process.returncode for process in started}
+    printed = [process.communicate(timeout=300)[0] for process in processes]
+    codes = {process.returncode for process in processes}
     assert codes <= {0, SKIPPED_JOBS}, printed
     assert 0 in codes or all("skipped" in text for text in printed)
     rows = [tmp_path / FOLDER / row / f"seed{seed}" for row in ("joint", "type2") for seed in (0, 1)]
     assert {Run(row).state for row in rows} == {"finished"}
-    begun = [line.split() for line in (tmp_path / "noted.txt").read_text().splitlines()]
+    begun = [line.split() for line in (tmp_path / "processes.txt").read_text().splitlines()]
     assert sorted(folder for _, folder in begun) == sorted(map(str, rows))
     assert not any("failed" in text for text in printed)

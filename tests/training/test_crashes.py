@@ -248,7 +248,7 @@ def test_run_with_deleted_data_resumes_when_they_are_back(forks: Forks, tmp_path
 
 
 def test_deleted_run_folder_ends_the_run_in_one_line(forks: Forks, tmp_path: Path) -> None:
-    code, printed = forks.run(tmp_path, *SETTINGS, NO_PICTURES, moment=("vanishing", 3, "run"))
+    code, printed = forks.run(tmp_path, *SETTINGS, NO_PICTURES, moment=("folder_deleted", 3, "run"))
     assert code == 1
     assert re.search(r"^error: run_dir: '.*run' has vanished; [^\n]*$", printed, flags=re.M), printed
     assert "Traceback" not in printed

@@ -1,1 +1,1 @@
-"""Pools, mosaics and data modules. Knows nothing of networks or training."""
+"""Pools of patches, mosaics and data modules. Does not depend on networks or training."""

@@ -1,4 +1,4 @@
-"""Data modules over two pools: what all share, and what all mosaic families share."""
+"""Base classes of data modules: `PoolDataModule` for all data, `MosaicDataModule` for all families of mosaics."""
 
 import math
 from abc import abstractmethod
@@ -22,22 +22,23 @@ from attnmosaic.data.sampler import EpochBlocks, block_loader, row_loader
 from attnmosaic.data.weights import WeightSampler
 
 SPLITS = ("train", "test", "held_out")
-"""`test` is sampled from the training pool (published protocol), `held_out` from patches never trained on."""
+"""`test` has new mosaics of training patches, as in the mosaic studies; `held_out` has patches never trained on."""
 
 BLOCK_VALUES = 2**26
-"""Values of patches a block on a CPU: about a second of a ConvNet's training, a whole epoch of 2-D points."""
+"""Maximum number of patch values in a block on a CPU: about one second of training for `ConvNet`, or a complete epoch
+of 2-D points."""
 
 STEP_WEIGHTS = 2**22
-"""Attention weights an evaluation step, at most: several copies of them are in memory at a time."""
+"""Maximum number of attention weights in an evaluation step, because several copies of them are in memory."""
 
 
 class PoolDataModule(pl.LightningDataModule):
-    """A data module whose splits are sampled over a training pool and a held-out pool.
+    """A data module whose splits are sampled from a training pool and a held-out pool.
 
     Args:
-        batch_size: rows a training step.
-        seed: of everything that is sampled.
-        order_seed: of the order in which training visits the rows.
+        batch_size: rows per training step.
+        seed: data seed; all samples depend on it.
+        order_seed: seed of the order in which an epoch visits the rows.
     """
 
     def __init__(self, *, batch_size: int, seed: int, order_seed: int) -> None:
@@ -48,25 +49,25 @@ class PoolDataModule(pl.LightningDataModule):
 
     @abstractmethod
     def load_pools(self) -> tuple[Pool, Pool]:
-        """Returns the training pool and the held-out pool, the same for the same seed."""
+        """Returns the training pool and the held-out pool; the same seed gives the same pools."""
 
     def rng(self, *stream: int) -> np.random.Generator:
-        """Returns one of the independent random generators that follow from the data seed."""
+        """Returns a random generator for a stream of random numbers; it depends on the data seed and the stream."""
         return np.random.default_rng([self.seed, *stream])
 
     def blocks(self, rows: int, steps: int) -> DataLoader[Tensor]:
-        """Returns the loader of an epoch's blocks of up to ``steps`` minibatches."""
+        """Returns the loader of training blocks; a block has up to ``steps`` minibatches."""
         return block_loader(EpochBlocks(rows, self.batch_size, steps, self.order_seed))
 
 
 def move_splits(splits: Mapping[str, Any], device: torch.device, dtype: torch.dtype, where: str) -> dict[str, Any]:
-    """Returns splits (`Mosaics` or `Examples`) on a device; those that share a pool share one copy of it.
+    """Returns copies of splits on a device; splits that share a pool also share its copy.
 
     Args:
-        splits: by name.
-        device: the device that computes.
+        splits: `Mosaics` or `Examples` by the name of the split.
+        device: device that computes.
         dtype: see `place_pools`.
-        where: likewise.
+        where: see `place_pools`.
     """
     pools = {id(split.pool): split.pool for split in splits.values()}
     placed = dict(zip(pools, place_pools(pools.values(), device, dtype, where), strict=True))
@@ -74,20 +75,20 @@ def move_splits(splits: Mapping[str, Any], device: torch.device, dtype: torch.dt
 
 
 class MosaicDataModule(PoolDataModule):
-    """Training mosaics and both test sets. A family of mosaics only adds where its pools come from.
+    """Data module of mosaics: the training mosaics and both test sets. Subclasses define `load_pools`.
 
     Args:
-        foreground: foreground classes by name or index; their order gives the labels.
-        background: background classes by name or index; None for all the others.
-        patches: patches a mosaic, P.
+        foreground: names or indices of the foreground classes; their order gives the labels.
+        background: names or indices of the background classes; None for all other classes.
+        patches: patches per mosaic, P.
         train_mosaics: number of training mosaics.
         test_mosaics: number of test mosaics, sampled from the training pool.
-        held_out_mosaics: number of test mosaics sampled from the held-out pool.
-        steps_per_block: training steps a block, S; None to choose it by the work in a step.
-        eval_batch_size: mosaics an evaluation step; None to choose it likewise.
-        weights: samples the fixed attention weights of every split; None leaves attention to a where network.
-        views: splits with other fixed weights, measured once, when a run ends: ``{name: {"split": ..., "weights":
-            ...}}``.
+        held_out_mosaics: number of held-out mosaics, sampled from the held-out pool.
+        steps_per_block: training steps per block, S; None for a number that suits the size of a mosaic.
+        eval_batch_size: mosaics per evaluation step; None for a number that suits the size of a mosaic.
+        weights: samples fixed attention weights for every split; None if a where network computes the weights.
+        views: splits with other fixed attention weights, evaluated once at the end of a run:
+            ``{name: {"split": ..., "weights": ...}}``.
         **common: see `PoolDataModule`.
     """
 
@@ -118,7 +119,7 @@ class MosaicDataModule(PoolDataModule):
         self.mosaics: dict[str, Mosaics] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        """Samples every split once; calling it again changes nothing."""
+        """Samples all splits on the first call; later calls have no effect."""
         if self.mosaics:
             return
         train_pool, held_out_pool = self.load_pools()
@@ -126,14 +127,14 @@ class MosaicDataModule(PoolDataModule):
         for stream, (split, n) in enumerate(self.counts.items()):
             pool = held_out_pool if split == "held_out" else train_pool
             sampled = sample_mosaics(pool, front, back, n, self.patches, self.rng(stream))
-            self.mosaics[split] = self._weighed(sampled, self.weights, stream)
+            self.mosaics[split] = self._with_weights(sampled, self.weights, stream)
         for name, view in self.views.items():
             split = view["split"]
             if split not in SPLITS:
                 raise not_among(f"data.views.{name}.split", split, SPLITS)
-            self.mosaics[name] = self._weighed(self.mosaics[split], view["weights"], SPLITS.index(split))
+            self.mosaics[name] = self._with_weights(self.mosaics[split], view["weights"], SPLITS.index(split))
 
-    def _weighed(self, mosaics: Mosaics, weights: WeightSampler | None, stream: int) -> Mosaics:
+    def _with_weights(self, mosaics: Mosaics, weights: WeightSampler | None, stream: int) -> Mosaics:
         if weights is None:
             return mosaics
         sampled = weights(mosaics.foreground.numpy(), self.patches, self.rng(20 + stream))
@@ -141,7 +142,7 @@ class MosaicDataModule(PoolDataModule):
 
     @property
     def measured(self) -> tuple[str, ...]:
-        """Names of what an evaluation measures: the splits, and when a run ends the views too."""
+        """Names of the splits that an evaluation measures; the evaluation at the end of a run also measures views."""
         fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         return SPLITS if fitting else (*SPLITS, *self.views)
 
@@ -155,26 +156,26 @@ class MosaicDataModule(PoolDataModule):
         return len(self.mosaics["train"].foreground_classes)
 
     def mosaics_on(self, device: torch.device, dtype: torch.dtype, where: str = "auto") -> dict[str, Mosaics]:
-        """Returns every split and view on a device, see `move_splits`."""
+        """Returns copies of all splits and views on a device, see `move_splits`."""
         return move_splits(self.mosaics, device, dtype, where)
 
-    def _mosaics_a_block(self) -> int:
-        """Returns how many mosaics keep the framework's cost a step or an evaluation step, about 1 ms, small."""
+    def _mosaics_per_block(self) -> int:
+        """Returns a number of mosaics for which Lightning's cost of about 1 ms per block is small."""
         if self.trainer is not None and self.trainer.strategy.root_device.type == "cuda":
             return max(self.counts.values())
         return max(1, BLOCK_VALUES // (self.patches * math.prod(self.patch_shape)))
 
     def train_dataloader(self) -> DataLoader[Tensor]:
-        steps = self.steps_per_block or -(-self._mosaics_a_block() // self.batch_size)
+        steps = self.steps_per_block or -(-self._mosaics_per_block() // self.batch_size)
         return self.blocks(len(self.mosaics["train"]), steps)
 
     def val_dataloader(self) -> list[DataLoader[Tensor]]:
-        """Returns one loader for each of `measured`."""
-        size = self.eval_batch_size or min(self._mosaics_a_block(), max(1, STEP_WEIGHTS // self.patches))
+        """Returns one loader for each split or view in `measured`."""
+        size = self.eval_batch_size or min(self._mosaics_per_block(), max(1, STEP_WEIGHTS // self.patches))
         return [row_loader(len(self.mosaics[split]), size) for split in self.measured]
 
     def export(self, folder: str | Path) -> list[Path]:
-        """Writes each split and view as ``<folder>/<split>.npz`` (see `Mosaics.save`) and returns the paths."""
+        """Writes each split and view to ``<folder>/<split>.npz`` (see `Mosaics.save`); returns the paths."""
         self.setup()
         Path(folder).mkdir(parents=True, exist_ok=True)
         paths = {split: Path(folder) / f"{split}.npz" for split in self.mosaics}

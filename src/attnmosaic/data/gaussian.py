@@ -1,4 +1,4 @@
-"""2-D Gaussian classes: documents 000 and the authors' types 1 to 5 (``protocol.md``)."""
+"""Mosaics of 2-D points: the 2-D gradient study and the mosaic repository's 2-D types 1 to 5 (docs/sources.md)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,15 +11,15 @@ from attnmosaic.data.pool import Pool
 
 
 class GaussianMosaics(MosaicDataModule):
-    """Mosaics of 2-D points, one Gaussian (or an even mixture of several) a class.
+    """Mosaics of 2-D points; each class is a Gaussian, or a mixture of several Gaussians with equal weights.
 
-    The class of every base point is sampled uniformly, so that classes hold about the same number. The held-out
-    pool is as many fresh points.
+    The class of every point is sampled uniformly, so all classes have about the same number of points. The held-out
+    pool has the same number of points as the training pool, sampled independently.
 
     Args:
-        means: for each class one point ``[x, y]``, or a list of such points for a mixture.
+        means: for each class a point ``[x, y]``, or a list of points for a mixture.
         variance: variance of each coordinate; the covariance is ``variance * I``.
-        points: number of base points, U, in each pool.
+        points: number of points in each pool, U.
         **mosaics: see `MosaicDataModule`.
     """
 
@@ -34,9 +34,9 @@ class GaussianMosaics(MosaicDataModule):
 
     def _sample_points(self, rng: np.random.Generator) -> Pool:
         labels = rng.integers(len(self.means), size=self.points)
-        part = rng.random(self.points)
+        component = rng.random(self.points)
         centres = np.stack(
-            [self.means[label][int(u * len(self.means[label]))] for label, u in zip(labels, part, strict=True)]
+            [self.means[label][int(u * len(self.means[label]))] for label, u in zip(labels, component, strict=True)]
         )
         points = centres + np.sqrt(self.variance) * rng.standard_normal(centres.shape)
         return Pool(

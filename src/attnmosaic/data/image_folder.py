@@ -1,4 +1,4 @@
-"""Image mosaics from a folder of one's own: decoded in parallel once, then read from one cache file."""
+"""Mosaics of images from the user's own folder: decoded once in parallel, then read from a cache file."""
 
 import hashlib
 import os
@@ -23,18 +23,18 @@ from attnmosaic.data.sources import Images
 
 
 class ImageFolderMosaics(ImageMosaics):
-    """Mosaics over a folder ``root/CLASS/*.jpg``, or ``root/train/CLASS/...`` and ``root/test/CLASS/...``.
+    """Mosaics of images in a folder ``root/CLASS/*.jpg``, or ``root/train/CLASS/...`` and ``root/test/CLASS/...``.
 
     Without a test folder (``test``, ``val`` or ``valid``), a fraction of each class is held out. Links to folders are
-    followed; how many files were skipped, and why, is logged in one line, also if the images come from the cache.
+    followed. One log line reports the number of skipped files and the reasons, even if all images are in the cache.
 
     Args:
-        root: the folder.
-        image_size: None takes images as they are (all must be equal); a number crops their centre to a
-            square and resizes it to that many pixels.
+        root: the folder of images.
+        image_size: pixels; images are cropped to their central square and resized to this size. None keeps the images
+            unchanged; they must then have the same size.
         color: True for RGB, False for one grey channel.
-        held_out_share: fraction of each class to hold out where there is no test folder.
-        cache_dir: where the decoded images are kept; the file's name follows from the folder's content.
+        held_out_share: fraction of each class that is held out if the folder has no test folder.
+        cache_dir: folder of the cache files; the name of a cache file depends on the content of the image files.
         **mosaics: see `ImageMosaics`.
     """
 
@@ -66,8 +66,8 @@ class ImageFolderMosaics(ImageMosaics):
         sizes = [f"{width} x {height}" for _, height, width in (pool.patch_shape for pool in pools)]
         if sizes[0] != sizes[1]:
             raise UserError(
-                f"data.root: images in '{train}' are {sizes[0]}, in '{test}' {sizes[1]}; resize them, "
-                "or type data.image_size=32"
+                f"data.root: got images of {sizes[0]} pixels in '{train}' and of {sizes[1]} pixels in '{test}', "
+                "needs one size; resize them, or type data.image_size=32"
             )
         return pools[0], pools[1]
 
@@ -87,13 +87,14 @@ class ImageFolderMosaics(ImageMosaics):
 def load_images(
     paths: Sequence[Path], folder: Path, image_size: int | None, color: bool, cache_dir: Path
 ) -> torch.Tensor:
-    """Returns images as uint8 ``[U, H, W, C]``, from the cache or decoded now and cached.
+    """Returns images as uint8 ``[U, H, W, C]``: from the cache if they are in it, otherwise decoded and then cached.
 
-    The cache file is named by a hash of every file's name and bytes and of the two options; it is written
-    under a lock and renamed into place, so jobs that start at once decode once and never read half a file.
+    The name of the cache file is a hash of ``image_size``, ``color`` and the name and bytes of every image file. The
+    file is written under a lock and then renamed. Jobs that start at the same time therefore decode the images only
+    once, and never read an incomplete file.
 
     Raises:
-        UserError: an image is broken, or images differ in size.
+        UserError: an image cannot be decoded, or images have different sizes.
     """
     key = hashlib.sha256(f"{image_size} {color}".encode())
     with ThreadPoolExecutor(os.cpu_count()) as threads:
@@ -120,7 +121,7 @@ def _digest(path: Path) -> bytes:
 
 
 def _read_cache(file: Path) -> np.ndarray | None:
-    """Returns the images of a cache file, or None where it is missing or unreadable."""
+    """Returns the images of a cache file; None if the file is missing or unreadable."""
     try:
         images: np.ndarray = np.load(file)
         return images
@@ -137,9 +138,9 @@ def _decode_all(paths: Sequence[Path], image_size: int | None, color: bool) -> n
         image = _decode(paths[i], image_size, color)
         if image.shape != first.shape:
             raise UserError(
-                f"data.root: images differ in size: '{paths[0]}' is {first.shape[1]} x {first.shape[0]}, "
-                f"'{paths[i]}' is {image.shape[1]} x {image.shape[0]} (width x height); resize them, "
-                "or type data.image_size=32 to crop and resize while loading"
+                f"data.root: got images of different sizes: '{paths[0]}' has {first.shape[1]} x {first.shape[0]} "
+                f"pixels, '{paths[i]}' has {image.shape[1]} x {image.shape[0]} (width x height); resize them, "
+                "or type data.image_size=32 to crop and resize them while loading"
             )
         images[i] = image
 
@@ -151,12 +152,12 @@ def _decode_all(paths: Sequence[Path], image_size: int | None, color: bool) -> n
 
 
 def _decode(path: Path, image_size: int | None, color: bool) -> np.ndarray:
-    """Returns an image, cropped and resized if wanted, as uint8 ``[H, W, C]``."""
+    """Returns an image as uint8 ``[H, W, C]``; cropped and resized unless ``image_size`` is None."""
     try:
         image = open_image(path, "RGB" if color else "L")
     except UnreadableError as error:
         raise UserError(
-            one_line(f"data.root: cannot decode '{path}', which {error}; repair, convert or remove it")
+            one_line(f"data.root: cannot decode '{path}': it {error}; repair, convert or remove the file")
         ) from error
     if image_size is not None:
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)

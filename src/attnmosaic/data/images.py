@@ -1,4 +1,4 @@
-"""Image mosaics from data sets that know their own classes: torchvision's, and scikit-learn's digits."""
+"""Mosaics of images: the base class, and data sets with known classes (torchvision's, scikit-learn's digits)."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,12 +11,13 @@ from attnmosaic.data.sources import Images, image_pool, load_digits, load_sets
 
 
 class ImageMosaics(MosaicDataModule):
-    """Mosaics of images: what every image family adds to `MosaicDataModule`.
+    """Base class of data modules with mosaics of images.
 
     Args:
-        mean: pixel mean after scaling to [0, 1], one value or one a channel.
-        std: pixel standard deviation, likewise. 0.5 and 0.5 put pixels in [-1, 1].
-        classes: names of the classes, where they are known beforehand; the data must agree.
+        mean: pixel mean after scaling to [0, 1]: one value, or one value per channel.
+        std: pixel standard deviation after scaling to [0, 1]: one value, or one value per channel. With mean 0.5 and
+            std 0.5, pixels are in [-1, 1].
+        classes: expected names of the classes, which the data must have; None for any names.
         **mosaics: see `MosaicDataModule`.
     """
 
@@ -36,12 +37,12 @@ class ImageMosaics(MosaicDataModule):
         """Builds a pool of images.
 
         Raises:
-            UserError: mean or std has neither one value nor one a channel, or the classes are others than given.
+            UserError: mean or std has neither one value nor one per channel, or the data have other classes.
         """
         if self.classes is not None and list(self.classes) != list(images.classes):
             raise UserError(
                 f"data.classes: got {', '.join(self.classes)}, but the data have {', '.join(images.classes)}; "
-                "type data.classes=null to take theirs"
+                "type data.classes=null to use the classes of the data"
             )
         return image_pool(images, self.mean, self.std)
 
@@ -50,7 +51,7 @@ class DigitsMosaics(ImageMosaics):
     """Mosaics of scikit-learn's bundled 8 x 8 handwritten digits, see `load_digits`.
 
     Args:
-        held_out_share: fraction of each class that only held-out mosaics are sampled from; the digits are one set.
+        held_out_share: fraction of each class that is held out, as the digits have no test set.
         **mosaics: see `ImageMosaics`.
     """
 
@@ -63,11 +64,11 @@ class DigitsMosaics(ImageMosaics):
 
 
 class TorchvisionMosaics(ImageMosaics):
-    """Mosaics over any torchvision-style classification data set of equally sized images.
+    """Mosaics of images from a classification data set in the style of torchvision, with images of one size.
 
     Args:
-        train_set: instantiates the data set behind the training pool, see `load_sets`.
-        test_set: the same for the held-out pool.
+        train_set: instantiates the data set of the training pool, see `load_sets`.
+        test_set: instantiates the data set of the held-out pool.
         lock_dir: see `load_sets`.
         **mosaics: see `ImageMosaics`.
     """
@@ -79,5 +80,5 @@ class TorchvisionMosaics(ImageMosaics):
         self.sets = train_set, test_set, lock_dir
 
     def load_pools(self) -> tuple[Pool, Pool]:
-        train, test = load_sets(*self.sets, "images of your own with data=image_folder data.root=DIR")
+        train, test = load_sets(*self.sets, "your own images with data=image_folder data.root=DIR")
         return self.image_pool(train), self.image_pool(test)

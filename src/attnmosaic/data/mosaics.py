@@ -1,4 +1,4 @@
-"""Mosaics: rows of indices into a pool, one foreground patch and P - 1 background patches each."""
+"""Mosaics: rows of P indices into a pool, for one foreground patch and P - 1 background patches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,12 +19,12 @@ class Mosaics:
     """N mosaics of P patches.
 
     Attributes:
-        pool: the patches.
-        index: row in the pool of each patch, ``[N, P]``, int64.
-        foreground: position of the foreground patch, ``[N]``, int64, 0 to P - 1.
-        label: which foreground class it is of, ``[N]``, int64, 0 to F - 1.
-        foreground_classes: names of the F foreground classes, in label order.
-        weights: fixed attention weights, ``[N, P]``; None where a where network gives them.
+        pool: pool of the patches.
+        index: index in the pool of each patch, ``[N, P]``, int64.
+        foreground: position of the foreground patch in the mosaic, ``[N]``, int64, 0 to P - 1.
+        label: label of the foreground patch's class, ``[N]``, int64, 0 to F - 1.
+        foreground_classes: names of the F foreground classes, in the order of the labels.
+        weights: fixed attention weights, ``[N, P]``; None if a where network computes the weights.
     """
 
     pool: Pool
@@ -38,11 +38,11 @@ class Mosaics:
         return len(self.index)
 
     def patches(self, rows: Int[Tensor, " B"], dtype: torch.dtype) -> Float[Tensor, "B P *patch"]:
-        """Gathers and scales the patches of some mosaics."""
+        """Returns the scaled patches of the mosaics in ``rows``."""
         return self.pool.gather(self.index[rows], dtype)
 
     def on(self, pool: Pool) -> "Mosaics":
-        """Returns the same mosaics over a copy of their pool, on that copy's device."""
+        """Returns the same mosaics with a copy of their pool, on the device of the copy."""
         device = pool.device
         return replace(
             self,
@@ -54,10 +54,11 @@ class Mosaics:
         )
 
     def save(self, path: str | Path) -> None:
-        """Writes everything that was sampled as one ``.npz`` file.
+        """Writes the mosaics and their pool to one ``.npz`` file.
 
-        Arrays: ``index``, ``foreground``, ``label``, ``foreground_classes``; and the pool's ``patches``
-        (images as uint8 ``[U, H, W, C]``), ``patch_labels`` and ``classes``; ``weights`` if they are fixed.
+        Its arrays are ``index``, ``foreground``, ``label``, ``foreground_classes``; the pool's ``patches`` (images as
+        uint8 ``[U, H, W, C]``), ``patch_labels`` and ``classes``; and ``weights`` if the mosaics have fixed attention
+        weights.
         """
         fixed: dict[str, Any] = {} if self.weights is None else {"weights": self.weights.cpu().numpy()}
         np.savez(
@@ -81,30 +82,30 @@ def sample_mosaics(
     patches: int,
     rng: np.random.Generator,
 ) -> Mosaics:
-    """Samples mosaics as the published experiments do (``protocol.md``, "Stage-wise training").
+    """Samples mosaics as in the mosaic studies (docs/sources.md, "Stage-wise study").
 
-    The foreground patch is sampled uniformly from all foreground patches of the pool, the others from all its
-    background patches, with replacement; the foreground's position is uniform. All on the CPU, so that the
-    result depends on the generator alone.
+    The foreground patch is sampled uniformly from all foreground patches of the pool. The other patches are sampled
+    uniformly from all background patches, with replacement. The position of the foreground patch is uniform. Sampling
+    runs on the CPU, so that the result depends on the random generator only.
 
     Args:
-        pool: where patches come from.
-        foreground: class indices; their order gives the labels.
-        background: class indices.
+        pool: pool of the patches.
+        foreground: indices of the foreground classes; their order gives the labels.
+        background: indices of the background classes.
         n: number of mosaics, N.
-        patches: patches a mosaic, P.
+        patches: patches per mosaic, P.
         rng: random generator.
 
     Raises:
-        UserError: the pool holds no patch of one of the sides.
+        UserError: the pool has no foreground patch or no background patch.
     """
     rows = {"foreground": pool.rows_of(foreground), "background": pool.rows_of(background)}
-    for side, found in rows.items():
-        if len(found) == 0:
-            raise UserError(f"data.{side}: the data hold no patch of these classes; choose others")
-    # The numbers of `rng.choice`, but in place: that takes the memory of two tables.
+    for side, side_rows in rows.items():
+        if len(side_rows) == 0:
+            raise UserError(f"data.{side}: the data contain no patch of these classes; choose other classes")
+    # The same numbers as from `rng.choice`, which would need the memory of two tables.
     index = rng.integers(len(rows["background"]), size=(n, patches))
-    np.take(rows["background"], index, out=index, mode="clip")  # "raise" would copy
+    np.take(rows["background"], index, out=index, mode="clip")  # mode "raise" would copy the table
     position = rng.integers(patches, size=n)
     chosen = rng.choice(rows["foreground"], size=n)
     index[np.arange(n), position] = chosen

@@ -1,4 +1,4 @@
-"""Images of digits, each with a number: documents 003 (sum) and 004 (product)."""
+"""Images of digits, each with a number: data of the digit-and-sum and the digit-and-product exercise."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from attnmosaic.data.sources import Images, image_pool, load_digits, load_sets
 
 
 def resize(pixels: UInt8[Tensor, "U H W C"], height: int, width: int) -> UInt8[Tensor, "U {height} {width} C"]:
-    """Resizes images bilinearly; those that shrink are smoothed first."""
+    """Resizes images with bilinear interpolation; images that become smaller are smoothed first."""
     if pixels.shape[1:3] == (height, width):
         return pixels
     floats = pixels.movedim(-1, 1).float()
@@ -30,13 +30,13 @@ def resize(pixels: UInt8[Tensor, "U H W C"], height: int, width: int) -> UInt8[T
 
 
 class Batch(NamedTuple):
-    """Some examples as a network and its objective take them.
+    """A batch of examples: the inputs of a network and its targets.
 
     Attributes:
-        image: scaled, ``[B, C, H, W]``.
-        number: 0 to 9, ``[B]``.
-        digit: what the image shows, 0 to 9, ``[B]``.
-        result: class of what digit and number give, ``[B]``; `Operation.values` has the classes' values.
+        image: scaled images, ``[B, C, H, W]``.
+        number: numbers, 0 to 9, ``[B]``.
+        digit: digits in the images, 0 to 9, ``[B]``.
+        result: class indices of the sums or products, ``[B]``; `Operation.values` has the value of each class.
     """
 
     image: Float[Tensor, "B C H W"]
@@ -47,12 +47,12 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """A number for each image of a pool.
+    """The images of a pool, each with a number.
 
     Attributes:
         pool: images of the digits 0 to 9; a class index is a digit.
-        number: 0 to 9, ``[U]``, int64.
-        result: class that digit and number give, ``[10, 10]``, int64.
+        number: number for each image, 0 to 9, ``[U]``, int64.
+        result: class index of the result for each digit and number, ``[10, 10]``, int64.
     """
 
     pool: Pool
@@ -63,30 +63,30 @@ class Examples:
         return len(self.number)
 
     def take(self, rows: Int[Tensor, " B"], dtype: torch.dtype) -> Batch:
-        """Gathers some examples."""
+        """Returns the examples in ``rows`` as a batch."""
         digit, number = self.pool.labels[rows], self.number[rows]
         return Batch(self.pool.gather(rows, dtype), number, digit, self.result[digit, number])
 
     def on(self, pool: Pool) -> "Examples":
-        """Returns the same examples over a copy of their pool, on that copy's device."""
+        """Returns the same examples with a copy of their pool, on the device of the copy."""
         return replace(self, pool=pool, number=self.number.to(pool.device), result=self.result.to(pool.device))
 
 
 class NumbersDataModule(PoolDataModule):
-    """Images of digits, each with a uniformly sampled number. A source of images only adds where its pools come from.
+    """Data module of digit images, each with a uniformly sampled number. Subclasses define `load_pools`.
 
-    As with mosaics, `test` holds new combinations of seen images (the training images with numbers sampled anew)
-    and `held_out` images that were never trained on.
+    As for mosaics, `test` has new combinations of training images (the training images with other numbers), and
+    `held_out` has images that were never trained on.
 
     Args:
-        operation: what digit and number are combined by, a key of `OPERATIONS`.
-        train_images: number of training images, None for all.
-        held_out_images: number of held-out images, None for all.
-        image_size: pixels; images are resized to squares of that size. None takes them as they are.
-        mean: pixel mean after scaling to [0, 1], one value or one a channel.
-        std: pixel standard deviation, likewise.
-        redraw: sample the training numbers anew for each epoch. Evaluation keeps to the first ones.
-        eval_batch_size: images an evaluation step.
+        operation: operation on digit and number, a key of `OPERATIONS`.
+        train_images: number of training images; None for all.
+        held_out_images: number of held-out images; None for all.
+        image_size: pixels; images are resized to squares of this size. None keeps their size.
+        mean: pixel mean after scaling to [0, 1]: one value, or one value per channel.
+        std: pixel standard deviation after scaling to [0, 1]: one value, or one value per channel.
+        redraw: whether each epoch trains on newly sampled numbers. Evaluation always uses the first numbers.
+        eval_batch_size: images per evaluation step.
         **common: see `PoolDataModule`.
     """
 
@@ -116,11 +116,11 @@ class NumbersDataModule(PoolDataModule):
         """Builds a pool of digits, resized to ``image_size``.
 
         Raises:
-            UserError: the images are not of ten classes, or mean and std do not fit them.
+            UserError: the images do not have ten classes, or mean or std has neither one value nor one per channel.
         """
         if len(images.classes) != 10:
             raise UserError(
-                f"data: the images are of {len(images.classes)} classes, but the digits 0 to 9 are ten; "
+                f"data: got images of {len(images.classes)} classes, needs the ten digits 0 to 9; "
                 "type data=digits_and_number or data=mnist_and_number"
             )
         pixels = torch.as_tensor(images.pixels)
@@ -129,11 +129,11 @@ class NumbersDataModule(PoolDataModule):
         return image_pool(images._replace(pixels=pixels), self.mean, self.std)
 
     def setup(self, stage: str | None = None) -> None:
-        """Samples every number once; calling it again changes nothing."""
+        """Samples the numbers of all splits on the first call; later calls have no effect."""
         if self.examples:
             return
         train, held_out = self.load_pools()
-        # Streams 0 to 11 are the mosaics' and pools'. A stream that ends in 0 would be the same without it.
+        # Mosaics and pools use the streams 0 to 11. No stream can end in 0: numpy ignores zeros at the end of a seed.
         train, held_out = self._subset(train, "train", 12), self._subset(held_out, "held_out", 13)
         table = torch.tensor(self.operation.table)
         for stream, split in enumerate(SPLITS, start=14):
@@ -146,34 +146,34 @@ class NumbersDataModule(PoolDataModule):
             return pool
         if n > len(pool):
             key = f"data.{split}_images"
-            raise UserError(f"{key}: got {n}, but there are {len(pool)}; type {key}=null for all")
+            raise UserError(f"{key}: got {n}, needs at most {len(pool)}; type {key}=null for all images")
         rows = torch.from_numpy(np.sort(self.rng(stream).permutation(len(pool))[:n]))
         return replace(pool, patches=pool.patches[rows], labels=pool.labels[rows])
 
     def _numbers(self, pool: Pool, *stream: int) -> Int[Tensor, " U"]:
         return torch.from_numpy(self.rng(*stream).integers(10, size=len(pool))).to(pool.device)
 
-    def trained_on(self, examples: Examples, epoch: int) -> Examples:
-        """Returns the training examples of an epoch, counted from 0: with other numbers if they are redrawn."""
+    def examples_of_epoch(self, examples: Examples, epoch: int) -> Examples:
+        """Returns the training examples of an epoch, counted from 0; with newly sampled numbers if `redraw` is set."""
         if not self.redraw:
             return examples
-        # The last number sets these streams apart from those of `setup` and of an epoch's order.
+        # With the last number, these streams differ from the streams of `setup` and of the order of an epoch.
         return replace(examples, number=self._numbers(examples.pool, epoch, 3))
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """``(C, H, W)``."""
+        """Shape of an image as networks get it: ``(C, H, W)``."""
         return self.examples["train"].pool.patch_shape
 
     def examples_on(self, device: torch.device, dtype: torch.dtype, where: str = "auto") -> dict[str, Examples]:
-        """Returns every split on a device, see `move_splits`."""
+        """Returns copies of all splits on a device, see `move_splits`."""
         return move_splits(self.examples, device, dtype, where)
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         return self.blocks(len(self.examples["train"]), steps=1)
 
     def val_dataloader(self) -> list[DataLoader[Tensor]]:
-        """Returns one loader a split, in the order of `SPLITS`."""
+        """Returns one loader for each split, in the order of `SPLITS`."""
         return [row_loader(len(self.examples[split]), self.eval_batch_size) for split in SPLITS]
 
 
@@ -181,7 +181,7 @@ class DigitsAndNumber(NumbersDataModule):
     """scikit-learn's bundled handwritten digits, each with a number; see `load_digits`.
 
     Args:
-        held_out_share: fraction of each class that is never trained on; the digits are one set.
+        held_out_share: fraction of each class that is held out, as the digits have no test set.
         **numbers: see `NumbersDataModule`.
     """
 
@@ -194,11 +194,11 @@ class DigitsAndNumber(NumbersDataModule):
 
 
 class TorchvisionAndNumber(NumbersDataModule):
-    """A torchvision-style data set of digits, each with a number; a class index is taken for the digit.
+    """Digits of a data set in the style of torchvision, each with a number; a class index is the digit.
 
     Args:
-        train_set: instantiates the data set behind `train` and `test`, see `load_sets`.
-        test_set: the same for `held_out`.
+        train_set: instantiates the data set of `train` and `test`, see `load_sets`.
+        test_set: instantiates the data set of `held_out`.
         lock_dir: see `load_sets`.
         **numbers: see `NumbersDataModule`.
     """

@@ -1,4 +1,4 @@
-"""Pools of patches: every mosaic of a data set is a row of indices into one. On a device or in main memory."""
+"""Pools of patches, on a device or in main memory; a mosaic is a row of indices into a pool."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -17,12 +17,13 @@ class Pool:
     """Unique source patches with their class labels.
 
     Attributes:
-        patches: images as uint8 ``[U, H, W, C]`` (channels last, so that gathered patches already lie in
-            memory as convolutions want them), or points as floats ``[U, D]``.
+        patches: images as uint8 ``[U, H, W, C]``, or points as floats ``[U, D]``. Channels are last because gathered
+            patches then have the memory layout that is fastest for convolutions.
         labels: class index of each patch, ``[U]``, int64.
-        classes: class names in index order.
-        mean: pixel mean subtracted after scaling to [0, 1]: one value, or one a channel.
-        std: pixel standard deviation divided by; with mean 0.5 and std 0.5 pixels lie in [-1, 1].
+        classes: class names, in the order of the class indices.
+        mean: pixel mean, subtracted after scaling to [0, 1]: one value, or one value per channel.
+        std: pixel standard deviation, by which the difference is divided: one value, or one value per channel. With
+            mean 0.5 and std 0.5, pixels are in [-1, 1].
     """
 
     patches: Tensor
@@ -37,7 +38,7 @@ class Pool:
 
     @property
     def device(self) -> torch.device:
-        """The device that patches are gathered to."""
+        """The device of gathered patches."""
         return self.labels.device
 
     @property
@@ -46,18 +47,18 @@ class Pool:
 
     @property
     def patch_shape(self) -> tuple[int, ...]:
-        """Shape of one patch as networks see it: ``(C, H, W)`` or ``(D,)``."""
+        """Shape of one patch as networks get it: ``(C, H, W)`` or ``(D,)``."""
         if self.is_image:
             _, height, width, channels = self.patches.shape
             return (channels, height, width)
         return tuple(self.patches.shape[1:])
 
     def gather(self, index: Int[Tensor, "*n"], dtype: torch.dtype) -> Float[Tensor, "*n_and_patch"]:
-        """Gathers patches and scales them.
+        """Gathers patches and scales images.
 
         Args:
-            index: rows of the pool, any shape, on the pool's device.
-            dtype: floating type of the result.
+            index: rows of the pool, in any shape, on the pool's device.
+            dtype: floating-point type of the result.
 
         Returns:
             ``[*index.shape, *patch_shape]``.
@@ -66,23 +67,24 @@ class Pool:
         return self.scaled(patches, dtype) if self.is_image else patches.to(dtype)
 
     def _rows(self, index: Int[Tensor, " n"]) -> Tensor:
-        # Twenty times as fast as indexing with `index`, which moves images byte by byte.
+        # Twenty times as fast as `self.patches[index]`, which copies images byte by byte.
         return self.patches.index_select(0, index)
 
     def scaled(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
         """Scales pixels ``[..., H, W, C]``; returns ``[..., C, H, W]``."""
-        picked = pixels.to(dtype)
+        scaled = pixels.to(dtype)
         if len(self.mean) == len(self.std) == 1:
-            picked.mul_(1 / (255 * self.std[0])).sub_(self.mean[0] / self.std[0])
+            scaled.mul_(1 / (255 * self.std[0])).sub_(self.mean[0] / self.std[0])
         else:
-            factor, offset = self._by_channel(picked)
-            picked.mul_(factor).sub_(offset)
-        return picked.movedim(-1, -3)
+            factor, offset = self._by_channel(scaled)
+            scaled.mul_(factor).sub_(offset)
+        return scaled.movedim(-1, -3)
 
     def _by_channel(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns what pixels are multiplied by and what is subtracted then, one a channel, of like's dtype and device.
+        """Returns the factors and offsets that scale pixels, one per channel, with the dtype and device of ``like``.
 
-        Copied from the host once and kept: each copy waits for a GPU, and a CUDA graph cannot capture it.
+        They are copied to the device once and then kept, because each copy waits for the GPU and cannot be part of a
+        CUDA graph.
         """
         if like.dtype not in self._scaling:
             std = like.new_tensor(self.std)
@@ -90,23 +92,23 @@ class Pool:
         return self._scaling[like.dtype]
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Pool":
-        """Returns the pool on a device; points take the dtype now, pixels stay uint8."""
+        """Returns a copy of the pool on a device; points are converted to ``dtype``, pixels stay uint8."""
         patches = self.patches.to(device) if self.is_image else self.patches.to(device, dtype)
         return replace(self, patches=patches, labels=self.labels.to(device))
 
     def rows_of(self, classes: Sequence[int]) -> Int[np.ndarray, " n"]:
-        """Returns the rows whose label is one of the given class indices, in pool order."""
+        """Returns the rows of all patches whose class index is in ``classes``, in ascending order."""
         return np.flatnonzero(np.isin(self.labels.cpu().numpy(), list(classes)))
 
 
-def split_pool(pool: Pool, share: float, rng: np.random.Generator) -> tuple[Pool, Pool]:
-    """Splits a pool class by class into a training part and a held-out part.
+def split_pool(pool: Pool, fraction: float, rng: np.random.Generator) -> tuple[Pool, Pool]:
+    """Splits a pool class by class into a training pool and a held-out pool.
 
     Args:
-        pool: what to split.
-        share: part of each class that is held out, above 0 and below 1; at least one patch of each class
-            goes to either side.
-        rng: decides which.
+        pool: pool to split.
+        fraction: fraction of each class that is held out, above 0 and below 1. Each of the two pools gets at least one
+            patch of each class.
+        rng: random generator that selects the patches.
 
     Raises:
         UserError: a class has fewer than two patches.
@@ -115,8 +117,8 @@ def split_pool(pool: Pool, share: float, rng: np.random.Generator) -> tuple[Pool
     for label, name in enumerate(pool.classes):
         rows = rng.permutation(pool.rows_of([label]))
         if len(rows) < 2:
-            raise UserError(f"class '{name}' has {len(rows)} example, needs at least 2 to hold some out")
-        n = min(max(1, math.floor(share * len(rows))), len(rows) - 1)
+            raise UserError(f"class '{name}' has {len(rows)} example, needs at least 2: one of them is held out")
+        n = min(max(1, math.floor(fraction * len(rows))), len(rows) - 1)
         held_out.append(np.sort(rows[:n]))
         train.append(np.sort(rows[n:]))
 
@@ -129,10 +131,10 @@ def split_pool(pool: Pool, share: float, rng: np.random.Generator) -> tuple[Pool
 
 @dataclass(frozen=True, eq=False)
 class HostPool(Pool):
-    """A pool whose patches stay in main memory, its labels on the device; gathered patches are copied there."""
+    """A pool with patches in main memory and labels on the device; gathered patches are copied to the device."""
 
     def _rows(self, index: Int[Tensor, " n"]) -> Tensor:
-        # Torch reuses pinned memory only once it has been copied from.
+        # The copy below can be asynchronous, because torch does not reuse pinned memory before the copy has ended.
         pinned = self.device.type == "cuda"
         rows = torch.empty((len(index), *self.patches.shape[1:]), dtype=self.patches.dtype, pin_memory=pinned)
         torch.index_select(self.patches, 0, index.cpu(), out=rows)
@@ -140,18 +142,18 @@ class HostPool(Pool):
 
 
 POOL_FRACTION = 0.5
-"""The part of a GPU's free memory that pools may take."""
+"""Maximum fraction of a GPU's free memory for pools."""
 
 
 def place_pools(pools: Iterable[Pool], device: torch.device, dtype: torch.dtype, where: str = "auto") -> list[Pool]:
     """Copies pools to the device that computes, or leaves their patches in main memory.
 
     Args:
-        pools: in main memory.
-        device: the device that computes.
-        dtype: of points; pixels stay uint8.
-        where: ``compute.pool``: "device", "host" for main memory, or "auto" for main memory if the pools take more
-            than `POOL_FRACTION` of a GPU's free memory.
+        pools: pools in main memory.
+        device: device that computes.
+        dtype: floating-point type of points; pixels stay uint8.
+        where: value of ``compute.pool``: "device"; "host" for main memory; or "auto" for main memory if the pools need
+            more than `POOL_FRACTION` of a GPU's free memory, otherwise the device.
     """
     pools = list(pools)
     if where == "auto":
@@ -160,5 +162,5 @@ def place_pools(pools: Iterable[Pool], device: torch.device, dtype: torch.dtype,
         where = "device" if fits else "host"
     if where == "device":
         return [pool.to(device, dtype) for pool in pools]
-    stay = [pool.to(torch.device("cpu"), dtype) for pool in pools]
-    return [HostPool(pool.patches, pool.labels.to(device), pool.classes, pool.mean, pool.std) for pool in stay]
+    in_memory = [pool.to(torch.device("cpu"), dtype) for pool in pools]
+    return [HostPool(pool.patches, pool.labels.to(device), pool.classes, pool.mean, pool.std) for pool in in_memory]

@@ -1,4 +1,4 @@
-"""The order in which an epoch visits the mosaics, in blocks of several minibatches."""
+"""Samplers and loaders of row numbers: the order in which an epoch visits the mosaics, in blocks of minibatches."""
 
 from collections.abc import Iterator
 
@@ -10,15 +10,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 
 class EpochBlocks(Sampler[Tensor]):
-    """Yields the rows of an epoch, up to ``steps`` minibatches of ``batch_size`` at a time.
+    """Sampler that yields the row numbers of an epoch in blocks of up to ``steps`` minibatches of ``batch_size`` rows.
 
-    The order follows from (seed, epoch) alone, so a resumed run visits what the uninterrupted one would
-    have. The last minibatch of an epoch may be smaller; none is dropped. Lightning calls `set_epoch`.
+    The order depends on the seed and the epoch only, so a resumed run visits the rows in the same order as an
+    uninterrupted run. The last minibatch of an epoch can be smaller; no row is dropped. Lightning calls `set_epoch`.
 
     Args:
         n: number of rows.
-        batch_size: rows a minibatch.
-        steps: minibatches a block (S).
+        batch_size: rows per minibatch.
+        steps: minibatches per block, S.
         seed: order seed.
     """
 
@@ -33,17 +33,17 @@ class EpochBlocks(Sampler[Tensor]):
         return -(-self.n // (self.batch_size * self.steps))
 
     def __iter__(self) -> Iterator[Int[Tensor, " rows"]]:
-        # The last number sets these streams apart from those that a data seed of the same value gives.
+        # With the last number, these streams differ from the streams of a data seed with the same value.
         order = np.random.default_rng([self.seed, self.epoch, 1]).permutation(self.n)
         yield from torch.from_numpy(order).split(self.batch_size * self.steps)
 
 
-# The loaders below get a generator of their own: a loader draws a number each time it starts, and from the global
-# generator that would move what the networks draw (dropout).
+# Each loader below has its own random generator. A loader samples one number each time it starts; with torch's global
+# generator, this would change the random numbers of the networks (dropout).
 
 
 class _Rows(Dataset[Tensor]):
-    """Hands a sampler's rows on: the patches themselves already lie on the training device."""
+    """Dataset of row numbers; the patches are already on the training device."""
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         return rows

@@ -1,4 +1,4 @@
-"""Image data sets: scikit-learn's bundled digits and torchvision's, as pixels, and pools made of pixels."""
+"""Loads image data sets (scikit-learn's digits, torchvision's data sets) as pixels, and builds pools from pixels."""
 
 import functools
 import inspect
@@ -15,12 +15,12 @@ from attnmosaic.data.pool import Pool
 
 
 class Images(NamedTuple):
-    """A classified set of images.
+    """Images with their classes.
 
     Attributes:
         pixels: uint8 ``[U, H, W, C]``.
-        labels: class index of each, ``[U]``.
-        classes: class names in index order.
+        labels: class index of each image, ``[U]``.
+        classes: class names, in the order of the class indices.
     """
 
     pixels: np.ndarray | torch.Tensor
@@ -32,19 +32,22 @@ def image_pool(images: Images, mean: float | Sequence[float], std: float | Seque
     """Builds a pool of images.
 
     Args:
-        images: the images.
-        mean: pixel mean after scaling to [0, 1], one value or one a channel.
-        std: pixel standard deviation, likewise.
+        images: images and their classes.
+        mean: pixel mean after scaling to [0, 1]: one value, or one value per channel.
+        std: pixel standard deviation after scaling to [0, 1]: one value, or one value per channel.
 
     Raises:
-        UserError: mean or std has neither one value nor one a channel.
+        UserError: mean or std has neither one value nor one per channel.
     """
     patches = torch.as_tensor(images.pixels)
     channels, scaling = patches.shape[-1], {}
     for key, value in (("mean", mean), ("std", std)):
         scaling[key] = values = (float(value),) if isinstance(value, (int, float)) else tuple(value)
         if len(values) not in (1, channels):
-            raise UserError(f"data.{key}: got {len(values)} values, needs one, or one for each of {channels} channels")
+            raise UserError(
+                f"data.{key}: got {len(values)} values, needs one value, or one for each of {channels} channels; "
+                f"type for example data.{key}=0.5"
+            )
     return Pool(patches, torch.as_tensor(images.labels, dtype=torch.int64), tuple(images.classes), **scaling)
 
 
@@ -53,80 +56,83 @@ def load_digits() -> Images:
     from sklearn import datasets
 
     digits = datasets.load_digits()
-    # Stored as counts 0 to 16; spread over a byte like any other image.
+    # scikit-learn stores values from 0 to 16; other images have values from 0 to 255.
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
     return Images(pixels, digits.target, [str(i) for i in digits.target_names])
 
 
 def load_sets(
-    train_set: Callable[[], Any], test_set: Callable[[], Any], lock_dir: str | Path, instead: str
+    train_set: Callable[[], Any], test_set: Callable[[], Any], lock_dir: str | Path, alternative: str
 ) -> tuple[Images, Images]:
-    """Returns the images of two torchvision-style data sets, downloading what is missing.
+    """Returns the images of two data sets in the style of torchvision; missing files are downloaded.
 
     Args:
-        train_set: instantiates the data set behind the training pool; called without arguments. It must have
+        train_set: instantiates the data set of the training pool; called without arguments. The data set must have
             ``classes`` and yield (PIL image, class index).
-        test_set: the same for the held-out pool.
-        lock_dir: folder of the lock that keeps two jobs from downloading at once.
-        instead: what to type to use other data, for the error of a failed download.
+        test_set: instantiates the data set of the held-out pool.
+        lock_dir: folder of the lock that prevents two jobs from downloading at the same time.
+        alternative: other data and the overrides to use them; part of the message after a failed download.
 
     Raises:
-        UserError: a data set does not take its arguments or cannot be downloaded, or its images are of different
-            sizes or not of 8 bits.
+        UserError: a data set does not accept its arguments or cannot be downloaded, or its images have different sizes
+            or do not have 8 bits per channel.
     """
     lock = Path(lock_dir).expanduser() / "downloads.lock"
     return (
-        _load_set("data.train_set", train_set, lock, instead),
-        _load_set("data.test_set", test_set, lock, instead),
+        _load_set("data.train_set", train_set, lock, alternative),
+        _load_set("data.test_set", test_set, lock, alternative),
     )
 
 
-def _load_set(key: str, make: Callable[[], Any], lock: Path, instead: str) -> Images:
-    _check_arguments(key, make)
+def _load_set(key: str, instantiate: Callable[[], Any], lock: Path, alternative: str) -> Images:
+    _check_arguments(key, instantiate)
     with locked(lock, "paths.cache"):
-        source = _instantiate(key, make, instead)
-    images, labels = zip(*((np.asarray(image), label) for image, label in source), strict=True)
+        data_set = _instantiate(key, instantiate, alternative)
+    images, labels = zip(*((np.asarray(image), label) for image, label in data_set), strict=True)
     sizes = {image.shape for image in images}
     if len(sizes) > 1:
         raise UserError(
-            f"{key}: its images differ in size ({', '.join(map(str, sorted(sizes)[:3]))}), "
-            "they must be equal; add a Resize transform to the data set"
+            f"{key}: got images of different sizes ({', '.join(map(str, sorted(sizes)[:3]))}), "
+            "needs images of one size; add a Resize transform to the data set"
         )
     stacked = np.stack(images)
     if stacked.dtype != np.uint8:
-        raise UserError(f"{key}: yields {stacked.dtype} pixels, needs 8-bit PIL images; leave out ToTensor")
-    pixels = stacked[..., None] if stacked.ndim == 3 else stacked
-    return Images(pixels, labels, [str(name) for name in source.classes])
-
-
-def _check_arguments(key: str, make: Callable[[], Any]) -> None:
-    """Checks that a data set takes the arguments that its config node has."""
-    if isinstance(make, functools.partial):
-        try:
-            inspect.signature(make.func).bind(*make.args, **make.keywords)
-        except TypeError as error:
-            raise UserError(f"{key}: {_name(make)} {error}; see conf/data") from error
-
-
-def _instantiate(key: str, make: Callable[[], Any], instead: str) -> Any:
-    try:
-        return make()
-    except (OSError, RuntimeError) as error:  # of torchvision, the network or the disk
-        root = Path(getattr(make, "keywords", {}).get("root", "data")).expanduser()
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{key}: {_name(make)} is not in '{root}' and could not be downloaded ({why}); put "
-            f"{_files_wanted(make, root)}, or name the folder that has it with paths.data=DIR, or use {instead}"
+            f"{key}: got {stacked.dtype} pixels, needs 8-bit PIL images; remove ToTensor from the data set's transforms"
+        )
+    pixels = stacked[..., None] if stacked.ndim == 3 else stacked
+    return Images(pixels, labels, [str(name) for name in data_set.classes])
+
+
+def _check_arguments(key: str, instantiate: Callable[[], Any]) -> None:
+    """Checks that the class of a data set accepts the arguments in its config node."""
+    if isinstance(instantiate, functools.partial):
+        try:
+            inspect.signature(instantiate.func).bind(*instantiate.args, **instantiate.keywords)
+        except TypeError as error:
+            raise UserError(f"{key}: {_name(instantiate)} {error}; see the files in conf/data") from error
+
+
+def _instantiate(key: str, instantiate: Callable[[], Any], alternative: str) -> Any:
+    try:
+        return instantiate()
+    except (OSError, RuntimeError) as error:  # from torchvision, the network or the disk
+        root = Path(getattr(instantiate, "keywords", {}).get("root", "data")).expanduser()
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{key}: {_name(instantiate)} is not in '{root}' and could not be downloaded ({reason}); copy "
+            f"{_needed_files(instantiate, root)}, or type paths.data=DIR for a folder that contains it, "
+            f"or use {alternative}"
         ) from error
 
 
-def _name(make: Any) -> str:
-    return str(getattr(make, "func", make).__name__)
+def _name(instantiate: Any) -> str:
+    return str(getattr(instantiate, "func", instantiate).__name__)
 
 
-def _files_wanted(make: Any, root: Path) -> str:
-    """Returns which files a torchvision data set needs in which folder, for the error of a failed download."""
-    data_set = getattr(make, "func", make)
+def _needed_files(instantiate: Any, root: Path) -> str:
+    """Returns the file names that a torchvision data set needs and their folder, for the failed download's message."""
+    data_set = getattr(instantiate, "func", instantiate)
     if filename := getattr(data_set, "filename", None):
         return f"{filename} into '{root}'"
     if resources := getattr(data_set, "resources", None):

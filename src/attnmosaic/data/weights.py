@@ -1,4 +1,4 @@
-"""Fixed attention weights: they come with the data, so that What can be studied without a Where."""
+"""Samplers of fixed attention weights; with fixed weights, a what network can be trained without a where network."""
 
 from fractions import Fraction
 from typing import Protocol, runtime_checkable
@@ -11,55 +11,57 @@ from attnmosaic.core.errors import UserError
 
 @runtime_checkable
 class WeightSampler(Protocol):
-    """Samples fixed attention weights for mosaics."""
+    """Function that samples fixed attention weights for mosaics."""
 
     def __call__(
         self, foreground: Int[np.ndarray, " N"], patches: int, rng: np.random.Generator
     ) -> Float[np.ndarray, "N P"]:
-        """Returns weights that are not negative and sum to 1 for each mosaic.
+        """Returns non-negative weights with sum 1 for each mosaic.
 
         Args:
             foreground: position of the foreground patch in each mosaic.
-            patches: patches a mosaic, P.
+            patches: patches per mosaic, P.
             rng: random generator.
         """
 
 
 class FixedWeights:
-    """The same weight on every foreground patch, the rest shared evenly by the background (document 001).
+    """Gives all foreground patches one weight; background patches share the rest equally (weighted-average study).
 
     Args:
-        foreground: from 0 to 1, as a number or a fraction: document 001's dataset i has ``"i/9"``, and so
-            (9 - i)/72 on each of eight background patches.
+        foreground: weight of the foreground patch from 0 to 1, as a number or a fraction. Dataset i of the
+            weighted-average study has ``"i/9"``, which leaves (9 - i)/72 for each of eight background patches.
 
     Raises:
-        UserError: it is neither, or out of range.
+        UserError: ``foreground`` is not a number or a fraction from 0 to 1.
     """
 
     def __init__(self, foreground: str | float) -> None:
         text = str(foreground)
         try:
-            # `Fraction` writes a power of ten out: 1e999999999 would take hours.
+            # `Fraction` computes a power of ten exactly, so "1e999999999" would take hours.
             self.foreground = Fraction(float(text)) if "e" in text.lower() else Fraction(text)
         except (ValueError, ZeroDivisionError, OverflowError):
             self.foreground = Fraction(-1)
         if not 0 <= self.foreground <= 1:
-            raise UserError(f"foreground weight: got {foreground}, needs a number or fraction from 0 to 1, 5/9 say")
+            raise UserError(
+                f"foreground weight: got {foreground}, needs a number or fraction from 0 to 1, for example 5/9"
+            )
 
     def __call__(
         self, foreground: Int[np.ndarray, " N"], patches: int, rng: np.random.Generator
     ) -> Float[np.ndarray, "N P"]:
-        # Divided exactly: at 1/9 every weight is then the same number.
+        # The division of fractions is exact, so with 1/9 all weights are the same number.
         weights = np.full((len(foreground), patches), float((1 - self.foreground) / (patches - 1)))
         weights[np.arange(len(foreground)), foreground] = float(self.foreground)
         return weights
 
 
 class DirichletWeights:
-    """Weights sampled for each mosaic from a symmetric Dirichlet distribution, wherever the foreground is.
+    """Samples weights from a symmetric Dirichlet distribution, independently of the foreground's position.
 
     Args:
-        concentration: 1 samples uniformly from all weights there are; below 1 most of the weight lies on few patches.
+        concentration: 1 for weights that are uniform on the simplex; below 1, few patches get most of the weight.
     """
 
     def __init__(self, concentration: float = 1.0) -> None:
@@ -74,7 +76,7 @@ class DirichletWeights:
 
 
 class RandomPatch:
-    """All the weight on one patch of each mosaic, sampled uniformly: the foreground one time in P."""
+    """Gives weight 1 to one uniformly sampled patch of each mosaic, which is the foreground with probability 1/P."""
 
     def __call__(
         self, foreground: Int[np.ndarray, " N"], patches: int, rng: np.random.Generator

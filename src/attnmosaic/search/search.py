@@ -180,7 +180,7 @@ class Search:
             jobs.append(job)
         add_to_plan(self.folder, {"commands": [typed_command()], "jobs": {}})
         display = begin_sweep(self.config, jobs, lambda: summarize(self))
-        display.watch.begun = True
+        display.monitor.begun = True
         return display
 
     # ---- trials
@@ -265,7 +265,7 @@ class Search:
         add_to_plan(
             self.folder, {"commands": [], "jobs": {str(number): {**planned.plan, "swept": [*self.space.searched]}}}
         )
-        self.display.watch.jobs[number].schedule = display_settings(planned)["schedule"]
+        self.display.monitor.jobs[number].schedule = display_settings(planned)["schedule"]
         values = (f"{key}={short_number(value)}" for key, value in params.items())
         self.display.rename(number, " ".join([f"trial {number}", *values]))
 

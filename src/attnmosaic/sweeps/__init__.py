@@ -1,1 +1,1 @@
-"""Sweeps: their jobs planned, launched, monitored and displayed. Imports no torch."""
+"""Sweeps: plans, launches, monitors and displays their jobs. Imports no torch."""

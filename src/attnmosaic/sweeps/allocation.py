@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from attnmosaic.core.errors import UserError
 
 
-def plan(
+def jobs_and_threads(
     jobs: int,
     cores: int,
     *,
@@ -20,23 +20,24 @@ def plan(
     gpus: int = 0,
     jobs_per_gpu: int = 4,
 ) -> tuple[int, int | None]:
-    """Decides how many jobs run at once, and on how many CPU threads each.
+    """Decides how many jobs run at the same time, and how many CPU threads each of them uses.
 
     Args:
-        jobs: how many there are.
-        cores: how many may be used.
-        processes: of a job that trains with several; each has its own threads and takes its own memory.
-        n_jobs: the user's own number of jobs at once, which no other limit lowers.
-        threads: the user's own number of threads of a process.
-        free_gb: memory that is left; None if that is not known.
-        gb_per_job: memory that a process of a job takes.
-        gpus: how many there are, or groups of them if a job takes several; 0 if the jobs use none.
-        jobs_per_gpu: how many jobs share one.
+        jobs: number of jobs of the sweep.
+        cores: number of CPU cores that the sweep can use.
+        processes: number of processes of one job; each process has its own threads and needs its own memory.
+        n_jobs: number of jobs at the same time, set by the user; no other limit applies then.
+        threads: number of threads of one process, set by the user.
+        free_gb: free memory; None if it is unknown.
+        gb_per_job: memory that one process of a job needs.
+        gpus: number of GPUs, or of groups of GPUs if a job uses several; 0 if the jobs use no GPU.
+        jobs_per_gpu: number of jobs that share one GPU.
 
     Returns:
-        (jobs at once, threads of each): as many jobs as all of these allow, but at least one. The threads, which the
-        last digits of results depend on, follow from the cores and the number of jobs alone, not from the memory
-        that is free at the moment; they are None, for the default of a single run, if there is but one job.
+        (jobs at the same time, threads of each process). The number of jobs is the largest that all limits allow, but
+        at least one. The number of threads depends on the cores and on the number of jobs only, and not on the free
+        memory, because the last digits of the results depend on it. It is None if the sweep has only one job; this job
+        then uses the default of a single run.
 
     Raises:
         UserError: a number is invalid.
@@ -61,44 +62,44 @@ def plan(
     return at_once, threads
 
 
-def devices(config: DictConfig) -> int | None:
-    """Returns how many GPUs a run takes where there are some: 0 on the CPU; None for all that there are.
+def gpus_per_job(config: DictConfig) -> int | None:
+    """Returns the number of GPUs that a run uses on a machine with GPUs: 0 for a CPU run, None for all GPUs.
 
     Args:
-        config: the run's, of which ``trainer.accelerator`` and ``trainer.devices`` count.
+        config: config of the run; only ``trainer.accelerator`` and ``trainer.devices`` are read.
     """
-    asked: Any = OmegaConf.select(config, "trainer.devices") or 1
+    devices: Any = OmegaConf.select(config, "trainer.devices") or 1
     if OmegaConf.select(config, "trainer.accelerator") == "cpu":
         return 0
-    if isinstance(asked, str) or asked == -1:  # auto
+    if isinstance(devices, str) or devices == -1:  # auto
         return None
-    return max(1, len(asked) if isinstance(asked, Sequence) else int(asked))
+    return max(1, len(devices) if isinstance(devices, Sequence) else int(devices))
 
 
-def groups(gpus: Sequence[str], devices: int | None) -> list[Sequence[str]]:
-    """Returns the groups of GPUs that jobs take turns at; one group of all if a job takes as many or more.
+def gpu_groups(gpus: Sequence[str], gpus_of_job: int | None) -> list[Sequence[str]]:
+    """Returns the groups of GPUs that jobs use in turn; one group of all GPUs if a job uses all of them or more.
 
     Args:
         gpus: see `attnmosaic.core.resources.visible_gpus`.
-        devices: how many a job takes, see `devices`.
+        gpus_of_job: number of GPUs that a job uses, see `gpus_per_job`.
     """
-    if not gpus or devices == 0:
+    if not gpus or gpus_of_job == 0:
         return []
-    size = min(devices or len(gpus), len(gpus))
+    size = min(gpus_of_job or len(gpus), len(gpus))
     return [gpus[first : first + size] for first in range(0, len(gpus) - size + 1, size)]
 
 
-def environment(job: int, threads: int | None, gpus: Sequence[str], devices: int | None = 1) -> dict[str, str]:
-    """Returns the environment variables that give a job its cores and GPUs.
+def job_environment(job: int, threads: int | None, gpus: Sequence[str], gpus_of_job: int | None = 1) -> dict[str, str]:
+    """Returns the environment variables that assign cores and GPUs to a job.
 
     Args:
-        job: its number. Jobs take turns at the groups of GPUs: job i sees group i mod n of n, and no other GPU.
-        threads: see `plan`.
+        job: number of the job. Of n groups of GPUs, job i sees group i mod n and no other GPU.
+        threads: see `jobs_and_threads`.
         gpus: see `attnmosaic.core.resources.visible_gpus`.
-        devices: how many a job takes, see `devices`.
+        gpus_of_job: number of GPUs that a job uses, see `gpus_per_job`.
     """
-    turns = groups(gpus, devices)
+    groups = gpu_groups(gpus, gpus_of_job)
     return {
         **({"OMP_NUM_THREADS": str(threads)} if threads is not None else {}),
-        **({"CUDA_VISIBLE_DEVICES": ",".join(turns[job % len(turns)])} if turns else {}),
+        **({"CUDA_VISIBLE_DEVICES": ",".join(groups[job % len(groups)])} if groups else {}),
     }

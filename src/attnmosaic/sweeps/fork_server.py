@@ -1,7 +1,7 @@
-"""The process that imports once what every job of a sweep needs.
+"""Starts and stops the fork server: a process that imports once the modules that every job of a sweep needs.
 
-Each job is a fork of this server: it starts within milliseconds instead of the seconds that imports take, it finds
-nothing that another job left, and its memory is freed when it ends.
+Each job is a fork of this server. It starts within milliseconds instead of the seconds that the imports take, it shares
+no state with other jobs, and its memory is freed when it ends.
 """
 
 import atexit
@@ -16,7 +16,7 @@ from hydra.core.utils import env_override
 
 from attnmosaic.core.library_internals import forkserver_pid
 
-# Windows cannot fork, and on macOS the system's own libraries may not survive it: there each job imports anew.
+# Windows cannot fork, and on macOS the system libraries can crash after a fork: there each job does its own imports.
 FORKS = sys.platform == "linux"
 CONTEXT: Any = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 
@@ -28,19 +28,24 @@ PRELOAD = (
     "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf", "matplotlib.figure",
     "torch.utils.tensorboard",
 )  # fmt: skip
-"""What most jobs import. No module here starts a thread, runs an operation of torch or uses a GPU: forks could not."""
+"""Modules that most jobs import.
+
+The import of these modules must not start a thread, run a torch operation or use a GPU, because neither threads nor
+GPUs work in a process that is forked afterwards.
+"""
 
 
 def start_server() -> None:
-    """Starts the server, which still imports when this has returned."""
+    """Starts the server and returns before the server has finished its imports."""
     if not FORKS:
         return
     from multiprocessing import forkserver
 
     forkserver.set_forkserver_preload([*PRELOAD])
-    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process, which ends the others
+    # The server must ignore Ctrl-C: this process handles it and ends the others.
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        # numpy would start threads when imported.
+        # With more threads than one, numpy would start them when it is imported.
         with env_override({"OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS", "1")}):
             forkserver.ensure_running()
     finally:
@@ -49,8 +54,8 @@ def start_server() -> None:
 
 
 def stop_server() -> None:
-    """Kills the server, which else would finish its imports first."""
+    """Kills the server; a server that is only asked to end would finish its imports first."""
     if FORKS and (pid := forkserver_pid()) is not None:
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(pid, signal.SIGKILL)
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # multiprocessing itself removes the ended process
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # leaves the ended process for multiprocessing to reap

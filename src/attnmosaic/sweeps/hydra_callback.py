@@ -1,4 +1,4 @@
-"""Plans a sweep before its jobs and checks its data, displays it meanwhile, and prints its table afterwards."""
+"""Hydra callback of sweeps: plans the jobs and checks their data, displays the running sweep, and prints its table."""
 
 import json
 import os
@@ -30,30 +30,31 @@ from attnmosaic.core.signals import end_in_order
 from attnmosaic.runs.discovery import read_plan
 from attnmosaic.runs.run import SWEEP, Run
 from attnmosaic.sweeps.display import Display, Stream
-from attnmosaic.sweeps.monitor import LEFT, SKIPPED, Job
-from attnmosaic.sweeps.overrides import expand_sweeps, is_own
+from attnmosaic.sweeps.monitor import LEFT_RUNNING, SKIPPED, Job
+from attnmosaic.sweeps.overrides import expand_sweeps, uses_basic_sweeper
 from attnmosaic.sweeps.packed_job import error_of
-from attnmosaic.sweeps.plan import check_one_folder, monitored_jobs, planned_jobs, settle_folder, swept_keys
+from attnmosaic.sweeps.plan import check_one_folder, monitored_jobs, planned_jobs, set_sweep_folder, swept_keys
 
 SKIPPED_JOBS = 75
 """Exit code of a sweep that skipped jobs of another process and had no failures: EX_TEMPFAIL of sysexits.h."""
 
 
 class SweepPlan(Callback):
-    """Settles a sweep's jobs and folder before it begins, and writes ``sweep.json``, the plan of its trainings.
+    """Determines a sweep's folder and jobs before it begins, and writes the plan of its jobs, ``sweep.json``.
 
-    A sweep without jobs, or whose data are missing, ends there. The jobs are known beforehand with Hydra's own sweeper
-    only; a search follows its trials itself. A sweep that is started again in the same folder adds to its plan.
+    A sweep without jobs, or with missing data, ends with a user error before its first job. Jobs are known in advance
+    only with Hydra's basic sweeper; a search plans and displays its trials itself. A sweep that is started again in the
+    same folder adds its jobs to the existing plan.
     """
 
     def __init__(self) -> None:
         self._plan: dict[str, Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_plan": None}  # a job's process does not need the other jobs
+        return {"_plan": None}  # the process of a job does not need the plan
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Expands ``~`` in the folder of a lone run, as in any other path."""
+        """Expands ``~`` in the folder of a single run."""
         for key in ("paths.output", "hydra.run.dir"):
             section: Any = OmegaConf.select(config, key.rpartition(".")[0])
             name = key.rpartition(".")[2]
@@ -61,26 +62,26 @@ class SweepPlan(Callback):
                 section[name] = os.path.expanduser(str(unresolved(section, name)))
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Composes every job and checks its data."""
-        guard_sweep(self._settle, config)
+        """Composes every job and checks its config and data."""
+        guard_sweep(self._prepare, config)
 
-    def _settle(self, config: DictConfig) -> None:
+    def _prepare(self, config: DictConfig) -> None:
         if launched_rank(os.environ) is not None:
             raise UserError(
-                "hydra.mode: got MULTIRUN, but torchrun and srun start the processes of one run; leave out -m, or type "
-                "python -m attnmosaic.train -m hydra/launcher=submitit_slurm"
+                "hydra.mode: got MULTIRUN, but torchrun and srun start the processes of a single run; remove -m, or "
+                "type python -m attnmosaic.train -m hydra/launcher=submitit_slurm"
             )
         training = config.hydra.job.config_name == "train"
-        if not (training or is_own(config.hydra)):
-            return  # the sweeper refuses commands that it cannot search
+        if not (training or uses_basic_sweeper(config.hydra)):
+            return  # the sweeper itself rejects commands other than train
         expand_sweeps(config)
-        self._folder = Path(settle_folder(config)).absolute()  # a job may change the working directory
+        self._folder = Path(set_sweep_folder(config)).absolute()  # absolute, as a job can change the working directory
         if not training:
             return
         if config.progress not in PROGRESS:
             raise not_among("progress", config.progress, PROGRESS)
         check_one_folder(config)
-        if is_own(config.hydra):
+        if uses_basic_sweeper(config.hydra):
             self._check_jobs(config)
 
     def _check_jobs(self, config: DictConfig) -> None:
@@ -90,7 +91,7 @@ class SweepPlan(Callback):
         for folder, jobs in Counter(job.folder for job in planned).items():
             if jobs > 1:
                 raise UserError(
-                    f"hydra.sweep.subdir: got '{folder}' for {jobs} jobs, needs another for each; "
+                    f"hydra.sweep.subdir: got '{folder}' for {jobs} jobs, needs a different folder for each job; "
                     "type for example 'hydra.sweep.subdir=${hydra.job.num}'"
                 )
         for job in planned:
@@ -103,9 +104,9 @@ class SweepPlan(Callback):
         begin_sweep(config, monitored_jobs(planned, self._folder))
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        """Writes the plan if the launcher has not: Hydra's own accepts all jobs."""
+        """Writes the plan if the launcher has not written it, and records that the job has begun."""
         self.write()
-        if _current is not None:  # a lone run has no number
+        if _current is not None:  # a single run has no number
             job_began(config.hydra.job.num)
 
     def write(self) -> None:
@@ -114,7 +115,7 @@ class SweepPlan(Callback):
             add_to_plan(self._folder, self._plan)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        """Reports each job that ends: Hydra raises the error of the first failed job alone, once all have ended."""
+        """Reports the end of each job; Hydra itself raises only the first error, after all jobs have ended."""
         if _current is not None:
             job_ended(config.hydra.job.num, job_return)
         elif OF_SWEEP not in os.environ and config.hydra.mode == RunMode.MULTIRUN and (error := error_of(job_return)):
@@ -122,16 +123,16 @@ class SweepPlan(Callback):
 
 
 def write_plan(context: HydraContext) -> None:
-    """Writes the plan of a sweep whose jobs a launcher has accepted."""
+    """Writes the plan of a sweep; a launcher calls this once it has accepted the jobs."""
     for callback in context.callbacks.callbacks:
         if isinstance(callback, SweepPlan):
             callback.write()
 
 
-def may_skip() -> bool:
-    """Returns whether this is a job of a sweep that does not depend on its result."""
+def can_skip_job() -> bool:
+    """Returns whether the current job can be skipped: it is part of a sweep that does not need its result."""
     hydra: Any = HydraConfig.get()
-    return bool(hydra.mode == RunMode.MULTIRUN and is_own(hydra))
+    return bool(hydra.mode == RunMode.MULTIRUN and uses_basic_sweeper(hydra))
 
 
 def add_to_plan(sweep: Path, more: dict[str, Any]) -> None:
@@ -148,13 +149,13 @@ def add_to_plan(sweep: Path, more: dict[str, Any]) -> None:
 
 
 def typed_command() -> str:
-    """Returns the command line that this process was given."""
+    """Returns the command line of this process, quoted for a shell."""
     return command("train", *sys.argv[1:])
 
 
 @dataclass
 class _Sweep:
-    """The sweep that this process runs: its folder, its display, and the function that returns its final report."""
+    """The sweep that this process runs: its folder, its display, and a function that returns the texts printed last."""
 
     folder: Path
     display: Display
@@ -165,12 +166,12 @@ _current: _Sweep | None = None
 
 
 def begin_sweep(config: DictConfig, jobs: list[Job], report: Callable[[], list[str]] | None = None) -> Display:
-    """Begins to display the jobs of this process's sweep; signals end it in order from now on.
+    """Starts the display of this process's sweep; from now on a signal ends the sweep in order.
 
     Args:
-        config: the sweep's config, with Hydra's own section.
-        jobs: by number.
-        report: returns what to print when the sweep ends; by default the tables of its runs.
+        config: config of the sweep, with Hydra's section ``hydra``.
+        jobs: the jobs, in the order of their numbers.
+        report: returns the texts that are printed when the sweep ends; None for the tables of its runs.
     """
     global _current
     folder = Path(config.hydra.sweep.dir)
@@ -190,49 +191,49 @@ def _tables(folder: Path) -> list[str]:
 
 
 def job_began(number: int) -> None:
-    """Records that a job of this process's sweep begins, wherever it runs."""
+    """Records that a job of this process's sweep has begun, in this process or in another."""
     if _current is not None:
-        _current.display.watch.began(number)
+        _current.display.monitor.began(number)
 
 
-def job_ended(number: int, done: JobReturn) -> None:
-    """Records the end of a job of this process's sweep."""
+def job_ended(number: int, job_return: JobReturn) -> None:
+    """Records that a job of this process's sweep has ended."""
     if _current is None:
         return
-    watch = _current.display.watch
-    nothing = done.status == JobStatus.COMPLETED and done.return_value is None
-    if nothing and Run(watch.jobs[number].folder).state != "pruned":
-        watch.skipped(number)
+    monitor = _current.display.monitor
+    without_result = job_return.status == JobStatus.COMPLETED and job_return.return_value is None
+    if without_result and Run(monitor.jobs[number].folder).state != "pruned":
+        monitor.skipped(number)
         return
-    error = error_of(done)
-    why = error_line(error) if error is not None else None
-    # The line of the display begins with the job's label.
-    watch.ended(number, why and why.removeprefix(f"job {number} ({' '.join(done.overrides or [])}): "))
+    error = error_of(job_return)
+    reason = error_line(error) if error is not None else None
+    # The display's line begins with the job's label, so the number and overrides would be a repetition.
+    monitor.ended(number, reason and reason.removeprefix(f"job {number} ({' '.join(job_return.overrides or [])}): "))
 
 
-def jobs_left() -> None:
-    """Records that the jobs of this process's sweep continue without it."""
+def jobs_left_running() -> None:
+    """Records that the running jobs of this process's sweep continue without this process."""
     if _current is not None:
-        _current.display.watch.close(LEFT)
+        _current.display.monitor.close(LEFT_RUNNING)
 
 
 def job_output() -> Stream | None:
-    """Returns a stream for the output of one more process of this sweep; None if it may write to the terminal."""
+    """Returns a new stream for the output of one job; None if the job can write to the terminal itself."""
     return _current.display.stream() if _current is not None and _current.display.live else None
 
 
 def job_prefix(number: int) -> str:
-    """Returns the prefix of a job's log messages: its number, or its label where messages are few."""
+    """Returns the prefix of a job's log messages: its number if progress is printed as lines, otherwise its label."""
     if _current is None or os.environ.get(OF_SWEEP) == "lines":
         return f"{number} | "
-    return f"{_current.display.watch.jobs[number].label} | "
+    return f"{_current.display.monitor.jobs[number].label} | "
 
 
 def end_sweep() -> int:
-    """Prints the result of this process's sweep, if there was one: its table, its folder, and what to type next.
+    """Prints the result of this process's sweep, if it ran one: its table, its folder, and the commands to type next.
 
     Returns:
-        How many jobs it left to another process that has not finished them.
+        Number of jobs that this process skipped and that the process running them has not finished.
     """
     global _current
     if _current is None:
@@ -240,30 +241,30 @@ def end_sweep() -> int:
     sweep, _current = _current, None
     os.environ.pop(OF_SWEEP, None)
     sweep.display.close()
-    watch = sweep.display.watch
-    if not watch.begun:
+    monitor = sweep.display.monitor
+    if not monitor.begun:
         return 0
     _print_result(sweep)
-    left = sum(job.state == SKIPPED and Run(job.folder).state != "finished" for job in watch.jobs)
-    if left:
+    skipped = sum(job.state == SKIPPED and Run(job.folder).state != "finished" for job in monitor.jobs)
+    if skipped:
         print(
-            f"skipped {left} of {len(watch.jobs)} jobs that another process is running; "
+            f"skipped {skipped} of {len(monitor.jobs)} jobs that another process is running; "
             "run the same command again later",
             file=sys.stderr,
         )
-    return left
+    return skipped
 
 
 def _print_result(sweep: _Sweep) -> None:
     try:
         tables = sweep.report()
-    except Exception as error:  # must not hide the error that the sweep ended with
-        warnings.warn(f"no table of '{sweep.folder}': {type(error).__name__}: {error}", stacklevel=1)
+    except Exception as error:  # an error here must not hide the error that ended the sweep
+        warnings.warn(f"cannot build the table of '{sweep.folder}': {type(error).__name__}: {error}", stacklevel=1)
         tables = []
-    where = path_word(sweep.folder)
+    folder = path_word(sweep.folder)
     hints = (
         f"runs: {sweep.folder}",
-        f"report: {command('report', where)}",
-        f"TensorBoard: {in_shell('tensorboard', '--logdir', where)}",
+        f"report: {command('report', folder)}",
+        f"TensorBoard: {in_shell('tensorboard', '--logdir', folder)}",
     )
     print("\n".join(["", *tables, *hints]), flush=True)

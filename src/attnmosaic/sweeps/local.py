@@ -1,4 +1,4 @@
-"""Runs the jobs of a sweep on this machine, several at once, each in a fresh process."""
+"""Runs the jobs of a sweep on this machine, several in parallel, each in a new process."""
 
 import codecs
 import contextlib
@@ -28,11 +28,11 @@ from attnmosaic.core.resources import asked_threads, free_gb, visible_gpus
 from attnmosaic.core.signals import SIGNALS
 from attnmosaic.core.text import encoding_of, use_substitutes
 from attnmosaic.runs.run import ERROR
-from attnmosaic.sweeps.allocation import devices, environment, groups, plan
+from attnmosaic.sweeps.allocation import gpu_groups, gpus_per_job, job_environment, jobs_and_threads
 from attnmosaic.sweeps.display import Stream
 from attnmosaic.sweeps.fork_server import CONTEXT
 from attnmosaic.sweeps.hydra_callback import job_began, job_ended, job_output, job_prefix, write_plan
-from attnmosaic.sweeps.packed_job import PackedJob, failed, portable
+from attnmosaic.sweeps.packed_job import PackedJob, failed_job, portable_error
 
 
 def run_jobs(
@@ -43,133 +43,135 @@ def run_jobs(
     overrides: Sequence[Sequence[str]],
     first: int,
 ) -> list[JobReturn]:
-    """Runs jobs of a sweep at once, as many as cores, memory and GPUs allow.
+    """Runs jobs of a sweep, as many in parallel as cores, memory and GPUs allow.
 
     Args:
-        config: the sweep's, with Hydra's own section.
-        context: Hydra's.
-        task: the function of a job, by module and name.
-        limits: see `attnmosaic.sweeps.allocation.plan`.
-        overrides: of each job.
-        first: the number of the first.
+        config: config of the sweep, with Hydra's section ``hydra``.
+        context: Hydra's context of the sweep.
+        task: function that a job calls, as (module, name).
+        limits: ``n_jobs``, ``gb_per_job`` and ``jobs_per_gpu``, see `attnmosaic.sweeps.allocation.jobs_and_threads`.
+        overrides: overrides of each job.
+        first: number of the first job.
     """
     from joblib import cpu_count
 
     setup_globals()
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
-    takes = devices(config)
-    gpus = [] if takes == 0 else visible_gpus(os.environ)
-    # A search comes in rounds, of which a resumed one may lack some: its threads are those of a complete round.
+    gpus_of_job = gpus_per_job(config)
+    gpus = [] if gpus_of_job == 0 else visible_gpus(os.environ)
+    # A search launches its trials in rounds. A resumed round can have fewer trials than a complete one, but its jobs
+    # must have as many threads.
     jobs = max(len(overrides), OmegaConf.select(config, "hydra.sweeper.n_jobs") or 1)
-    at_once, threads = plan(
+    at_once, threads = jobs_and_threads(
         jobs,
         cpu_count(),
         processes=processes_of({"trainer": OmegaConf.select(config, "trainer") or {}}),
         threads=asked_threads(OmegaConf.select(config, "compute.threads"), os.environ),
         free_gb=free_gb(),
-        gpus=len(groups(gpus, takes)),
+        gpus=len(gpu_groups(gpus, gpus_of_job)),
         **limits,
     )
-    each = f", threads of each: {threads}" if threads else ""
-    print(f"{len(overrides)} jobs, {at_once} at once{each}", file=sys.stderr)
+    threads_text = f", threads per process: {threads}" if threads else ""
+    print(f"{len(overrides)} jobs, {at_once} at once{threads_text}", file=sys.stderr)
 
     write_plan(context)
 
-    def packed() -> Iterator[tuple[PackedJob, Sequence[str], Path]]:
-        for number, own in enumerate(overrides, start=first):
-            composed = context.config_loader.load_sweep_config(config, [*own])
+    def packed_jobs() -> Iterator[tuple[PackedJob, Sequence[str], Path]]:
+        for number, job_overrides in enumerate(overrides, start=first):
+            composed = context.config_loader.load_sweep_config(config, [*job_overrides])
             with open_dict(composed):
                 composed.hydra.job.num = number
             log_file = Path(composed.hydra.sweep.dir, composed.hydra.sweep.subdir, f"{composed.hydra.job.name}.log")
-            environ = os.environ | environment(number, threads, gpus, devices(composed))
-            yield PackedJob(number, composed, task, context, environ), own, log_file
+            environ = os.environ | job_environment(number, threads, gpus, gpus_per_job(composed))
+            yield PackedJob(number, composed, task, context, environ), job_overrides, log_file
 
-    # A thread waits for each running job; Hydra, which is not thread-safe, runs in the job's process.
+    # Each running job has a thread that waits for it. Hydra, which is not thread-safe, runs in the job's process.
     with ThreadPoolExecutor(at_once) as pool, Jobs() as running:
-        return [*pool.map(lambda job: running.run(*job), packed())]
+        return [*pool.map(lambda job: running.run(*job), packed_jobs())]
 
 
 class Jobs:
-    """Runs jobs, each in a process of its own; leaving the ``with`` block ends those still running."""
+    """Runs jobs, each in its own process; leaving the ``with`` block kills the processes that still run."""
 
     def __init__(self) -> None:
         self._running: set[BaseProcess] = set()
-        self._over = False
-        self._lock = threading.Lock()  # multiprocessing's own tables of processes have none
+        self._closed = False
+        self._lock = threading.Lock()  # multiprocessing's tables of processes are not thread-safe
 
     def __enter__(self) -> "Jobs":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over = True
+        self._closed = True
         running = tuple(self._running)
         for process in running:
             process.kill()
-        for process in running:  # the locks of their folders end with them
+        for process in running:  # a process holds the lock of its run's folder until it has ended
             wait([process.sentinel], timeout=5)
 
     def run(self, job: PackedJob, overrides: Sequence[str], log_file: Path) -> JobReturn:
-        """Runs a job to its end; a failure, or the death of its process, is part of the result."""
-        if self._over:
-            return failed(overrides, RunError(f"job {job.number} was not begun"))
+        """Runs a job to its end; if the job fails or its process is killed, the result contains the error."""
+        if self._closed:
+            return failed_job(overrides, RunError(f"job {job.number} was not started"))
         job_began(job.number)
-        with _printed() as output:
-            done = self._run(job, overrides, log_file, output)
-        if not self._over:
-            job_ended(job.number, done)
-        return done
+        with _output_pipe() as output:
+            job_return = self._run(job, overrides, log_file, output)
+        if not self._closed:
+            job_ended(job.number, job_return)
+        return job_return
 
     def _run(self, job: PackedJob, overrides: Sequence[str], log_file: Path, output: Connection | None) -> JobReturn:
         import cloudpickle
 
         receive, send = CONTEXT.Pipe(duplex=False)
-        process = CONTEXT.Process(target=_serve, args=(job, [*overrides], job_prefix(job.number), send, output))
+        process = CONTEXT.Process(target=_run_here, args=(job, [*overrides], job_prefix(job.number), send, output))
         with receive:
             try:
                 self._start(process)
                 send.close()
                 if output is not None:
                     output.close()
-                done: JobReturn = cloudpickle.loads(receive.recv_bytes())
-                self._end(process)
-                return done
+                job_return: JobReturn = cloudpickle.loads(receive.recv_bytes())
+                self._wait_for_end(process)
+                return job_return
             except (EOFError, OSError):  # the process has ended without a result
-                message = f"job {job.number} ({' '.join(overrides)}): its process {self._end(process)}"
+                message = f"job {job.number} ({' '.join(overrides)}): its process {self._wait_for_end(process)}"
         if log_file.exists():
             with contextlib.suppress(OSError):
                 with log_file.open("a", encoding="utf-8") as log:
                     log.write(f"{message}\n")
-                if not self._over and -(process.exitcode or 0) not in SIGNALS:  # a job that was stopped has not failed
+                # A stopped job has not failed, so its folder gets no error.
+                if not self._closed and -(process.exitcode or 0) not in SIGNALS:
                     write_atomically(log_file.with_name(ERROR), message)
-        return failed(overrides, RunError(message))
+        return failed_job(overrides, RunError(message))
 
     def _start(self, process: BaseProcess) -> None:
         with self._lock:
-            if self._over:
+            if self._closed:
                 raise EOFError
             process.start()
             self._running.add(process)
 
-    def _end(self, process: BaseProcess) -> str:
-        """Waits until a process has ended, and returns how it did."""
+    def _wait_for_end(self, process: BaseProcess) -> str:
+        """Waits until a process has ended; returns how it ended, as the end of a sentence."""
         if process not in self._running:
             return "could not be started: see the errors of its imports above"
         wait([process.sentinel])
         with self._lock:
             process.join()
             self._running.remove(process)
-        if self._over:
-            return "was ended with the sweep"
+        if self._closed:
+            return "was stopped with the sweep"
         code = process.exitcode or 0
         if code >= 0:
             return f"ended with exit code {code} before the job was done"
-        hint = ": out of memory? Fewer jobs at once take less, hydra.launcher.n_jobs=1 say"
+        hint = ": out of memory? To run fewer jobs at once, type for example hydra.launcher.n_jobs=1"
         return f"was killed by {signal.Signals(-code).name}{hint if code == -signal.SIGKILL else ''}"
 
 
 @contextlib.contextmanager
-def _printed() -> Iterator[Connection | None]:
-    """Yields the pipe that a job is to print to; None where it may print to the terminal itself."""
+def _output_pipe() -> Iterator[Connection | None]:
+    """Yields the pipe that a job must print to; None if the job can print to the terminal itself."""
     stream = job_output() if os.name == "posix" else None
     if stream is None:
         yield None
@@ -181,7 +183,7 @@ def _printed() -> Iterator[Connection | None]:
         yield send
     finally:
         send.close()
-        reader.join(timeout=5)  # a process that the job left behind may hold the other end
+        reader.join(timeout=5)  # with a timeout, as a process that the job started can still hold the other end
 
 
 def _copy(receive: Connection, stream: Stream) -> None:
@@ -192,14 +194,14 @@ def _copy(receive: Connection, stream: Stream) -> None:
     stream.end_line()
 
 
-def _serve(job: PackedJob, overrides: list[str], prefix: str, send: Connection, output: Connection | None) -> None:
-    """Runs a job, in its own process, and sends the result."""
+def _run_here(job: PackedJob, overrides: list[str], prefix: str, send: Connection, output: Connection | None) -> None:
+    """Runs a job in the current process, which is the job's own, and sends the result to the parent process."""
     import cloudpickle
 
-    for signum in {*SIGNALS} - {signal.SIGTERM}:  # after Ctrl-C or in a closed terminal the parent ends its jobs
+    for signum in {*SIGNALS} - {signal.SIGTERM}:  # after Ctrl-C, or if the terminal is closed, the parent ends its jobs
         signal.signal(signum, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _end_at_once)  # Lightning's own handler, alone, would make the exit code 0
-    use_substitutes()  # while the streams still are what they were opened as
+    signal.signal(signal.SIGTERM, _end_at_once)  # with Lightning's handler only, the exit code would be 0
+    use_substitutes()  # before the streams are redirected
     logging.raiseExceptions = False  # see attnmosaic.cli.command.run
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if output is not None:
@@ -209,24 +211,24 @@ def _serve(job: PackedJob, overrides: list[str], prefix: str, send: Connection, 
     os.environ.clear()
     os.environ.update(job.environ)
     if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and "torch" in sys.modules:
-        # Torch read the variable when the server imported it, but has no threads yet.
+        # Torch read this variable when the fork server imported torch; it has not started any threads yet.
         sys.modules["torch"].set_num_threads(int(threads))
 
     def task(config: DictConfig) -> Any:
         for handler in logging.getLogger().handlers:
             if not isinstance(handler, logging.FileHandler):
-                handler.setFormatter(_Prefixed(prefix, handler.formatter or logging.Formatter()))
+                handler.setFormatter(_PrefixFormatter(prefix, handler.formatter or logging.Formatter()))
         return job.call(config)
 
     try:
-        done = job.run(task)
+        job_return = job.run(task)
     except Exception as error:
-        done = failed(overrides, portable(error))
-    send.send_bytes(cloudpickle.dumps(done))
+        job_return = failed_job(overrides, portable_error(error))
+    send.send_bytes(cloudpickle.dumps(job_return))
 
 
 def _end_at_once(signum: int, _: FrameType | None) -> None:
-    """Ends this process by a signal, as it would end without a handler."""
+    """Ends this process by the signal it got, as if the signal had no handler."""
     signal.signal(signum, signal.SIG_DFL)
     os.kill(os.getpid(), signum)
 
@@ -238,8 +240,8 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-class _Prefixed(logging.Formatter):
-    """Begins every line of a message with a prefix, as jobs share a terminal."""
+class _PrefixFormatter(logging.Formatter):
+    """Adds a prefix to every line of a message, because several jobs print to the same terminal."""
 
     def __init__(self, prefix: str, formatter: logging.Formatter) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Follows the jobs of a sweep: their launcher reports their begins and ends, their folders how far they are."""
+"""Monitors the jobs of a sweep: their launcher reports begins and ends, their runs' folders show the progress."""
 
 import contextlib
 import statistics
@@ -16,8 +16,8 @@ from attnmosaic.runs.eta import EpochTimes, time_left
 from attnmosaic.runs.run import CONFIG, METRICS_CSV, Run
 
 WAITING, RUNNING = "waiting", "running"
-BEFORE, DONE, FAILED, STOPPED = "done before", "done", "failed", "stopped"
-SKIPPED, LEFT, PRUNED = "skipped", "left at work", "pruned"
+DONE_BEFORE, DONE, FAILED, STOPPED = "done before", "done", "failed", "stopped"
+SKIPPED, LEFT_RUNNING, PRUNED = "skipped", "left running", "pruned"
 
 
 @dataclass
@@ -25,21 +25,22 @@ class Job:
     """A job of a sweep.
 
     Attributes:
-        name: its experiment.
-        label: its name in the display: the experiment, the seed, and whatever else is varied.
-        folder: its run's folder.
-        schedule: its epochs.
-        metric: the metric that its result is reported with.
-        headline: the metrics that its progress is reported with.
-        network: whether it trains one network and no pair.
-        state: `WAITING`, `RUNNING`, `BEFORE` (had finished when the sweep began), `DONE`, `FAILED`, `STOPPED`,
-            `SKIPPED` (another process was running it), `LEFT` (continues without this process) or `PRUNED` (ended
-            early by a search).
-        epochs: how many it has done.
-        evaluated: its headline metrics on the test split when it was last evaluated.
-        preparing: whether its present start has not written ``metrics.csv`` yet.
-        times: how long its epochs take.
-        began, took: when it began, and seconds from there to its end.
+        name: name of the experiment.
+        label: the job's name in the display: its experiment, its seed and its values of the other swept keys.
+        folder: folder of the job's run.
+        schedule: the run's schedule.
+        metric: name of the metric in the line that reports the job's result.
+        headline: names of the metrics that are displayed while the job runs.
+        network: whether the job trains a single network instead of a pair.
+        state: `WAITING`, `RUNNING`, `DONE_BEFORE` (finished before the sweep began), `DONE`, `FAILED`, `STOPPED`,
+            `SKIPPED` (another process was running it), `LEFT_RUNNING` (continues without this process) or `PRUNED`
+            (ended early by a search).
+        epochs: number of epochs done.
+        evaluated: values of the headline metrics on the test split, from the last evaluation.
+        preparing: whether the job has not yet written ``metrics.csv`` since its last start.
+        times: durations of the job's epochs.
+        began: time when the job began.
+        duration: seconds from the job's begin to its end.
     """
 
     name: str
@@ -55,7 +56,7 @@ class Job:
     preparing: bool = True
     times: EpochTimes = field(default_factory=EpochTimes)
     began: float | None = None
-    took: float | None = None
+    duration: float | None = None
     _written: float = 0
 
     @property
@@ -64,12 +65,12 @@ class Job:
 
     @property
     def completed(self) -> int:
-        """Epochs that count as completed: all of them once the job is over."""
+        """Number of epochs that the display counts as completed: all of them once the job is over."""
         return self.schedule.epochs if self.over else min(self.epochs, self.schedule.epochs)
 
     @property
-    def doing(self) -> str:
-        """The networks that learn in its present epoch, or its work before the first and after the last epoch."""
+    def activity(self) -> str:
+        """The networks that train in the current epoch; before the first epoch and after the last: the job's work."""
         if self.preparing:
             return "preparing"
         if self.epochs >= self.schedule.epochs:
@@ -77,30 +78,31 @@ class Job:
         return "network" if self.network else "+".join(self.schedule.stage(self.epochs).learners)
 
     def read(self) -> None:
-        """Reads its progress from its folder."""
+        """Reads the job's progress from its folder."""
         started, written = last_written(self.folder / CONFIG), last_written(self.folder / METRICS_CSV)
         self.preparing = written <= started
         if written == self._written:
             return
         run = Run(self.folder)
-        if self._written > started and run.epochs_done > self.epochs:  # else the time between two starts would count
+        # Otherwise the times of epochs would include the time between two starts of the job.
+        if self._written > started and run.epochs_done > self.epochs:
             self.times.add(self.schedule, self.epochs, run.epochs_done, written - self._written)
         self._written, self.epochs = written, run.epochs_done
         row = run.latest(f"test/{self.headline[0]}")
-        with contextlib.suppress(KeyError, ValueError):  # not yet evaluated, or not our table
+        with contextlib.suppress(KeyError, ValueError):  # not yet evaluated, or a table from another program
             self.evaluated = {name: float(row[f"test/{name}"]) for name in self.headline}
 
 
 class Monitor:
-    """Keeps the states of a sweep's jobs. Its methods may be called from any thread.
+    """Keeps the states of a sweep's jobs. Its methods can be called from any thread.
 
     Args:
-        jobs: in the order of their numbers.
-        report: is given each job that has ended and what to report beside its state, in the order of their ends.
-        clock: returns the time.
+        jobs: the jobs, in the order of their numbers.
+        report: called when a job ends, with the job and the text that follows its state and label.
+        clock: returns the current time in seconds.
 
     Attributes:
-        begun: whether any job was begun, one that had finished before included.
+        begun: whether any job has begun, including jobs that had finished before the sweep.
     """
 
     def __init__(
@@ -112,14 +114,14 @@ class Monitor:
         self._clock = clock
         self._lock = threading.RLock()
         self._start = clock()
-        self._at_once = 1
+        self._most_running = 1
         for job in jobs:
             job.read()
             if not job.over and Run(job.folder).state == "finished":
-                self._end(job, BEFORE, _result(job))
+                self._end(job, DONE_BEFORE, _result(job))
 
     def poll(self) -> None:
-        """Reads the folders of the jobs at work."""
+        """Reads the folders of the running jobs."""
         with self._lock:
             for job in self.jobs:
                 if job.state == RUNNING:
@@ -130,16 +132,16 @@ class Monitor:
         with self._lock:
             self.begun = True
             job = self.jobs[number]
-            if job.state not in (BEFORE, DONE, RUNNING):  # a search begins its failed trials again
+            if job.state not in (DONE_BEFORE, DONE, RUNNING):  # a search begins its failed trials again
                 job.state, job.began = RUNNING, self._clock()
-                self._at_once = max(self._at_once, self.counts[RUNNING])
+                self._most_running = max(self._most_running, self.counts[RUNNING])
 
     def ended(self, number: int, reason: str | None) -> None:
         """Records that a job has ended.
 
         Args:
-            number: its number.
-            reason: why it failed; None if it did not.
+            number: number of the job.
+            reason: why the job failed; None if it did not fail.
         """
         with self._lock:
             job = self.jobs[number]
@@ -151,13 +153,13 @@ class Monitor:
                 self._end(job, *((PRUNED, _epochs(job)) if pruned else (DONE, _result(job))))
 
     def skipped(self, number: int) -> None:
-        """Records that a job was left to another process."""
+        """Records that a job was skipped because another process is running it."""
         with self._lock:
             if not self.jobs[number].over:
                 self._end(self.jobs[number], SKIPPED, "another process is running it")
 
     def close(self, state: str = STOPPED) -> None:
-        """Gives the jobs at work a last state: `STOPPED`, or `LEFT` where they continue without this process."""
+        """Sets the final state of running jobs: `STOPPED`, or `LEFT_RUNNING` if they continue without this process."""
         with self._lock:
             self.poll()
             for job in self.jobs:
@@ -166,12 +168,12 @@ class Monitor:
 
     def _end(self, job: Job, state: str, text: str) -> None:
         job.state = state
-        job.took = None if job.began is None else self._clock() - job.began
+        job.duration = None if job.began is None else self._clock() - job.began
         self._report(job, text)
 
     @property
     def counts(self) -> Counter[str]:
-        """How many jobs are in each state."""
+        """Number of jobs in each state."""
         return Counter(job.state for job in self.jobs)
 
     @property
@@ -180,25 +182,27 @@ class Monitor:
         return self._clock() - self._start
 
     @property
-    def left(self) -> float | None:
-        """Seconds that the sweep still takes; None while the epochs of some stage have not been observed.
+    def seconds_left(self) -> float | None:
+        """Estimated seconds until the sweep ends; None as long as no epoch of some stage has been timed.
 
-        A job's own epochs count first, then those of the same experiment, then those of all jobs.
+        The estimate for a job uses the times of the job's own epochs; if they do not include a stage, the times of the
+        same experiment's jobs; then the times of all jobs.
         """
         with self._lock:
-            everyone, alike = EpochTimes(), {job.name: EpochTimes() for job in self.jobs}
+            all_times, times_by_name = EpochTimes(), {job.name: EpochTimes() for job in self.jobs}
             for job in self.jobs:
-                everyone.add_all(job.times)
-                alike[job.name].add_all(job.times)
-            took = [max(0.0, job.took - job.times.total) for job in self.jobs if job.took]
-            overhead = statistics.fmean(took or [0.0])  # beside the epochs, of jobs that have ended
+                all_times.add_all(job.times)
+                times_by_name[job.name].add_all(job.times)
+            # Time that ended jobs spent outside their epochs, for example on imports and figures.
+            overheads = [max(0.0, job.duration - job.times.total) for job in self.jobs if job.duration]
+            overhead = statistics.fmean(overheads or [0.0])
             seconds = []
             for job in (job for job in self.jobs if not job.over):
-                more, unknown = time_left(job.schedule, job.epochs, job.times, alike[job.name], everyone)
+                training, unknown = time_left(job.schedule, job.epochs, job.times, times_by_name[job.name], all_times)
                 if unknown:
                     return None
-                seconds.append(more + overhead * (job.state == WAITING))
-            return max([*seconds, sum(seconds) / self._at_once], default=0.0)
+                seconds.append(training + overhead * (job.state == WAITING))
+            return max([*seconds, sum(seconds) / self._most_running], default=0.0)
 
 
 def _epochs(job: Job) -> str:
@@ -206,10 +210,10 @@ def _epochs(job: Job) -> str:
 
 
 def _result(job: Job) -> str:
-    """Returns the report of a finished job: its metric on each split and, if it trained now, its duration."""
+    """Returns a finished job's report: its metric on each split and, if the job ran in this sweep, its duration."""
     result = Run(job.folder).result or {}
-    found = {split: result.get("metrics", {}).get(f"{split}/{job.metric}") for split in ("train", "test", "held_out")}
-    values = [f"{split} {format_fraction(value)}" for split, value in found.items() if value is not None]
+    metrics = {split: result.get("metrics", {}).get(f"{split}/{job.metric}") for split in ("train", "test", "held_out")}
+    values = [f"{split} {format_fraction(value)}" for split, value in metrics.items() if value is not None]
     seconds = result.get("seconds")
     duration = f", {format_duration(seconds)}" if seconds is not None and job.began is not None else ""
     return " ".join([without_accuracy(job.metric), *values]) + duration if values else ""

@@ -1,6 +1,6 @@
-"""Parses the overrides of a sweep: which values each key is swept over.
+"""Parses the overrides of a sweep: the values of each swept key.
 
-Configs here are a sweep's, with Hydra's own section.
+Every config here is the config of a sweep, with Hydra's section ``hydra``.
 """
 
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ from attnmosaic.core.quoting import in_shell
 
 
 def expand_sweeps(config: DictConfig) -> None:
-    """Replaces the globs and shuffled sweeps among a sweep's overrides by their values.
+    """Replaces globs and shuffled sweeps in the overrides of a sweep by their values.
 
-    Hydra's own glob finds the files of a group's folder, but not those of the folders in it
-    (``experiment=gradients/joint``); and it shuffles each time it is asked.
+    Hydra's glob finds the files in a group's folder, but not those in its subfolders (``experiment=gradients/joint``),
+    and Hydra shuffles again each time the overrides are parsed.
 
     Raises:
         UserError: a glob matches nothing.
@@ -51,40 +51,40 @@ def _parsed(overrides: Sequence[str]) -> list[Override]:
 
 
 def _matching(group: str, glob: Glob) -> list[str]:
-    """Returns the options of a group that a glob matches; a ``*`` in it stops at a ``/``, as in a shell."""
+    """Returns the options of a config group that a glob matches; as in a shell, ``*`` does not match a ``/``."""
 
     def matches(name: str, patterns: Sequence[str]) -> bool:
-        return any(name.count("/") == each.count("/") and fnmatch(name, each) for each in patterns)
+        return any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in patterns)
 
     names = [*group_options(group)]
     if not names:
-        raise UserError(f"{group}: glob() takes the name of a group, a folder of conf/; type values: {group}=A,B")
+        raise UserError(f"{group}: glob() needs a config group, which is a folder in conf/; type values: {group}=A,B")
     for pattern in glob.include:
         if not any(matches(name, [pattern]) for name in names):
             folders = dict.fromkeys(f"{name.rpartition('/')[0]}/*" for name in names if "/" in name)
-            close = nearest(pattern, [*folders, *names], n=1)
-            hint = f"; did you mean {in_shell(f'{group}=glob({close[0]})')}?" if close else ""
+            similar = nearest(pattern, [*folders, *names], n=1)
+            hint = f"; did you mean {in_shell(f'{group}=glob({similar[0]})')}?" if similar else ""
             raise UserError(f"{group}: got glob({pattern}), which matches none of {', '.join(names)}{hint}")
     return [name for name in names if matches(name, glob.include) and not matches(name, glob.exclude)]
 
 
 def job_overrides(config: DictConfig) -> dict[str, list[str]]:
-    """Returns the overrides of a sweep's jobs by their keys: one for all jobs, or each that a job may have.
+    """Returns the overrides of a sweep's jobs by key: one override that all jobs share, or one for each swept value.
 
-    For an interval, which a search samples from, these are both ends.
+    An interval, from which a search samples, gives two overrides: one for each end.
 
     Raises:
-        UserError: a key is swept over no value at all, or over an interval without a search.
+        UserError: a swept key has no values, or an interval is used without a search.
     """
     params = [f"{key}={values}" for key, values in (config.hydra.sweeper.get("params") or {}).items()]
     typed: Any = OmegaConf.to_container(config.hydra.overrides.task)
-    found = {}
+    overrides_by_key = {}
     for override in _parsed([*params, *typed]):
         key = override.get_key_element()
-        if override.is_interval_sweep() and is_own(config.hydra):
-            raise UserError(f"{key}: an interval is for a search; type {key}=A,B, or hydra/sweeper=optuna")
-        found[key] = [f"{key}={value}" for value in _at_least_one(override, _values(override))]
-    return found
+        if override.is_interval_sweep() and uses_basic_sweeper(config.hydra):
+            raise UserError(f"{key}: only a search can use an interval; type {key}=A,B or hydra/sweeper=optuna")
+        overrides_by_key[key] = [f"{key}={value}" for value in _at_least_one(override, _values(override))]
+    return overrides_by_key
 
 
 def _values(override: Override) -> list[str]:
@@ -98,11 +98,11 @@ def _values(override: Override) -> list[str]:
 
 def _at_least_one(override: Override, values: list[str]) -> list[str]:
     if not values:
-        key, _, given = str(override.input_line).partition("=")
-        raise UserError(f"{key}: got {given}, which has no values; type for example {key}=A,B")
+        key, _, text = str(override.input_line).partition("=")
+        raise UserError(f"{key}: got {text}, which has no values; type for example {key}=A,B")
     return values
 
 
-def is_own(hydra: DictConfig) -> bool:
-    """Returns whether the sweeper is Hydra's own, whose jobs are known beforehand and do not depend on each other."""
+def uses_basic_sweeper(hydra: DictConfig) -> bool:
+    """Returns whether the sweeper is Hydra's basic one: its jobs are known in advance and independent of each other."""
     return str(hydra.sweeper._target_).endswith("BasicSweeper")

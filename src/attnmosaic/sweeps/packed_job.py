@@ -1,4 +1,4 @@
-"""Sends a job of a sweep to the process that runs it, and returns how it ended."""
+"""Packs a job of a sweep for the process that runs it, and packs the job's result or error for the way back."""
 
 import contextlib
 import importlib
@@ -18,10 +18,16 @@ from attnmosaic.core.errors import DiskError, JobError, RunError, UserError
 
 
 class PackedJob:
-    """A job that can be sent to another process, with its composed config: ``conf/`` may change before it runs.
+    """A job that can be sent to another process.
+
+    It contains its composed config, because files in ``conf/`` can change before the job runs.
 
     Args:
-        task: its function, by module and name.
+        number: number of the job.
+        config: composed config of the job, with Hydra's section ``hydra``.
+        task: function that the job calls, as (module, name).
+        context: Hydra's context of the sweep.
+        environ: environment variables of the job.
     """
 
     def __init__(
@@ -31,11 +37,16 @@ class PackedJob:
 
         self.number, self.task, self.environ = number, task, environ
         self.folder = os.getcwd()
-        # As bytes: Hydra changes them while a run trains, and Slurm may start a job again.
+        # Pickled at once: Hydra changes these objects while a run trains, and Slurm can start a job a second time.
         self.pickled = cloudpickle.dumps((config, context, Singleton.get_state()))
 
     def run(self, task: TaskFunction | None = None, job_id: str | None = None) -> JobReturn:
-        """Runs it in this process, as Hydra's basic launcher would; a `task` is called instead of `call`."""
+        """Runs the job in this process, as Hydra's basic launcher would.
+
+        Args:
+            task: function that is called with the config; None for `call`.
+            job_id: id of the job for Hydra; None for the job's name and number.
+        """
         import cloudpickle
 
         os.chdir(self.folder)
@@ -48,39 +59,40 @@ class PackedJob:
         return run_job(task or self.call, config, "hydra.sweep.dir", "hydra.sweep.subdir", context)
 
     def call(self, config: DictConfig) -> Any:
-        """Calls its function, which is imported now."""
+        """Imports the job's function and calls it."""
         module, name = self.task
         try:
             return getattr(importlib.import_module(module), name)(config)
         except Exception as error:
-            raise portable(error) from None
+            raise portable_error(error) from None
 
 
-def portable(error: Exception) -> Exception:
-    """Returns an error with the same message that can be sent to another process, with the trace as a note."""
+def portable_error(error: Exception) -> Exception:
+    """Returns an error that can be sent to another process: with the same message, and with the traceback as a note."""
     line = line_and_code(error)
     if line is None:
-        sent: Exception = JobError(f"{type(error).__name__}: {error}")
+        portable: Exception = JobError(f"{type(error).__name__}: {error}")
     else:
         kind = UserError if line[1] == 2 else DiskError if is_disk_error(error) else RunError
-        sent = kind(line[0])
-    sent.add_note("".join(traceback.format_exception(error)).rstrip())
-    return sent
+        portable = kind(line[0])
+    portable.add_note("".join(traceback.format_exception(error)).rstrip())
+    return portable
 
 
-def failed(overrides: Sequence[str], error: Exception) -> JobReturn:
-    """Returns Hydra's record of a job that failed."""
-    done = JobReturn(overrides=overrides, status=JobStatus.FAILED)
-    done.return_value = error
-    return done
+def failed_job(overrides: Sequence[str], error: Exception) -> JobReturn:
+    """Returns Hydra's `JobReturn` of a job that failed."""
+    job_return = JobReturn(overrides=overrides, status=JobStatus.FAILED)
+    job_return.return_value = error
+    return job_return
 
 
-def error_of(done: JobReturn) -> Exception | None:
-    """Returns the error that a job failed with; None of one that did not fail."""
-    if done.status != JobStatus.FAILED:
+def error_of(job_return: JobReturn) -> Exception | None:
+    """Returns the error that a job failed with; None if the job did not fail."""
+    if job_return.status != JobStatus.FAILED:
         return None
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # Hydra prints the job's overrides, too
-            return done.return_value
+        # When a failed job's value is read, Hydra prints the job's overrides and raises the error.
+        with contextlib.redirect_stderr(io.StringIO()):
+            return job_return.return_value
     except Exception as error:
         return error

@@ -1,6 +1,6 @@
-"""Plans a sweep before any of its jobs begins: its folder and its jobs.
+"""Determines the folder and the jobs of a sweep before its first job begins.
 
-Configs here are a sweep's, with Hydra's own section, where nothing else is said.
+Unless stated otherwise, a config here is the config of a sweep, with Hydra's section ``hydra``.
 """
 
 import itertools
@@ -30,10 +30,10 @@ class PlannedJob:
     """A planned job.
 
     Attributes:
-        folder: its run's, relative to the sweep's.
-        overrides: its own.
-        config: its config, cut to its scale.
-        plan: its entry in ``sweep.json``: name, scale, schedule, seed, its own overrides, the settings they lead to.
+        folder: folder of the job's run, relative to the sweep's folder.
+        overrides: overrides of the job.
+        config: config of the job, with the limits of its ``scale`` applied.
+        plan: the job's entry in ``sweep.json``: name, scale, schedule, seed, overrides, choices and settings.
     """
 
     folder: str
@@ -42,15 +42,15 @@ class PlannedJob:
     plan: dict[str, Any]
 
 
-def settle_folder(config: DictConfig) -> str:
-    """Gives a sweep and all its jobs one folder, and returns it.
+def set_sweep_folder(config: DictConfig) -> str:
+    """Sets ``hydra.sweep.dir`` to one folder for a sweep and all its jobs, and returns this folder.
 
-    ``hydra.sweep.dir`` may depend on what is swept, as its default does on the experiment. The sweep then gets the
-    parts that are the same in all jobs: ``outputs/sweeps/gradients/TIME`` for
+    ``hydra.sweep.dir`` can depend on a swept key; its default depends on the experiment. The sweep's folder then
+    consists of the parts that are the same for all jobs: ``outputs/sweeps/gradients/TIME`` for
     ``outputs/sweeps/gradients/joint/TIME`` and ``outputs/sweeps/gradients/type1/TIME``.
 
     Raises:
-        UserError: the jobs' folders have no beginning in common.
+        UserError: the jobs' folders have no first parts in common.
     """
     folders = [*dict.fromkeys(_folders(config))]
     folder = os.path.expanduser(folders[0] if len(folders) == 1 else _common_parts(folders))
@@ -60,27 +60,27 @@ def settle_folder(config: DictConfig) -> str:
 
 
 def check_one_folder(config: DictConfig) -> None:
-    """Checks that the runs of a sweep of trainings write into the sweep's folder.
+    """Checks that all runs of a sweep of ``attnmosaic.train`` are written into the sweep's folder.
 
     Raises:
-        UserError: they have another folder, or belong to several published tables.
+        UserError: the command sets another folder for the runs, or the runs belong to several published tables.
     """
     overrides = {key.lstrip("+"): texts for key, texts in job_overrides(config).items()}
     if "run_dir" in overrides:
-        raise UserError("run_dir: a sweep's runs write into the sweep's folder; type hydra.sweep.dir=DIR instead")
+        raise UserError("run_dir: a sweep writes its runs into the sweep's folder; type hydra.sweep.dir=DIR instead")
     if len(tables := overrides.get("reproduce", [])) > 1:
         names = ",".join(table.partition("=")[2] for table in tables)
-        raise UserError(f"reproduce: got {names}, and a table is a sweep; type a command for each table")
+        raise UserError(f"reproduce: got {names}, needs one table; type one command for each table")
 
 
 def _folders(config: DictConfig) -> Iterator[str]:
-    """Yields ``hydra.sweep.dir`` of jobs that have, between them, every value that is swept."""
+    """Yields ``hydra.sweep.dir`` of enough jobs to include each value of each swept key at least once."""
     loader = GlobalHydra.instance().config_loader()
     swept = job_overrides(config)
     first = {key: texts[0] for key, texts in swept.items()}
     base = loader.load_sweep_config(config, [*first.values()])
     yield str(_numbered(base, 0).hydra.sweep.dir)
-    OmegaConf.copy_cache(from_config=base, to_config=config)  # so that all jobs have the same time
+    OmegaConf.copy_cache(from_config=base, to_config=config)  # all jobs must have the same time in their folders
     for key, texts in swept.items():
         for text in texts[1:]:
             job = with_override(base, text) or loader.load_sweep_config(config, [*{**first, key: text}.values()])
@@ -88,11 +88,12 @@ def _folders(config: DictConfig) -> Iterator[str]:
 
 
 def with_override(config: DictConfig, text: str) -> DictConfig | None:
-    """Returns a config with one more override; None where only a composition, which is slow, can apply it."""
+    """Returns a config with one more override applied; None if the override needs a composition, which is slow."""
     override = OverridesParser.create().parse_override(text)
     key = override.get_key_element()
     before = OmegaConf.select(config, key) if key[0] not in "+~" and "@" not in key else None
-    group = before is not None and GlobalHydra.instance().config_loader().get_group_options(key)  # scale is also a key
+    # `scale` is both a key and a config group.
+    group = before is not None and GlobalHydra.instance().config_loader().get_group_options(key)
     if before is None or group or OmegaConf.is_config(before):
         return None
     other = config.copy()
@@ -107,56 +108,56 @@ def _numbered(job: DictConfig, number: int) -> DictConfig:
 
 
 def _common_parts(folders: Sequence[str]) -> str:
-    """Returns the parts of a path with which all folders begin, and then those with which all end."""
+    """Returns a path of the first parts that all folders share, followed by the last parts that all folders share."""
     parts = [Path(folder).parts for folder in folders]
     begin = _common_prefix(parts)
-    end = _common_prefix([each[len(begin) :][::-1] for each in parts])[::-1]
+    end = _common_prefix([folder[len(begin) :][::-1] for folder in parts])[::-1]
     if not Path(*begin).name:
         raise UserError(
-            f"hydra.sweep.dir: a sweep has one folder, and its jobs would have '{folders[0]}', '{folders[1]}'; "
+            f"hydra.sweep.dir: got '{folders[0]}' and '{folders[1]}', needs one folder for the whole sweep; "
             "type hydra.sweep.dir=DIR"
         )
     return str(Path(*begin, *end))
 
 
 def _common_prefix(parts: Sequence[Sequence[str]]) -> list[str]:
-    return [each[0] for each in itertools.takewhile(lambda each: len({*each}) == 1, zip(*parts, strict=False))]
+    return [column[0] for column in itertools.takewhile(lambda column: len({*column}) == 1, zip(*parts, strict=False))]
 
 
 def planned_jobs(config: DictConfig) -> list[PlannedJob]:
-    """Returns all jobs of a sweep of Hydra's own."""
+    """Returns all jobs of a sweep with Hydra's basic sweeper."""
     products = itertools.product(*job_overrides(config).values())
     return [planned_job(config, number, overrides) for number, overrides in enumerate(products)]
 
 
 def planned_job(config: DictConfig, number: int, overrides: Sequence[str]) -> PlannedJob:
-    """Returns one job of a sweep."""
+    """Returns one planned job of a sweep, given its number and its overrides."""
     job = _numbered(GlobalHydra.instance().config_loader().load_sweep_config(config, list(overrides)), number)
     folder = str(job.hydra.sweep.subdir)
-    scale = with_scale(job)
+    scaled = with_scale(job)
     plan = {
         "name": job.name,
         "scale": job.scale,
-        "schedule": OmegaConf.to_container(scale.schedule, resolve=True),
-        "seed": OmegaConf.to_container(scale.seed, resolve=True),
+        "schedule": OmegaConf.to_container(scaled.schedule, resolve=True),
+        "seed": OmegaConf.to_container(scaled.seed, resolve=True),
         "overrides": [text for text in overrides if not text.startswith("hydra.")],
         "choices": OmegaConf.to_container(job.hydra.runtime.choices),
-        "settings": _settings(job_config(scale, "RUN_DIR")),
+        "settings": _settings(job_config(scaled, "RUN_DIR")),
     }
-    return PlannedJob(folder, tuple(overrides), scale, plan)
+    return PlannedJob(folder, tuple(overrides), scaled, plan)
 
 
 def job_config(config: DictConfig, run_dir: str) -> DictConfig:
-    """Returns a job's config as its run will see it, except for what Hydra knows only then."""
-    own = config.copy()
-    with open_dict(own):
-        own.pop("hydra", None)
-        own.run_dir = run_dir
-    return with_absolute_paths(own)
+    """Returns a job's config as its run gets it, except for values that Hydra sets only when the job begins."""
+    run_config = config.copy()
+    with open_dict(run_config):
+        run_config.pop("hydra", None)
+        run_config.run_dir = run_dir
+    return with_absolute_paths(run_config)
 
 
 def _settings(config: DictConfig) -> dict[str, Any]:
-    """Returns the settings that distinguish rows of a table; none if the config is invalid, which its job reports."""
+    """Returns the settings that distinguish rows of a table; empty if the config is invalid, which the job reports."""
     try:
         plain: Any = OmegaConf.to_container(config, resolve=True)
         return comparable(plain)
@@ -176,8 +177,9 @@ def _by_key(job: PlannedJob) -> dict[str, str]:
 
 
 def monitored_jobs(planned: Sequence[PlannedJob], sweep: Path) -> list[Job]:
-    """Returns the jobs of a sweep for its display, each with a label of its own."""
-    varied = [key for key in swept_keys(planned) if key not in ("experiment", "seed.all")]  # these are in every label
+    """Returns the jobs of a sweep for its display, each with a unique label."""
+    # Every label has the experiment and the seed.
+    varied = [key for key in swept_keys(planned) if key not in ("experiment", "seed.all")]
     jobs = []
     for job in planned:
         overrides = _by_key(job)
@@ -188,7 +190,7 @@ def monitored_jobs(planned: Sequence[PlannedJob], sweep: Path) -> list[Job]:
 
 
 def display_settings(job: PlannedJob) -> dict[str, Any]:
-    """Returns a job's schedule and metrics for its display; harmless ones if its config is invalid."""
+    """Returns a job's schedule and metrics for its display; if the job's config is invalid, a placeholder schedule."""
     try:
         schedule = Schedule(**job.plan["schedule"])
         if schedule.order not in ORDERS or min(schedule.k, schedule.epochs) < 1:

@@ -1,4 +1,4 @@
-"""Runs a job of a sweep on a node of Slurm."""
+"""Runs a job of a sweep on a Slurm node."""
 
 import os
 import sys
@@ -11,29 +11,30 @@ from attnmosaic.sweeps.packed_job import PackedJob
 
 
 class OnNode(PackedJob):
-    """A job that Slurm starts, and starts again whenever it was put back into the queue.
+    """A job that Slurm starts, and starts again after each requeue.
 
-    It always gets the same run folder, so the run there resumes from its newest checkpoint.
+    Every start uses the same run folder, so the run resumes from its newest checkpoint.
     """
 
     def __call__(self) -> JobReturn:
         import submitit
         from submitit.core.utils import cloudpickle_dump, temporary_save_path
 
-        node = submitit.JobEnvironment()
-        for file in (node.paths.result_pickle, node.paths.submitted_pickle):  # a killed start's would stop submitit
+        slurm_job = submitit.JobEnvironment()
+        # Temporary files of an earlier start that was killed would stop submitit.
+        for file in (slurm_job.paths.result_pickle, slurm_job.paths.submitted_pickle):
             file.with_suffix(f"{file.suffix}.save_tmp").unlink(missing_ok=True)
         use_substitutes()
         os.environ.update(self.environ | os.environ)
-        done = self.run(job_id=node.job_id)
-        if done.status == JobStatus.FAILED:
-            with temporary_save_path(node.paths.result_pickle) as file:
-                cloudpickle_dump(("success", done), file)
-            sys.exit(1)  # so that Slurm calls it failed, too
-        return done
+        job_return = self.run(job_id=slurm_job.job_id)
+        if job_return.status == JobStatus.FAILED:
+            with temporary_save_path(slurm_job.paths.result_pickle) as file:
+                cloudpickle_dump(("success", job_return), file)
+            sys.exit(1)  # so that Slurm also marks the job as failed
+        return job_return
 
     def checkpoint(self) -> Any:
-        """Returns what Slurm is to start when it has ended this; called by submitit's signal handler."""
+        """Returns the job that Slurm starts after a requeue; submitit's signal handler calls this."""
         from submitit.core.utils import DelayedSubmission
 
         return DelayedSubmission(self)

@@ -120,7 +120,7 @@ class TwoOutputModule(RunModule):
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
-        self.epoch_examples: Examples = self.datamodule.trained_on(self.examples["train"], self.current_epoch)
+        self.epoch_examples: Examples = self.datamodule.examples_of_epoch(self.examples["train"], self.current_epoch)
         self.running.reset()
         self._losses, self._classes = [], []
 

@@ -35,9 +35,9 @@ class AttnmosaicSlurmLauncher(Launcher):
                 f"{launcher}: there is no {missing[0]} here; type it on a machine that submits to Slurm, "
                 "or hydra/launcher=joblib for jobs on this one"
             )
-        from attnmosaic.sweeps.slurm import SlurmJobs, parameters
+        from attnmosaic.sweeps.slurm import SlurmJobs, submit_options
 
-        self.jobs = SlurmJobs(task_of(task_function), parameters(self.asked, config), hydra_context, config)
+        self.jobs = SlurmJobs(task_of(task_function), submit_options(self.asked, config), hydra_context, config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         return self.jobs.run([*map(list, job_overrides)], initial_job_idx)
