@@ -1,4 +1,4 @@
-"""The README's commands compose and run, and what it links to exists."""
+"""The commands in the README compose and run, and its links lead to existing files."""
 
 import re
 import shlex
@@ -24,46 +24,45 @@ README = (ROOT / "README.md").read_text()
 
 
 def commands() -> list[list[str]]:
-    """Returns each command of the README's shell blocks, split into words."""
+    """Returns the commands in the README's shell blocks, split into words."""
     blocks = re.findall(r"^```sh\n(.*?)^```", README, flags=re.M | re.S)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 PYTHON = [words for words in commands() if words[0] == "python"]
-HYDRAS = {"train": TrainConfig, "evaluate": EvaluateConfig, "explain": ExplainConfig, "predict": PredictConfig}
+SCHEMAS = {"train": TrainConfig, "evaluate": EvaluateConfig, "explain": ExplainConfig, "predict": PredictConfig}
 DRAWING = {True: [pytest.mark.pictures], False: []}
 MAKE = [words for words in commands() if words[0] == "make"]
 
 
 def first_job(words: list[str]) -> list[str]:
-    """Returns the arguments of a command with the first of values that are swept."""
+    """Returns the arguments of the first job of a sweep: the first value of each swept key."""
     return [word if "[" in word else word.partition(",")[0] for word in words]
 
 
-def test_there_are_commands() -> None:
+def test_commands_are_found_in_the_readme() -> None:
     assert ["make", "demo"] in MAKE
     assert ["make", "test"] in MAKE
     assert ["python", "-m", "attnmosaic.train", "experiment=stagewise", "lr.what=0.001", "-m"] in PYTHON
     assert {words[0] for words in commands()} == {"python", "make", "source", "pip", "tensorboard"}
 
 
-def test_its_order_is_that_of_a_fresh_shell() -> None:
-    """What makes ``python`` the one with the package comes after what installs it, and before it is needed."""
+def test_commands_are_in_the_order_that_a_new_shell_needs() -> None:
+    """The environment is created, then activated, then used."""
     first = [words[0] for words in commands()]
     assert commands()[first.index("source")] == ["source", ".venv/bin/activate"]
     assert first.index("make") < first.index("source") < first.index("pip") < first.index("python")
 
 
 @pytest.mark.parametrize("words", PYTHON, ids=" ".join)
-def test_a_python_command_composes(words: list[str]) -> None:
-    """Each of its keys is read."""
+def test_python_command_composes_and_all_its_keys_are_read(words: list[str]) -> None:
     command = words[2].removeprefix("attnmosaic.")
-    if command in HYDRAS:
-        check_keys(composed(command, *(word for word in first_job(words[3:]) if "=" in word)), HYDRAS[command])
+    if command in SCHEMAS:
+        check_keys(composed(command, *(word for word in first_job(words[3:]) if "=" in word)), SCHEMAS[command])
 
 
-def photos(folder: Path, names: tuple[str, ...] = ("cat", "dog", "other")) -> None:
+def write_photos(folder: Path, names: tuple[str, ...] = ("cat", "dog", "other")) -> None:
     for name in names:
         (folder / name).mkdir(parents=True)
         for i in range(5):
@@ -81,7 +80,7 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Returns a function that returns the folder of one of `RUNS`, trained once."""
+    """Returns a function that trains a run of `RUNS` once and returns its folder."""
 
     @cache
     def folder(name: str) -> Path:
@@ -95,7 +94,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 SHOWN = {"predict": "digit: ", "collect": "accuracy", "explain": "looks at", "draw": "loss.png", "report": "report: "}
 
 
-RUN_ELSEWHERE = "hydra/launcher=joblib"  # in tests/sweeps, which start its server once
+RUN_ELSEWHERE = "hydra/launcher=joblib"  # tests/sweeps run such commands, because they start the fork server only once
 
 
 @pytest.mark.runs
@@ -103,8 +102,8 @@ RUN_ELSEWHERE = "hydra/launcher=joblib"  # in tests/sweeps, which start its serv
     "words",
     [pytest.param(w, id=" ".join(w), marks=DRAWING["attnmosaic.draw" in w]) for w in PYTHON if RUN_ELSEWHERE not in w],
 )
-def test_python_command(cli: Cli, tmp_path: Path, trained: Callable[[str], Path], words: list[str]) -> None:
-    """Runs it on few mosaics or images, one job of a sweep; stand-ins replace what the user's machine has."""
+def test_python_command_runs(cli: Cli, tmp_path: Path, trained: Callable[[str], Path], words: list[str]) -> None:
+    """Few mosaics or images and the first job of a sweep are enough; small files replace the user's data."""
     command, text = words[2].removeprefix("attnmosaic."), " ".join(words)
     numbers = "experiment=mnist_" in text or command == "predict"
     small = [*(SMALL_NUMBERS if numbers else SMALL), *SHORT]
@@ -113,40 +112,40 @@ def test_python_command(cli: Cli, tmp_path: Path, trained: Callable[[str], Path]
     if "mnist_and_number" in text:
         small += [*TINY_MNIST, "data.train_images=40"]
     if "photos" in text:
-        photos(tmp_path / "photos")
+        write_photos(tmp_path / "photos")
     if "RUN/" in text:
         shutil.copytree(trained("numbers" if numbers else "pair"), tmp_path / "RUN")
         small += ["schedule.epochs=3"]
     if "seven.png" in text:
         Image.new("L", (50, 40), 255).save(tmp_path / "seven.png")
     if "images=album" in text:
-        photos(tmp_path, ("album",))
+        write_photos(tmp_path, ("album",))
     if command in ("collect", "draw", "report"):
         table = "table1" if command == "report" else "gradients"
         shutil.copytree(trained("table"), tmp_path / "outputs" / table / "joint" / "seed0")
-    given = [word.replace("my_package.", "helpers.user_code.") for word in first_job(words[3:])]
-    if command == "train":  # Hydra takes its overrides on one side of -m alone
-        given = [*given, *small] if given[:1] == ["-m"] else [*small, *given]
+    arguments = [word.replace("my_package.", "helpers.user_code.") for word in first_job(words[3:])]
+    if command == "train":  # Hydra accepts overrides only on one side of -m
+        arguments = [*arguments, *small] if arguments[:1] == ["-m"] else [*small, *arguments]
     if command == "evaluate":
-        given = [*given, "trust=helpers.user_code"]  # what stands in for CIFAR-10
-    code, out, err = cli(command, *given)
+        arguments = [*arguments, "trust=helpers.user_code"]  # its data replace CIFAR-10
+    code, out, err = cli(command, *arguments)
     assert code == 0, err
     assert SHOWN.get(command, "held_out") in out
 
 
 @pytest.mark.parametrize("words", MAKE, ids=" ".join)
-def test_make_command(words: list[str]) -> None:
-    """The target is there; running it would install everything anew."""
+def test_make_command_has_a_target(words: list[str]) -> None:
+    """A dry run: a real one would install all packages again."""
     done = subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_every_file_it_names_is_there() -> None:
+def test_linked_files_exist() -> None:
     for path in re.findall(r"\]\(([\w./-]+)\)", README):
         assert (ROOT / path).exists(), path
 
 
-def test_the_config_map_names_every_choice() -> None:
+def test_readme_lists_every_option_of_the_config_groups() -> None:
     for group in ("data", "model", "schedule", "objective", "optimizer", "scheduler", "debug", "experiment"):
         for file in (ROOT / "conf" / group).glob("*.yaml"):
             name = re.sub(r"^gaussian_type[2-4]$", "gaussian_type1", file.stem)

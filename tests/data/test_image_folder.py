@@ -173,7 +173,7 @@ def test_links_that_lead_back(tmp_path: Path, pools: Pools, caplog: pytest.LogCa
     fill(root / "pear", ("deeper",), each=1, seed=300)
     (root / "pear" / "link").symlink_to(target)
     assert counts(pools(root)) == [4, 5, 4]
-    assert "links to a folder that is read elsewhere: 1" in caplog.text
+    assert "already read: 1" in caplog.text
 
 
 def test_endings_that_are_read(tmp_path: Path, pools: Pools) -> None:
@@ -228,7 +228,7 @@ def test_all_that_is_skipped(tmp_path: Path, pools: Pools, caplog: pytest.LogCap
     (line,) = [record.message for record in caplog.records if "skipped" in record.message]
     assert line.isprintable()
     assert "skipped 15 files or folders" in line
-    assert "beside the folders that are read: 4" in line
+    assert "not in a class folder: 4" in line
     assert "others: " in line
 
 

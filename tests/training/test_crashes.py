@@ -97,7 +97,7 @@ def check_stopped(code: int, printed: str, action: str, run: Path) -> None:
     assert not (run / ERROR).exists()
     if action != "SIGKILL":
         begun = (run / CONFIG).exists()
-        advice = "; the same command resumes" if begun else ""
+        advice = "; to resume, run the same command again" if begun else ""
         assert printed.splitlines()[-1] == f"stopped by {action}{advice}"
         assert Run(run).state == ("stopped" if begun else "missing")
 
@@ -248,5 +248,5 @@ def test_data_that_vanish(forks: Forks, tmp_path: Path) -> None:
 def test_a_folder_that_vanishes(forks: Forks, tmp_path: Path) -> None:
     code, printed = forks.run(tmp_path, *SETTINGS, NO_PICTURES, moment=("vanishing", 3, "run"))
     assert code == 1
-    assert re.search(r"^error: run_dir: '.*run' has vanished; [^\n]*$", printed, flags=re.M), printed
+    assert re.search(r"^error: run_dir: '.*run' was deleted; [^\n]*$", printed, flags=re.M), printed
     assert "Traceback" not in printed

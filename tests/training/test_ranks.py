@@ -153,7 +153,7 @@ def test_a_loss_that_is_no_number_ends_all(train: Train) -> None:
 @pytest.mark.faults
 @pytest.mark.parametrize(
     ("signum", "code", "said"),
-    [(signal.SIGKILL, -signal.SIGKILL, ""), (signal.SIGINT, 130, "stopped by SIGINT; the same command")],
+    [(signal.SIGKILL, -signal.SIGKILL, ""), (signal.SIGINT, 130, "stopped by SIGINT; to resume, ")],
     ids=["KILL", "INT"],
 )
 def test_none_outlives_the_first(tmp_path: Path, signum: int, code: int, said: str) -> None:
