@@ -45,7 +45,7 @@ def split_classes(
     return front, back
 
 
-def class_indices(wanted: Sequence[Any], classes: Sequence[str], key: str) -> list[int]:
+def class_indices(listed: Sequence[Any], classes: Sequence[str], key: str) -> list[int]:
     """Returns the indices of classes given by name or index.
 
     YAML and the command line read some names without quotes as other values: ``true``, ``null`` and ``1e3``, and YAML
@@ -53,20 +53,20 @@ def class_indices(wanted: Sequence[Any], classes: Sequence[str], key: str) -> li
     the name of any class reads as a whole number, the number must be the name and the index of the same class.
 
     Args:
-        wanted: names (str) or indices (int) of classes, in the order of their labels.
+        listed: names (str) or indices (int) of classes, in the order of their labels.
         classes: names of all classes of the data set, in index order.
         key: the config key of the list, for error messages.
 
     Raises:
         UserError: a class is unknown or listed twice, or a value can be read as different classes.
     """
-    indices = [_index(item, classes, key, wanted) for item in wanted]
+    indices = [_index(item, classes, key, listed) for item in listed]
     if len(set(indices)) < len(indices):
-        raise UserError(f"{key}: got {list(wanted)}, which lists a class twice; remove the duplicate")
+        raise UserError(f"{key}: got {list(listed)}, which lists a class twice; remove the duplicate")
     return indices
 
 
-def _index(item: Any, classes: Sequence[str], key: str, wanted: Sequence[Any]) -> int:
+def _index(item: Any, classes: Sequence[str], key: str, listed: Sequence[Any]) -> int:
     allowed = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
     if isinstance(item, str):
         if item in classes:
@@ -81,7 +81,7 @@ def _index(item: Any, classes: Sequence[str], key: str, wanted: Sequence[Any]) -
         return int(item)
     if type(item) is int and not is_index and not read_as_item:
         raise UserError(f"{key}: got class index {item}, allowed: 0 to {len(classes) - 1}")
-    names = [name if isinstance(name, str) else _likely_name(name, classes) for name in wanted]
+    names = [name if isinstance(name, str) else _likely_name(name, classes) for name in listed]
     raise UserError(
         f"{key}: got {short_value(item)}, which is ambiguous without quotes, allowed: {allowed}; type names in quotes: "
         f"{_in_quotes(key, names)}"

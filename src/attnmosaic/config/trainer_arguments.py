@@ -68,7 +68,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
         (0,),
         "a run evaluates only after training epochs; type scale=smoke to see an evaluation within seconds",
     ),
-    "overfit_batches": ((0, 0.0), "type debug=overfit"),
+    "overfit_batches": ((0, 0.0), "type debug=overfit instead"),
     "precision": (
         (None,),
         "precision is a top-level key; type precision=float32, precision=float64 or precision=bfloat16",

@@ -136,7 +136,7 @@ def check(config: DictConfig) -> None:
     _check_processes(plain)
     if plain["data"].get("weights") is not None and plain["schedule"]["order"] != "what_only":
         raise UserError(
-            "data.weights: got fixed attention weights, with which Where cannot train, and "
+            "data.weights: gives fixed attention weights, so only What can train, but got "
             f"schedule.order={plain['schedule']['order']}; type schedule=what_only, or data.weights=null"
         )
     _check_classes(plain["data"])

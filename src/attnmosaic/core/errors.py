@@ -62,17 +62,16 @@ def one_line(text: str) -> str:
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in words)
 
 
-def nearest(given: object, allowed: Iterable[object], n: int = 3) -> list[str]:
-    """Returns up to n allowed words that resemble the given word, the most similar word first."""
-    words = [str(word) for word in allowed]
-    by_lower = {word.lower(): word for word in words}
-    close = difflib.get_close_matches(str(given).lower(), by_lower, n=n, cutoff=0.5)
-    return [by_lower[word] for word in close]
+def nearest(word: object, allowed: Iterable[object], n: int = 3) -> list[str]:
+    """Returns up to n allowed words that resemble a word, the most similar word first."""
+    by_lower = {str(candidate).lower(): str(candidate) for candidate in allowed}
+    close = difflib.get_close_matches(str(word).lower(), by_lower, n=n, cutoff=0.5)
+    return [by_lower[match] for match in close]
 
 
-def not_among(key: str, given: object, allowed: Iterable[object]) -> UserError:
+def not_among(key: str, value: object, allowed: Iterable[object]) -> UserError:
     """Returns the user error for a value that is not an allowed word; suggests the most similar allowed word."""
     words = [str(word) for word in allowed]
-    close = nearest(given, words, n=1)
+    close = nearest(value, words, n=1)
     hint = f"; did you mean {typed_override(key, close[0])}?" if close else ""
-    return UserError(f"{key}: got '{given}', allowed: {', '.join(words)}{hint}")
+    return UserError(f"{key}: got '{value}', allowed: {', '.join(words)}{hint}")
