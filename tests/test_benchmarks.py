@@ -1,4 +1,4 @@
-"""The benchmarks run on small data, and their verdicts and comparisons are correct; measured times are not tested."""
+"""The benchmarks run, on small data, and judge and compare rightly. What they measure is no test's concern."""
 
 import contextlib
 import json
@@ -31,37 +31,35 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(project, "POINTS", (*project.POINTS, *few))
 
 
-def test_benchmarks_of_images_and_points_write_all_cases(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_images_and_points(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "ceilings", lambda device: {"copy": 1.0})
     path = tmp_path / "bench" / "now.json"
     arguments = ["benchmarks", "--only", "images", "points", "--repeats", "1", "--json", str(path), "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", arguments)
     benchmarks.main()
-    report = json.loads(path.read_text())
+    written = json.loads(path.read_text())
     steps = {REFERENCE, PLAIN, SINGLE, OURS}
     images = ("what-step", "where-step", "what/where cycle, k = 5", "evaluate 30,000 mosaics", "draw 30,000 mosaics")
-    assert {case: set(times) for case, times in report["times"].items()} == {
+    assert {case: set(times) for case, times in written["times"].items()} == {
         **dict.fromkeys(images, steps),
         **{key: {PLAIN, SINGLE, OURS} for key in ("2-D what-epoch", "2-D where-epoch")},
     }
-    assert all(value > 0 for times in report["times"].values() for values in times.values() for value in values)
-    assert {"commit", "device", "cores", "threads", "versions", "ceilings"} <= set(report["machine"])
+    assert all(value > 0 for times in written["times"].values() for values in times.values() for value in values)
+    assert {"commit", "device", "cores", "threads", "versions", "ceilings"} <= set(written["machine"])
     out = capsys.readouterr().out
-    assert all(case in out for case in report["times"])
+    assert all(case in out for case in written["times"])
     assert "x reference (>= 80)" in out
 
 
-def test_runs_are_measured_on_a_quiet_and_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second measurement runs next to a busy process, which has ended afterwards."""
-    busy_states: list[bool] = []
+def test_a_busy_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run is measured beside no other process, then beside one that is gone afterwards."""
+    beside: list[bool] = []
 
     @contextlib.contextmanager
     def busy() -> Iterator[None]:
-        busy_states.append(True)
+        beside.append(True)
         yield
-        busy_states.append(False)
+        beside.append(False)
 
     monkeypatch.setattr(cases.machine, "busy_core", busy)
     few = ("data.train_mosaics=30", "data.test_mosaics=30", "data.held_out_mosaics=30", "schedule.epochs=2")
@@ -71,14 +69,14 @@ def test_runs_are_measured_on_a_quiet_and_on_a_busy_machine(monkeypatch: pytest.
     cases.gather(cases.busy_cases(1), times)
     ((case, contenders),) = times.items()
     assert contenders.keys() == {QUIET, OURS}
-    assert busy_states == [True, False]
+    assert beside == [True, False]
     monkeypatch.setitem(benchmarks.TARGETS, case, {QUIET: 0.4})
     met = [verdict for _, verdict in benchmarks.verdicts(case, {QUIET: [2.0], OURS: [4.0]})]
     missed = [verdict for _, verdict in benchmarks.verdicts(case, {QUIET: [2.0], OURS: [6.0]})]
     assert (met, missed) == ([True], [False])
 
 
-def test_busy_core_runs_a_spinning_process_until_its_end() -> None:
+def test_a_core_is_kept_busy_meanwhile() -> None:
     with machine.busy_core():
         (spinning,) = subprocess.run(
             ["pgrep", "-P", str(os.getpid()), "-f", "while True"], capture_output=True, text=True
@@ -87,40 +85,40 @@ def test_busy_core_runs_a_spinning_process_until_its_end() -> None:
     assert not Path("/proc", spinning).exists()
 
 
-@pytest.mark.parametrize(("precision", "tf32"), [("highest", False), ("high", True)])
+@pytest.mark.parametrize(("given", "tf32"), [("highest", False), ("high", True)])
 def test_all_contenders_compute_with_the_same_precision(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, precision: str, tf32: bool
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, given: str, tf32: bool
 ) -> None:
-    """All use the precision of a run, not torch's defaults, and the result records it."""
-    settings_by_name: dict[str, set[tuple[str, bool]]] = {}
+    """With that of a run; torch's own settings are others, and what is measured says which it was."""
+    seen: dict[str, set[tuple[str, bool]]] = {}
 
-    def recording(name: str, result: Any) -> Callable[..., Any]:
+    def noting(name: str, gives: Any) -> Callable[..., Any]:
         def measure(*_: Any, **__: Any) -> Any:
             setting = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-            settings_by_name.setdefault(name, set()).add(setting)
-            return result
+            seen.setdefault(name, set()).add(setting)
+            return gives
 
         return measure
 
     epochs = SimpleNamespace(others={"what": [1.0], "where": [1.0]})
     contenders = ("reference_times", "plain_times", "our_times", "bare_epochs", "train")
     for name in contenders:
-        module, result = (project, (epochs, None)) if name == "train" else (cases, {})
-        monkeypatch.setattr(module, name, recording(name, result))
+        module, gives = (project, (epochs, None)) if name == "train" else (cases, {})
+        monkeypatch.setattr(module, name, noting(name, gives))
     monkeypatch.setattr(machine, "ceilings", lambda device: {})
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    arguments = ["--only", "images", "points", "--repeats", "1", "--device", "cpu", "--matmul-precision", precision]
+    arguments = ["--only", "images", "points", "--repeats", "1", "--device", "cpu", "--matmul-precision", given]
     path = tmp_path / "now.json"
     monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments, "--json", str(path)])
     benchmarks.main()
-    assert settings_by_name == {name: {(precision, tf32)} for name in contenders}
-    description = json.loads(path.read_text())["machine"]
-    assert (description["matmul_precision"], description["cudnn_tf32"]) == (precision, tf32)
-    assert f"matrix products: {precision}, TF32 in convolutions: {tf32}" in capsys.readouterr().out
+    assert seen == {name: {(given, tf32)} for name in contenders}
+    described = json.loads(path.read_text())["machine"]
+    assert (described["matmul_precision"], described["cudnn_tf32"]) == (given, tf32)
+    assert f"matrix products: {given}, TF32 in convolutions: {tf32}" in capsys.readouterr().out
     assert torch.backends.cudnn.allow_tf32
 
 
-def test_logging_benchmark_restores_the_patched_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logging(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(project, "TESTED", ("data.test_mosaics=50", "data.held_out_mosaics=50"))
     untouched = {(kind, name): getattr(kind, name) for kind in project.LOGGING for name in dir(kind)}
     times = {contender: seconds for _, contender, seconds in cases.logging_cases(1)}
@@ -128,7 +126,7 @@ def test_logging_benchmark_restores_the_patched_methods(monkeypatch: pytest.Monk
     assert {key: getattr(*key) for key in untouched} == untouched
 
 
-def test_stopwatch_counts_nested_calls_once() -> None:
+def test_a_stopwatch_counts_nested_calls_once() -> None:
     class Work:
         def outer(self) -> None:
             time.sleep(0.01)
@@ -149,28 +147,26 @@ def test_stopwatch_counts_nested_calls_once() -> None:
     assert watch.seconds == before
 
 
-def test_verdicts_compare_with_the_targets() -> None:
-    def verdicts(case: str, **times: float) -> list[tuple[str, bool | None]]:
+def test_verdicts() -> None:
+    def judged(case: str, **times: float) -> list[tuple[str, bool | None]]:
         return list(benchmarks.verdicts(case, {name.replace("_", " "): [value] for name, value in times.items()}))
 
-    assert verdicts("where-step", reference=1.0, plain=0.09, attnmosaic=0.1) == [
+    assert judged("where-step", reference=1.0, plain=0.09, attnmosaic=0.1) == [
         ("10 x reference (>= 10)", True),
         ("0.9 x plain (>= 1)", False),
     ]
-    (start,) = verdicts("start-up to the first step", imports_alone=7.0, attnmosaic=9.5)
+    (start,) = judged("start-up to the first step", imports_alone=7.0, attnmosaic=9.5)
     assert start == ("2.5 s beyond imports (<= 2 s)", False)
-    assert verdicts("peak memory", imports_alone=0.8e9, attnmosaic=1.5e9) == [
-        ("0.7 GB beyond imports (<= 0.8 GB)", True)
-    ]
-    assert verdicts("logging of a CIFAR run", the_whole_run=100.0, attnmosaic=4.0) == [
+    assert judged("peak memory", imports_alone=0.8e9, attnmosaic=1.5e9) == [("0.7 GB beyond imports (<= 0.8 GB)", True)]
+    assert judged("logging of a CIFAR run", the_whole_run=100.0, attnmosaic=4.0) == [
         ("4.00% of the whole run (<= 3%)", False)
     ]
-    assert verdicts("--help", attnmosaic=2.1) == [("<= 2 s", False)]
+    assert judged("--help", attnmosaic=2.1) == [("<= 2 s", False)]
     sweep = {"one after another": [16.0], "hydra/launcher=joblib": [10.0]}
     assert list(benchmarks.verdicts("sweep of ten 2-D runs", sweep)) == [("1.6 x one after another (>= 1.6)", True)]
 
 
-def test_compare_prints_two_measurements_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_measurements_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, seconds in (("old", [3.0, 1.0, 2.0]), ("new", [0.5])):
         content = {"machine": {"commit": name}, "times": {"where-step": {OURS: seconds}, name: {OURS: [1.0]}}}
         (tmp_path / name).write_text(json.dumps(content))
@@ -184,7 +180,7 @@ def test_compare_prints_two_measurements_side_by_side(tmp_path: Path, capsys: py
     assert "4.00" in out
 
 
-def test_growth_is_measured_fitted_and_plotted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_growth(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     measured = growth.one(mosaics=60, patches=4, batch=10, pool=20)
     assert set(measured) == set(growth.MEASURED)
     assert measured["where-epoch"] > 0
@@ -194,8 +190,8 @@ def test_growth_is_measured_fitted_and_plotted(monkeypatch: pytest.MonkeyPatch, 
     assert (tmp_path / "growth.png").stat().st_size > 10_000
 
 
-def test_bare_loop_trains_on_as_many_rows_as_an_epoch_of_the_package() -> None:
-    """Otherwise their times could not be compared."""
+def test_the_bare_loop_does_the_same_arithmetic() -> None:
+    """As many rows as the package's epoch; it would be no yardstick otherwise."""
     data = project.make_data(*project.POINTS)
     assert set(cases.bare_epochs(data, torch.device("cpu"), 1)) == {"2-D what-epoch", "2-D where-epoch"}
     assert len(data.mosaics["train"]) == cases.MOSAICS

@@ -155,7 +155,7 @@ def test_odd_names(tmp_path: Path) -> None:
         os.makedirs(folder)
         Image.new("L", (8, 8)).save(tmp_path / "x.png")
         os.rename(tmp_path / "x.png", os.path.join(folder, b"x.png"))
-        with pytest.raises(UserError, match="cannot be printed; rename") as caught:
+        with pytest.raises(UserError, match="rename") as caught:
             check_folder(tmp_path / "bad" / name.hex())
         assert str(caught.value).isprintable()
 

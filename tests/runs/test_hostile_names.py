@@ -23,7 +23,7 @@ def everything(folder: Path) -> set[Path]:
 
 @pytest.mark.parametrize("name", [*NAMES, "a\nb", "a\0b", "a\x1b[2J"], ids=lambda name: ascii(name)[:20])
 def test_what_is_no_folder_s_name(name: str) -> None:
-    with pytest.raises(UserError, match=r"^name: got .*needs .*folder name.*name=mine$") as caught:
+    with pytest.raises(UserError, match=r"^name: got .*needs a name that a folder can have.*name=mine$") as caught:
         folder_name(name)
     assert str(caught.value).isprintable()
 
@@ -44,7 +44,7 @@ def test_a_name_leads_nowhere(
     monkeypatch.chdir(tmp_path / "deep" / "here")
     before = everything(tmp_path)
     code, _, err = cli("train", *given)
-    check_line(code, err, r"name: got .*needs .*folder name.*type for example name=mine")
+    check_line(code, err, r"name: got .*needs a name that a folder can have.*type for example name=mine")
     assert everything(tmp_path) == before
 
 
@@ -64,7 +64,7 @@ RANDOM = "attnmosaic.data.weights.RandomPatch"
 def test_a_view_called_as_a_split(cli: Cli) -> None:
     """It would be measured in the split's place."""
     code, _, err = cli("train", f"+data.views={{train:{{split:train,weights:{{_target_:{RANDOM}}}}}}}")
-    check_line(code, err, r"^error: data\.views\.train: .*name of a view")
+    check_line(code, err, r"^error: data\.views\.train: is no name for a view")
 
 
 VIEWS = ("../../x", "train", "held_out", "a/b", ".x", "a b", "a\nb", "", "x\n", "-x", "x" * 62)
@@ -78,7 +78,7 @@ def test_a_view_s_name(config: Callable[..., Any]) -> None:
     for view in VIEWS:
         with open_dict(made):
             made.data.views = {view: {"split": "train", "weights": {"_target_": RANDOM}}}
-        with pytest.raises(UserError, match="name of a view"):
+        with pytest.raises(UserError, match="is no name for a view"):
             check(made)
 
 

@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from attnmosaic.core.errors import UserError
-from attnmosaic.core.resources import free_gb, requested_threads, visible_gpus
+from attnmosaic.core.resources import asked_threads, free_gb, visible_gpus
 from attnmosaic.sweeps.allocation import devices, environment, groups, plan
 from attnmosaic.training.runtime import job_globals
 
@@ -68,7 +68,7 @@ def test_numbers_that_will_not_do(bad: dict[str, Any]) -> None:
     ],
 )
 def test_threads_the_user_asks_for(compute_threads: object, environ: Mapping[str, str], asked: int | None) -> None:
-    assert requested_threads(compute_threads, environ) == asked
+    assert asked_threads(compute_threads, environ) == asked
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_without_slurm(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr(plugin, "which", lambda name: None)
     code, _, err = cli("train", LAUNCHER, "seed.all=0,1", "-m")
     assert code == 2
-    assert re.fullmatch(rf"error: {LAUNCHER}: .*sbatch .*hydra/launcher=joblib .*\n", err)
+    assert re.fullmatch(rf"error: {LAUNCHER}: .*sbatch.*hydra/launcher=joblib .*\n", err)
     assert not (tmp_path / "outputs").exists()
 
 
