@@ -246,7 +246,7 @@ def folder_name(name: object) -> str:
     good = all(part.strip(" .") and len(part.encode(errors="replace")) <= 200 for part in text.split("/"))
     if not good or not text.isprintable() or "\\" in text:
         raise UserError(
-            f"name: got {truncate(text, 80)!a}, needs a name that a folder can have, without '..' and without '/' at its "
-            "beginning; type for example name=mine"
+            f"name: got {truncate(text, 80)!a}, needs a name that a folder can have, without '..' and without "
+            "'/' at its beginning; type for example name=mine"
         )
     return text
