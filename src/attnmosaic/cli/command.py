@@ -89,7 +89,7 @@ def guard(task: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     try:
         return task(config)
     except Exception as error:
-        if not isinstance(error, BusyError):  # then another process writes the folder and its log
+        if not isinstance(error, BusyError):  # the busy folder and its log belong to the other process
             _log_error(describe(error))
         if single and not _TRACES and line_and_code(error) is not None:
             _fail(error)
