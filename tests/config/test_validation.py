@@ -113,7 +113,7 @@ def test_unusual_values_are_accepted(config: Callable[..., DictConfig]) -> None:
 FOLDERS = {
     ("data.root=pets",): r"data\.foreground: .*\(bird, cat, dog\).*data\.foreground=\[bird,cat\]",
     ("data.root=missing", "data.foreground=[a,b]"): r"data\.root: 'missing' does not exist",
-    ("data.root=empty", "data.foreground=[a,b]"): r"data\.root: 'empty' has no subfolders",
+    ("data.root=empty", "data.foreground=[a,b]"): r"data\.root: 'empty' has no folders",
     ("data.root=3", "data.foreground=[a,b]"): r"data\.root: got 3, needs .*in quotes",
     ("data.root=pets", "data.foreground=[cat,dgo]"): r"data\.foreground: .*'dgo', allowed: bird, cat, dog.*mean dog",
     ("data.root=split", "data.foreground=[a,b]"): r"data\.root: .*different class folders \(b, c\)",

@@ -84,7 +84,7 @@ def class_names(folder: Path) -> list[str]:
     """
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not names:
-        raise UserError(f"data.root: '{folder}' has no subfolders, needs one folder of images for each class")
+        raise UserError(f"data.root: '{folder}' has no folders, needs one folder of images for each class")
     for name in names:
         if not name.isprintable():  # the name is shown in tables, figures and reports
             raise UserError(f"data.root: the folder name {name!a} in '{folder}' cannot be printed; rename the folder")
