@@ -1,4 +1,4 @@
-"""Shared by all tests: shape checks on, small configs, and the real data where it is at hand."""
+"""Fixtures and settings for all tests: shape checks, small configs, and the real data if it is available."""
 
 import os
 import signal
@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 from jaxtyping import install_import_hook
 
-# Small tensors gain nothing from threads, and the workers of pytest share the cores.
+# Threads do not speed up small tensors, and the workers of pytest share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Started in the background of a script, the suite ignores Ctrl-C, and so would every command that it starts.
+# A test run in the background of a script ignores Ctrl-C, and the commands that it starts would inherit this.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# What `make test ARGS=...` was given is not for the make that some tests run.
+# Some tests run make; it must not inherit the options of `make test ARGS=...`.
 for name in ("MAKEFLAGS", "ARGS"):
     os.environ.pop(name, None)
 
-# Before anything of the package is imported: every shape in a signature is then checked on every call.
+# Must precede all imports of the package: then every call checks the shapes in its signature.
 install_import_hook(["attnmosaic.data", "attnmosaic.nn", "attnmosaic.metrics"], "beartype.beartype")
 
 from helpers.commands import Cli, make_cli  # noqa: E402
@@ -32,21 +32,21 @@ import attnmosaic.draw  # noqa: E402, F401  # binds draw_run before a test repla
 
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads a cache or data folder of the user's."""
+    """Prevents tests from reading the user's cache and data folders."""
     monkeypatch.setenv("ATTNMOSAIC_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("ATTNMOSAIC_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(autouse=True)
 def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures take longer than most runs of the tests: only tests that are marked ``pictures`` have them drawn."""
+    """Skips the figures, which take longer than most runs, except in tests with the mark ``pictures``."""
     if request.node.get_closest_marker("pictures") is None:
         monkeypatch.setattr("attnmosaic.plotting.run.draw_run", lambda folder, formats: None)
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Callable[..., DictConfig]:
-    """Composes a config as the command line would, for few mosaics or images, writing under tmp_path."""
+    """Returns a function that composes a config like the command line, for few mosaics or images, in tmp_path."""
 
     def make(*overrides: str, run_dir: str = "run", name: str = "train", small: bool = True) -> DictConfig:
         numbers = any(override.startswith("experiment=mnist_") for override in overrides)
@@ -58,7 +58,7 @@ def config(tmp_path: Path) -> Callable[..., DictConfig]:
 
 @pytest.fixture
 def train(config: Callable[..., DictConfig]) -> Callable[..., dict[str, float]]:
-    """Trains in this process and returns the final metrics."""
+    """Returns a function that trains in this process and returns the final metrics."""
 
     def run(*overrides: str, **kwargs: Any) -> dict[str, float]:
         from attnmosaic.train import train
@@ -70,15 +70,15 @@ def train(config: Callable[..., DictConfig]) -> Callable[..., dict[str, float]]:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder with the real MNIST and the JPEG copy of CIFAR-10, or a skip."""
+    """Returns the folder with MNIST and the JPEG copy of CIFAR-10; skips the test without it."""
     folder = os.environ.get("ATTNMOSAIC_REAL_DATA", "")
     if not folder or not Path(folder, "MNIST").is_dir():
-        pytest.skip("real data absent: set ATTNMOSAIC_REAL_DATA to a folder with MNIST/ and cifar10-jpeg.tar.xz")
+        pytest.skip("real data are missing: set ATTNMOSAIC_REAL_DATA to a folder with MNIST/ and cifar10-jpeg.tar.xz")
     return Path(folder)
 
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
-    """Runs a command in an empty folder; see `cli.make_cli`."""
+    """Returns a function that runs a command in an empty folder; see `helpers.commands.make_cli`."""
     monkeypatch.chdir(tmp_path)
     return make_cli(monkeypatch, capfd)

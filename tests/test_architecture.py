@@ -1,4 +1,4 @@
-"""The structure is what docs/architecture.md says: who imports whom, and which modules import nothing heavy."""
+"""Imports between packages match docs/architecture.md, and light modules import no heavy library."""
 
 import json
 import re
@@ -13,29 +13,29 @@ from helpers.settings import ROOT
 HEAVY = ("torch", "torchvision", "pytorch_lightning", "torchmetrics", "matplotlib", "sklearn")
 LIGHT = ("core", "config", "runs", "cli", "tables", "plotting", "reporting", "sweeps", "search")
 LIGHT_ELSEWHERE = ("data.image_files", "inference.explanation", "inference.user_images", "training.ranks")
-HEAVY_AMONG_THEM = ("search.pruning",)  # a callback of Lightning's
+HEAVY_IN_LIGHT_PACKAGES = ("search.pruning",)  # a callback for Lightning
 COMMANDS = ("train", "evaluate", "explain", "predict", "collect", "draw", "report")
 
 _PROGRAM = """
 import importlib, json, os, sys, traceback
-import hydra, jinja2, numpy, rich, yaml  # what all of them import; each fork begins with these and with nothing of ours
+import hydra, jinja2, numpy, rich, yaml  # imported by all modules, so once for all forks
 modules, heavy = json.loads(sys.argv[1])
-found = {}
+heavy_imports = {}
 for module in modules:
     read, write = os.pipe()
     if os.fork() == 0:
         try:
             importlib.import_module(module)
-            said = [name for name in heavy if name in sys.modules]
+            answer = [name for name in heavy if name in sys.modules]
         except BaseException:
-            said = [traceback.format_exc()]
-        os.write(write, json.dumps(said).encode())
+            answer = [traceback.format_exc()]
+        os.write(write, json.dumps(answer).encode())
         os._exit(0)
     os.close(write)
     with os.fdopen(read) as file:
-        found[module] = json.loads(file.read())
+        heavy_imports[module] = json.loads(file.read())
     os.wait()
-print(json.dumps(found))
+print(json.dumps(heavy_imports))
 """
 
 
@@ -45,10 +45,10 @@ def graph() -> grimp.ImportGraph:
 
 
 def light_modules(graph: grimp.ImportGraph) -> list[str]:
-    """Returns the modules that promise to import nothing heavy."""
+    """Returns the modules that must not import heavy libraries."""
     packages = tuple(f"attnmosaic.{name}." for name in LIGHT)
     others = {f"attnmosaic.{name}" for name in (*LIGHT_ELSEWHERE, *COMMANDS)}
-    heavy = {f"attnmosaic.{name}" for name in HEAVY_AMONG_THEM}
+    heavy = {f"attnmosaic.{name}" for name in HEAVY_IN_LIGHT_PACKAGES}
     return sorted(
         module
         for module in graph.modules
@@ -57,20 +57,23 @@ def light_modules(graph: grimp.ImportGraph) -> list[str]:
 
 
 def test_light_modules_import_nothing_heavy(graph: grimp.ImportGraph) -> None:
-    """Each in a process of its own, which has imported nothing of ours before."""
-    asked = json.dumps([light_modules(graph), HEAVY])
-    done = subprocess.run([sys.executable, "-c", _PROGRAM, asked], capture_output=True, text=True, check=True, cwd=ROOT)
-    found = json.loads(done.stdout)
-    assert len(found) > 70
-    assert {module: heavy for module, heavy in found.items() if heavy} == {}
+    """Each module is imported in its own process, in which no module of attnmosaic was imported before."""
+    arguments = json.dumps([light_modules(graph), HEAVY])
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, arguments], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    heavy_imports = json.loads(done.stdout)
+    assert len(heavy_imports) > 70
+    assert {module: heavy for module, heavy in heavy_imports.items() if heavy} == {}
 
 
-def test_packages_and_their_imports_are_those_of_the_document(graph: grimp.ImportGraph) -> None:
+def test_imports_of_packages_match_the_table_in_architecture_md(graph: grimp.ImportGraph) -> None:
     imports: dict[str, set[str]] = defaultdict(set)
     for module in graph.modules:
-        if module.startswith("attnmosaic.") and (own := module.split(".")[1]):
+        if module.startswith("attnmosaic.") and (package := module.split(".")[1]):
             others = (other.split(".") for other in graph.find_modules_directly_imported_by(module))
-            imports[own] |= {parts[1] for parts in others if len(parts) > 1 and parts[0] == "attnmosaic"} - {own}
+            imported = {parts[1] for parts in others if len(parts) > 1 and parts[0] == "attnmosaic"}
+            imports[package] |= imported - {package}
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)(?:/|\.py)` \|[^|]*\|([^|]*)\|$", text, flags=re.M)
     assert {name: {*re.findall(r"`(\w+)`", cell)} for name, cell in rows} == dict(imports)

@@ -1,4 +1,4 @@
-"""The wheel carries the configs and the launcher: the package works away from its repository."""
+"""The wheel contains configs and plugins, so the package works without its repository."""
 
 import importlib.metadata
 import os
@@ -17,8 +17,8 @@ from attnmosaic.core.optional_packages import install_command
 
 
 @pytest.mark.runs
-def test_wheel_in_an_empty_folder(tmp_path: Path) -> None:
-    """Builds it, unpacks it, and trains from it in a folder that holds nothing."""
+def test_wheel_trains_in_an_empty_folder(tmp_path: Path) -> None:
+    """The test builds and unpacks the wheel and trains from it."""
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")],
         cwd=ROOT, check=True, capture_output=True,
@@ -31,7 +31,10 @@ def test_wheel_in_an_empty_folder(tmp_path: Path) -> None:
     assert (site / "attnmosaic" / "plotting" / "attnmosaic.mplstyle").is_file()
     launcher = site / "hydra_plugins" / "attnmosaic_launcher"
     plugins = sorted(p.name for p in launcher.parent.iterdir())
-    assert plugins == ["attnmosaic_launcher", "attnmosaic_sweeper"]  # others add theirs beside them
+    assert plugins == [
+        "attnmosaic_launcher",
+        "attnmosaic_sweeper",
+    ]  # other packages can add further plugins to this namespace
     assert (launcher / "__init__.py").is_file()
     empty.mkdir()
     overrides = ["experiment=stagewise", "data=digits", *SMALL, "schedule.k=1", "schedule.epochs=2"]
@@ -47,15 +50,15 @@ def test_wheel_in_an_empty_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "spins"),
+    ("variables", "spins"),
     [({}, "10000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"), ({"GOMP_SPINCOUNT": "7"}, "7")],
-    ids=["default", "a policy of the user's", "a number of the user's"],
+    ids=["default", "user sets the policy", "user sets the number"],
 )
-def test_threads_spin_for_a_bounded_time(given: dict[str, str], spins: str) -> None:
-    """Set before torch is imported, unless the user has said how its threads are to wait."""
+def test_threads_spin_for_a_bounded_time(variables: dict[str, str], spins: str) -> None:
+    """The variable is set before torch is imported, unless the user has set it or the wait policy."""
     program = "import os, sys, attnmosaic; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
     inherited = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    done = subprocess.run([sys.executable, "-c", program], env=inherited | given, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], env=inherited | variables, capture_output=True, text=True)
     assert done.stdout.split() == [spins, "False"]
 
 
@@ -63,24 +66,24 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 
 @pytest.mark.parametrize("extra", ["parallel", "slurm", "search"])
-def test_what_installs_an_extra(extra: str) -> None:
-    """It names the packages, for this environment: ours is on no index."""
+def test_install_command_lists_the_packages_of_an_extra(extra: str) -> None:
+    """Not attnmosaic itself, which is not on a package index."""
     words = shlex.split(install_command(extra))
     assert words[:4] == [sys.executable, "-m", "pip", "install"]
     assert sorted(words[4:]) == sorted(PROJECT["optional-dependencies"][extra])
 
 
-def test_what_installs_an_extra_of_sources_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(name: str) -> list[str]:
+def test_install_command_names_the_repository_if_attnmosaic_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_installed(name: str) -> list[str]:
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr("attnmosaic.core.optional_packages.requires", absent)
+    monkeypatch.setattr("attnmosaic.core.optional_packages.requires", not_installed)
     folder, _, extra = shlex.split(install_command("search"))[-1].rpartition("[")
     assert extra == "search]"
     assert (Path(folder) / "pyproject.toml").is_file()
 
 
-def test_nobody_is_told_to_install_it_from_an_index() -> None:
+def test_no_text_installs_attnmosaic_from_a_package_index() -> None:
     texts = [ROOT / "README.md", *(path for part in ("src", "conf", "docs") for path in (ROOT / part).rglob("*.*"))]
     for path in texts:
         if path.suffix in (".md", ".py", ".yaml"):

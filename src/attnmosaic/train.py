@@ -1,6 +1,6 @@
 """Trains a where/what pair, or a network with two outputs: ``python -m attnmosaic.train experiment=stagewise``."""
 
-if __name__ == "__main__":  # before the imports, which take a second
+if __name__ == "__main__":  # before the imports below, which take a second
     from attnmosaic.core.signals import listen
 
     listen()
@@ -34,74 +34,76 @@ from attnmosaic.runs.run import CONFIG, ERROR, PRUNED, earlier_result, lock_run
 from attnmosaic.sweeps.hydra_callback import SKIPPED_JOBS, can_skip_job, end_sweep
 from attnmosaic.training.ranks import Ranks, follow, leading
 
-log = logging.getLogger("attnmosaic.train")  # also where this is __main__
+log = logging.getLogger("attnmosaic.train")  # the same name if this module is __main__
 register()
 
 
 def train(config: DictConfig) -> dict[str, float]:
-    """Trains as a config says, writes everything into ``config.run_dir`` and returns the final metrics.
+    """Trains a run, writes all its files to ``config.run_dir`` and returns the final metrics.
 
-    A folder that holds the finished run of this config gives its metrics at once; one that holds the beginning of it,
-    stopped for whatever reason, resumes from its newest checkpoint. Without a command, from a notebook say, each call
-    has a folder of its own, ``outputs/NAME/TIME``, unless ``run_dir`` was given; ``config.run_dir`` then names it.
+    If the folder has a finished run of the same config, returns its metrics without training. If the folder has an
+    unfinished run of the same config, resumes from its newest checkpoint. Without a command (in a notebook), each call
+    uses a new folder, ``outputs/NAME/TIME``, unless ``run_dir`` is set; ``config.run_dir`` is then the path.
 
     Args:
-        config: a composition of ``conf/train.yaml``.
+        config: the composed config ``conf/train.yaml``.
 
     Returns:
         ``{"<split>/<metric>": value}`` for the splits train, test and held_out, measured with the final
         weights in a full pass.
 
     Raises:
-        UserError: the config, the data or the checkpoint named in it will not do; or the folder holds another run.
-        RunError: the loss became infinite or not a number; or the folder has vanished.
-        Pruned: a search ended the run early; its folder says so, and has no result.
+        UserError: the config, its data or its checkpoint are not usable, or the folder has another run.
+        RunError: the loss became infinite or not a number, or the folder was deleted.
+        Pruned: a search ended the run early; the folder then has ``pruned.txt`` and no result.
     """
-    alone = not HydraConfig.initialized()
+    without_command = not HydraConfig.initialized()
     try:
-        run_config = _checked(config, alone)
+        run_config = _checked(config, without_command)
     except OmegaConfBaseException as error:
         raise UserError(explain_error(error, [])) from error
     folder = Path(run_config["run_dir"])
     with lock_run(folder):
         if (result := earlier_result(folder, run_config)) is not None:
-            log.info("finished before: %s", folder)
+            log.info("already finished, not run again: %s", folder)
             return result["metrics"]
         try:
-            to_log = run_logging(folder, run_config["progress"]) if alone else contextlib.nullcontext()
-            with to_log, Ranks(run_config) as ranks:
+            logging_set_up = (
+                run_logging(folder, run_config["progress"]) if without_command else contextlib.nullcontext()
+            )
+            with logging_set_up, Ranks(run_config) as ranks:
                 return _train(run_config, ranks)
         except Pruned as end:
             write_atomically(folder / PRUNED, str(end))
             raise
         except Exception as error:
-            with contextlib.suppress(OSError):  # what went wrong may be the disk
+            with contextlib.suppress(OSError):  # the error may be a disk error
                 write_atomically(folder / ERROR, describe(error))
             if isinstance(error, OSError) and not folder.is_dir():
-                raise RunError(f"run_dir: '{folder}' has vanished; give the command again, to begin anew") from error
+                raise RunError(f"run_dir: '{folder}' was deleted; run the same command to start again") from error
             raise
 
 
-def _checked(config: DictConfig, alone: bool) -> dict[str, Any]:
-    """Returns a run's config as it is saved: checked, resolved, with absolute paths.
+def _checked(config: DictConfig, without_command: bool) -> dict[str, Any]:
+    """Returns a run's config in the form in which it is saved: checked, resolved and with absolute paths.
 
     Args:
-        config: as composed.
-        alone: no command has given the run a folder.
+        config: the composed config.
+        without_command: whether Python code has called `train`, so that no command has chosen a folder.
     """
     check_parts(config)
-    if alone and Path(config.run_dir).exists():
-        OmegaConf.clear_cache(config)  # its time is another now, and so is the folder that is named by it
-    str(config.run_dir)  # before copies are made of it, which then have the same time
-    taken = with_scale(config)
+    if without_command and Path(config.run_dir).exists():
+        OmegaConf.clear_cache(config)  # the folder's name contains the time: a new time gives a new folder
+    str(config.run_dir)  # resolves the time now, so that all copies of the config have the same time
+    scaled = with_scale(config)
     with where_started():
-        check(taken)
+        check(scaled)
     check_keys(config, TrainConfig)
-    return resolve(with_absolute_paths(taken))
+    return resolve(with_absolute_paths(scaled))
 
 
 def _train(config: dict[str, Any], ranks: Ranks) -> dict[str, float]:
-    # Heavy imports (seconds) only once the config is known to be good.
+    # These imports take seconds, so they follow the checks of the config.
     import_lightning()
     from attnmosaic.training.fit import fit
     from attnmosaic.training.instantiation import check_targets
@@ -141,7 +143,7 @@ def _job(config: DictConfig) -> float | None:
 
 
 def _measure(config: DictConfig) -> float | None:
-    """Returns what a sweeper gets of a run; None of one that it ended early."""
+    """Returns the metric of a run that a sweeper optimizes, or None if a search pruned the run."""
     try:
         return train(config)[config.optimized_metric]
     except Pruned as end:
@@ -160,7 +162,7 @@ def _command() -> None:
 
 
 def main() -> None:
-    """Runs the command line; a process that torchrun or srun has started beside rank 0 trains along instead."""
+    """Runs the command line, or for a rank above 0 (torchrun, srun) trains with the config from rank 0."""
     info = launched_rank(os.environ)
     if info is not None and info.rank > 0:
         follow(info)

@@ -1,4 +1,4 @@
-"""What the commands answer without doing their work: --help, --version, --cfg, --info."""
+"""Flags with which commands only print: --help, --version, --cfg, --info."""
 
 import re
 
@@ -11,19 +11,19 @@ from attnmosaic import __version__
 
 pytestmark = pytest.mark.runs
 
-HYDRA = ("train", "evaluate", "explain", "predict")
-OTHERS = ("collect", "report", "draw")
+HYDRA_COMMANDS = ("train", "evaluate", "explain", "predict")
+OTHER_COMMANDS = ("collect", "report", "draw")
 GROUPS = {"train": ("experiment", "model", "data/weights", "scale"), "evaluate": (), "explain": (), "predict": ()}
 
 
-@pytest.mark.parametrize("command", [*HYDRA, *OTHERS])
-def test_version(cli: Cli, command: str) -> None:
+@pytest.mark.parametrize("command", [*HYDRA_COMMANDS, *OTHER_COMMANDS])
+def test_version_is_printed(cli: Cli, command: str) -> None:
     code, out, _ = cli(command, "--version")
     assert code == 0
     assert out.split()[:2] == ["attnmosaic", __version__]
 
 
-@pytest.mark.parametrize("command", HYDRA)
+@pytest.mark.parametrize("command", HYDRA_COMMANDS)
 def test_help_explains_every_key_in_80_columns(cli: Cli, command: str) -> None:
     code, out, _ = cli(command, "--help")
     assert code == 0
@@ -38,8 +38,8 @@ def test_help_explains_every_key_in_80_columns(cli: Cli, command: str) -> None:
     assert experiments <= {*out.split()}
 
 
-@pytest.mark.parametrize("command", OTHERS)
-def test_help_of_the_other_commands(cli: Cli, command: str) -> None:
+@pytest.mark.parametrize("command", OTHER_COMMANDS)
+def test_help_of_commands_without_hydra_has_80_columns(cli: Cli, command: str) -> None:
     code, out, _ = cli(command, "--help")
     assert code == 0
     assert max(map(len, out.splitlines())) <= 80
@@ -47,7 +47,7 @@ def test_help_of_the_other_commands(cli: Cli, command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "given"),
+    ("part", "arguments"),
     [
         ("job", ("train", "experiment=table1/row3", "scale=smoke")),
         ("all", ("train", "reproduce=gradients")),
@@ -58,9 +58,10 @@ def test_help_of_the_other_commands(cli: Cli, command: str) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,
 )
-def test_the_config_with_its_values(cli: Cli, given: tuple[str, ...], part: str) -> None:
-    """It names the folder that a run would have, and holds no interpolation."""
-    command, *overrides = given
+def test_resolved_config_has_the_folder_of_a_run_and_no_interpolation(
+    cli: Cli, arguments: tuple[str, ...], part: str
+) -> None:
+    command, *overrides = arguments
     code, out, err = cli(command, *overrides, "--cfg", part, "--resolve")
     assert code == 0, err
     shown = yaml.safe_load(out)
@@ -72,15 +73,15 @@ def test_the_config_with_its_values(cli: Cli, given: tuple[str, ...], part: str)
         assert shown["hydra"]["job"]["config_name"] == command
 
 
-def test_a_part_of_the_config_with_its_values(cli: Cli) -> None:
+def test_resolved_package_of_the_config_is_printed(cli: Cli) -> None:
     code, out, _ = cli("train", "hydra.run.dir=there", "--cfg", "job", "--resolve", "-p", "callbacks.last")
     assert code == 0
     assert yaml.safe_load(out)["dirpath"] == "there/checkpoints"
 
 
-@pytest.mark.parametrize("about", ["all", "plugins"])
-def test_info(cli: Cli, about: str) -> None:
-    code, out, err = cli("train", "--info", about)
+@pytest.mark.parametrize("topic", ["all", "plugins"])
+def test_info_is_printed(cli: Cli, topic: str) -> None:
+    code, out, err = cli("train", "--info", topic)
     assert (code, err) == (0, "")
     assert out.strip()
 
@@ -96,7 +97,7 @@ def test_info(cli: Cli, about: str) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,
 )
-def test_flags_that_will_not_do(cli: Cli, flags: tuple[str, ...], word: str) -> None:
+def test_wrong_flags_are_a_user_error(cli: Cli, flags: tuple[str, ...], word: str) -> None:
     code, out, err = cli("train", *flags)
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 1

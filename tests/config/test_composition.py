@@ -1,4 +1,4 @@
-"""What a config composes to, and its hash."""
+"""Composition of configs, and their hash."""
 
 import copy
 from collections.abc import Callable
@@ -23,8 +23,8 @@ optimized_metric: held_out/ftpt
 """
 
 
-def test_an_experiment_overrides_every_key_and_the_command_line_all(tmp_path: Path) -> None:
-    """From a folder of the user's own, too."""
+def test_experiment_overrides_defaults_and_command_line_overrides_both(tmp_path: Path) -> None:
+    """Also for an experiment in the user's folder."""
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(EXPERIMENT)
     search = f"hydra.searchpath=[file://{tmp_path}]"
@@ -43,7 +43,7 @@ def hashed(config: DictConfig) -> str:
     "same",
     ["paths.data=elsewhere", "paths.cache=elsewhere", "logger=none", "callbacks.progress=null", "progress=quiet"],
 )
-def test_hash_ignores_where_and_how_it_is_written(config: Callable[..., DictConfig], same: str) -> None:
+def test_hash_ignores_paths_and_output(config: Callable[..., DictConfig], same: str) -> None:
     other = config("experiment=stagewise", same, run_dir="elsewhere")
     assert hashed(other) == hashed(config("experiment=stagewise"))
 
@@ -55,12 +55,11 @@ def test_hash_ignores_where_and_how_it_is_written(config: Callable[..., DictConf
         "model.what.hidden=[5]", "objective.entropy=0.1", "precision=float64", "optimizer=adam", "scheduler=cosine",
     ],
 )  # fmt: skip
-def test_hash_tells_runs_of_different_numbers_apart(config: Callable[..., DictConfig], change: str) -> None:
+def test_hash_depends_on_settings_that_decide_numbers(config: Callable[..., DictConfig], change: str) -> None:
     assert hashed(config("experiment=stagewise", change)) != hashed(config("experiment=stagewise"))
 
 
-def test_what_a_run_measures_and_trains(config: Callable[..., DictConfig]) -> None:
-    """They are known before torch is imported."""
+def test_networks_and_metrics_follow_from_the_config(config: Callable[..., DictConfig]) -> None:
     pair = OmegaConf.to_container(config(), resolve=True)
     product = OmegaConf.to_container(config("experiment=mnist_product"), resolve=True)
     assert (networks_of(pair), metrics_of(pair)) == (("what", "where"), METRICS)
@@ -68,17 +67,17 @@ def test_what_a_run_measures_and_trains(config: Callable[..., DictConfig]) -> No
     assert metrics_of(product) == ("loss", "digit_accuracy", "product_accuracy")
 
 
-def test_the_hash_is_of_the_trained_networks_alone(config: Callable[..., DictConfig]) -> None:
-    """So pairs keep the hash that they had before there were other networks."""
+def test_hash_ignores_networks_that_are_not_trained(config: Callable[..., DictConfig]) -> None:
+    """So pairs keep the hash that they had before networks with two outputs were added."""
     pair = OmegaConf.to_container(config(), resolve=True)
     before = copy.deepcopy(pair)
     for section in ("lr", "model", "optimizer", "scheduler"):
         del before[section]["network"]
     assert config_hash(before) == config_hash(pair) == hashed(config("lr.network=7", "scheduler.network=x"))
-    one = hashed(config("experiment=mnist_sum"))
-    assert one == hashed(config("experiment=mnist_sum", "lr.what=7", "+optimizer.where.eps=1", "scheduler.what=x"))
+    sum_hash = hashed(config("experiment=mnist_sum"))
+    assert sum_hash == hashed(config("experiment=mnist_sum", "lr.what=7", "+optimizer.where.eps=1", "scheduler.what=x"))
     for change in ("lr.network=7", "model.network.dropout=0.2", "data.operation=product", "data.redraw=true"):
-        assert one != hashed(config("experiment=mnist_sum", change)), change
+        assert sum_hash != hashed(config("experiment=mnist_sum", change)), change
 
 
 MINE = "mine.Net"
@@ -94,7 +93,7 @@ REPLACED = {
     ("objective._target_=mine.Loss",): ("objective", {"_target_": "mine.Loss"}),
     ("+data/weights=fixed", "data.weights._target_=mine.W"): ("data.weights", {"_target_": "mine.W"}),
     ("logger.tensorboard._target_=mine.Logger",): ("logger.tensorboard", {"_target_": "mine.Logger"}),
-    # What is given stays, also where its value is the old one.
+    # Arguments from the command line stay, even if their value is the default.
     ("model.where._target_=mine.Net", "model.where.hidden=[4,8]"): (
         "model.where",
         {"_target_": MINE, "hidden": [4, 8]},
@@ -114,7 +113,7 @@ REPLACED = {
 
 @pytest.fixture(scope="module")
 def search(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Returns the override that finds a user's own experiment."""
+    """Returns the override that adds a folder with a user's experiment."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "experiment").mkdir()
     (folder / "experiment" / "mine.yaml").write_text(
@@ -124,10 +123,10 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("overrides", REPLACED, ids=" ".join)
-def test_a_new_target_replaces_its_node(search: str, overrides: tuple[str, ...]) -> None:
-    """However it was composed: nothing but the config itself tells which arguments were given."""
-    given = (*overrides, search) if "experiment=mine" in overrides else overrides
-    config = OmegaConf.create(resolve(with_scale(composed("train", *given, "run_dir=run"))))
+def test_new_target_removes_the_arguments_of_the_old_target(search: str, overrides: tuple[str, ...]) -> None:
+    """Arguments that a user or an experiment has set stay."""
+    words = (*overrides, search) if "experiment=mine" in overrides else overrides
+    config = OmegaConf.create(resolve(with_scale(composed("train", *words, "run_dir=run"))))
     key, node = REPLACED[overrides]
     assert OmegaConf.select(config, key) == node
 
@@ -167,7 +166,9 @@ READ = [
 
 
 @pytest.mark.parametrize("overrides", READ, ids=" ".join)
-def test_a_key_that_an_interpolation_reads(config: Callable[..., DictConfig], overrides: tuple[str, ...]) -> None:
+def test_key_that_an_interpolation_reads_is_accepted(
+    config: Callable[..., DictConfig], overrides: tuple[str, ...]
+) -> None:
     OmegaConf.register_new_resolver("twice", lambda x: 2 * x, replace=True)
     check_keys(config(*overrides), TrainConfig)
 
@@ -176,7 +177,7 @@ UNREAD = {
     ("+model.attention=sparsemax",): r"model\.attention: got sparsemax, .*allowed: model\.where, model\.what",
     ("+model.temperature=0.5",): r"model\.temperature",
     ("+lr.nonsense=3",): r"lr\.nonsense: got 3, .*allowed: lr\.what, lr\.where, lr\.network",
-    ("+lr.all=0.1",): r"lr\.all",  # the name of a key that an interpolation does read
+    ("+lr.all=0.1",): r"lr\.all",  # the last part is a key of `seed` that interpolations read
     ("+optimizer.x=1",): r"optimizer\.x",
     ("+scheduler.x=1",): r"scheduler\.x",
     ("+schedule.epoch=1",): r"schedule\.epoch: .*did you mean schedule\.epochs\?",
@@ -193,25 +194,26 @@ UNREAD = {
 
 
 @pytest.mark.parametrize("overrides", UNREAD, ids=" ".join)
-def test_a_key_that_nothing_reads(config: Callable[..., DictConfig], overrides: tuple[str, ...]) -> None:
+def test_key_that_nothing_reads_is_a_user_error(config: Callable[..., DictConfig], overrides: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match=UNREAD[overrides]):
         check_keys(config(*overrides), TrainConfig)
 
 
-def test_a_runs_own_config_passes(config: Callable[..., DictConfig]) -> None:
-    """It has values for interpolations, so that nothing reads ``width`` any more, and what the program adds to it."""
+def test_saved_config_of_a_run_passes(config: Callable[..., DictConfig]) -> None:
+    """Its interpolations are resolved, so nothing reads ``width``; and the program has added a key."""
     saved = OmegaConf.create(resolve(config("+width=8", "model.where.hidden=[${width}]")))
     saved.began_otherwise = {"lr.what": 0.1}
     check_keys(saved, TrainConfig)
 
 
-def test_a_sweepers_metric_of_two_outputs() -> None:
-    for given, wanted in ((), "sum"), (("data.operation=product",), "product"):
-        assert composed("train", "experiment=mnist_sum", *given).optimized_metric == f"test/{wanted}_accuracy"
+def test_optimized_metric_of_a_two_output_network_follows_from_its_operation() -> None:
+    for overrides, operation in ((), "sum"), (("data.operation=product",), "product"):
+        config = composed("train", "experiment=mnist_sum", *overrides)
+        assert config.optimized_metric == f"test/{operation}_accuracy"
 
 
 def test_stagewise_is_row_1_of_table_1() -> None:
-    """Document 002 and protocol.md."""
+    """The settings of the stage-wise study, see docs/sources.md."""
     config = composed("train", "experiment=stagewise")
     assert (config.schedule.order, config.schedule.k, config.schedule.epochs) == ("what_then_where", 5, 180)
     assert (config.lr.what, config.lr.where, config.data.batch_size) == (0.01, 0.01, 250)

@@ -1,4 +1,4 @@
-"""Whether what a config asks for fits the memory there is."""
+"""Configs whose data do not fit into the free memory are refused."""
 
 from typing import Any
 
@@ -20,10 +20,12 @@ from attnmosaic.core.errors import UserError
     ],
     ids=str,
 )
-def test_the_count_that_takes_most_is_named(monkeypatch: pytest.MonkeyPatch, data: dict[str, Any], key: str) -> None:
-    """With little memory left it is refused, with ten times as much, or where that is not known, it is not."""
+def test_message_names_the_count_that_needs_most_memory(
+    monkeypatch: pytest.MonkeyPatch, data: dict[str, Any], key: str
+) -> None:
+    """Data that fit are accepted, and all data if the free memory is unknown."""
     monkeypatch.setattr(availability, "free_gb", lambda: 1.0)
-    with pytest.raises(UserError, match=rf"^data\.{key}: got {data[key]}, which takes .* and 1 GB are free; type a"):
+    with pytest.raises(UserError, match=rf"^data\.{key}: got {data[key]}, .* 1 GB are free; type a"):
         availability.check_data_fit(data)
     for free in (100.0, None):
         monkeypatch.setattr(availability, "free_gb", lambda free=free: free)

@@ -1,4 +1,4 @@
-"""Any config is a run or a user error in one line: random overrides through the train command."""
+"""Every config gives a run or a user error in one line: the train command with random overrides."""
 
 import shutil
 import string
@@ -25,7 +25,7 @@ from attnmosaic.train import train
 pytestmark = pytest.mark.faults
 
 CONFIGS, COMMANDS = 40, 5
-"""Number of random configs and commands; Hydra takes half a second to compose a command's."""
+"""Number of random configs and commands; Hydra needs half a second to compose the config of a command."""
 
 BASES = (
     ("data=gaussian", *SMALL),
@@ -38,7 +38,7 @@ BASES = (
 
 @cache
 def keys_of(base: tuple[str, ...]) -> list[str]:
-    """Returns every key of a config, but for where a run writes: that is the user's own choice, and the test's."""
+    """Returns all keys of a config except output paths, which the test sets itself."""
     keys = hydra_errors.keys_of(composed("train", *base))
     return [key for key in keys if not key.startswith(("run_dir", "paths")) and not key.endswith(("folder", "dirpath"))]
 
@@ -124,23 +124,23 @@ VALUES = st.one_of(
 
 @st.composite
 def commands(draw: st.DrawFn, groups: bool = False) -> tuple[tuple[str, ...], list[str]]:
-    """Draws the beginning of a command and one or two more overrides, most of them of keys that there are."""
+    """Samples the first overrides of a command and one or two more overrides, mostly of existing keys."""
     base = draw(st.sampled_from(BASES))
     known = st.sampled_from(keys_of(base))
     set_to = st.tuples(known, VALUES).map("=".join)
     added = st.tuples(known, st.sampled_from(["new", "_target_", "lr", "a.b", "_partial_", "_args_"]), VALUES).map(
         lambda parts: f"+{parts[0]}.{parts[1]}={parts[2]}"
     )
-    left_out = known.map("~{}".format)
+    removed = known.map("~{}".format)
     forced = st.tuples(known, PLAIN).map(lambda parts: f"++{parts[0]}={parts[1]}")
     junk = st.text(string.printable.replace("\0", ""), max_size=12).filter(lambda text: not text.startswith("-"))
     other = st.tuples(st.sampled_from(GROUPS), st.sampled_from(CHOICES)).map("=".join)
-    kinds = [set_to, set_to, set_to, set_to, added, left_out, forced, junk, *([other] * 3 if groups else [])]
+    kinds = [set_to, set_to, set_to, set_to, added, removed, forced, junk, *([other] * 3 if groups else [])]
     return base, draw(st.lists(st.one_of(kinds), min_size=1, max_size=2))
 
 
-class Door:
-    """The train command up to the first step of training: everything is built, nothing is trained."""
+class TrainCommand:
+    """Train command that instantiates all parts of a run but does not train."""
 
     def __init__(self, cli: Cli, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         import pytorch_lightning as pl
@@ -148,10 +148,10 @@ class Door:
         from attnmosaic.config.schema import metrics_of
         from attnmosaic.training import results
 
-        self.cli, self.monkeypatch, self.folder, self.built = cli, monkeypatch, folder, 0
+        self.cli, self.monkeypatch, self.folder, self.runs = cli, monkeypatch, folder, 0
 
         def fit(trainer: pl.Trainer, module: Any, **_: Any) -> None:
-            self.built += 1
+            self.runs += 1
 
         def finish(config: Any, trainer: Any, module: Any) -> dict[str, float]:
             return {f"{split}/{name}": 0.0 for split in ("train", "test", "held_out") for name in metrics_of(config)}
@@ -162,7 +162,7 @@ class Door:
         monkeypatch.setattr(results, "final_table", lambda *_: "")
 
     def command(self, base: tuple[str, ...], overrides: list[str]) -> None:
-        """Gives it as a command, Hydra and all."""
+        """Runs the overrides as a command line, including Hydra."""
         named = any("name=" in override for override in overrides)
         with bounded():
             code, out, err = self.cli(
@@ -173,10 +173,10 @@ class Door:
             return
         assert code == 2, err
         assert err.startswith("error: "), err
-        check_told(err.removeprefix("error: ").removesuffix("\n"))
+        check_message(err.removeprefix("error: ").removesuffix("\n"))
 
     def config(self, base: tuple[str, ...], overrides: list[str]) -> None:
-        """Gives it from Python: its overrides are parsed by Hydra and applied to a composed config."""
+        """Applies the overrides to a composed config and calls `train`, without a command line."""
         self.monkeypatch.setattr(sys, "argv", ["attnmosaic.train", *base, *overrides])
         config = composed("train", *base)
         config.run_dir = str(self.folder / "run")
@@ -186,7 +186,7 @@ class Door:
                     set_values(config, *overrides)
                 except (TypeError, ValueError) as error:
                     if not isinstance(error, OmegaConfBaseException):
-                        return  # Hydra wraps these, and only these never reach `train`; `command` has them reported
+                        return  # on a command line, Hydra reports these errors before `train` is called
                     raise
                 train(config)
         except Exception as error:
@@ -194,48 +194,50 @@ class Door:
             if line is None:
                 raise
             assert line[1] == 2, line
-            check_told(one_line(line[0]))
+            check_message(one_line(line[0]))
 
 
-def check_told(line: str) -> None:
+def check_message(line: str) -> None:
     assert line.isprintable(), line
     assert 5 < len(line) < 3000, line
     assert "Traceback" not in line
 
 
 @pytest.fixture
-def door(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Door:
-    return Door(cli, monkeypatch, tmp_path)
+def train_command(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> TrainCommand:
+    return TrainCommand(cli, monkeypatch, tmp_path)
 
 
-def try_many(door: Door, way: Callable[..., None], drawn: st.SearchStrategy[Any], examples: int) -> None:
+def try_many(
+    train_command: TrainCommand, check: Callable[..., None], sampled: st.SearchStrategy[Any], examples: int
+) -> None:
     @settings(
         max_examples=examples, derandomize=True, deadline=None, database=None, suppress_health_check=[*HealthCheck],
         phases=[Phase.generate, Phase.shrink],
     )  # fmt: skip
-    @given(drawn)
-    def one(command: tuple[tuple[str, ...], list[str]]) -> None:
-        shutil.rmtree(door.folder / "run", ignore_errors=True)
-        way(*command)
+    @given(sampled)
+    def try_one(command: tuple[tuple[str, ...], list[str]]) -> None:
+        shutil.rmtree(train_command.folder / "run", ignore_errors=True)
+        check(*command)
 
-    one()
-    assert door.built > examples / 20, "some are to be runs"
-
-
-def test_random_commands(door: Door) -> None:
-    try_many(door, door.command, commands(groups=True), COMMANDS)
+    try_one()
+    assert train_command.runs > examples / 20, "some configs must be valid"
 
 
-def test_random_configs(door: Door) -> None:
-    try_many(door, door.config, commands(), CONFIGS)
+def test_random_command_is_a_run_or_a_user_error(train_command: TrainCommand) -> None:
+    try_many(train_command, train_command.command, commands(groups=True), COMMANDS)
 
 
-@pytest.mark.parametrize("given", ["1e999999999", "inf", "nan", "1/0", "x"])
-def test_a_weight_that_would_take_hours(given: str) -> None:
+def test_random_config_is_a_run_or_a_user_error(train_command: TrainCommand) -> None:
+    try_many(train_command, train_command.config, commands(), CONFIGS)
+
+
+@pytest.mark.parametrize("weight", ["1e999999999", "inf", "nan", "1/0", "x"])
+def test_wrong_foreground_weight_is_refused_quickly(weight: str) -> None:
     from attnmosaic.data.weights import FixedWeights
 
     with (
         bounded(20),
-        pytest.raises(UserError, match=r"foreground weight: got .*, needs a number or fraction from 0 to 1"),
+        pytest.raises(UserError, match=r"foreground weight: got .*, needs "),
     ):
-        FixedWeights(given)
+        FixedWeights(weight)

@@ -1,4 +1,4 @@
-"""Paths of a config become absolute, and those of a run that was moved are found again."""
+"""Paths of a config become absolute, and the image folders of a moved run are found."""
 
 from pathlib import Path
 from typing import Any
@@ -34,17 +34,17 @@ PATHS = {
 
 
 @pytest.mark.parametrize("key", PATHS)
-def test_every_path_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+def test_path_of_a_run_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.chdir(tmp_path)
-    override, wanted = PATHS[key]
+    override, expected = PATHS[key]
     config = resolved("experiment=stagewise", *filter(None, [override]))
     value: Any = config
     for name in key.split("."):
         value = value[name]
-    assert value == str((tmp_path / wanted).resolve())
+    assert value == str((tmp_path / expected).resolve())
 
 
-def test_what_is_no_relative_path_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_that_are_not_relative_paths_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert absolute("/a/b") == "/a/b"
     assert absolute("gs://bucket/run") == "gs://bucket/run"
@@ -53,7 +53,7 @@ def test_what_is_no_relative_path_stays(tmp_path: Path, monkeypatch: pytest.Monk
     assert config.model.what._target_ == "a.b"
 
 
-def test_the_hash_is_the_same_wherever_a_run_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hash_does_not_depend_on_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = []
     (tmp_path / "a" / "b").mkdir(parents=True)
     for folder, root in ((tmp_path, "photos"), (tmp_path / "a" / "b", "../../photos/"), (tmp_path, "a/../photos")):
@@ -63,14 +63,15 @@ def test_the_hash_is_the_same_wherever_a_run_starts(tmp_path: Path, monkeypatch:
     assert len({*hashes}) == 1
 
 
-def test_where_a_saved_folder_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it was; or beside the run, as it was; or, if it is nowhere, as it was saved."""
+def test_image_folder_of_a_moved_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The saved path if it exists; else the same path relative to the moved run; else the saved path."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
     (tmp_path / "new" / "sets").mkdir(parents=True)
     saved = {"run_dir": "/old/runs/first", "data": {"train_set": {"root": "/old/sets"}, "test_set": None}}
     now = relocate_images(saved, tmp_path / "new" / "runs" / "first")
     assert now["data"] == {"train_set": {"root": str(tmp_path / "new" / "sets")}, "test_set": None}
-    for root, found in (("/gone", "/gone"), (str(tmp_path / "there"),) * 2, ("there", str(tmp_path / "there"))):
-        assert relocate_images({**saved, "data": {"root": root}}, tmp_path / "new")["data"]["root"] == found
+    existing = str(tmp_path / "there")
+    for root, expected in (("/missing", "/missing"), (existing, existing), ("there", existing)):
+        assert relocate_images({**saved, "data": {"root": root}}, tmp_path / "new")["data"]["root"] == expected
     assert saved["data"]["train_set"]["root"] == "/old/sets"

@@ -1,4 +1,4 @@
-"""Files are written atomically, locks exclude other processes, and errors of the disk are one line."""
+"""Files are written atomically, locks exclude other processes, and disk errors are described in one line."""
 
 import os
 import subprocess
@@ -23,21 +23,21 @@ write_atomically(Path("a.json"), "new content")
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_killed_while_writing(tmp_path: Path, step: str) -> None:
-    """At each step: the file has the old content or the new, and the next run removes what is unfinished."""
+def test_process_killed_while_writing_leaves_old_or_new_content(tmp_path: Path, step: str) -> None:
+    """The next run removes the temporary file."""
     path = tmp_path / "a.json"
     write_atomically(path, "old content")
     environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT / "src")])}
     assert subprocess.run([sys.executable, "-c", WRITES, step], cwd=tmp_path, env=environ).returncode == -9
-    done = step in ("renamed", "kept")
-    assert path.read_text() == ("new content\n" if done else "old content\n")
-    assert len([*tmp_path.iterdir()]) == (1 if done else 2)
+    renamed = step in ("renamed", "kept")
+    assert path.read_text() == ("new content\n" if renamed else "old content\n")
+    assert len([*tmp_path.iterdir()]) == (1 if renamed else 2)
     remove_unfinished(tmp_path)
     assert [*tmp_path.iterdir()] == [path]
 
 
-def test_a_disk_that_fails_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The old content stays, nothing unfinished does, and the error names the file."""
+def test_disk_error_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The temporary file is removed, and the error names the file."""
     path = tmp_path / "a.json"
     write_atomically(path, "old content")
 
@@ -52,32 +52,32 @@ def test_a_disk_that_fails_while_writing(tmp_path: Path, monkeypatch: pytest.Mon
     assert [*tmp_path.iterdir()] == [path]
 
 
-def test_a_file_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its content, then its name, then its folder."""
-    did: list[tuple[str, str]] = []
+def test_file_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is synced last."""
+    calls: list[tuple[str, str]] = []
     fsync, replace = os.fsync, os.replace
 
-    def noted_fsync(number: int) -> None:
-        did.append(("sync", Path(os.readlink(f"/proc/self/fd/{number}")).name))
+    def recorded_fsync(number: int) -> None:
+        calls.append(("sync", Path(os.readlink(f"/proc/self/fd/{number}")).name))
         fsync(number)
 
-    def noted_replace(one: Path, other: Path) -> None:
-        did.append(("rename", Path(other).name))
-        replace(one, other)
+    def recorded_replace(source: Path, target: Path) -> None:
+        calls.append(("rename", Path(target).name))
+        replace(source, target)
 
-    monkeypatch.setattr("os.fsync", noted_fsync)
-    monkeypatch.setattr("os.replace", noted_replace)
+    monkeypatch.setattr("os.fsync", recorded_fsync)
+    monkeypatch.setattr("os.replace", recorded_replace)
     folder = tmp_path / "run"
     folder.mkdir()
     write_atomically(folder / "a.json", "a")
-    assert did == [("sync", f".a.json.{os.getpid()}.tmp"), ("rename", "a.json"), ("sync", "run")]
-    did.clear()
+    assert calls == [("sync", f".a.json.{os.getpid()}.tmp"), ("rename", "a.json"), ("sync", "run")]
+    calls.clear()
     (folder / "deeper").mkdir()
     sync_files(folder)
-    assert did == [("sync", "a.json"), ("sync", "run")]
+    assert calls == [("sync", "a.json"), ("sync", "run")]
 
 
-def test_what_is_unfinished_is_removed(tmp_path: Path) -> None:
+def test_only_temporary_files_are_removed(tmp_path: Path) -> None:
     for name in (".result.json.1.tmp", "mine.tmp", ".hidden"):
         (tmp_path / name).touch()
     remove_unfinished(tmp_path)
@@ -95,37 +95,35 @@ with locked(Path(sys.argv[1]), "paths.cache"):
 """
 
 
-def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+def test_lock_ends_with_its_process(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "a.lock"
     command = [sys.executable, "-c", HOLDS, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT / "src") as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
         with (
-            pytest.raises(
-                BusyError, match=r"^paths\.cache: another process is running in '.*/deep'; .*paths\.cache=DIR$"
-            ),
+            pytest.raises(BusyError, match=r"^paths\.cache: .*running in '.*/deep'; .*paths\.cache=DIR"),
             locked(path, "paths.cache", timeout=0.1),
         ):
             pass
         other.kill()
         with locked(path, "paths.cache", timeout=60):
             pass
-    path.write_text("4242\nanother-machine\n")  # as a reboot leaves it
+    path.write_text("4242\nanother-machine\n")  # a lock file that remains after a reboot
     with locked(path, "paths.cache", timeout=0):
         pass
 
 
-def test_a_lock_that_cannot_be_written(tmp_path: Path) -> None:
+def test_lock_in_a_folder_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
-        pytest.raises(UserError, match=r"^run_dir: cannot write to '.*/file' \(.*\); type run_dir=DIR$"),
+        pytest.raises(UserError, match=r"^run_dir: cannot write to '.*/file' \(.*\); type run_dir=DIR"),
         locked(tmp_path / "file" / "a.lock", "run_dir"),
     ):
         pass
 
 
-def test_errors_of_the_disk() -> None:
+def test_disk_errors_have_a_line() -> None:
     assert disk_message(ValueError()) is None
     assert disk_message(FileNotFoundError(2, "No such file")) is None
     full = disk_message(OSError(28, "No space left on device", "a.csv"))

@@ -1,4 +1,4 @@
-"""Undocumented names of libraries that the package uses: each still does what it is used for."""
+"""Undocumented names of libraries that the package uses still work as expected."""
 
 import signal
 import subprocess
@@ -17,13 +17,13 @@ import sys
 from attnmosaic.train import main
 main()
 print("plotting:", sorted({name.split(".")[0] for name in sys.modules} & {"matplotlib", "seaborn", "plotly", "pandas"}))
-import torchmetrics.utilities.imports as found
-print("as ever:", bool(found._MATPLOTLIB_AVAILABLE))
+import torchmetrics.utilities.imports as imports
+print("matplotlib is available:", bool(imports._MATPLOTLIB_AVAILABLE))
 """
 
 
 @pytest.mark.runs
-def test_a_run_without_pictures_imports_no_plotting_library(tmp_path: Path) -> None:
+def test_run_without_figures_imports_no_plotting_library(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-c",
@@ -37,21 +37,21 @@ def test_a_run_without_pictures_imports_no_plotting_library(tmp_path: Path) -> N
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "plotting: []" in done.stdout
-    assert "as ever: True" in done.stdout  # whoever asks later is told the truth
+    assert "matplotlib is available: True" in done.stdout, "later checks get the true answer"
     assert (tmp_path / "run" / "result.json").exists()
     assert not list((tmp_path / "run").glob("*.png"))
 
 
-def test_a_trainer_keeps_signal_handlers() -> None:
-    """Lightning installs its own while it trains or evaluates."""
-    heard = []
+def test_trainer_keeps_signal_handlers() -> None:
+    """By default, Lightning installs its own handlers while it trains or evaluates."""
+    handlers = []
 
-    class Heard(pl.Callback):
+    class RecordHandler(pl.Callback):
         def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            heard.append(signal.getsignal(signal.SIGTERM))
+            handlers.append(signal.getsignal(signal.SIGTERM))
 
     def validate(keep: bool) -> None:
-        trainer = pl.Trainer(callbacks=[Heard()], logger=False, enable_progress_bar=False, accelerator="cpu")
+        trainer = pl.Trainer(callbacks=[RecordHandler()], logger=False, enable_progress_bar=False, accelerator="cpu")
         if keep:
             keep_signal_handlers(trainer)
         module = pl.LightningModule()
@@ -61,21 +61,21 @@ def test_a_trainer_keeps_signal_handlers() -> None:
     before = signal.getsignal(signal.SIGTERM)
     validate(keep=False)
     validate(keep=True)
-    assert heard[0] != before, "otherwise there is nothing to keep"
-    assert heard[1] == before
+    assert handlers[0] != before, "Lightning installs a handler"
+    assert handlers[1] == before
 
 
-def test_configs_of_libraries_are_forgotten() -> None:
+def test_configs_of_plugins_are_removed() -> None:
     store = ConfigStore.instance()
     for name in ("a_plugins", "another_plugins"):
         store.store(group="hydra/launcher", name=name, node={"_target_": "a.Launcher"})
-    forget_library_configs("launcher", "a_plugins", "of no plugin")
+    forget_library_configs("launcher", "a_plugins", "not registered")
     assert "a_plugins.yaml" not in store.list("hydra/launcher")
     assert "another_plugins.yaml" in store.list("hydra/launcher")
     forget_library_configs("launcher", "another_plugins")
 
 
-def test_the_fork_server_has_a_process_id() -> None:
+def test_fork_server_has_a_process_id() -> None:
     code = (
         "import os\nfrom multiprocessing import forkserver\n"
         "from attnmosaic.core.library_internals import forkserver_pid\n"

@@ -1,4 +1,4 @@
-"""Terminals that lack letters, and locales that are not UTF-8: every command still shows and writes everything."""
+"""Commands work on terminals without all characters and in locales that are not UTF-8."""
 
 import io
 import json
@@ -42,7 +42,7 @@ Terminal = Callable[[str], Callable[[], tuple[str, str]]]
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """Gives this process the standard streams that Python opens for an encoding; returns what was written to them."""
+    """Returns a function that opens standard streams with an encoding; it returns a function for the written text."""
 
     def opened(encoding: str) -> Callable[[], tuple[str, str]]:
         streams = {}
@@ -60,13 +60,13 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 
 
 def write_runs(folder: Path) -> None:
-    """Writes a run of each name."""
+    """Writes a run for each name in `NAMES`."""
     for name in NAMES:
         write_run(folder / name, "gaussian", 0, pair_metrics(test=0.5), overrides=(f"name='{name}'",))
 
 
-def in_c_locale(door: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[bytes]:
-    """Runs a command where Python takes files, names and terminals for ASCII; files opened without encoding warn."""
+def in_c_locale(command: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[bytes]:
+    """Runs a command in the C locale, and checks that no file is opened without an encoding."""
     environ = os.environ | {
         "LC_ALL": "C",
         "PYTHONUTF8": "0",
@@ -75,19 +75,19 @@ def in_c_locale(door: str, *arguments: str, folder: Path) -> subprocess.Complete
     }
     environ.pop("PYTHONIOENCODING", None)
     done = subprocess.run(
-        [sys.executable, "-m", f"attnmosaic.{door}", *arguments], cwd=folder, env=environ, capture_output=True
+        [sys.executable, "-m", f"attnmosaic.{command}", *arguments], cwd=folder, env=environ, capture_output=True
     )
-    opened = [line for line in done.stderr.splitlines() if b"EncodingWarning" in line and b"/attnmosaic/" in line]
-    assert opened == []
+    warnings = [line for line in done.stderr.splitlines() if b"EncodingWarning" in line and b"/attnmosaic/" in line]
+    assert warnings == []
     return done
 
 
-# ---- the letters
+# ---- characters
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_letters_that_a_terminal_lacks(terminal: Terminal, encoding: str) -> None:
-    """They are written so that they can be told apart; what fills a line keeps its width."""
+def test_missing_characters_are_substituted(terminal: Terminal, encoding: str) -> None:
+    """Different characters have different substitutes; an ellipsis keeps its width."""
     written = terminal(encoding)
     use_substitutes()
     for text in ("a…b", "\N{REPLACEMENT CHARACTER}", *NAMES):
@@ -100,24 +100,23 @@ def test_letters_that_a_terminal_lacks(terminal: Terminal, encoding: str) -> Non
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
-def test_file_names_that_are_no_text(terminal: Terminal, encoding: str) -> None:
-    """Their bytes are written as they are."""
+def test_file_names_that_are_not_text_are_written_as_bytes(terminal: Terminal, encoding: str) -> None:
     terminal(encoding)
     use_substitutes()
     print(os.fsdecode(b"a\xff"))
     assert sys.stdout.buffer.getvalue() == b"a\xff\n"  # type: ignore[attr-defined]
 
 
-def test_streams_that_are_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A notebook's take any letter; a program without a terminal has none."""
+def test_streams_that_are_not_files_need_no_substitutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream of a notebook accepts all characters; a program without a terminal can have no stream."""
     for stream in (io.StringIO(), None):
         monkeypatch.setattr(sys, "stdout", stream)
         use_substitutes()
         assert substituted("ünï") == "ünï"
 
 
-def test_a_stop_is_reported_in_any_letters(monkeypatch: pytest.MonkeyPatch, terminal: Terminal) -> None:
-    """Where the run lies is part of the line that ends a process, written from a signal's handler."""
+def test_signal_is_reported_with_substitutes(monkeypatch: pytest.MonkeyPatch, terminal: Terminal) -> None:
+    """The signal handler writes the line itself, and the line can contain the path of the run."""
     terminal("ascii")
     written: list[bytes] = []
     monkeypatch.setattr(os, "write", lambda _, data: written.append(data))
@@ -132,28 +131,30 @@ def test_a_stop_is_reported_in_any_letters(monkeypatch: pytest.MonkeyPatch, term
     assert written == [b"stopped by SIGTERM; \\u732b \xff\n"]
 
 
-# ---- the commands
+# ---- commands
 
 
 @pytest.mark.runs
-@pytest.mark.parametrize(("encoding", "form"), [("cp437", "terminal"), ("ascii", "terminal"), ("ascii", "csv")])
-def test_collect(cli: Cli, terminal: Terminal, tmp_path: Path, encoding: str, form: str) -> None:
+@pytest.mark.parametrize(("encoding", "table_format"), [("cp437", "terminal"), ("ascii", "terminal"), ("ascii", "csv")])
+def test_collect_prints_substitutes(
+    cli: Cli, terminal: Terminal, tmp_path: Path, encoding: str, table_format: str
+) -> None:
     write_runs(tmp_path / "runs")
     written = terminal(encoding)
-    code, _, _ = cli("collect", "runs", "--format", form)
+    code, _, _ = cli("collect", "runs", "--format", table_format)
     out, err = written()
     assert (code, err) == (0, "")
     for name in NAMES:
         assert substituted(name) in out
     assert "0.5" in out
-    if form == "terminal":
+    if table_format == "terminal":
         frame = [line for line in out.splitlines() if line.startswith(("|", "+"))]
         assert len(frame) > 5
-        assert len({len(line) for line in frame}) == 1, "columns stand under one another"
+        assert len({len(line) for line in frame}) == 1, "columns are aligned"
 
 
 @pytest.mark.runs
-def test_a_table_on_a_terminal_with_all_letters(cli: Cli, tmp_path: Path) -> None:
+def test_table_on_a_utf_8_terminal_has_no_substitutes(cli: Cli, tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "0", "gaussian", 0, pair_metrics(test=0.5), overrides=("name='猫'",))
     _, out, _ = cli("collect", "runs")
     assert "猫" in out
@@ -162,7 +163,7 @@ def test_a_table_on_a_terminal_with_all_letters(cli: Cli, tmp_path: Path) -> Non
 
 
 @pytest.mark.runs
-def test_train_and_evaluate(cli: Cli, terminal: Terminal) -> None:
+def test_train_and_evaluate_print_substitutes_and_write_utf_8(cli: Cli, terminal: Terminal) -> None:
     encoding, name = "cp1252", "猫"
     written = terminal(encoding)
     code, _, _ = cli("train", *SMALL, *SHORT, f"name='{name}'", "hydra.run.dir='r/${name}'")
@@ -183,17 +184,19 @@ def test_train_and_evaluate(cli: Cli, terminal: Terminal) -> None:
 
 @pytest.mark.runs
 @pytest.mark.pictures
-@pytest.mark.parametrize(("door", "arguments"), [("report", ()), ("draw", ("--formats", "png"))])
-def test_report_and_draw(cli: Cli, terminal: Terminal, tmp_path: Path, door: str, arguments: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("command", "arguments"), [("report", ()), ("draw", ("--formats", "png"))])
+def test_report_and_draw_print_substitutes(
+    cli: Cli, terminal: Terminal, tmp_path: Path, command: str, arguments: tuple[str, ...]
+) -> None:
     write_runs(tmp_path / "runs")
     written = terminal("ascii")
-    code, _, _ = cli(door, "runs/猫", *arguments)
+    code, _, _ = cli(command, "runs/猫", *arguments)
     assert (code, written()[1]) == (0, "")
     assert f"runs/{substituted('猫')}" in written()[0]
 
 
 @pytest.mark.runs
-def test_a_sweep(cli: Cli, terminal: Terminal) -> None:
+def test_sweep_prints_substitutes_and_writes_utf_8(cli: Cli, terminal: Terminal) -> None:
     written = terminal("cp437")
     code, _, _ = cli("train", "-m", *SMALL, *SHORT, "progress=live", "name='猫','ünï'", "hydra.sweep.dir='s 猫'")
     out, err = written()
@@ -207,9 +210,9 @@ def test_a_sweep(cli: Cli, terminal: Terminal) -> None:
 
 
 @pytest.mark.runs
-def test_explain(cli: Cli, terminal: Terminal) -> None:
-    given = ("experiment=stagewise", *TINY_CIFAR10, "hydra.run.dir=r", "data.classes=null")
-    code, _, err = cli("train", *SMALL, *SHORT, *given)
+def test_explain_prints_substitutes_and_writes_utf_8(cli: Cli, terminal: Terminal) -> None:
+    arguments = ("experiment=stagewise", *TINY_CIFAR10, "hydra.run.dir=r", "data.classes=null")
+    code, _, err = cli("train", *SMALL, *SHORT, *arguments)
     assert code == 0, err
     for name in NAMES:
         Path("猫").mkdir(exist_ok=True)
@@ -225,8 +228,10 @@ def test_explain(cli: Cli, terminal: Terminal) -> None:
     assert "e 猫" in Path("e 猫/explain.log").read_text(encoding="utf-8")
 
 
-def test_bars(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """They fill no more than the terminal's width, also with names cut in the middle."""
+def test_progress_bars_fit_the_width_of_the_terminal(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also with long names, which are shortened in the middle."""
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr("attnmosaic.sweeps.display.SECONDS", 1e6)
     written = terminal("ascii")
@@ -246,12 +251,14 @@ def test_bars(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert "Traceback" not in written()[1]
 
 
-# ---- what other processes print
+# ---- output of other processes
 
 
 @pytest.mark.runs
-def test_jobs_in_processes(cli: Cli, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They write in the encoding that the sweep's own terminal has, and each line comes through."""
+def test_jobs_in_other_processes_print_substitutes(
+    cli: Cli, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs write in the encoding of the sweep's terminal, and their lines are complete."""
     monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
     monkeypatch.setattr(fork_server, "PRELOAD", ())
     monkeypatch.setattr(
@@ -270,7 +277,7 @@ def test_jobs_in_processes(cli: Cli, terminal: Terminal, monkeypatch: pytest.Mon
 
 
 @pytest.mark.runs
-def test_the_c_locale(tmp_path: Path) -> None:
+def test_collect_and_report_work_in_the_c_locale(tmp_path: Path) -> None:
     write_runs(tmp_path / "runs")
     done = in_c_locale("collect", "runs", folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -281,8 +288,8 @@ def test_the_c_locale(tmp_path: Path) -> None:
 
 
 @pytest.mark.runs
-def test_a_log_is_utf_8(tmp_path: Path) -> None:
-    """Also of an argument that the locale has no letters for."""
+def test_log_is_utf_8_in_the_c_locale(tmp_path: Path) -> None:
+    """Also with an argument whose characters the locale lacks."""
     done = in_c_locale("evaluate", "ckpt_path='猫'", "hydra.run.dir=here", folder=tmp_path)
     assert done.returncode == 2
     assert re.match(rb"error: ckpt_path: .*\n$", done.stderr)
@@ -290,24 +297,24 @@ def test_a_log_is_utf_8(tmp_path: Path) -> None:
 
 
 def test_files_are_opened_with_an_encoding() -> None:
-    """Ruff finds only calls whose object it knows; here are the others."""
+    """Ruff finds only calls on objects of known types; this test finds the others."""
     pattern = re.compile(r"(\.(read|write)_text\((?![^()]*encoding)|\.open\((?![^()]*(encoding|\"[rwa]b|os\.)))")
-    found = [
+    calls = [
         f"{file.relative_to(ROOT)}: {line.strip()}"
         for folder in ("src", "benchmarks")
         for file in sorted((ROOT / folder).rglob("*.py"))
         for line in file.read_text(encoding="utf-8").splitlines()
         if pattern.search(line) and not re.search(r"(Image|parts)\.open", line)
     ]
-    assert found == []
+    assert calls == []
 
 
-def test_long_texts_are_cut() -> None:
+def test_long_texts_are_shortened() -> None:
     assert [truncate("abcdef", most) for most in (7, 6, 5)] == ["abcdef", "abcdef", "abcd…"]
     assert [truncate_middle("abcdefgh", most) for most in (8, 7, 6)] == ["abcdefgh", "abc…fgh", "abc…gh"]
 
 
-def test_numbers() -> None:
+def test_numbers_are_formatted() -> None:
     assert [short_number(value) for value in ("0.012345", 0.0123456, "0.0123456", 5, "not a number", True)] == [
         "0.012345", "0.01235", "0.01235", "5", "not a number", "True",
     ]  # fmt: skip
@@ -316,7 +323,7 @@ def test_numbers() -> None:
     ]  # fmt: skip
 
 
-def test_times() -> None:
+def test_durations_are_formatted() -> None:
     assert [format_duration(s) for s in (0.4, 89, 90, 3600, 5399, 12_000)] == [
         "0 s", "89 s", "2 min", "60 min", "1 h 30 min", "3 h 20 min",
     ]  # fmt: skip

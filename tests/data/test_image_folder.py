@@ -177,7 +177,7 @@ def test_links_to_folders_that_are_read_elsewhere_are_skipped(
     fill(root / "pear", ("deeper",), each=1, seed=300)
     (root / "pear" / "link").symlink_to(target)
     assert counts(pools(root)) == [4, 5, 4]
-    assert "links to a folder that is read elsewhere: 1" in caplog.text
+    assert "already read: 1" in caplog.text
 
 
 def test_files_with_image_extensions_are_read(tmp_path: Path, pools: Pools) -> None:
@@ -232,7 +232,7 @@ def test_report_of_skipped_files_is_printable(tmp_path: Path, pools: Pools, capl
     (line,) = [record.message for record in caplog.records if "skipped" in record.message]
     assert line.isprintable()
     assert "skipped 15 files or folders" in line
-    assert "beside the folders that are read: 4" in line
+    assert "not in a class folder: 4" in line
     assert "others: " in line
 
 

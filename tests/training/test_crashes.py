@@ -98,7 +98,7 @@ def check_stopped(code: int, printed: str, action: str, run: Path) -> None:
     assert not (run / ERROR).exists()
     if action != "SIGKILL":
         has_config = (run / CONFIG).exists()
-        advice = "; the same command resumes" if has_config else ""
+        advice = "; to resume, run the same command again" if has_config else ""
         assert printed.splitlines()[-1] == f"stopped by {action}{advice}"
         assert Run(run).state == ("stopped" if has_config else "missing")
 
@@ -250,5 +250,5 @@ def test_run_with_deleted_data_resumes_when_they_are_back(forks: Forks, tmp_path
 def test_deleted_run_folder_ends_the_run_in_one_line(forks: Forks, tmp_path: Path) -> None:
     code, printed = forks.run(tmp_path, *SETTINGS, NO_PICTURES, moment=("folder_deleted", 3, "run"))
     assert code == 1
-    assert re.search(r"^error: run_dir: '.*run' has vanished; [^\n]*$", printed, flags=re.M), printed
+    assert re.search(r"^error: run_dir: '.*run' was deleted; [^\n]*$", printed, flags=re.M), printed
     assert "Traceback" not in printed

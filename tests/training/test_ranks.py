@@ -156,7 +156,7 @@ def test_infinite_loss_in_one_shard_ends_all_processes(train: Train) -> None:
 @pytest.mark.faults
 @pytest.mark.parametrize(
     ("signum", "code", "last_line"),
-    [(signal.SIGKILL, -signal.SIGKILL, ""), (signal.SIGINT, 130, "stopped by SIGINT; the same command")],
+    [(signal.SIGKILL, -signal.SIGKILL, ""), (signal.SIGINT, 130, "stopped by SIGINT; to resume, ")],
     ids=["KILL", "INT"],
 )
 def test_other_processes_end_with_rank_0(tmp_path: Path, signum: int, code: int, last_line: str) -> None:

@@ -1,1 +1,1 @@
-"""What all commands share: running one, its user errors, its progress, its help. Imports no torch."""
+"""Code that all commands share: running a command, explaining user errors, showing progress. Imports no torch."""

@@ -1,4 +1,4 @@
-"""Runs a command and reports its errors in one line each: exit code 2 for a user error, 1 for a run that failed."""
+"""Runs a command and reports an error in one line: exit code 2 for a user error, 1 for a failed run."""
 
 import contextlib
 import logging
@@ -31,20 +31,20 @@ from attnmosaic.core.text import use_substitutes
 from attnmosaic.runs.run import CONFIG, ERROR, SWEEP
 
 _TRACES = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
-"""Whether the user wants stack traces; read before `run` sets the variable for Hydra."""
+"""Whether the user requests stack traces; read before `run` changes the variable."""
 
 
 def run(job: Callable[[], Any]) -> None:
     """Runs a Hydra main function as a command.
 
-    Exits with 2 after a user error, with 1 after a run that failed and with 128 + signal after one of
-    `attnmosaic.core.signals.SIGNALS` (130 after Ctrl-C), each reported in one line. With ``HYDRA_FULL_ERROR=1`` in the
-    environment every error keeps its stack trace.
+    The exit code is 2 after a user error, 1 after a failed run, and 128 + signal number after a signal of
+    `attnmosaic.core.signals.SIGNALS` (130 after Ctrl-C); each is reported in one line. With the environment variable
+    ``HYDRA_FULL_ERROR=1`` errors are reported with their stack traces.
     """
-    if "--version" in sys.argv[1:]:  # Hydra reports its own alone
+    if "--version" in sys.argv[1:]:  # Hydra would print only its own version
         print(f"attnmosaic {__version__} (Hydra {hydra.__version__})")
         sys.exit()
-    Plugins.instance()  # imports those that are installed
+    Plugins.instance()  # imports the installed plugins, which register configs
     forget_library_configs("launcher", "joblib", "submitit_slurm")
     forget_library_configs("sweeper", "optuna")
     listen()
@@ -56,9 +56,9 @@ def run(job: Callable[[], Any]) -> None:
 
 
 def _run_without_traces(job: Callable[[], Any]) -> None:
-    logging.raiseExceptions = False  # a full disk is reported once, and not for each line that cannot be logged
+    logging.raiseExceptions = False  # otherwise a full disk is reported for each lost line of the log
     threading.excepthook = _report_thread
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # has Hydra raise errors instead of printing them
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors instead of printing them
     try:
         job()
     except Exception as error:
@@ -72,32 +72,32 @@ def _run_without_traces(job: Callable[[], Any]) -> None:
 
 
 def _report_thread(failed: threading.ExceptHookArgs) -> None:
-    """Prints the trace of a thread's error, except for errors of the disk, which the main thread reports."""
+    """Prints the stack trace of an error in a thread, except for disk errors, which the main thread reports."""
     if failed.exc_value is None or disk_message(failed.exc_value) is None:
         threading.__excepthook__(failed)
 
 
 def guard(task: Callable[[DictConfig], Any], config: DictConfig) -> Any:
-    """Runs the task of one job; a user error ends a single run at once, but only its own job of a sweep."""
-    of = HydraConfig.get()
-    alone = of.mode == RunMode.RUN
-    if of.job.config_name == "train" and alone:
-        section: Any = of.run
+    """Runs the task of one job; a user error ends the command for a single run, but only the job in a sweep."""
+    hydra_config = HydraConfig.get()
+    single = hydra_config.mode == RunMode.RUN
+    if hydra_config.job.config_name == "train" and single:
+        section: Any = hydra_config.run
         timed = "${now:" in str(unresolved(section, "dir"))
-        folder = of.runtime.output_dir if of.job.chdir else section.dir
+        folder = hydra_config.runtime.output_dir if hydra_config.job.chdir else section.dir
         end_in_order(False, lambda: how_to_resume("hydra.run.dir", folder, timed))
     try:
         return task(config)
     except Exception as error:
-        if not isinstance(error, BusyError):  # else the folder and its log are the other process's
+        if not isinstance(error, BusyError):  # the busy folder and its log belong to the other process
             _log_error(describe(error))
-        if alone and not _TRACES and line_and_code(error) is not None:
+        if single and not _TRACES and line_and_code(error) is not None:
             _fail(error)
         raise
 
 
 def guard_sweep(task: Callable[[DictConfig], Any], config: DictConfig) -> None:
-    """Runs the preparation of a sweep; an error ends the sweep, which Hydra would reduce to a warning."""
+    """Runs the preparation of a sweep; an error ends the command, while Hydra alone would only print a warning."""
     try:
         task(config)
     except Exception as error:
@@ -108,20 +108,22 @@ def guard_sweep(task: Callable[[DictConfig], Any], config: DictConfig) -> None:
 
 
 def how_to_resume(key: str, folder: str, timed: bool) -> str:
-    """Returns how to resume what lies in a folder, as an addition to the report of a stop; empty if nothing does.
+    """Returns the advice to resume a run or sweep, which is added to the line that reports a signal.
+
+    Empty if no run or sweep has begun in the folder.
 
     Args:
-        key: the key that names the folder on the command line.
-        folder: the folder.
-        timed: whether its name has the time, so that the same command alone would take another.
+        key: the key that sets the folder on the command line.
+        folder: folder of the run or sweep.
+        timed: whether the folder's name contains the time, so that the same command would use another folder.
     """
     if not any(Path(folder, name).exists() for name in (CONFIG, SWEEP)):
         return ""
-    return f"; the same command{f' with {typed_override(key, folder)}' if timed else ''} resumes"
+    return f"; to resume, run the same command {f'with {typed_override(key, folder)}' if timed else 'again'}"
 
 
 def _log_error(message: str) -> None:
-    """Writes an error into the job's log, and for a run that never began into its folder; not on the terminal."""
+    """Writes an error to the job's log file, and to ``error.txt`` if the run has not begun; prints nothing."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     if HydraConfig.get().job.config_name == "train" and not (folder / CONFIG).exists():
         with contextlib.suppress(OSError):
@@ -133,25 +135,25 @@ def _log_error(message: str) -> None:
 
 
 def describe(error: BaseException) -> str:
-    """Returns the line of an error for a log, or its trace if no line reports it."""
+    """Returns the text of an error for a log: its line if it has one, otherwise its stack trace."""
     line = line_and_code(error)
     return line[0] if line is not None else "".join(traceback.format_exception(error)).rstrip()
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yields an error and what it was raised from: Hydra wraps the errors of constructors."""
+    """Yields an error and its causes, because Hydra wraps errors of constructors in its own exception."""
     while error is not None:
         yield error
         error = error.__cause__
 
 
 def is_disk_error(error: BaseException) -> bool:
-    """Whether the disk is to blame for an error."""
+    """Whether a disk error caused an error."""
     return any(isinstance(link, DiskError) or disk_message(link) is not None for link in _causes(error))
 
 
 def line_and_code(error: BaseException) -> tuple[str, int] | None:
-    """Returns the line that reports an error and the exit code, or None for an error that needs its trace."""
+    """Returns an error's line and the exit code, or None for an unexpected error, which needs its stack trace."""
     for link in _causes(error):
         if isinstance(link, (UserError, RunError)):
             return str(link), 2 if isinstance(link, UserError) else 1
@@ -160,15 +162,18 @@ def line_and_code(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, (ConfigCompositionException, OverrideParseException, OmegaConfBaseException)):
         return explain_error(error, sys.argv[1:]), 2
     if isinstance(error, ValueError) and "Config group override" in str(error):
-        given = [override for override in sys.argv[1:] if override.endswith("=null")]
-        return f"{' '.join(given)}: a group takes the name of a file in conf/; logger=none leaves the logger out", 2
-    if isinstance(error, SearchPathException) or _is_hydras(error):
+        overrides = [override for override in sys.argv[1:] if override.endswith("=null")]
+        return (
+            f"{' '.join(overrides)}: a config group needs the name of a file in conf/; type for example logger=none",
+            2,
+        )
+    if isinstance(error, SearchPathException) or _raised_by_hydra(error):
         return f"{str(error).strip()} (--hydra-help explains the flags)", 2
     return None
 
 
-def _is_hydras(error: BaseException) -> bool:
-    """Whether Hydra itself refuses a command's flags, ``--cfg job -m`` for example."""
+def _raised_by_hydra(error: BaseException) -> bool:
+    """Whether Hydra itself refuses the flags of a command, for example ``--cfg job -m``."""
     if type(error) is not ValueError or error.__traceback__ is None:
         return False
     raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
@@ -176,7 +181,7 @@ def _is_hydras(error: BaseException) -> bool:
 
 
 def error_line(error: BaseException) -> str:
-    """Returns the line that reports the error of a sweep's job."""
+    """Returns the line that reports an error of a job in a sweep."""
     if isinstance(error, JobError):
         return one_line(str(error))
     line = line_and_code(error)

@@ -1,4 +1,4 @@
-"""Reports what Hydra or OmegaConf refuses in one line, with what to type instead."""
+"""Explains errors of Hydra and OmegaConf in one line, with what to type instead."""
 
 import re
 import sys
@@ -23,7 +23,7 @@ def explain_error(error: Exception, overrides: list[str]) -> str:
 
     Args:
         error: the error.
-        overrides: the command line.
+        overrides: the arguments on the command line.
     """
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         return _unknown_option(error.missing_cfg_file, error.options, overrides)
@@ -32,7 +32,7 @@ def explain_error(error: Exception, overrides: list[str]) -> str:
         return f"{first}; add -m to run one job for each value{_as_text(swept[1], overrides)}"
     if isinstance(error, OverrideParseException):
         return _not_parsed(error, overrides)
-    if "UserError raised while resolving interpolation: " in first:  # by a resolver of ours
+    if "UserError raised while resolving interpolation: " in first:  # by a resolver of attnmosaic
         return first.partition(": ")[2]
     if key := re.search(r"Could not override '([\w./@]+)'", str(error)):
         return _unknown_key(key[1], overrides)
@@ -40,7 +40,7 @@ def explain_error(error: Exception, overrides: list[str]) -> str:
     if not isinstance(cause, OmegaConfBaseException):
         return " ".join(map(str.strip, str(error).splitlines()[:2]))
     if cause.full_key in _SECTIONS:
-        return f"{cause.full_key}: is a section of keys; type {_SECTIONS[cause.full_key]}"
+        return f"{cause.full_key}: is a section of keys; type for example {_SECTIONS[cause.full_key]}"
     return f"{f'{cause.full_key}:' if cause.full_key else first} {str(cause).splitlines()[0]}"
 
 
@@ -50,40 +50,39 @@ _SECTIONS = {
     "compute": "compute.threads=1",
     "paths": "paths.data=DIR",
 }
-"""Sections that look like keys, and what to type instead of a value for each."""
+"""Sections that users mistake for keys, and an example of what to type instead."""
 
 _FIRST_KEYS = {"train": "experiment", "evaluate": "ckpt_path", "explain": "images", "predict": "image"}
-"""The key that a word without one is probably meant for, by command."""
+"""By command: the key that a user probably means by a word without a key."""
 
 
 def _not_parsed(error: OverrideParseException, overrides: list[str]) -> str:
     if "=" not in error.override:
-        return (
-            f"{error.override}: an override is key=value, {typed_override(_FIRST_KEYS[_command()], error.override)} say"
-        )
+        example = typed_override(_FIRST_KEYS[_command()], error.override)
+        return f"{error.override}: an override has the form key=value; type for example {example}"
     key, _, value = error.override.partition("=")
-    lists = f"; quote lists: '{key}=[a,b]'" if value.lstrip().startswith("[") else ""
-    why = str(error).splitlines()[0]
-    why = "a character that needs quotes" if why.startswith("LexerNoViableAlt") else why
-    return f"{error.override}: is not a valid override ({why}){lists}{_as_text(error.override, overrides)}"
+    list_hint = f"; quote lists: '{key}=[a,b]'" if value.lstrip().startswith("[") else ""
+    reason = str(error).splitlines()[0]
+    reason = "a character that needs quotes" if reason.startswith("LexerNoViableAlt") else reason
+    return f"{error.override}: is not a valid override ({reason}){list_hint}{_as_text(error.override, overrides)}"
 
 
-def _as_text(given: str, overrides: list[str]) -> str:
-    """Returns the advice to give an override's value as text, or nothing where Hydra would refuse that as well."""
-    key, _, value = given.partition("=")
-    instead = f"{key}={in_quotes(value)}"  # in which an interpolation stays one
-    if as_override(key, value) == given or parsed(instead) is None:
+def _as_text(override: str, overrides: list[str]) -> str:
+    """Returns the advice to quote an override's value, or an empty text if Hydra refuses the quoted value, too."""
+    key, _, value = override.partition("=")
+    quoted = f"{key}={in_quotes(value)}"  # interpolations in the value still work
+    if as_override(key, value) == override or parsed(quoted) is None:
         return ""
-    others = [each for each in _plain(overrides) if each != given]
-    if _composed(others) and not _composed([*others, instead]):
+    others = [other for other in _plain(overrides) if other != override]
+    if _composed(others) and not _composed([*others, quoted]):
         return ""
-    return f"; as text: {in_shell(instead)}"
+    return f"; if the value is a text, type {in_shell(quoted)}"
 
 
 def _unknown_option(path: str, options: Iterable[str], overrides: list[str]) -> str:
     groups = (override.partition("=")[0] for override in overrides)
     group = max((g for g in groups if path.startswith(f"{g}/")), key=len, default=path.rpartition("/")[0])
-    folder = Path(conf_dir(), "experiment")  # the only group with choices in folders of their own
+    folder = Path(conf_dir(), "experiment")  # the only group with options in subfolders
     nested = (file.relative_to(folder).with_suffix("").as_posix() for file in sorted(folder.glob("*/*.yaml")))
     allowed = [*options, *(nested if group == "experiment" else ())]
     return str(not_among(group, path.removeprefix(f"{group}/"), allowed))
@@ -94,34 +93,34 @@ def _unknown_key(key: str, overrides: list[str]) -> str:
     close = nearest(key, known)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
     node = key.rpartition(".")[0]
-    adds = f"; +{key}=... adds an argument of its _target_" if f"{node}._target_" in known else ""
-    return f"{key}: there is no such config key{hint} (--cfg job shows them all{adds})"
+    add_hint = f"; +{key}=... adds an argument of its _target_" if f"{node}._target_" in known else ""
+    return f"{key}: there is no such config key{hint} (--cfg job lists all keys{add_hint})"
 
 
 def _command() -> str:
-    """Returns the name of the command's module, which is that of its config."""
+    """Returns the name of the command's module, which is also the name of its config."""
     program = Path(sys.argv[0]).stem
     return next((name for name in _FIRST_KEYS if program.endswith(name)), "train")
 
 
 def _known_keys(bad: str, overrides: list[str]) -> list[str]:
-    """Returns every key and group that the config would have had without the bad override."""
-    config = _composed([each for each in _plain(overrides) if not each.startswith(bad)])
-    if config is None:  # another override is wrong, too; then nothing can be suggested
+    """Returns all keys and groups of the config without the wrong override."""
+    config = _composed([override for override in _plain(overrides) if not override.startswith(bad)])
+    if config is None:  # another override is also wrong, so nothing can be suggested
         return []
     groups = [group for group in map(str, config.hydra.runtime.choices) if "/" not in group]
     return [*groups, *keys_of(config)]
 
 
 def _plain(words: list[str]) -> list[str]:
-    """Returns the words of a command line that override an existing key by one value."""
-    given = ((each, parsed(each)) for each in words if re.match(r"[\w./@]+=", each))
-    return [each for each, read in given if read is not None and not read.is_sweep_override()]
+    """Returns the words of a command line that set an existing key to one value."""
+    overrides = ((word, parsed(word)) for word in words if re.match(r"[\w./@]+=", word))
+    return [word for word, override in overrides if override is not None and not override.is_sweep_override()]
 
 
 def _composed(overrides: list[str]) -> DictConfig | None:
-    """Returns the command's config with some overrides, None where Hydra refuses them."""
-    in_use = GlobalHydra.instance().hydra  # by a sweep, which may have further jobs
+    """Returns the command's config with the overrides, or None if Hydra refuses them."""
+    in_use = GlobalHydra.instance().hydra  # a sweep still needs it for its other jobs
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=conf_dir(), version_base="1.3"):
@@ -133,7 +132,7 @@ def _composed(overrides: list[str]) -> DictConfig | None:
 
 
 def keys_of(config: DictConfig) -> list[str]:
-    """Returns every key of a composed config, sections included, without Hydra's own section."""
+    """Returns all keys of a composed config, including sections, without Hydra's own section."""
     plain: Any = OmegaConf.to_container(config, resolve=False)
     paths = [path for path, _ in walk(plain) if path[0] != "hydra" and not any(type(name) is int for name in path)]
     return [".".join(map(str, path)) for path in paths]

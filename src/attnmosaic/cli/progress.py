@@ -1,4 +1,4 @@
-"""Decides how the progress of a run is shown: by a moving bar, by lines, or not at all."""
+"""Decides how the progress of a run is shown: by a progress bar, by lines, or not at all."""
 
 import contextlib
 import logging
@@ -8,46 +8,46 @@ from collections.abc import Iterator
 from pathlib import Path
 
 OF_SWEEP = "ATTNMOSAIC_SWEEP_PROGRESS"
-"""The environment variable by which a job knows how its sweep shows the progress."""
+"""Environment variable with the progress mode of a sweep; set only in the processes of a sweep."""
 
-_IN_THE_BAR = ("attnmosaic.callbacks.progress", "attnmosaic.callbacks.eta")
+_LOGGERS_IN_BAR = ("attnmosaic.callbacks.progress", "attnmosaic.callbacks.eta")
 
 
 def progress_mode(mode: str) -> str:
     """Returns how progress is shown: ``live``, ``lines`` or ``quiet``.
 
     Args:
-        mode: one of `attnmosaic.config.schema.PROGRESS`; ``auto`` is the first on a terminal, the second elsewhere.
+        mode: a value of `attnmosaic.config.schema.PROGRESS`; ``auto`` is ``live`` on a terminal, otherwise ``lines``.
     """
     if mode != "auto":
         return mode
-    moves = sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
-    return "live" if moves else "lines"
+    has_cursor = sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    return "live" if has_cursor else "lines"
 
 
 def finding_level() -> int:
-    """Returns the level that a run's findings are logged at: a sweep reports those of its jobs below its table."""
+    """Returns the log level of a run's findings: warning, but info in a sweep, which lists them below its table."""
     return logging.INFO if OF_SWEEP in os.environ else logging.WARNING
 
 
 def filter_console(mode: str) -> None:
-    """Filters this job's messages on the console; its log file has all of them.
+    """Filters this job's messages on the console; the log file gets all messages.
 
-    Warnings and errors always pass. In a sweep that is shown live or quietly nothing else does, as the sweep reports
-    the end of the job. Where a bar moves, the lines that repeat it do not pass.
+    Warnings and errors are always shown. A sweep in mode ``live`` or ``quiet`` shows nothing else of its jobs. A single
+    run in mode ``live`` omits the lines that repeat its progress bar; in mode ``quiet`` it shows only its results.
 
     Args:
-        mode: the job's ``progress``, which counts where no sweep shows its own.
+        mode: the job's ``progress``; the mode of a sweep takes precedence.
     """
-    of_sweep = os.environ.get(OF_SWEEP)
-    mode = of_sweep or progress_mode(mode)
+    sweep_mode = os.environ.get(OF_SWEEP)
+    mode = sweep_mode or progress_mode(mode)
 
     def passes(record: logging.LogRecord) -> bool:
         if mode == "lines" or record.levelno >= logging.WARNING:
             return True
-        if of_sweep:
+        if sweep_mode:
             return False
-        return record.name == "attnmosaic.train" if mode == "quiet" else not record.name.startswith(_IN_THE_BAR)
+        return record.name == "attnmosaic.train" if mode == "quiet" else not record.name.startswith(_LOGGERS_IN_BAR)
 
     for handler in logging.getLogger().handlers:
         if type(handler) is logging.StreamHandler:
@@ -56,21 +56,21 @@ def filter_console(mode: str) -> None:
 
 @contextlib.contextmanager
 def run_logging(folder: Path, mode: str) -> Iterator[None]:
-    """Logs a run without a command: into its folder and, where logging was not set up, to standard error."""
-    ours, root = logging.getLogger("attnmosaic"), logging.getLogger()
-    level, file = ours.level, logging.FileHandler(folder / "train.log", encoding="utf-8")
+    """Logs a run that Python code has started: to its folder and, if logging was not set up, to standard error."""
+    package, root = logging.getLogger("attnmosaic"), logging.getLogger()
+    level, file = package.level, logging.FileHandler(folder / "train.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
     console = [] if root.handlers else [logging.StreamHandler()]
     if console:
         root.addHandler(console[0])
-        ours.setLevel(logging.INFO)
-    ours.addHandler(file)
+        package.setLevel(logging.INFO)
+    package.addHandler(file)
     filter_console(mode)
     try:
         yield
     finally:
-        ours.setLevel(level)
-        ours.removeHandler(file)
+        package.setLevel(level)
+        package.removeHandler(file)
         file.close()
         for handler in console:
             root.removeHandler(handler)

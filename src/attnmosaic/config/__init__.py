@@ -1,1 +1,1 @@
-"""The config: its schema, every rule it is checked by, and which of its keys decide numbers. Imports no torch."""
+"""The config: its schema, its checks, and which of its keys decide a run's numbers. Imports no torch."""

@@ -1,4 +1,4 @@
-"""Checks that this machine has the data sets, folders of images and memory that a config asks for."""
+"""Checks that this machine has the data sets, image folders and free memory that a config needs."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -18,17 +18,19 @@ _FILES = {
         for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
     ],
 }
-"""What torchvision reads of a data set, in its ``root``."""
+"""Files that torchvision reads for a data set, relative to its ``root``."""
 
 
 def check_available(data: Mapping[str, Any]) -> None:
-    """Checks that a folder of images exists, and CIFAR-10 or MNIST unless torchvision may download it.
+    """Checks that the image folder exists, or the files of CIFAR-10 or MNIST unless torchvision can download them.
+
+    Other data sets are not checked.
 
     Args:
-        data: the resolved ``data`` section. Other data sets are not checked.
+        data: the resolved ``data`` section.
 
     Raises:
-        UserError: images are missing.
+        UserError: a folder or file is missing.
     """
     if "foreground" in data and data.get("root", MISSING) != MISSING:
         _check_folder(root_folder(data["root"]))
@@ -39,42 +41,42 @@ def check_available(data: Mapping[str, Any]) -> None:
         target, root = node["_target_"], Path(node.get("root", "data")).expanduser()
         if all((root / name).exists() for name in _FILES[target]):
             continue
-        other = "digits_and_number" if "operation" in data else "image_folder data.root=DIR"
+        alternative = "digits_and_number" if "operation" in data else "image_folder data.root=DIR"
         raise UserError(
             f"data: {target.rpartition('.')[2]} is not in '{root}', and data.{part}.download is false; type "
-            f"data.{part}.download=true, or name the folder that has it with paths.data=DIR, or use other images with "
-            f"data={other}"
+            f"data.{part}.download=true to download it, paths.data=DIR for the folder that has it, or "
+            f"data={alternative} for other images"
         )
 
 
 @cache
 def _check_folder(root: Path) -> None:
-    """Checks a folder once for all jobs of a sweep."""
+    """Checks an image folder; the cache saves repeated checks in the jobs of a sweep."""
     check_folder(root)
 
 
 def check_data_fit(data: Mapping[str, Any]) -> None:
-    """Checks that the free memory holds the pools and index tables: a lower bound, from the counts alone.
+    """Checks that the pools and index tables fit into the free memory, by a lower bound that follows from the counts.
 
-    Without this check a count with a few zeros too many makes the machine swap until the system kills the run.
+    Without this check, a count that is far too large would make the machine swap until the system kills the run.
 
     Args:
-        data: the resolved ``data`` section, its counts checked.
+        data: the resolved ``data`` section, after its counts were checked.
 
     Raises:
-        UserError: it does not; names the count that takes most.
+        UserError: the data do not fit; the message names the count that needs most memory.
     """
     patches, side = data.get("patches") or 0, data.get("image_size") or 0
-    image = 5 * side**2 * (3 if data.get("color") else 1)  # resized as float32, kept as bytes
+    image = 5 * side**2 * (3 if data.get("color") else 1)  # bytes: 4 as float32 while it is resized, 1 as uint8
     sizes: dict[str, int] = {"points": 2 * 2 * 8 * 2 * (data.get("points") or 0), "image_size": 10 * image}
     for split in ("train", "test", "held_out"):
-        # Two numbers of 8 bytes for each patch while they are sampled, as many where attention weights are fixed.
+        # Sampling needs two numbers of 8 bytes for each patch; so do fixed attention weights.
         sizes[f"{split}_mosaics"] = 16 * (data.get(f"{split}_mosaics") or 0) * patches
         sizes[f"{split}_images"] = image * (data.get(f"{split}_images") or 0)
-    free, wanted = free_gb(), sum(sizes.values()) / 1e9
-    if free is not None and wanted > free:
+    free, needed = free_gb(), sum(sizes.values()) / 1e9
+    if free is not None and needed > free:
         key = max(sizes, key=lambda key: sizes[key])
         raise UserError(
-            f"data.{key}: got {data[key]}, which takes {wanted:.3g} GB of memory at least, and {free:.3g} GB are free; "
-            f"type a smaller data.{key}"
+            f"data.{key}: got {data[key]}, but the data need at least {needed:.3g} GB of memory and {free:.3g} GB are "
+            f"free; type a smaller data.{key}"
         )

@@ -1,4 +1,4 @@
-"""Finds the foreground and background classes that a config names, by name or by index."""
+"""Finds the indices of the foreground and background classes, which a config gives by name or by index."""
 
 import contextlib
 import re
@@ -20,16 +20,16 @@ def split_classes(
 
     Args:
         foreground: at least two classes; their order gives the labels 0, 1, ...
-        background: classes, or None for every class that is not foreground.
-        classes: every class of the data set, in index order.
+        background: at least one class; None means all classes that are not foreground.
+        classes: names of all classes of the data set, in index order.
 
     Raises:
-        UserError: a class is unknown, either side is empty, or the two overlap.
+        UserError: a class is unknown, too few classes are given, or a class is in both lists.
     """
     front = class_indices(foreground, classes, "data.foreground")
     if len(front) < 2:
         raise UserError(
-            f"data.foreground: got {list(foreground)}, needs at least two classes to tell apart; "
+            f"data.foreground: got {list(foreground)}, needs at least two classes; "
             f"type for example {_in_quotes('data.foreground', classes[:2])}"
         )
     if background is None:
@@ -37,34 +37,36 @@ def split_classes(
     else:
         back = class_indices(background, classes, "data.background")
     if shared := [classes[i] for i in back if i in front]:
-        raise UserError(f"data.background: {', '.join(shared)} is also in data.foreground; a class is one or the other")
+        raise UserError(
+            f"data.background: has classes of data.foreground ({', '.join(shared)}); remove them from one of the lists"
+        )
     if not back:
-        raise UserError("data.background: got no class, needs at least one that is not in data.foreground")
+        raise UserError("data.background: got no class, needs at least one class that is not in data.foreground")
     return front, back
 
 
-def class_indices(wanted: Sequence[Any], classes: Sequence[str], key: str) -> list[int]:
+def class_indices(listed: Sequence[Any], classes: Sequence[str], key: str) -> list[int]:
     """Returns the indices of classes given by name or index.
 
-    YAML and the command line read some names without quotes as other values: ``true``, ``null``, ``1e3``, in files also
-    ``no`` and ``01``. What was typed is lost then, so such a value is refused. A whole number is an index, unless a
-    class's name reads as a whole number: then it must be the name and the index of the same class.
+    YAML and the command line read some names without quotes as other values: ``true``, ``null`` and ``1e3``, and YAML
+    also ``no`` and ``01``. The original text is then lost, so such a value is refused. A whole number is an index. If
+    the name of any class reads as a whole number, the number must be the name and the index of the same class.
 
     Args:
-        wanted: names (str) or indices (int) of classes, in the order their labels are wanted.
-        classes: every class of the data set, in index order.
-        key: the config key they came from, for the error.
+        listed: names (str) or indices (int) of classes, in the order of their labels.
+        classes: names of all classes of the data set, in index order.
+        key: the config key of the list, for error messages.
 
     Raises:
-        UserError: a class is unknown or named twice, or a value may be the name of one class and the index of another.
+        UserError: a class is unknown or listed twice, or a value can be read as different classes.
     """
-    indices = [_index(item, classes, key, wanted) for item in wanted]
+    indices = [_index(item, classes, key, listed) for item in listed]
     if len(set(indices)) < len(indices):
-        raise UserError(f"{key}: got {list(wanted)}, which names a class twice; name each once")
+        raise UserError(f"{key}: got {list(listed)}, which lists a class twice; remove the duplicate")
     return indices
 
 
-def _index(item: Any, classes: Sequence[str], key: str, wanted: Sequence[Any]) -> int:
+def _index(item: Any, classes: Sequence[str], key: str, listed: Sequence[Any]) -> int:
     allowed = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
     if isinstance(item, str):
         if item in classes:
@@ -72,40 +74,42 @@ def _index(item: Any, classes: Sequence[str], key: str, wanted: Sequence[Any]) -
         close = nearest(item, classes)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise UserError(f"{key}: got class '{item}', allowed: {allowed}{hint}")
-    named, numbered = _named(item, classes), any(type(_reading(name)) is int for name in classes)
+    read_as_item = _names_read_as(item, classes)
+    any_numeric_name = any(type(_value_of_name(name)) is int for name in classes)
     is_index = type(item) is int and 0 <= item < len(classes)
-    if is_index and (not numbered or classes[item] in named):
+    if is_index and (not any_numeric_name or classes[item] in read_as_item):
         return int(item)
-    if type(item) is int and not is_index and not named:
+    if type(item) is int and not is_index and not read_as_item:
         raise UserError(f"{key}: got class index {item}, allowed: 0 to {len(classes) - 1}")
-    names = [name if isinstance(name, str) else _meant(name, classes) for name in wanted]
+    names = [name if isinstance(name, str) else _likely_name(name, classes) for name in listed]
     raise UserError(
-        f"{key}: got {short_value(item)}, which may be a class's name or its index, allowed: {allowed}; type names in "
-        f"quotes: {_in_quotes(key, names)}"
+        f"{key}: got {short_value(item)}, which is ambiguous without quotes, allowed: {allowed}; type names in quotes: "
+        f"{_in_quotes(key, names)}"
     )
 
 
 @cache
-def _reading(name: str) -> Any:
-    """Returns the value of a name without quotes in a config file; the command line reads fewer names as others."""
-    if _MAYBE_NO_TEXT.fullmatch(name):
-        with contextlib.suppress(Exception):  # it is no YAML without quotes
+def _value_of_name(name: str) -> Any:
+    """Returns the value that YAML reads for an unquoted name; the command line reads fewer names as other values."""
+    if _MAYBE_NOT_TEXT.fullmatch(name):
+        with contextlib.suppress(Exception):  # the unquoted name is not valid YAML
             return OmegaConf.create(f"- {name}")[0]
     return name
 
 
-_MAYBE_NO_TEXT = re.compile(r"[-+.~\d][\w.:+-]*|true|false|yes|no|on|off|null", re.IGNORECASE)
+_MAYBE_NOT_TEXT = re.compile(r"[-+.~\d][\w.:+-]*|true|false|yes|no|on|off|null", re.IGNORECASE)
 
 
-def _named(value: Any, classes: Sequence[str]) -> list[str]:
-    """Returns the classes whose names read as a value."""
-    return [name for name in classes if repr(_reading(name)) == repr(value)]  # True is equal to 1
+def _names_read_as(value: Any, classes: Sequence[str]) -> list[str]:
+    """Returns the class names that YAML reads as a value."""
+    # Compares texts because True == 1.
+    return [name for name in classes if repr(_value_of_name(name)) == repr(value)]
 
 
-def _meant(value: Any, classes: Sequence[str]) -> str:
-    """Returns the name that was probably meant by a value that is no text."""
-    if named := _named(value, classes):
-        return named[0]
+def _likely_name(value: Any, classes: Sequence[str]) -> str:
+    """Returns the class name that the user probably meant by a value that is not text."""
+    if names := _names_read_as(value, classes):
+        return names[0]
     return classes[value] if type(value) is int and 0 <= value < len(classes) else short_value(value)
 
 

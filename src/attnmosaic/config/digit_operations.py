@@ -1,4 +1,4 @@
-"""What a digit and a number may be combined to. Light: the config check needs it before torch is imported."""
+"""Operations that combine a digit and a number. Imports no torch, because the config check uses this module first."""
 
 import operator
 from collections.abc import Callable
@@ -8,11 +8,11 @@ from functools import cached_property
 
 @dataclass(frozen=True)
 class Operation:
-    """A function of two digits, its values numbered as classes.
+    """Function of two digits whose values are classes.
 
     Attributes:
         name: "sum" or "product".
-        apply: gives the value of a digit and a number, each 0 to 9.
+        apply: computes the value from a digit and a number, each from 0 to 9.
     """
 
     name: str
@@ -20,16 +20,16 @@ class Operation:
 
     @cached_property
     def values(self) -> tuple[int, ...]:
-        """The values that occur, in order: value of each class."""
+        """All possible values, sorted; the index of a value is its class."""
         return tuple(sorted({self.apply(digit, number) for digit in range(10) for number in range(10)}))
 
     @cached_property
     def table(self) -> tuple[tuple[int, ...], ...]:
-        """Class of each digit (rows) with each number (columns), 10 x 10."""
+        """Table of classes, 10 x 10: one row for each digit, one column for each number."""
         return tuple(tuple(self.values.index(self.apply(d, n)) for n in range(10)) for d in range(10))
 
 
 OPERATIONS = {
-    "sum": Operation("sum", operator.add),  # 0 to 18: the 19 classes of document 003
-    "product": Operation("product", operator.mul),  # 37 of the numbers 0 to 81 (document 004 names no classes)
+    "sum": Operation("sum", operator.add),  # 0 to 18: the 19 classes of the digit-and-sum exercise
+    "product": Operation("product", operator.mul),  # 37 values from 0 to 81; the digit-and-product exercise lists none
 }

@@ -1,4 +1,4 @@
-"""Lists the options of config groups, for ``--help`` and sweeps over globs."""
+"""Lists the options of config groups, for ``--help`` and for sweeps with ``glob(...)``."""
 
 import itertools
 import re
@@ -10,7 +10,7 @@ from hydra.core.object_type import ObjectType
 
 
 def group_options(group: str) -> Iterator[str]:
-    """Yields the options of a config group, then those in its folders: ``gradients/joint``."""
+    """Yields the options of a config group, then the options in its subfolders: ``gradients/joint``."""
     loader = GlobalHydra.instance().config_loader()
     yield from loader.get_group_options(group)
     for folder in loader.get_group_options(group, ObjectType.GROUP):
@@ -18,15 +18,15 @@ def group_options(group: str) -> Iterator[str]:
 
 
 def options(group: str) -> str:
-    """Returns the lines of a help text that list a group's options; of experiments, also those in folders."""
+    """Returns the lines of the help text for one config group; ``experiment`` includes its subfolders."""
     loader = GlobalHydra.instance().config_loader()
-    found = group_options(group) if group == "experiment" else loader.get_group_options(group)
-    names = " ".join(_ranges([*found]))
-    return textwrap.fill(names, 80, initial_indent=f"  {group:<20}", subsequent_indent=" " * 22)
+    names = group_options(group) if group == "experiment" else loader.get_group_options(group)
+    text = " ".join(_ranges([*names]))
+    return textwrap.fill(text, 80, initial_indent=f"  {group:<20}", subsequent_indent=" " * 22)
 
 
 def _ranges(names: Sequence[str]) -> Iterator[str]:
-    """Yields names, three or more that differ in their last number alone as one: ``row1..8``."""
+    """Yields names; three or more names that differ only in the number at their end become a range: ``row1..8``."""
     for stem, group in itertools.groupby(names, lambda name: re.sub(r"\d+$", "", name)):
         series = [*group]
         yield from series if len(series) < 3 else [f"{series[0]}..{series[-1].removeprefix(stem)}"]

@@ -1,4 +1,4 @@
-"""Checks the keys of a composed config: that none is missing, and that something reads each."""
+"""Checks that no key of a composed config is missing, and that the program reads every key."""
 
 import itertools
 from collections.abc import Mapping
@@ -15,50 +15,50 @@ from attnmosaic.core.errors import UserError, nearest
 from attnmosaic.core.text import short_value
 
 _COUNTS = {f"{split}_{what}" for split in ("train", "test", "held_out") for what in ("mosaics", "images")}
-"""Counts that ``at_most`` may have for data without them."""
+"""Counts that ``at_most`` accepts also if the data have no such key."""
 
 
 def check_parts(config: Mapping[str, Any]) -> None:
-    """Checks that a run's config has every key of its schema (``~key`` removes one), and the counts of ``at_most``.
+    """Checks that no key of the schema was removed from a run's config (``~key``), and that ``at_most`` has counts.
 
     Raises:
-        UserError: a key is missing, or ``at_most`` has no counts of a section.
+        UserError: a key is missing, or a value of ``at_most`` is not a count of its section.
     """
     for field in fields(TrainConfig):
         if field.name not in config:
             raise UserError(f"{field.name}: required; remove '~{field.name}' from the command")
     for section, counts in (config["at_most"] or {}).items():
-        known = {*(config.get(section) or ()), *_COUNTS}
-        if not isinstance(counts, Mapping) or not all(name in known and type(counts[name]) is int for name in counts):
+        allowed = {*(config.get(section) or ()), *_COUNTS}
+        if not isinstance(counts, Mapping) or not all(name in allowed and type(counts[name]) is int for name in counts):
             raise UserError(
-                f"at_most.{section}: got {short_value(counts)}, needs counts that {section} has; type for example "
-                "at_most.data.train_mosaics=500"
+                f"at_most.{section}: got {short_value(counts)}, needs whole numbers for counts of {section}; type for "
+                "example at_most.data.train_mosaics=500"
             )
 
 
 _SECTIONS: dict[str, Any] = {field.name: field.type for field in fields(TrainConfig) if is_dataclass(field.type)}
-"""Sections whose keys are known, and their schemas."""
+"""Sections with a fixed set of keys, and their schemas."""
 
 
 def check_keys(config: DictConfig, schema: type) -> None:
     """Checks that the program or an interpolation reads every key of a command's config.
 
-    Arguments of a ``_target_`` are left to the target, names of loggers and callbacks are the user's.
+    Arguments of a ``_target_`` and names of loggers and callbacks are not checked.
 
     Args:
-        config: composed and not resolved. A run's without interpolations (its ``config.yaml``) is not checked: the
-            interpolations that read its keys are not known.
+        config: the composed config before its interpolations are resolved. A run's resolved config (``config.yaml``)
+            is not checked, because the interpolations that read its keys are lost.
         schema: the dataclass of the command's config.
 
     Raises:
-        UserError: nothing reads a key; names the nearest known one.
+        UserError: nothing reads a key; the message suggests the most similar known key.
     """
     if schema is TrainConfig and not _interpolated(config):
         return
     known = {"": [field.name for field in fields(schema)]}
-    for section, kind in _SECTIONS.items():
+    for section, section_schema in _SECTIONS.items():
         if section in config:
-            known[section] = [f"{section}.{field.name}" for field in fields(kind)]
+            known[section] = [f"{section}.{field.name}" for field in fields(section_schema)]
     for section, keys in known.items():
         node = OmegaConf.select(config, section) if section else config
         for name in map(str, node if isinstance(node, DictConfig) else ()):
@@ -67,24 +67,24 @@ def check_keys(config: DictConfig, schema: type) -> None:
                 continue
             close = nearest(key, keys if section else itertools.chain(*known.values()), n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            given, allowed = short_value(node.get(name)), ", ".join(keys)
-            raise UserError(f"{key}: got {given}, but nothing reads this key, allowed: {allowed}{hint}")
+            value, allowed = short_value(node.get(name)), ", ".join(keys)
+            raise UserError(f"{key}: got {value}, but nothing reads this key, allowed: {allowed}{hint}")
 
 
 def _is_read(config: DictConfig, key: str) -> bool:
     """Whether the value of an interpolation depends on a key."""
     config = config.copy()
-    if "hydra" not in config and HydraConfig.initialized():  # a run's folder may be named by any key
+    if "hydra" not in config and HydraConfig.initialized():  # the name of a run's folder can contain any key
         with open_dict(config):
             config.hydra = HydraConfig.get()
-    before, other = _interpolated(config), config.copy()
-    OmegaConf.copy_cache(config, other)  # the time of its start, for example
-    OmegaConf.update(other, key, "another value", force_add=True)
-    return any(value != before[name] for name, value in _interpolated(other).items())
+    before, changed = _interpolated(config), config.copy()
+    OmegaConf.copy_cache(config, changed)  # cached values, such as the start time, must stay equal
+    OmegaConf.update(changed, key, "another value", force_add=True)
+    return any(value != before[name] for name, value in _interpolated(changed).items())
 
 
 def _interpolated(config: DictConfig) -> dict[str, Any]:
-    """Returns the values of all interpolations, or the errors they lead to, by their keys."""
+    """Returns the values of all interpolations by their keys; an error's text if an interpolation fails."""
     values: dict[str, Any] = {}
     for key, raw in leaves(OmegaConf.to_container(config, resolve=False)):
         if isinstance(raw, str) and "${" in raw:

@@ -1,6 +1,8 @@
-"""Which network learns in which epoch: a pure function of the epoch, so a resumed run cannot get it wrong.
+"""Decides which networks train in an epoch.
 
-Light: the config check uses it before torch is imported.
+The stage is a pure function of the epoch, so a resumed run needs no saved state for it.
+
+Imports no torch, because the config check uses this module first.
 """
 
 from dataclasses import dataclass
@@ -8,7 +10,7 @@ from enum import IntEnum
 
 
 class Stage(IntEnum):
-    """Who learns; the numbers are those of the ``stage`` scalar in the logs."""
+    """Stage of an epoch; its number is the ``stage`` scalar in the logs."""
 
     WHAT = 0
     WHERE = 1
@@ -16,7 +18,7 @@ class Stage(IntEnum):
 
     @property
     def learners(self) -> tuple[str, ...]:
-        """Names of the networks that learn."""
+        """Names of the networks that train."""
         return ("what", "where") if self is Stage.JOINT else (self.name.lower(),)
 
 
@@ -30,15 +32,15 @@ ORDERS: dict[str, tuple[Stage, ...]] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """Stages of k epochs each, repeated in order until the epochs are used up.
+    """Sequence of stages of k epochs each, repeated until the last epoch.
 
-    With ``what_then_where`` What learns while ``epoch % 2k < k``, else Where (``protocol.md``; the authors'
-    script idled at ``epoch % 2k == k``, this one does not).
+    With ``what_then_where``, What trains if ``epoch % 2k < k``, otherwise Where (stage-wise study, docs/sources.md).
+    The script of the mosaic studies' authors trains no network if ``epoch % 2k == k``; here Where trains then.
 
     Attributes:
         order: a key of `ORDERS`.
-        k: epochs a stage.
-        epochs: epochs in all; the last stage is cut short where they end.
+        k: number of epochs in a stage.
+        epochs: number of epochs of the run; the last stage can be shorter than k.
     """
 
     order: str
@@ -46,11 +48,11 @@ class Schedule:
     epochs: int
 
     def stage(self, epoch: int) -> Stage:
-        """Returns the stage of an epoch, counted from 0."""
+        """Returns the stage of an epoch; the first epoch is 0."""
         stages = ORDERS[self.order]
         return stages[epoch // self.k % len(stages)]
 
     @property
     def cycle(self) -> int:
-        """Epochs until the order starts over."""
+        """Number of epochs in a cycle: one stage of each kind."""
         return self.k * len(ORDERS[self.order])

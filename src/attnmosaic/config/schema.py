@@ -1,4 +1,4 @@
-"""The config's schema: its keys and their types, and the names that follow from them."""
+"""Schemas of the commands' configs, and values that follow from a config: networks, metrics, processes, folders."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -17,42 +17,42 @@ from attnmosaic.core.processes import launched_rank
 from attnmosaic.core.text import truncate
 
 PRECISIONS = {"float32": "32-true", "float64": "64-true", "bfloat16": "bf16-mixed"}
-"""Our names of precisions and Lightning's."""
+"""Values of ``precision`` and Lightning's names for them."""
 
 PROGRESS = ("auto", "live", "lines", "quiet")
-"""How a run or a sweep shows its progress, see `attnmosaic.cli.progress`."""
+"""Values of ``progress``: how a run or a sweep shows its progress, see `attnmosaic.cli.progress`."""
 
 METRICS = (
     "loss", "accuracy", "focus", "ftpt", "ffpt", "ftpf", "ffpf", "confident", "foreground_weight", "entropy",
 )  # fmt: skip
-"""The metrics of a pair on each split, see `attnmosaic.metrics.focus.FocusMetrics`."""
+"""Metrics of a pair on each split, see `attnmosaic.metrics.focus.FocusMetrics`."""
 
 PAIR = ("what", "where")
-"""The networks of a run on mosaics, in the order of the seeds of their first weights."""
+"""Names of the networks of a pair, in the order of the seeds of their initial weights."""
 
 
 def networks_of(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns the names of the networks that a run trains: those of a pair, or the one with two outputs."""
+    """Returns the names of the networks that a run trains: a pair, or the network with two outputs."""
     return ("network",) if config["model"].get("network") else PAIR
 
 
-def other_networks(config: Mapping[str, Any]) -> set[str]:
-    """Returns the names of the networks that a run does not train; their settings count for nothing."""
+def untrained_networks(config: Mapping[str, Any]) -> set[str]:
+    """Returns the names of the networks that a run does not train; their settings have no effect."""
     return {*PAIR, "network"} - set(networks_of(config))
 
 
 def metrics_of(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns the metrics of a run on each split."""
+    """Returns the names of a run's metrics on each split."""
     return METRICS if networks_of(config) == PAIR else two_output_metrics(config["data"]["operation"])
 
 
 def two_output_metrics(operation: str) -> tuple[str, ...]:
-    """Returns the metrics of a network with two outputs on each split, see `TwoOutputMetrics`."""
+    """Returns the names of a two-output network's metrics on each split, see `TwoOutputMetrics`."""
     return ("loss", "digit_accuracy", f"{operation}_accuracy")
 
 
 def processes_of(config: Mapping[str, Any]) -> int:
-    """Returns the number of processes that train a run: one for each device if the trainer's strategy is ddp."""
+    """Returns the number of processes that train a run: one for each device with ``trainer=ddp``, otherwise one."""
     trainer = config["trainer"]
     devices = trainer.get("devices", 1) if trainer.get("strategy") == "ddp" else 1
     if isinstance(devices, Sequence) and not isinstance(devices, str):
@@ -61,7 +61,7 @@ def processes_of(config: Mapping[str, Any]) -> int:
 
 
 def conf_dir() -> str:
-    """Returns the folder of configs: inside the installed package, or at the top of the repository."""
+    """Returns the folder ``conf``, which is inside the installed package or at the top of the repository."""
     inside = Path(str(files("attnmosaic"))) / "conf"
     return str(inside if inside.is_dir() else inside.parents[2] / "conf")
 
@@ -106,7 +106,7 @@ class SchedulerConfig:
 
 @dataclass
 class ModelConfig:
-    # Empty by default and not null: OmegaConf fails on overrides of keys below a null.
+    # The default is an empty dict because OmegaConf cannot override keys inside null.
     where: dict[str, Any] | None = field(default_factory=dict)
     what: dict[str, Any] | None = field(default_factory=dict)
     network: dict[str, Any] | None = field(default_factory=dict)
@@ -130,7 +130,7 @@ class PathsConfig:
 
 @dataclass
 class TrainConfig:
-    """The config of a run, explained in ``conf/train.yaml``."""
+    """Schema of a run's config; ``conf/train.yaml`` explains its keys."""
 
     name: str = MISSING
     seed: Seed = field(default_factory=Seed)
@@ -156,13 +156,13 @@ class TrainConfig:
 
 
 def _open() -> Any:
-    """Returns an empty section that takes any key, without a ``+`` before it."""
+    """Returns an empty section in which overrides can set any key without ``+``."""
     return OmegaConf.create({}, flags={"struct": False})
 
 
 @dataclass
 class EvaluateConfig:
-    """The config of an evaluation, explained in ``conf/evaluate.yaml``."""
+    """Schema of an evaluation's config; ``conf/evaluate.yaml`` explains its keys."""
 
     name: str = MISSING
     ckpt_path: str = MISSING
@@ -176,7 +176,7 @@ class EvaluateConfig:
 
 @dataclass
 class ExplainConfig:
-    """The config of predictions on the user's images, explained in ``conf/explain.yaml``."""
+    """Schema of ``attnmosaic.explain``, predictions on a user's images; ``conf/explain.yaml`` explains its keys."""
 
     name: str = MISSING
     ckpt_path: str = MISSING
@@ -190,7 +190,7 @@ class ExplainConfig:
 
 @dataclass
 class PredictConfig:
-    """The config of the prediction of one image, explained in ``conf/predict.yaml``."""
+    """Schema of ``attnmosaic.predict``, the prediction of one image; ``conf/predict.yaml`` explains its keys."""
 
     ckpt_path: str = MISSING
     image: str = MISSING
@@ -201,10 +201,10 @@ class PredictConfig:
 
 def register() -> None:
     """Registers the schemas and the resolvers with Hydra."""
-    # The row of a table that an experiment is: row1 of table1/row1.
+    # The last part of an experiment's name: row1 for table1/row1.
     OmegaConf.register_new_resolver("row", lambda name: folder_name(name).rpartition("/")[2], replace=True)
     OmegaConf.register_new_resolver("folder", folder_name, replace=True)
-    # An argument that conf/ has for a target; `scaled` removes it where the target was replaced.
+    # An argument that a file of conf/ defines for its target; `with_scale` removes it if the target was replaced.
     OmegaConf.register_new_resolver("with", lambda target, value: _node(value), replace=True)
     OmegaConf.register_new_resolver("output_dir", output_dir, replace=True)
     OmegaConf.register_new_resolver("options", options, replace=True)
@@ -215,14 +215,14 @@ def register() -> None:
 
 
 def _node(value: Any) -> Any:
-    """Returns a resolver's value as OmegaConf requires it: as a node if it is a list or a dict."""
+    """Returns the value of a resolver in OmegaConf's form: a list or dict becomes a node."""
     return OmegaConf.create(value) if isinstance(value, (list, dict)) else value
 
 
 def output_dir(default: str) -> str:
-    """Returns the folder that Hydra gives to a job, or the default where there is no job (in a notebook).
+    """Returns the folder of Hydra's job, or the default without a job (in a notebook).
 
-    Where a config is only shown (``--cfg job --resolve``) it is the folder that a run would have.
+    When a config is only printed (``--cfg job --resolve``), it is the folder that a run would get.
     """
     if not HydraConfig.initialized():
         return default
@@ -231,22 +231,22 @@ def output_dir(default: str) -> str:
 
 
 def processes(default: int) -> int:
-    """Returns how many processes torchrun or srun has started for this run; a default where neither has."""
-    started = launched_rank(os.environ)
-    return default if started is None else started.count
+    """Returns the number of processes that torchrun or srun has started for this run, or the default without them."""
+    rank = launched_rank(os.environ)
+    return default if rank is None else rank.count
 
 
 def folder_name(name: object) -> str:
-    """Returns a run's ``name``, which becomes a path of folders, if it leads downwards and its parts are names.
+    """Returns a run's ``name`` as text after checking that it is a valid relative path of folders.
 
     Raises:
-        UserError: it does not, or a part has more than 200 bytes.
+        UserError: the path is absolute, has ``..`` or characters that cannot be printed, or a part has over 200 bytes.
     """
     text = str(name)
     good = all(part.strip(" .") and len(part.encode(errors="replace")) <= 200 for part in text.split("/"))
     if not good or not text.isprintable() or "\\" in text:
         raise UserError(
-            f"name: got {truncate(text, 80)!a}, needs a name that a folder can have, without .. and not beginning with /; "
-            "type for example name=mine"
+            f"name: got {truncate(text, 80)!a}, needs a name that a folder can have, without '..' and without "
+            "'/' at its beginning; type for example name=mine"
         )
     return text

@@ -1,8 +1,8 @@
-"""The classes that a config in somebody else's checkpoint may name. Light: imports no torch.
+"""Checks which classes a checkpoint's config asks the program to import. Imports no torch.
 
-A config names by ``_target_`` what is to be imported and called, so one in a checkpoint is a program of whoever made
-the file. Only what is listed here is instantiated unless the user trusts more names: an allow-list, as what could do
-harm cannot be listed.
+Each ``_target_`` of a config names a class or function that is imported and called, so a config from another person
+can run any code. Only the classes in `TARGETS` are instantiated from a checkpoint, unless the user trusts more names.
+This is an allow-list because a complete list of harmful names is impossible.
 """
 
 import re
@@ -23,10 +23,10 @@ _LISTED = {
     "attnmosaic.nn.networks": "ConvNet MLP",
     "attnmosaic.nn.objectives": "CrossEntropy SumOfCrossEntropies",
     "attnmosaic.nn.two_outputs": "ProductNet SumNet",
-    # Those whose archives torchvision checks against a hash.
+    # Data sets whose archives torchvision compares with a checksum.
     "torchvision.datasets": "CIFAR10 CIFAR100 FashionMNIST KMNIST MNIST",
     "torchvision.transforms": "CenterCrop Compose Grayscale Pad Resize",
-    # Layers alone: no DataParallel, no functions, nothing that hooks or loads.
+    # Layers only: no DataParallel, no functions, nothing that registers hooks or loads files.
     "torch.nn": "AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveMaxPool1d AdaptiveMaxPool2d AlphaDropout AvgPool1d "
     "AvgPool2d BatchNorm1d BatchNorm2d Bilinear CELU Conv1d Conv2d ConvTranspose1d ConvTranspose2d Dropout Dropout1d "
     "Dropout2d ELU Flatten GELU GLU GroupNorm Hardshrink Hardsigmoid Hardswish Hardtanh Identity InstanceNorm1d "
@@ -39,30 +39,30 @@ _LISTED = {
 }
 
 TARGETS = frozenset(f"{module}.{name}" for module, names in _LISTED.items() for name in names.split())
-"""The names that a saved config may have without being trusted; exact names, as others in a module may do anything."""
+"""Full names of the classes that a saved config can use without the user's trust."""
 
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+", re.ASCII)
 
 
-_LEVELS = 50
-"""Of a config at most; runs have six."""
+_MAX_DEPTH = 50
+"""Greatest depth of a saved config; configs of runs have depth 6."""
 
 
 class NotPlainError(Exception):
-    """A config with something in it that no run saves; its text says what."""
+    """Raised for a saved config with a value that no run saves; the message describes the value."""
 
 
 def check_trusted(config: Mapping[str, Any], sections: Sequence[str], path: object, trust: Any = ()) -> None:
-    """Checks that every ``_target_`` of a saved config is listed in `TARGETS` or trusted, before it is imported.
+    """Checks that every ``_target_`` of a saved config is in `TARGETS` or trusted by the user; imports no target.
 
     Args:
         config: the saved config; plain, see `check_plain`.
-        sections: the keys of the nodes that are to be instantiated.
-        path: the file it is from.
-        trust: "all", or names of packages, modules or what is in them.
+        sections: keys of the sections that will be instantiated.
+        path: the checkpoint, for error messages.
+        trust: "all", or names of trusted packages, modules, classes or functions.
 
     Raises:
-        UserError: a target is neither, or ``trust`` is not valid.
+        UserError: a target is neither listed nor trusted, or ``trust`` is not valid.
     """
     names = _trusted_names(trust)
     for keys, target in walk({key: config.get(key) for key in sections}):
@@ -73,11 +73,11 @@ def check_trusted(config: Mapping[str, Any], sections: Sequence[str], path: obje
             continue
         if not _NAME.fullmatch(text):
             raise UserError(
-                f"ckpt_path: '{short_path(path)}' has {text[:80]!r} as its {where}, which names nothing to import"
+                f"ckpt_path: '{short_path(path)}' has {text[:80]!r} as its {where}, which is not the name of a class"
             )
         raise UserError(
-            f"ckpt_path: '{short_path(path)}' names {text} as its {where}, which is neither of this program nor a "
-            "layer of torch's and would run with your rights; if you trust whoever made the file, type "
+            f"ckpt_path: '{short_path(path)}' names {text} as its {where}, which is not a known class of attnmosaic or "
+            "torch; its code would run on your account. If you trust the author of the checkpoint, type "
             f"{typed_override('trust', [text])} (or its package, or trust=all)"
         )
 
@@ -86,23 +86,23 @@ def _trusted_names(trust: Any) -> list[str]:
     names: list[Any] = [trust] if isinstance(trust, str) else [*trust] if isinstance(trust, Sequence) else [None]
     if not all(isinstance(name, str) and name for name in names):
         raise UserError(
-            f"trust: got {trust}, needs names of packages; type for example 'trust=[my_package]', or trust=all"
+            f"trust: got {trust}, needs a list of package names; type for example 'trust=[my_package]', or trust=all"
         )
     return [name.rstrip(".") for name in names]
 
 
 def check_plain(config: Any) -> None:
-    """Checks that a saved config is a tree of dicts, lists, text, numbers, true, false and null, as runs save it.
+    """Checks that a saved config has only dicts, lists, texts, numbers, true, false and null, like configs of runs.
 
     Interpolations are refused: runs save resolved values, and ``${oc.env:...}`` would read the user's environment.
 
     Raises:
-        NotPlainError: it is not.
+        NotPlainError: the config has another kind of value.
     """
     for path, value in walk({"config": config}):
         key = ".".join(map(str, path))[:80]
-        if len(path) > _LEVELS:
-            raise NotPlainError(f"more than {_LEVELS} levels at {key}")
+        if len(path) > _MAX_DEPTH:
+            raise NotPlainError(f"more than {_MAX_DEPTH} levels at {key}")
         if not isinstance(path[-1], (str, int)) or "${" in str(path[-1]):
             raise NotPlainError(f"an invalid key: {key}")
         if isinstance(value, str) and "${" in value:

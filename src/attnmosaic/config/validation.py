@@ -1,4 +1,4 @@
-"""Checks the values of a run's config before torch is imported: ranges and words of keys, nodes, classes, processes."""
+"""Checks the values of a run's config before torch is imported: ranges, words, sections, classes and processes."""
 
 import math
 import os
@@ -26,51 +26,51 @@ _SPLITS = ("train", "test", "held_out")
 _Allowed = Callable[[Any], bool]
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _integer(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _whole(least: int, bits: int = 31) -> tuple[_Allowed, str]:
-    """Returns the rule of a whole number; torch and numpy hold counts below 2^31 and seeds below 2^63 everywhere."""
+    """Returns the rule for a whole number; torch and numpy support counts below 2^31 and seeds below 2^63."""
     wording = f"a whole number of at least {least} and below 2^{bits}"
-    return lambda v: _integer(v) and least <= v < 2**bits, wording
+    return lambda v: _is_integer(v) and least <= v < 2**bits, wording
 
 
-def _each(allowed: _Allowed) -> _Allowed:
-    """Returns the rule of one value, or of a list of one for each channel."""
+def _one_or_each(allowed: _Allowed) -> _Allowed:
+    """Returns the rule for one value or a list of values, such as one value for each channel."""
     return lambda v: all(map(allowed, v if isinstance(v, list) else [v]))
 
 
-def _positive(value: Any) -> bool:
-    return _number(value) and value > 0
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and value > 0
 
 
-def _flag(value: Any) -> bool:
+def _is_bool(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-def _classes(value: Any) -> bool:
+def _are_classes(value: Any) -> bool:
     return isinstance(value, list) and not any(isinstance(item, (list, dict)) for item in value)
 
 
-def _texts(value: Any) -> bool:
+def _are_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _point(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_number, value))
+def _is_point(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
 
 
-def _means(value: Any) -> bool:
-    return isinstance(value, list) and len(value) >= 3 and all(map(_mean, value))
+def _are_means(value: Any) -> bool:
+    return isinstance(value, list) and len(value) >= 3 and all(map(_is_mean, value))
 
 
-def _mean(value: Any) -> bool:
-    return _point(value) or (isinstance(value, list) and len(value) > 0 and all(map(_point, value)))
+def _is_mean(value: Any) -> bool:
+    return _is_point(value) or (isinstance(value, list) and len(value) > 0 and all(map(_is_point, value)))
 
 
 _RULES: tuple[tuple[str, _Allowed, str, object], ...] = (
@@ -81,22 +81,25 @@ _RULES: tuple[tuple[str, _Allowed, str, object], ...] = (
     ("trainer.check_val_every_n_epoch trainer.max_epochs trainer.log_every_n_steps", *_whole(1), 1),
     ("trainer.reload_dataloaders_every_n_epochs", *_whole(0), 0),
     ("data.patches", *_whole(2), 9),
-    ("lr.what lr.where lr.network optimizer.clip_norm? data.variance", _positive, "a number above 0", 0.01),
-    ("compute.cache_gb", lambda v: _number(v) and v >= 0, "a number of at least 0", 1.0),
-    ("objective.entropy", lambda v: _number(v) and 0 <= v <= 1, "a number from 0 to 1", 0.0),
-    ("data.held_out_share", lambda v: _number(v) and 0 < v < 1, "a fraction above 0 and below 1", 0.2),
-    ("data.mean", _each(_number), "a number, or one for each channel", 0.5),
-    ("data.std", _each(_positive), "a number above 0, or one for each channel", 0.5),
-    ("data.foreground data.background?", _classes, "a list of class names or indices", "[0,1]"),
-    ("data.classes?", _texts, "a list of class names, in quotes where they read as numbers, true or null", '["0",cat]'),
-    ("data.means", _means, "at least three classes, each a point [x, y] or a list of points", "[[0,0],[1,1],[2,2]]"),
-    ("data.redraw trainer.benchmark? trainer.detect_anomaly", _flag, "true or false", "true"),
-    ("trainer.enable_model_summary? trainer.inference_mode trainer.sync_batchnorm", _flag, "true or false", "true"),
-    ("trainer.deterministic?", lambda v: _flag(v) or v == "warn", "true, false or warn", "true"),
-    ("data.views?", lambda v: isinstance(v, dict), "a section of views", "null"),
-    ("trainer.val_check_interval", lambda v: v == 1 and isinstance(v, float), "1.0: evaluations follow epochs", 1.0),
+    ("lr.what lr.where lr.network optimizer.clip_norm? data.variance", _is_positive, "a number above 0", 0.01),
+    ("compute.cache_gb", lambda v: _is_number(v) and v >= 0, "a number of at least 0", 1.0),
+    ("objective.entropy", lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1", 0.0),
+    ("data.held_out_share", lambda v: _is_number(v) and 0 < v < 1, "a fraction above 0 and below 1", 0.2),
+    ("data.mean", _one_or_each(_is_number), "a number, or a list of one number for each channel", 0.5),
+    ("data.std", _one_or_each(_is_positive), "a number above 0, or a list of one for each channel", 0.5),
+    ("data.foreground data.background?", _are_classes, "a list of class names or indices", "[0,1]"),
+    ("data.classes?", _are_names, "a list of class names, in quotes if they look like numbers or true", '["0",cat]'),
+    ("data.means", _are_means, "three or more classes, each a point [x, y] or a list of points", "[[0,0],[1,1],[2,2]]"),
+    ("data.redraw trainer.benchmark? trainer.detect_anomaly", _is_bool, "true or false", "true"),
+    ("trainer.enable_model_summary? trainer.inference_mode trainer.sync_batchnorm", _is_bool, "true or false", "true"),
+    ("trainer.deterministic?", lambda v: _is_bool(v) or v == "warn", "true, false or warn", "true"),
+    ("data.views?", lambda v: isinstance(v, dict), "a section with a key for each view", "null"),
+    ("trainer.val_check_interval", lambda v: v == 1 and isinstance(v, float), "1.0: a run evaluates after epochs", 1.0),
 )
-"""Keys (with ``?``: or null), the values they may have, the wording of those, an example. An absent key passes."""
+"""Rules: keys (``?`` allows null), the check of their values, the description of allowed values, and an example.
+
+Missing keys are not checked.
+"""
 
 _WORDS: tuple[tuple[str, Sequence[str]], ...] = (
     ("schedule.order", tuple(ORDERS)),
@@ -108,19 +111,19 @@ _WORDS: tuple[tuple[str, Sequence[str]], ...] = (
     ("progress", PROGRESS),
 )
 
-_HYDRAS: dict[str, tuple[type, str]] = {
-    "_target_": (str, "the name of a class or function, torch.optim.SGD for example"),
+_HYDRA_KEYS: dict[str, tuple[type, str]] = {
+    "_target_": (str, "the name of a class or function, for example torch.optim.SGD"),
     "_partial_": (bool, "true or false"),
     "_recursive_": (bool, "true or false"),
 }
-"""Keys of nodes that Hydra reads without checking them: the types of their values, and the wording."""
+"""Keys that Hydra reads without a check: the type of their values, and the description of allowed values."""
 
 
 def check(config: DictConfig) -> None:
-    """Checks a run's config; imports nothing heavy and touches no data beyond listing a folder.
+    """Checks a run's config without heavy imports; of the data, only file names are read.
 
     Raises:
-        UserError: naming the key, what was given, what is allowed and what to type instead.
+        UserError: a value is wrong; the message gives the key, its value, the allowed values and what to type.
     """
     missing = sorted(OmegaConf.missing_keys(config))
     if "data.foreground" in missing and (root := OmegaConf.select(config, "data.root")) is not None:
@@ -133,8 +136,8 @@ def check(config: DictConfig) -> None:
     _check_processes(plain)
     if plain["data"].get("weights") is not None and plain["schedule"]["order"] != "what_only":
         raise UserError(
-            "data.weights: fixes the attention weights, so Where cannot learn; got "
-            f"schedule.order={plain['schedule']['order']}, type schedule=what_only (or data.weights=null)"
+            "data.weights: gives fixed attention weights, so only What can train, but got "
+            f"schedule.order={plain['schedule']['order']}; type schedule=what_only, or data.weights=null"
         )
     _check_classes(plain["data"])
     check_data_fit(plain["data"])
@@ -144,7 +147,7 @@ def check(config: DictConfig) -> None:
 
 
 def check_settings(plain: dict[str, Any]) -> None:
-    """Checks a run's resolved settings by themselves: no file, no memory, no device.
+    """Checks a run's resolved settings, without checks of files, memory or devices.
 
     Raises:
         UserError: see `check`.
@@ -168,31 +171,31 @@ def check_ckpt_path(path: str | Path) -> None:
     """Checks that a checkpoint exists.
 
     Raises:
-        UserError: it does not.
+        UserError: the file does not exist.
     """
     if not Path(path).expanduser().is_file():
-        raise UserError(f"ckpt_path: '{path}' does not exist; checkpoints lie in a run's checkpoints folder")
+        raise UserError(f"ckpt_path: '{path}' does not exist; type ckpt_path=RUN/checkpoints/last.ckpt")
 
 
 def _check_sections(plain: dict[str, Any]) -> None:
-    """Checks that sections hold keys: an interpolation may stand for anything."""
+    """Checks that sections have keys: an interpolation can replace a section by any value."""
     optional = ("logger", "callbacks")
     for section in ("data", "model", "objective", "trainer", "optimizer", "scheduler", *optional):
-        given = plain[section]
-        if not isinstance(given, Mapping) and not (given is None and section in optional):
-            raise UserError(f"{section}: got {short_value(given)}, needs a section of keys; see conf/{section}")
+        value = plain[section]
+        if not isinstance(value, Mapping) and not (value is None and section in optional):
+            raise UserError(f"{section}: got {short_value(value)}, needs a section with keys; see conf/{section}")
 
 
 def _check_rule(plain: dict[str, Any], name: str, allowed: _Allowed, wording: str, example: object) -> None:
     key = name.removesuffix("?")
-    value = _lookup(plain, key, _ABSENT)
-    if value is _ABSENT or (value is None and key != name) or allowed(value):
+    value = _lookup(plain, key, _MISSING)
+    if value is _MISSING or (value is None and key != name) or allowed(value):
         return
     example = in_shell(f"{key}={example}")
     raise UserError(f"{key}: got {short_value(value)}, needs {wording}; type for example {example}")
 
 
-_ABSENT = object()
+_MISSING = object()
 
 
 def _lookup(plain: Any, key: str, default: Any = None) -> Any:
@@ -204,74 +207,76 @@ def _lookup(plain: Any, key: str, default: Any = None) -> Any:
 
 
 def _check_networks(plain: dict[str, Any]) -> None:
-    """Checks that model, data, schedule and optimizer are all of a pair's run, or all of one network's."""
+    """Checks that model, data, schedule and optimizer all fit a pair, or all fit one network with two outputs."""
     model, data = plain["model"], plain["data"]
-    given = [name for name in PAIR if model.get(name)]
+    of_pair = [name for name in PAIR if model.get(name)]
     if networks_of(plain) == PAIR:
-        if absent := [name for name in PAIR if name not in given]:
-            raise UserError(f"model.{absent[0]}: has no value and needs one; type for example model=mlp")
+        if missing := [name for name in PAIR if name not in of_pair]:
+            raise UserError(f"model.{missing[0]}: has no value and needs one; type for example model=mlp")
         if "operation" in data:
             raise UserError(
                 "model: got a where/what pair, but these data are images with a number; "
                 "type experiment=mnist_sum or experiment=mnist_product"
             )
         return
-    if given:
-        raise UserError(f"model.{given[0]}: a run trains a pair or model.network, not both; leave out one of them")
+    if of_pair:
+        raise UserError(f"model.{of_pair[0]}: a run trains either a pair or model.network; remove one from the command")
     if "operation" not in data:
         raise UserError(
-            "model.network: takes images with a number, but these data are mosaics; type data=digits_and_number"
+            "model.network: needs images with a number, but these data are mosaics; type data=digits_and_number"
         )
     if str(data["operation"]) not in OPERATIONS:
         raise not_among("data.operation", data["operation"], OPERATIONS)
     order, microbatches = plain["schedule"]["order"], plain["optimizer"]["microbatches"]
     if order != "joint":
-        raise UserError(f"schedule.order: got {order}, but one network learns in every epoch; type schedule=joint")
+        raise UserError(f"schedule.order: got {order}, but model.network trains in every epoch; type schedule=joint")
     if microbatches is not None:
         raise UserError(
-            f"optimizer.microbatches: got {microbatches}, but model.network takes complete minibatches; "
+            f"optimizer.microbatches: got {microbatches}, but model.network trains on complete minibatches; "
             "type optimizer.microbatches=null"
         )
 
 
 def _check_processes(plain: dict[str, Any]) -> None:
-    """Checks how many devices train the run, and that there is a process for each and work for every process."""
+    """Checks the devices of a run: one process for each device, and at least one example for each process."""
     trainer = plain["trainer"]
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
     if nodes != 1:
         raise UserError(
-            f"trainer.num_nodes: got {nodes}, which torchrun and srun decide; leave it out and type torchrun "
+            f"trainer.num_nodes: got {nodes}, but torchrun or srun sets it; remove it and type torchrun "
             f"--nnodes={nodes} --nproc-per-node=N -m attnmosaic.train trainer=ddp"
         )
-    several = devices if _integer(devices) else len(devices) if isinstance(devices, list) else 1
-    started = launched_rank(os.environ)
-    if started is not None and (several != started.count or isinstance(devices, list)):
+    count = devices if _is_integer(devices) else len(devices) if isinstance(devices, list) else 1
+    rank = launched_rank(os.environ)
+    if rank is not None and (count != rank.count or isinstance(devices, list)):
         raise UserError(
-            f"trainer.devices: got {devices}, but torchrun or srun has started {started.count} processes; type "
-            "trainer=ddp and leave trainer.devices out"
+            f"trainer.devices: got {devices}, but torchrun or srun has started {rank.count} processes; type "
+            "trainer=ddp and remove trainer.devices"
         )
     if trainer.get("strategy") != "ddp":
-        if several > 1:
+        if count > 1:
             raise UserError(
-                f"trainer.devices: got {devices}, a run uses one; type trainer=ddp trainer.devices={several} for a "
-                "process on each, or trainer.devices=1"
+                f"trainer.devices: got {devices}, but a run without trainer=ddp uses one device; type trainer=ddp "
+                f"trainer.devices={count} for one process on each device, or trainer.devices=1"
             )
         return
-    if not (_integer(devices) and devices >= 1) and not (isinstance(devices, list) and all(map(_integer, devices))):
+    if not (_is_integer(devices) and devices >= 1) and not (
+        isinstance(devices, list) and all(map(_is_integer, devices))
+    ):
         raise UserError(
-            f"trainer.devices: got {devices}, needs with trainer=ddp a number of processes, or a list of GPUs; "
+            f"trainer.devices: got {devices}, needs a number of processes or a list of GPUs with trainer=ddp; "
             "type for example trainer.devices=2"
         )
-    size = plain["data"].get("batch_size", several)
-    if several > size:
+    size = plain["data"].get("batch_size", count)
+    if count > size:
         raise UserError(
-            f"trainer.devices: got {devices}, but the {several} processes share out minibatches of {size} "
-            f"(data.batch_size); type trainer.devices={size}, or data.batch_size={several}"
+            f"trainer.devices: got {devices}, but minibatches of {size} (data.batch_size) are too small for {count} "
+            f"processes; type trainer.devices={size}, or data.batch_size={count}"
         )
 
 
 def _check_classes(data: dict[str, Any]) -> None:
-    """Checks foreground and background where the config, or the names of folders, give the classes."""
+    """Checks foreground and background if the config or an image folder gives the classes."""
     if "foreground" not in data:
         return
     classes: Sequence[str] | None = data.get("classes")
@@ -284,7 +289,7 @@ def _check_classes(data: dict[str, Any]) -> None:
 
 
 def _check_nodes(plain: dict[str, Any]) -> None:
-    """Checks that each part of a run has a ``_target_``, and the values of the keys that Hydra reads."""
+    """Checks that each part of a run has a ``_target_``, and the values of the keys in `_HYDRA_KEYS`."""
     for key in ("data", "objective", "trainer"):
         _check_target(key, plain[key])
     for part in ("model", "optimizer"):
@@ -297,8 +302,8 @@ def _check_nodes(plain: dict[str, Any]) -> None:
         if node is not None:
             _check_target(key, node)
     for path, value in walk(plain):
-        kind, wording = _HYDRAS.get(path[-1], (object, ""))
-        if not isinstance(value, kind) or (kind is str and not value):
+        expected, wording = _HYDRA_KEYS.get(path[-1], (object, ""))
+        if not isinstance(value, expected) or (expected is str and not value):
             raise UserError(f"{'.'.join(map(str, path))}: got {short_value(value)}, needs {wording}")
 
 
@@ -310,10 +315,12 @@ def _check_target(key: str, node: Any) -> None:
 
 
 def _check_view(name: Any, view: Any) -> None:
-    """Checks a view: its name becomes the name of a file, beside those of the splits."""
+    """Checks a view; its name becomes part of file names, like the names of the splits."""
     key = f"data.views.{name}"
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]{0,60}", name) or name in _SPLITS:
-        raise UserError(f"{short_value(key)}: is no name for a view; type letters, digits or _, and no split's name")
+        raise UserError(f"{short_value(key)}: is no name for a view; use letters, digits or _, not the name of a split")
     if not isinstance(view, Mapping) or set(view) != {"split", "weights"}:
-        raise UserError(f"{key}: got {short_value(view)}, needs split and weights; see experiment=weighted_average")
+        raise UserError(
+            f"{key}: got {short_value(view)}, needs keys split and weights; see experiment=weighted_average"
+        )
     _check_target(f"{key}.weights", view["weights"])

@@ -1,1 +1,1 @@
-"""Files, text, signals, errors and machine facts that every other package uses. Imports no torch."""
+"""Files, text, signals, errors and resources of the machine, for all other packages. Imports no torch."""

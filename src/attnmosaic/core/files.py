@@ -1,4 +1,4 @@
-"""Writes files atomically, holds lock files, and reports errors of the disk in one line."""
+"""Writes files atomically, holds lock files, and describes disk errors in one line."""
 
 import contextlib
 import errno
@@ -13,23 +13,24 @@ from attnmosaic.core.errors import BusyError, UserError
 
 @contextlib.contextmanager
 def locked(path: Path, key: str, timeout: float = -1) -> Iterator[None]:
-    """Holds a lock file until the block or the process ends; a lock file left by a process that ended is no obstacle.
+    """Holds a lock file until the block or the process ends; a file left by an ended process does not block.
 
     Args:
         path: the lock file; its folder is created.
-        key: the config key that names another folder, for errors.
-        timeout: seconds to wait for the process that holds it; -1 waits without a limit.
+        key: the config key with which the user can choose another folder, for error messages.
+        timeout: seconds to wait for the lock; -1 waits without a limit.
 
     Raises:
-        BusyError: another process still holds it.
-        UserError: the folder cannot be written to.
+        BusyError: another process holds the lock.
+        UserError: the folder is not writable.
     """
     lock, folder = FileLock(path), path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=timeout)
     except Timeout as error:
-        raise BusyError(f"{key}: another process is running in '{folder}'; wait for it, or type {key}=DIR") from error
+        message = f"{key}: another process is running in '{folder}'; wait until it ends, or type {key}=DIR"
+        raise BusyError(message) from error
     except OSError as error:
         raise UserError(f"{key}: cannot write to '{folder}' ({error.strerror}); type {key}=DIR") from error
     try:
@@ -39,21 +40,20 @@ def locked(path: Path, key: str, timeout: float = -1) -> Iterator[None]:
 
 
 UNFINISHED = ".tmp"
-"""Suffix of the hidden file that content is written to before it is renamed."""
+"""Suffix of the hidden temporary file that gets the new content before it is renamed."""
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file atomically: even if the machine stops meanwhile, ``path`` has the old content or the new, complete.
+    """Writes a file atomically: after a crash, ``path`` has either its old content or all of its new content.
 
-    The content is written under another name in the same folder, synced to the disk and renamed; then the folder is
-    synced.
+    Writes a temporary file in the same folder, syncs it to the disk, renames it to ``path`` and syncs the folder.
 
     Args:
         path: the file.
-        content: bytes unchanged; text as UTF-8, with a line end after it.
+        content: bytes are written unchanged; text is written as UTF-8 with a line end after it.
 
     Raises:
-        OSError: the content could not be written; the old file is unchanged.
+        OSError: the write failed; the old file is unchanged.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     try:
@@ -66,18 +66,18 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # write() and fsync() report no file
+        if isinstance(error, OSError) and error.filename is None:  # errors of write() and fsync() do not have it
             error.filename = str(path)
         raise
 
 
 def sync_folder(folder: Path) -> None:
-    """Syncs a folder's list of names to the disk, which syncing a file does not."""
+    """Syncs a folder's list of file names to the disk; syncing a file does not include its name."""
     _sync(folder)
 
 
 def sync_files(folder: Path) -> None:
-    """Syncs the visible files of a folder to the disk."""
+    """Syncs a folder and all its files that are not hidden to the disk."""
     for path in folder.iterdir():
         if path.is_file() and not path.name.startswith("."):
             _sync(path)
@@ -85,20 +85,20 @@ def sync_files(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(opened)
+        os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # the file system has no fsync
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # the file system does not support fsync
             raise
     finally:
-        os.close(opened)
+        os.close(descriptor)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes the unfinished files that a crash left in a folder. No process may be writing there."""
-    for abandoned in folder.glob(f".*{UNFINISHED}"):
-        abandoned.unlink(missing_ok=True)
+    """Removes temporary files that a crash left in a folder; call it only while no process writes there."""
+    for path in folder.glob(f".*{UNFINISHED}"):
+        path.unlink(missing_ok=True)
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -106,11 +106,11 @@ _INACCESSIBLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE
 
 
 def disk_message(error: BaseException) -> str | None:
-    """Returns the line that reports an error of the disk, or None for any other error."""
+    """Returns the message for a disk error, or None for other errors."""
     if not isinstance(error, OSError) or error.errno not in (*_FULL, *_INACCESSIBLE):
         return None
     path = "a file" if error.filename is None else f"'{error.filename}'"
     where = f"{path} ({error.strerror})"
     if error.errno in _FULL:
-        return f"disk full while writing {where}; earlier files are intact: free space, then run the same command again"
-    return f"cannot read or write {where}; make it accessible and run the same command, or type hydra.run.dir=DIR"
+        return f"disk full while writing {where}; earlier files are intact: free space and run the same command again"
+    return f"cannot read or write {where}; restore access and run the same command again, or type hydra.run.dir=DIR"

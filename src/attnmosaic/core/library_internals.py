@@ -1,43 +1,43 @@
-"""Every use of a name that a library does not document, each behind a function; tests fail when a library changes one.
+"""Functions that use undocumented names of libraries; the tests fail if a library changes one of these names.
 
-Imports none of these libraries by itself.
+The libraries are imported inside the functions.
 """
 
 from typing import Any
 
 
 def import_lightning() -> None:
-    """Imports Lightning and torchmetrics, but not matplotlib with them.
+    """Imports Lightning and torchmetrics without matplotlib.
 
-    torchmetrics imports it wherever it is installed, for plots of its own; a run whose pictures are switched off needs
-    none, and starts half a second sooner. To be called before anything else imports Lightning.
+    torchmetrics imports matplotlib if it is installed, for its own plots. A run that plots no figures does not need it
+    and starts half a second earlier without it. Call this before any other import of Lightning.
     """
     from lightning_utilities.core.imports import RequirementCache
 
-    there = RequirementCache.__bool__
+    is_installed = RequirementCache.__bool__
 
-    def but_matplotlib(self: RequirementCache) -> bool:
-        return not str(self.requirement).startswith("matplotlib") and there(self)
+    def is_installed_and_not_matplotlib(self: RequirementCache) -> bool:
+        return not str(self.requirement).startswith("matplotlib") and is_installed(self)
 
-    RequirementCache.__bool__ = but_matplotlib  # type: ignore[method-assign]
+    RequirementCache.__bool__ = is_installed_and_not_matplotlib  # type: ignore[method-assign]
     try:
         import pytorch_lightning  # noqa: F401
     finally:
-        RequirementCache.__bool__ = there  # type: ignore[method-assign]
+        RequirementCache.__bool__ = is_installed  # type: ignore[method-assign]
 
 
 def keep_signal_handlers(trainer: Any) -> None:
-    """Keeps a Lightning trainer from installing signal handlers.
+    """Prevents a Lightning trainer from installing signal handlers.
 
-    Its handler of SIGTERM asks the other processes of a run, which do not listen just then.
+    Its SIGTERM handler communicates with the other processes of the run, which do not answer at that moment.
     """
     trainer._signal_connector.register_signal_handlers = lambda: None
 
 
 def forget_library_configs(group: str, *names: str) -> None:
-    """Removes configs that installed plugins have registered with Hydra under names of files in ``conf/hydra/GROUP``.
+    """Removes plugin configs from Hydra's store if their names are those of files in ``conf/hydra/GROUP``.
 
-    Hydra would validate the files against them.
+    Otherwise Hydra would use the plugin config as the schema of the file with the same name.
     """
     from hydra.core.config_store import ConfigStore
 
@@ -47,7 +47,7 @@ def forget_library_configs(group: str, *names: str) -> None:
 
 
 def forkserver_pid() -> int | None:
-    """Returns the process id of multiprocessing's fork server; None if none was started."""
+    """Returns the process id of multiprocessing's fork server, or None if it is not running."""
     from multiprocessing import forkserver
 
     return getattr(forkserver._forkserver, "_forkserver_pid", None)

@@ -1,4 +1,4 @@
-"""Reports missing packages of an extra of ``pyproject.toml``, with the command that installs them."""
+"""Errors for missing optional packages, with the command that installs them."""
 
 import shlex
 import sys
@@ -11,7 +11,12 @@ from attnmosaic.core.errors import UserError
 
 
 def missing_packages(key: str, extra: str) -> UserError:
-    """Returns the error for a choice (``key``, as it was typed) that needs packages of an extra."""
+    """Returns the user error for an option that needs missing packages.
+
+    Args:
+        key: the option, as it is typed: ``hydra/launcher=joblib``.
+        extra: the extra of ``pyproject.toml`` that lists the packages.
+    """
     return UserError(f"{key}: needs packages that are not installed; type {install_command(extra)}")
 
 
@@ -21,10 +26,10 @@ def install_command(extra: str) -> str:
 
 
 def _packages(extra: str) -> list[str]:
-    """Returns the extra's packages; where only the sources are on the path, the checkout with its extra."""
+    """Returns pip's arguments for an extra: its packages, or the repository if attnmosaic itself is not installed."""
     try:
         declared = [Requirement(line) for line in requires("attnmosaic") or []]
     except PackageNotFoundError:
         return [f"{Path(__file__).parents[3]}[{extra}]"]
-    wanted = [one for one in declared if one.marker and one.marker.evaluate({"extra": extra})]
-    return [f"{one.name}{one.specifier}" for one in wanted]
+    of_extra = [package for package in declared if package.marker and package.marker.evaluate({"extra": extra})]
+    return [f"{package.name}{package.specifier}" for package in of_extra]

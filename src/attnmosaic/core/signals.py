@@ -1,7 +1,7 @@
-"""Ends a command on Ctrl-C and on the signals by which a system ends processes: one line, exit code 128 + signal.
+"""Ends a command on Ctrl-C, SIGTERM and SIGHUP with one line and exit code 128 + signal number.
 
-A command ends at once: its files on the disk are complete at any moment, and resuming after a stop is the same as after
-a crash. Only a sweep is ended in order, for its jobs, its table and its display.
+A command ends immediately: its files on the disk are complete at any moment, and it resumes in the same way after a
+signal as after a crash. Only a sweep ends in order: it ends its jobs, prints its table and closes its display first.
 """
 
 import contextlib
@@ -17,14 +17,14 @@ from attnmosaic.core.text import SUBSTITUTE, encoding_of
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 GRACE = 10
-"""Seconds that an end in order may take."""
+"""Seconds after which an end in order is cut short."""
 
 
 class Stopped(KeyboardInterrupt):
-    """The stop of a command that ends in order.
+    """Raised in the main thread of a command that ends in order.
 
     Attributes:
-        signum: the signal that stopped it.
+        signum: number of the signal that stopped the command.
     """
 
     def __init__(self, signum: int) -> None:
@@ -38,11 +38,11 @@ _advice: Callable[[], str] | None = None
 
 
 def listen() -> None:
-    """Installs handlers of `SIGNALS` that end this process, but for signals that it was started to ignore (nohup)."""
+    """Installs handlers of `SIGNALS` that end this process; signals that it already ignores (nohup) stay ignored."""
     global _received
     end_in_order(False)
     _received = None
-    if threading.current_thread() is not threading.main_thread():  # the only one that may install handlers
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can install handlers
         return
     for signum in SIGNALS:
         if signal.getsignal(signum) is not signal.SIG_IGN:
@@ -50,21 +50,21 @@ def listen() -> None:
 
 
 def end_in_order(orderly: bool, advice: Callable[[], str] | None = None) -> None:
-    """Sets how this process ends when it is stopped.
+    """Sets how this process ends after a signal.
 
     Args:
-        orderly: by raising `Stopped` in the main thread, so that children and displays are ended first; a second
-            signal, or `GRACE`, ends the process at once all the same.
-        advice: returns what to type to resume.
+        orderly: whether the signal raises `Stopped` in the main thread, so that child processes and displays end first.
+            A second signal, or the end of `GRACE` seconds, still ends the process immediately.
+        advice: returns how to resume; its text is added to the line that reports the signal.
     """
     global _orderly, _advice
     _orderly, _advice = orderly, advice
 
 
 def stop_message(signum: int) -> str:
-    """Returns the line that reports a stop."""
+    """Returns the line that reports the signal and how to resume."""
     advice = ""
-    with contextlib.suppress(Exception):  # the process may have been anywhere
+    with contextlib.suppress(Exception):  # the signal may have interrupted any statement
         advice = _advice() if _advice is not None else ""
     return f"stopped by {signal.Signals(signum).name}{advice}"
 
@@ -81,9 +81,9 @@ def _stop(signum: int, _: FrameType | None) -> None:
 
 def _end(signum: int) -> None:
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # the signal may have interrupted a write
+        with contextlib.suppress(Exception):  # the signal may have interrupted a write to the stream
             stream.flush()
     with contextlib.suppress(OSError):
-        cursor = "\n\x1b[?25h" if os.isatty(2) else ""  # a bar may have hidden it
+        cursor = "\n\x1b[?25h" if os.isatty(2) else ""  # a progress bar may have hidden the cursor
         os.write(2, f"{cursor}{stop_message(signum)}\n".encode(encoding_of(sys.stderr), SUBSTITUTE))
     os._exit(128 + signum)

@@ -1,4 +1,4 @@
-"""Text for people: shortened names, formatted numbers and times, substitutes for letters that a terminal lacks."""
+"""Text for display: shortened names, formatted numbers and times, substitutes for characters a terminal lacks."""
 
 import codecs
 import io
@@ -6,27 +6,27 @@ import sys
 from typing import IO, Any
 
 SUBSTITUTE = "attnmosaic.substitute"
-"""The name of the error handler."""
+"""Name of the codec error handler that writes substitutes."""
 
 _AS_WIDE = {"\N{HORIZONTAL ELLIPSIS}": "~", "\N{REPLACEMENT CHARACTER}": "?"}
-"""Letters in texts that fill a line, where an escape would be too wide."""
+"""Substitutes of one character, for texts that fill a line exactly; an escape would be wider."""
 
 
 def use_substitutes() -> None:
-    """Has standard output and error write substitutes for letters that their encoding lacks."""
+    """Configures standard output and error to write substitutes for characters that their encoding lacks."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # others (a notebook's) take any letter
+        if isinstance(stream, io.TextIOWrapper):  # other streams, such as a notebook's, accept all characters
             stream.reconfigure(errors=SUBSTITUTE)
 
 
 def substituted(text: str, stream: IO[str] | None = None) -> str:
-    """Returns a text with the substitutes that a stream shows (standard output by default)."""
+    """Returns a text with substitutes for characters that a stream lacks; the default is standard output."""
     encoding = encoding_of(stream or sys.stdout)
     return text.encode(encoding, SUBSTITUTE).decode(encoding, "surrogateescape")
 
 
 def encoding_of(stream: IO[str]) -> str:
-    """Returns the encoding of a stream, UTF-8 for one that has none."""
+    """Returns the encoding of a stream, or UTF-8 if the stream has no encoding."""
     return getattr(stream, "encoding", None) or "utf-8"
 
 
@@ -36,32 +36,32 @@ def _substitute(error: UnicodeError) -> tuple[str | bytes, int]:
     letter, end = error.object[error.start], error.start + 1
     if letter in _AS_WIDE:
         return _AS_WIDE[letter], end
-    # Bytes of a file name that are no text are written unchanged, as standard output does in the C locale.
-    by = "surrogateescape" if "\udc80" <= letter <= "\udcff" else "backslashreplace"
-    return codecs.lookup_error(by)(UnicodeEncodeError(error.encoding, error.object, error.start, end, error.reason))
+    # Bytes of a file name that are not valid text are written unchanged, as by standard output in the C locale.
+    handler = codecs.lookup_error("surrogateescape" if "\udc80" <= letter <= "\udcff" else "backslashreplace")
+    return handler(UnicodeEncodeError(error.encoding, error.object, error.start, end, error.reason))
 
 
 codecs.register_error(SUBSTITUTE, _substitute)
 
 
 def truncate(text: str, most: int) -> str:
-    """Returns a text of at most `most` characters: of a longer one the beginning, and an ellipsis."""
+    """Returns a text of at most `most` characters; a longer text keeps its beginning and ends with an ellipsis."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def truncate_middle(text: str, most: int) -> str:
-    """Returns a text of at most `most` characters: of a longer one both ends, where names differ."""
+    """Returns a text of at most `most` characters; a longer text keeps both ends, with an ellipsis between them."""
     head = most // 2
     return text if len(text) <= most else f"{text[:head]}…{text[len(text) - (most - head - 1) :]}"
 
 
 def short_value(value: object, most: int = 80) -> str:
-    """Returns a config's value as text of at most `most` characters; None is ``null``."""
+    """Returns a value of a config as text of at most `most` characters; None becomes ``null``."""
     return "null" if value is None else truncate(str(value), most)
 
 
 def short_number(value: Any) -> str:
-    """Returns a value as text, a number of more than eight characters with four significant digits."""
+    """Returns a value as text; a number longer than eight characters is rounded to four significant digits."""
     text = str(value)
     try:
         return text if len(text) <= 8 else f"{float(text):.4g}"
@@ -70,7 +70,7 @@ def short_number(value: Any) -> str:
 
 
 def format_fraction(value: float) -> str:
-    """Returns a number from 0 to 1 with three digits: ``.834``, ``1.00``."""
+    """Returns a fraction from 0 to 1 with three digits: ``.834``, ``1.00``."""
     return "1.00" if round(value, 3) == 1 else f"{value:.3f}".removeprefix("0")
 
 
@@ -91,5 +91,5 @@ def format_measured_duration(seconds: float) -> str:
 
 
 def without_accuracy(metric: str) -> str:
-    """Returns a metric's name without ``_accuracy``: ``digit`` of ``digit_accuracy``."""
+    """Returns a metric's name without its ending ``_accuracy``: ``digit`` for ``digit_accuracy``."""
     return metric.removesuffix("_accuracy")

@@ -13,7 +13,14 @@ import torch
 from PIL import Image, ImageOps
 from rich.progress import Progress
 
-from attnmosaic.config.image_folders import Listing, beside, check_folder, find_splits, list_images, report_skipped
+from attnmosaic.config.image_folders import (
+    Listing,
+    check_folder,
+    count_other_entries,
+    find_splits,
+    list_images,
+    report_skipped,
+)
 from attnmosaic.core.errors import UserError, one_line
 from attnmosaic.core.files import locked
 from attnmosaic.data.image_files import UnreadableError, open_image
@@ -74,7 +81,7 @@ class ImageFolderMosaics(ImageMosaics):
     def _report_skipped(self, listings: Sequence[Listing]) -> None:
         skipped = sum((listing.skipped for listing in listings), Counter())
         if listings[0].folder != self.root:
-            skipped += beside(self.root, [listing.folder.name for listing in listings])
+            skipped += count_other_entries(self.root, [listing.folder.name for listing in listings])
         report_skipped("data.root", self.root, skipped)
 
     def _pool(self, listing: Listing) -> Pool:

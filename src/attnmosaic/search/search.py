@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from attnmosaic.cli.command import error_line, is_disk_error, line_and_code
 from attnmosaic.config.resolution import resolve
 from attnmosaic.config.schedule import ORDERS, Schedule, Stage
-from attnmosaic.config.schema import other_networks
+from attnmosaic.config.schema import untrained_networks
 from attnmosaic.config.validation import check
 from attnmosaic.core.errors import RunError, UserError
 from attnmosaic.core.files import locked
@@ -101,7 +101,7 @@ class Search:
         """Returns the keys that runs with these fixed overrides do not use, with the reasons."""
         config = planned_job(self.config, 0, fixed).config
         plain: Any = OmegaConf.to_container(config, resolve=False)
-        reasons = {f"lr.{name}": f"as these runs train no network '{name}'" for name in other_networks(plain)}
+        reasons = {f"lr.{name}": f"as these runs train no network '{name}'" for name in untrained_networks(plain)}
         stages = ORDERS.get(config.schedule.order, ())
         if stages == (Stage.WHAT,):
             reasons["lr.where"] = "as Where never trains"

@@ -1,4 +1,4 @@
-"""The launcher ``hydra/launcher=joblib``; light, as Hydra imports every plugin at every start."""
+"""The launcher ``hydra/launcher=joblib``. Imports nothing heavy, because Hydra imports all plugins at every start."""
 
 import inspect
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from omegaconf import DictConfig
 
 
 class AttnmosaicLauncher(Launcher):
-    """Runs jobs of a sweep at once, each in a fresh process.
+    """Runs several jobs of a sweep at the same time, each in a new process.
 
     Args:
-        n_jobs: how many at once; None for as many as cores, memory and GPUs allow.
-        gb_per_job: memory that a job takes.
-        jobs_per_gpu: how many share a GPU.
+        n_jobs: number of jobs at the same time; None for the number that cores, memory and GPUs allow.
+        gb_per_job: memory that a job needs, in GB.
+        jobs_per_gpu: number of jobs that share a GPU.
     """
 
     def __init__(self, n_jobs: int | None, gb_per_job: float, jobs_per_gpu: int) -> None:
@@ -46,7 +46,7 @@ class AttnmosaicLauncher(Launcher):
 
 
 def task_of(function: TaskFunction) -> tuple[str, str]:
-    """Returns a job's function by module and name: ``__main__`` is another module in another process."""
+    """Returns module and name of a job's function; ``__main__`` is replaced, as it differs in other processes."""
     module = function.__module__
     if module == "__main__":
         module = f"attnmosaic.{Path(inspect.getfile(function)).stem}"

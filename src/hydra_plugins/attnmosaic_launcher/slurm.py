@@ -1,4 +1,4 @@
-"""The launcher ``hydra/launcher=submitit_slurm``; light, as Hydra imports every plugin at every start."""
+"""The launcher ``hydra/launcher=submitit_slurm``. Light, because Hydra imports all plugins at every start."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -14,14 +14,14 @@ from hydra_plugins.attnmosaic_launcher import task_of
 
 
 class AttnmosaicSlurmLauncher(Launcher):
-    """Runs the jobs of a sweep as an array job of Slurm, and waits for them.
+    """Submits the jobs of a sweep as a Slurm array job and waits for them.
 
     Args:
-        **asked: what is asked of Slurm, see ``conf/hydra/launcher/submitit_slurm.yaml``.
+        **options: options of the Slurm job, see ``conf/hydra/launcher/submitit_slurm.yaml``.
     """
 
-    def __init__(self, **asked: Any) -> None:
-        self.asked = asked
+    def __init__(self, **options: Any) -> None:
+        self.options = options
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from attnmosaic.core.errors import UserError
@@ -32,12 +32,12 @@ class AttnmosaicSlurmLauncher(Launcher):
             raise missing_packages(launcher, "slurm")
         if missing := [program for program in ("sbatch", "squeue", "srun") if which(program) is None]:
             raise UserError(
-                f"{launcher}: there is no {missing[0]} here; type it on a machine that submits to Slurm, "
-                "or hydra/launcher=joblib for jobs on this one"
+                f"{launcher}: the program {missing[0]} is missing on this machine; run the command on a machine that "
+                "submits jobs to Slurm, or type hydra/launcher=joblib to run the jobs on this machine"
             )
         from attnmosaic.sweeps.slurm import SlurmJobs, submit_options
 
-        self.jobs = SlurmJobs(task_of(task_function), submit_options(self.asked, config), hydra_context, config)
+        self.jobs = SlurmJobs(task_of(task_function), submit_options(self.options, config), hydra_context, config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         return self.jobs.run([*map(list, job_overrides)], initial_job_idx)

@@ -1,4 +1,4 @@
-"""The sweeper of ``hydra/sweeper=optuna``. Hydra imports every plugin at every start, so this module is light."""
+"""The sweeper ``hydra/sweeper=optuna``. Imports nothing heavy, because Hydra imports all plugins at every start."""
 
 from functools import partial
 from importlib.util import find_spec
@@ -11,10 +11,10 @@ from omegaconf import DictConfig
 
 
 class AttnmosaicSweeper(Sweeper):
-    """Searches for settings; see ``conf/hydra/sweeper/optuna.yaml``.
+    """Searches for settings with Optuna; see ``conf/hydra/sweeper/optuna.yaml``.
 
     Args:
-        **options: see `attnmosaic.search.options.Options`.
+        **options: fields of `attnmosaic.search.options.Options`.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -29,12 +29,12 @@ class AttnmosaicSweeper(Sweeper):
         if find_spec("optuna") is None:
             raise missing_packages("hydra/sweeper=optuna", "search")
         if config.hydra.job.config_name != "train":
-            raise UserError("hydra/sweeper=optuna: searches for settings of attnmosaic.train, and of no other command")
+            raise UserError("hydra/sweeper=optuna: works only with attnmosaic.train; remove it from the command")
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
         self.search = partial(Search, Options(**self.options), config, hydra_context.config_loader, launcher)
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Searches; returns the best value."""
+        """Runs the search and returns the best value."""
         return self.search(arguments).run()
