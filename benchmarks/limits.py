@@ -67,7 +67,7 @@ def cases(device: torch.device, images: bool) -> list[Case]:
     patch = mosaics["train"].pool.patches[0].nbytes
 
     def step(stage: Stage) -> Callable[[], object]:
-        network = getattr(module.pair, stage.learners[0])
+        network = getattr(module.pair, stage.training_networks[0])
         optimizer = torch.optim.SGD(network.parameters(), lr=0.0, momentum=0.9, fused=True)
 
         def work() -> object:

@@ -22,6 +22,7 @@ from PIL import Image
 from attnmosaic.config.keys import check_keys
 from attnmosaic.config.schema import EvaluateConfig, ExplainConfig, PredictConfig, TrainConfig
 from attnmosaic.train import train
+from benchmarks.__main__ import GROUPS as BENCHMARKS
 
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
@@ -74,7 +75,7 @@ def test_the_pages_have_commands() -> None:
     assert ["python", "-m", "attnmosaic.train", "experiment=stagewise", "lr.what=0.001", "-m"] in COMMANDS
     assert {words[0] for words in COMMANDS} == {
         "make", "python", "pip", "source", "tensorboard", "torchrun", "srun", "ssh", "rsync", "mkdir", "cp",
-        ".venv/bin/pre-commit",
+        ".venv/bin/pre-commit", "OMP_NUM_THREADS=1",
     }  # fmt: skip
 
 
@@ -243,7 +244,9 @@ def test_commands_in_sentences(page: str) -> None:
     for module in re.findall(r"python -m ((?:attnmosaic|benchmarks)[\w.]*)", PAGES[page]):
         path = (ROOT if module.startswith("benchmarks") else ROOT / "src") / module.replace(".", "/")
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
-    for path in re.findall(r"`((?:tests|conf|src|docs|benchmarks)/[\w./-]+\.(?:py|yaml|md))`", PAGES[page]):
+    for group in re.findall(r"python -m benchmarks\s+--only (\w+)", PAGES[page]):
+        assert group in BENCHMARKS, group
+    for path in re.findall(r"\b((?:tests|conf|src|docs|benchmarks)/[\w./-]+\.(?:py|yaml|md))`", PAGES[page]):
         assert (ROOT / path).is_file() or re.search(r"[A-Z]{3}|rings", path), path
 
 

@@ -290,7 +290,9 @@ def test_advised_override_restores_the_setting_of_the_checkpoint(
     """A value of null, a missing key, or another value."""
     from attnmosaic.training.resume import _override_to_restore
 
-    (word,) = shlex.split(_override_to_restore(key, before, flat(OmegaConf.to_container(config(*overrides), resolve=True))))
+    (word,) = shlex.split(
+        _override_to_restore(key, before, flat(OmegaConf.to_container(config(*overrides), resolve=True)))
+    )
     assert word == advised.format(key=key)
     now = flat(OmegaConf.to_container(config(*overrides, word), resolve=True))
     assert (key in now, now.get(key)) == (key in before, before.get(key))

@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from attnmosaic.core.errors import UserError
-from attnmosaic.core.resources import asked_threads, free_gb, visible_gpus
+from attnmosaic.core.resources import free_gb, requested_threads, visible_gpus
 from attnmosaic.sweeps.allocation import gpu_groups, gpus_per_job, job_environment, jobs_and_threads
 from attnmosaic.training.runtime import job_globals
 
@@ -72,7 +72,7 @@ def test_invalid_numbers_are_user_errors(bad: dict[str, Any]) -> None:
 def test_number_of_threads_set_by_the_user(
     compute_threads: object, environ: Mapping[str, str], threads: int | None
 ) -> None:
-    assert asked_threads(compute_threads, environ) == threads
+    assert requested_threads(compute_threads, environ) == threads
 
 
 @pytest.mark.parametrize(

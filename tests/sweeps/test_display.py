@@ -13,7 +13,7 @@ import pytest
 from helpers.terminal import Screen
 from rich.console import Console
 
-from attnmosaic.cli.progress import OF_SWEEP, filter_console, progress_mode
+from attnmosaic.cli.progress import SWEEP_PROGRESS, filter_console, progress_mode
 from attnmosaic.config.schedule import Schedule
 from attnmosaic.sweeps.display import Display
 from attnmosaic.sweeps.monitor import Job
@@ -216,9 +216,9 @@ def test_messages_on_the_console(
     handlers = [logging.StreamHandler(console), LogFile(file)]
     monkeypatch.setattr(logging.getLogger(), "handlers", handlers)
     monkeypatch.setattr(logging.getLogger(), "level", logging.INFO)
-    monkeypatch.delenv(OF_SWEEP, raising=False)
+    monkeypatch.delenv(SWEEP_PROGRESS, raising=False)
     if sweep is not None:
-        monkeypatch.setenv(OF_SWEEP, sweep)
+        monkeypatch.setenv(SWEEP_PROGRESS, sweep)
     filter_console(mode)
     logging.getLogger("attnmosaic.callbacks.progress").info("epoch 5")
     logging.getLogger("attnmosaic.training.resume").info("resuming")

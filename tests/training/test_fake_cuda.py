@@ -65,9 +65,9 @@ FAMILIES = {
 def step(module: StagewiseModule, stage: Stage, rows: Tensor) -> StepOutputs:
     """Takes a step as `StagewiseModule.training_step` does."""
     module.pair.requires_grad_(False)
-    networks = [getattr(module.pair, name).requires_grad_(True) for name in stage.learners]
+    networks = [getattr(module.pair, name).requires_grad_(True) for name in stage.training_networks]
     trained = [list(network.parameters()) for network in networks]
-    optimizers = [module.make_optimizers[name](p) for name, p in zip(stage.learners, trained, strict=True)]
+    optimizers = [module.make_optimizers[name](p) for name, p in zip(stage.training_networks, trained, strict=True)]
     parameters = [p for network in networks for p in network.parameters()]
     outputs = module.steps(rows, stage, optimizers, trained, lambda _: zero_gradients(parameters))
     assert {part.device for part in outputs} == {CUDA}

@@ -28,5 +28,9 @@ def test_what_then_where_follows_the_published_rule() -> None:
 
 
 def test_training_networks_of_each_stage() -> None:
-    assert (WHAT.learners, WHERE.learners, JOINT.learners) == (("what",), ("where",), ("what", "where"))
+    assert (WHAT.training_networks, WHERE.training_networks, JOINT.training_networks) == (
+        ("what",),
+        ("where",),
+        ("what", "where"),
+    )
     assert {stage for stages in ORDERS.values() for stage in stages} == set(Stage)

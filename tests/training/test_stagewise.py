@@ -53,7 +53,7 @@ def test_only_training_networks_change(config: Config, order: str) -> None:
     def look(epoch: int, module: StagewiseModule) -> None:
         for name in ("what", "where"):
             after = state(module, name)
-            trains = name in module.schedule.stage(epoch).learners
+            trains = name in module.schedule.stage(epoch).training_networks
             assert same(after, before[name]) is not trains, (epoch, name)
             before[name] = after
         gradients.append({n: p.grad for n, p in module.pair.named_parameters()})

@@ -39,6 +39,6 @@ class Pace(pl.Callback):
 
     def _log(self, seconds: float, unknown: set[Stage]) -> None:
         if seconds >= SHORT:
-            stages = " and ".join("+".join(stage.learners) for stage in sorted(unknown))
+            stages = " and ".join("+".join(stage.training_networks) for stage in sorted(unknown))
             not_counted = f"; without the epochs that train {stages}, because none has ended yet" if unknown else ""
             log.info("%s left for this run%s", format_duration(seconds), not_counted)

@@ -12,7 +12,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from attnmosaic.cli.progress import OF_SWEEP, progress_mode
+from attnmosaic.cli.progress import SWEEP_PROGRESS, progress_mode
 from attnmosaic.core.text import format_duration, format_fraction, without_accuracy
 from attnmosaic.data.datamodule import SPLITS
 from attnmosaic.runs.eta import EpochTimes, time_left
@@ -43,7 +43,7 @@ class RunProgress(ProgressBar):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        single_run = multiprocessing.parent_process() is None and OF_SWEEP not in os.environ
+        single_run = multiprocessing.parent_process() is None and SWEEP_PROGRESS not in os.environ
         if not (progress_mode(self.mode) == "live" and single_run and trainer.is_global_zero):
             return
         self._progress = Progress(

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-OF_SWEEP = "ATTNMOSAIC_SWEEP_PROGRESS"
+SWEEP_PROGRESS = "ATTNMOSAIC_SWEEP_PROGRESS"
 """Environment variable with the progress mode of a sweep; set only in the processes of a sweep."""
 
 _LOGGERS_IN_BAR = ("attnmosaic.callbacks.progress", "attnmosaic.callbacks.eta")
@@ -27,7 +27,7 @@ def progress_mode(mode: str) -> str:
 
 def finding_level() -> int:
     """Returns the log level of a run's findings: warning, but info in a sweep, which lists them below its table."""
-    return logging.INFO if OF_SWEEP in os.environ else logging.WARNING
+    return logging.INFO if SWEEP_PROGRESS in os.environ else logging.WARNING
 
 
 def filter_console(mode: str) -> None:
@@ -39,7 +39,7 @@ def filter_console(mode: str) -> None:
     Args:
         mode: the job's ``progress``; the mode of a sweep takes precedence.
     """
-    sweep_mode = os.environ.get(OF_SWEEP)
+    sweep_mode = os.environ.get(SWEEP_PROGRESS)
     mode = sweep_mode or progress_mode(mode)
 
     def passes(record: logging.LogRecord) -> bool:

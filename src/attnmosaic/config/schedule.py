@@ -17,7 +17,7 @@ class Stage(IntEnum):
     JOINT = 2
 
     @property
-    def learners(self) -> tuple[str, ...]:
+    def training_networks(self) -> tuple[str, ...]:
         """Names of the networks that train."""
         return ("what", "where") if self is Stage.JOINT else (self.name.lower(),)
 

@@ -7,7 +7,7 @@ from itertools import takewhile
 from pathlib import Path
 
 
-def asked_threads(compute_threads: object, environ: Mapping[str, str]) -> int | None:
+def requested_threads(compute_threads: object, environ: Mapping[str, str]) -> int | None:
     """Returns the number of threads from ``compute.threads`` or else ``OMP_NUM_THREADS``; None if neither is set."""
     for threads in (compute_threads, environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()):
         if str(threads).isdecimal() and int(str(threads)) > 0:

@@ -79,7 +79,7 @@ def heading(run: Run) -> str:
     if config is None:
         return ""
     schedule, rates = config["schedule"], config.get("lr", {})
-    trained = {name for stage in ORDERS[schedule["order"]] for name in stage.learners}
+    trained = {name for stage in ORDERS[schedule["order"]] for name in stage.training_networks}
     parts = [f"{name.capitalize()} lr {rates[name]:g}" for name in PAIR if name in trained and name in rates]
     if len(run.stages) > 1:
         parts.append(f"k = {schedule['k']}")

@@ -218,11 +218,11 @@ def _untrained(config: Config, rows: Rows) -> Iterator[str]:
     schedule = config["schedule"]
     trained = {name for row in rows for name in _trained(row)}
     for index, stage in enumerate(ORDERS[schedule["order"]]):
-        if rows and "network" not in trained and not trained & {*stage.learners}:
+        if rows and "network" not in trained and not trained & {*stage.training_networks}:
             first = index * schedule["k"] + 1
             yield (
-                f"{_in_words(stage.learners)} was not trained: its first stage begins with epoch {first}, and the run "
-                f"ended after epoch {rows[-1]['epoch']}; try schedule.epochs={2 * schedule['k']} or more, or a smaller "
+                f"{_in_words(stage.training_networks)} was not trained: its first stage begins with epoch {first}, and "
+                f"the run ended after epoch {rows[-1]['epoch']}; try schedule.epochs={2 * schedule['k']} or more, or a smaller "
                 "schedule.k"
             )
 

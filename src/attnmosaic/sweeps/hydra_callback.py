@@ -17,7 +17,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.cli.command import error_line, guard_sweep, how_to_resume
-from attnmosaic.cli.progress import OF_SWEEP, progress_mode
+from attnmosaic.cli.progress import SWEEP_PROGRESS, progress_mode
 from attnmosaic.config.availability import check_available
 from attnmosaic.config.keys import check_keys
 from attnmosaic.config.resolution import unresolved
@@ -118,7 +118,11 @@ class SweepPlan(Callback):
         """Reports the end of each job; Hydra itself raises only the first error, after all jobs have ended."""
         if _current is not None:
             job_ended(config.hydra.job.num, job_return)
-        elif OF_SWEEP not in os.environ and config.hydra.mode == RunMode.MULTIRUN and (error := error_of(job_return)):
+        elif (
+            SWEEP_PROGRESS not in os.environ
+            and config.hydra.mode == RunMode.MULTIRUN
+            and (error := error_of(job_return))
+        ):
             print(f"failed  {' '.join(job_return.overrides or [])}: {error_line(error)}", file=sys.stderr)
 
 
@@ -175,7 +179,7 @@ def begin_sweep(config: DictConfig, jobs: list[Job], report: Callable[[], list[s
     """
     global _current
     folder = Path(config.hydra.sweep.dir)
-    os.environ[OF_SWEEP] = mode = progress_mode(config.progress)
+    os.environ[SWEEP_PROGRESS] = mode = progress_mode(config.progress)
     timed = any(time in str(folder) for time in OmegaConf.get_cache(config)["now"].values())
     end_in_order(True, lambda: how_to_resume("hydra.sweep.dir", str(folder), timed))
     _current = _Sweep(folder, Display(mode, jobs), report or (lambda: _tables(folder)))
@@ -224,7 +228,7 @@ def job_output() -> Stream | None:
 
 def job_prefix(number: int) -> str:
     """Returns the prefix of a job's log messages: its number if progress is printed as lines, otherwise its label."""
-    if _current is None or os.environ.get(OF_SWEEP) == "lines":
+    if _current is None or os.environ.get(SWEEP_PROGRESS) == "lines":
         return f"{number} | "
     return f"{_current.display.monitor.jobs[number].label} | "
 
@@ -239,7 +243,7 @@ def end_sweep() -> int:
     if _current is None:
         return 0
     sweep, _current = _current, None
-    os.environ.pop(OF_SWEEP, None)
+    os.environ.pop(SWEEP_PROGRESS, None)
     sweep.display.close()
     monitor = sweep.display.monitor
     if not monitor.begun:

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from attnmosaic.config.schema import processes_of
 from attnmosaic.core.errors import RunError
 from attnmosaic.core.files import write_atomically
-from attnmosaic.core.resources import asked_threads, free_gb, visible_gpus
+from attnmosaic.core.resources import free_gb, requested_threads, visible_gpus
 from attnmosaic.core.signals import SIGNALS
 from attnmosaic.core.text import encoding_of, use_substitutes
 from attnmosaic.runs.run import ERROR
@@ -66,7 +66,7 @@ def run_jobs(
         jobs,
         cpu_count(),
         processes=processes_of({"trainer": OmegaConf.select(config, "trainer") or {}}),
-        threads=asked_threads(OmegaConf.select(config, "compute.threads"), os.environ),
+        threads=requested_threads(OmegaConf.select(config, "compute.threads"), os.environ),
         free_gb=free_gb(),
         gpus=len(gpu_groups(gpus, gpus_of_job)),
         **limits,

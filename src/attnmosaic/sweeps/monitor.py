@@ -75,7 +75,7 @@ class Job:
             return "preparing"
         if self.epochs >= self.schedule.epochs:
             return "measuring"
-        return "network" if self.network else "+".join(self.schedule.stage(self.epochs).learners)
+        return "network" if self.network else "+".join(self.schedule.stage(self.epochs).training_networks)
 
     def read(self) -> None:
         """Reads the job's progress from its folder."""

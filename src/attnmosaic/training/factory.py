@@ -256,7 +256,7 @@ def _optimizers(config: dict[str, Any], networks: Mapping[str, nn.Module]) -> tu
         )
         if config["scheduler"][name] is not None:
             schedulers[name] = build_object(f"scheduler.{name}", config["scheduler"][name], _partial_=True)
-            epochs = sum(name in (*schedule.stage(e).learners, "network") for e in range(schedule.epochs))
+            epochs = sum(name in (*schedule.stage(e).training_networks, "network") for e in range(schedule.epochs))
             _check_scheduler(name, partial(schedulers[name], optimizer), epochs)
     return optimizers, schedulers
 

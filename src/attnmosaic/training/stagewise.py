@@ -88,7 +88,7 @@ class StagewiseModule(RunModule):
 
     @property
     def training_networks(self) -> tuple[str, ...]:
-        return self.stage.learners
+        return self.stage.training_networks
 
     def place_data(self) -> None:
         datamodule: MosaicDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -138,7 +138,7 @@ class StagewiseModule(RunModule):
         take_step = self.graphed_steps or self.steps
         with self._training(stage) as optimizers:
             torch_optimizers = [optimizer.optimizer for optimizer in optimizers]
-            parameters = [list(getattr(self.pair, name).parameters()) for name in stage.learners]
+            parameters = [list(getattr(self.pair, name).parameters()) for name in stage.training_networks]
             self._step_outputs += [take_step(minibatch, stage, torch_optimizers, parameters) for minibatch in others]
             # Only the last step of a block goes through Lightning, which counts the step and calls the hooks around it.
             self._step_outputs.append(self.steps(last, stage, optimizers, parameters, self.manual_backward))
@@ -153,7 +153,7 @@ class StagewiseModule(RunModule):
         if stage is Stage.JOINT:
             yield all_optimizers
         else:
-            optimizer = all_optimizers[self.networks.index(stage.learners[0])]
+            optimizer = all_optimizers[self.networks.index(stage.training_networks[0])]
             with self.toggled_optimizer(optimizer):
                 yield [optimizer]
 
@@ -175,7 +175,7 @@ class StagewiseModule(RunModule):
         self.record("running", self.running, stage=float(stage))
         schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
         for scheduler, name in zip(schedulers, self.make_schedulers, strict=True):
-            if name in stage.learners:
+            if name in stage.training_networks:
                 step_scheduler(scheduler, self.epoch_metrics["running/loss"])
 
     # ---- evaluation
