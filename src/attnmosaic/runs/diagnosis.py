@@ -222,8 +222,8 @@ def _untrained(config: Config, rows: Rows) -> Iterator[str]:
             first = index * schedule["k"] + 1
             yield (
                 f"{_in_words(stage.training_networks)} was not trained: its first stage begins with epoch {first}, and "
-                f"the run ended after epoch {rows[-1]['epoch']}; try schedule.epochs={2 * schedule['k']} or more, or a smaller "
-                "schedule.k"
+                f"the run ended after epoch {rows[-1]['epoch']}; try schedule.epochs={2 * schedule['k']} or more, or a "
+                "smaller schedule.k"
             )
 
 
