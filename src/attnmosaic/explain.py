@@ -93,7 +93,9 @@ def _check_folder(folder: Path, images: Path) -> None:
             f"run_dir: '{folder}' is a folder of the images, which could be overwritten; type hydra.run.dir=DIR"
         )
     if (folder / CONFIG).exists():
-        raise UserError(f"run_dir: '{folder}' holds a run; type another hydra.run.dir=DIR, or leave out hydra.run.dir")
+        raise UserError(
+            f"run_dir: '{folder}' is the folder of a training run; type another hydra.run.dir=DIR, or leave it out"
+        )
 
 
 def _table(done: Sequence[Explanation], smoke: bool) -> str:

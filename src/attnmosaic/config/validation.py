@@ -318,7 +318,9 @@ def _check_view(name: Any, view: Any) -> None:
     """Checks a view; its name becomes part of file names, like the names of the splits."""
     key = f"data.views.{name}"
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]{0,60}", name) or name in _SPLITS:
-        raise UserError(f"{short_value(key)}: is no name for a view; use letters, digits or _, not the name of a split")
+        raise UserError(
+            f"{short_value(key)}: not a valid name of a view; use letters, digits or _, but not train, test or held_out"
+        )
     if not isinstance(view, Mapping) or set(view) != {"split", "weights"}:
         raise UserError(
             f"{key}: got {short_value(view)}, needs keys split and weights; see experiment=weighted_average"

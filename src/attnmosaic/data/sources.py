@@ -93,7 +93,7 @@ def _load_set(key: str, instantiate: Callable[[], Any], lock: Path, alternative:
     if len(sizes) > 1:
         raise UserError(
             f"{key}: got images of different sizes ({', '.join(map(str, sorted(sizes)[:3]))}), "
-            "needs images of one size; add a Resize transform to the data set"
+            "needs images of one size; add torchvision.transforms.Resize([H, W]) to its transforms"
         )
     stacked = np.stack(images)
     if stacked.dtype != np.uint8:
@@ -110,7 +110,9 @@ def _check_arguments(key: str, instantiate: Callable[[], Any]) -> None:
         try:
             inspect.signature(instantiate.func).bind(*instantiate.args, **instantiate.keywords)
         except TypeError as error:
-            raise UserError(f"{key}: {_name(instantiate)} {error}; see the files in conf/data") from error
+            raise UserError(
+                f"{key}: {_name(instantiate)} {error}; see how the files in conf/data name its arguments"
+            ) from error
 
 
 def _instantiate(key: str, instantiate: Callable[[], Any], alternative: str) -> Any:

@@ -52,7 +52,7 @@ class Chance:
         return self.fraction + 0.1 * (1 - self.fraction)
 
     def describe(self, accuracy: float) -> str:
-        """Compares an accuracy of at most `hardly_better` with chance, in words.
+        """Returns a phrase such as "hardly better than chance (0.333)" for an accuracy of at most `hardly_better`.
 
         An accuracy within three standard deviations of chance is "no better" than chance.
         """

@@ -77,7 +77,7 @@ def last_written(file: Path) -> float:
 
 
 def sweep_of(folder: Path) -> Path | None:
-    """Returns the folder of the sweep that planned a run's folder, or None if the run is not a job of a sweep."""
+    """Returns the folder of a run's sweep, or None if the run is not a job of a sweep."""
     for above in folder.parents:
         if str(folder.relative_to(above)) in read_plan(above)["jobs"]:
             return above

@@ -49,7 +49,7 @@ class Cell:
 
     @property
     def verdict(self) -> str:
-        """One of `VERDICTS`; empty if a finished run or the published value is missing."""
+        """How near the mean is to the published value: one of `VERDICTS`, or empty if one of the two is missing."""
         if self.difference is None or self.published is None:
             return ""
         if len(self.values) > 1 and min(self.values) <= self.published <= max(self.values):

@@ -193,9 +193,9 @@ def _two_output_module(config: dict[str, Any], data: NumbersDataModule) -> TwoOu
 
 
 def _check_smallest_part(config: dict[str, Any], name: str, n: int, compute_one: Callable[[], object]) -> None:
-    """Checks that the network takes a single example if a part of a minibatch holds only one.
+    """Checks that the network accepts a single example, if a minibatch, shard or piece of one has only one example.
 
-    Batch normalisation does not take a single example.
+    Batch normalisation does not accept a single example.
 
     Args:
         config: the run's resolved config.
@@ -204,7 +204,7 @@ def _check_smallest_part(config: dict[str, Any], name: str, n: int, compute_one:
         compute_one: computes one example with the network in training mode.
 
     Raises:
-        UserError: a part holds only one example, and the network does not take it.
+        UserError: a part has only one example, and the network does not accept it.
     """
     size, pieces = config["data"]["batch_size"], config["optimizer"]["microbatches"] or 1
     smallest = partial(_smallest_part, n, processes=processes_of(config))
@@ -289,6 +289,6 @@ def _check_scheduler(name: str, build: Callable[[], LRScheduler], epochs: int) -
 
 
 def _fused_argument(node: Any) -> dict[str, bool]:
-    """Returns the argument with which SGD and Adam update all weights in one call; none if the config chooses a way."""
+    """Returns ``fused=True`` for SGD and Adam, or no argument if the config has ``fused``, ``foreach`` or the like."""
     fused = isinstance(node, Mapping) and node.get("_target_") in ("torch.optim.SGD", "torch.optim.Adam")
     return {"fused": True} if fused and not {"fused", "foreach", "differentiable"} & set(node) else {}

@@ -42,7 +42,7 @@ _REASON_TIMEOUT = 5
 
 
 class Ranks:
-    """Context of rank 0 that starts the other processes of a run, unless a launcher has, and ends them at exit.
+    """Context manager of rank 0: starts the other processes of a run, unless torchrun or srun has, and ends them.
 
     Args:
         config: the run's resolved config.
