@@ -21,10 +21,11 @@ GROUPS = {
     "data/weights": "Fixed attention weights, with `schedule=what_only`. "
     "`+data/weights=NAME` adds them to an experiment that has none.",
     "model": "The networks: a pair `where` and `what`, or one `network` with two outputs.",
-    "schedule": "Which network trains in which epoch, and for how long.",
+    "schedule": "The stages: which network trains in which epoch, and for how long.",
     "objective": "The loss.",
     "optimizer": "One optimizer per network.",
-    "scheduler": "One learning-rate scheduler per network. It steps after each epoch in which its network trained.",
+    "scheduler": "Learning-rate schedulers, one per network (`schedule` is about stages). "
+    "A scheduler steps after each epoch in which its network trained.",
     "trainer": "Arguments of Lightning's `Trainer`.",
     "logger": "Lightning's loggers, by name.",
     "callbacks": "Lightning's callbacks, by name. "
@@ -52,6 +53,17 @@ INTRODUCTION = """\
 
 `make docs` generates this page from the comments in `conf/`. [concepts.md](concepts.md) explains the terms.
 
+| often used | key |
+| --- | --- |
+| length of a run; epochs per stage | `schedule.epochs`; `schedule.k` |
+| learning rates; batch size | `lr.what`, `lr.where`; `data.batch_size` |
+| random seeds | `seed.all` |
+| number of patches; of mosaics | `data.patches`; `data.train_mosaics`, `data.test_mosaics`, `data.held_out_mosaics` |
+| your own images | `data=image_folder data.root=DIR data.foreground=[CLASS,CLASS] data.image_size=N` |
+| the run's folder; a sweep's folder with `-m` | `hydra.run.dir=DIR`; `hydra.sweep.dir=DIR` |
+| CPU or GPU; which GPU | `trainer.accelerator=cpu`; the environment variable `CUDA_VISIBLE_DEVICES=1` |
+| jobs of a sweep at once | `hydra/launcher=joblib hydra.launcher.n_jobs=2` |
+
 The command line chooses options of groups (`data=digits`) and sets keys (`lr.what=0.001`):
 
 ```sh
@@ -65,8 +77,9 @@ python -m attnmosaic.train experiment=stagewise data=digits --cfg job    # print
 - A section with a `_target_` is a class and its arguments. `model.where._target_=my_package.MyWhere` names another
   class. The arguments of the first class are then removed, and `+model.where.depth=3` adds one of the new class. Data,
   trainer and callbacks keep their arguments; `~callbacks.pictures.formats` removes one.
-- `+key=value` adds a key for interpolations: `+width=8 'model.where.hidden=[${width}]'`. A key that nothing reads is
-  refused.
+- `+` adds what the config does not have: an argument of your class (`+model.where.depth=3`), a callback, an argument of
+  Lightning's Trainer, or a key for interpolations (`+width=8 'model.where.hidden=[${width}]'`). A key that nothing uses
+  is refused.
 - Text that reads as a number, `true` or `null`, and text with accents, `=`, brackets or commas, needs double quotes for
   Hydra inside single quotes for the shell: `'data.foreground=["01","true",cat]'`, `'data.root="r/ünï"'`.
 - Relative paths are relative to the folder where the command is started, in every job of a sweep too.
@@ -155,8 +168,8 @@ def option_table(group: str) -> list[str]:
         if others:
             last, other = others[-1][0].rpartition("/")[2], others[-1][1].description
             name = f"{name}` ... `{last}"
-            words = zip(description.split(), other.split(), strict=True)
-            description = " ".join(word if word == same else re.sub(r"\d+", "n", word) for word, same in words)
+            parts = zip(re.findall(r"\d+|\D+", description), re.findall(r"\d+|\D+", other), strict=True)
+            description = "".join(part if part == same else "n" for part, same in parts)
         rows.append(f"| `{name}` | {description} |")
     return ["| option | |", "| --- | --- |", *rows, ""]
 

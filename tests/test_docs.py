@@ -88,10 +88,10 @@ def test_readme_installs_before_it_runs() -> None:
 def my_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Saves the examples of CONTRIBUTING in the working directory: ``my_package.py`` and a folder of configs."""
     (tmp_path / "my_package.py").write_text("\n\n".join(blocks("python", "CONTRIBUTING.md")), encoding="utf-8")
-    (yaml,) = blocks("yaml", "CONTRIBUTING.md")
-    path = tmp_path / yaml.splitlines()[0].removeprefix("# ")
-    path.parent.mkdir(parents=True)
-    path.write_text(yaml, encoding="utf-8")
+    for config in blocks("yaml", "CONTRIBUTING.md"):
+        path = tmp_path / config.splitlines()[0].removeprefix("# ")
+        path.parent.mkdir(parents=True)
+        path.write_text(config, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "my_package", raising=False)
     return tmp_path
@@ -99,7 +99,8 @@ def my_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def with_examples(words: list[str], folder: Path) -> list[str]:
     """Adds the folder of configs that a command needs for the examples of CONTRIBUTING."""
-    return [*words, f"hydra.searchpath=[file://{folder}/conf]"] if "data=rings" in words else words
+    needed = {"data=rings", "model=my_where"} & {*words}
+    return [*words, f"hydra.searchpath=[file://{folder}/conf]"] if needed else words
 
 
 @pytest.mark.parametrize("words", [w for w in PYTHON if w[1].startswith("attnmosaic.")], ids=" ".join)
@@ -247,7 +248,7 @@ def test_commands_in_sentences(page: str) -> None:
     for group in re.findall(r"python -m benchmarks\s+--only (\w+)", PAGES[page]):
         assert group in BENCHMARKS, group
     for path in re.findall(r"\b((?:tests|conf|src|docs|benchmarks)/[\w./-]+\.(?:py|yaml|md))`", PAGES[page]):
-        assert (ROOT / path).is_file() or re.search(r"[A-Z]{3}|rings", path), path
+        assert (ROOT / path).is_file() or re.search(r"[A-Z]{3}|rings|my_where", path), path
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "docs/config.md"])
