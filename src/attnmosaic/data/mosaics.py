@@ -82,7 +82,7 @@ def sample_mosaics(
     patches: int,
     rng: np.random.Generator,
 ) -> Mosaics:
-    """Samples mosaics as in the mosaic studies (docs/sources.md, "Stage-wise study").
+    """Samples the patches, positions and labels of mosaics, as in the mosaic studies (docs/sources.md).
 
     The foreground patch is sampled uniformly from all foreground patches of the pool. The other patches are sampled
     uniformly from all background patches, with replacement. The position of the foreground patch is uniform. Sampling

@@ -29,7 +29,7 @@ class Images(NamedTuple):
 
 
 def image_pool(images: Images, mean: float | Sequence[float], std: float | Sequence[float]) -> Pool:
-    """Builds a pool of images.
+    """Returns the pool of a classified set of images.
 
     Args:
         images: images and their classes.

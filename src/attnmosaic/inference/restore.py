@@ -110,7 +110,7 @@ def _check_pair(saved: dict[str, Any], path: str | Path) -> None:
     trained = saved["config"]
     if networks_of(trained) != PAIR:
         raise UserError(
-            f"ckpt_path: '{path}' is a checkpoint of a network with two outputs, which predicts on one image; type "
+            f"ckpt_path: '{path}' is of a digit-and-number network with two outputs, not of a where/what pair; type "
             f"{command('predict', as_override('ckpt_path', str(path)), 'image=FILE', 'number=5')}"
         )
     data, shape = trained["data"], saved["patch_shape"]

@@ -43,7 +43,7 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class UserMosaic:
-    """A mosaic of a user's images.
+    """The patches of one mosaic, cut from a user's image or read from a folder.
 
     Attributes:
         source: the files of the mosaic.
@@ -87,8 +87,8 @@ def find_sources(images: Path) -> list[Source]:
     if not sources:
         skips = f"skipped {reasons(skipped)}; " if skipped else ""
         raise UserError(
-            f"images: '{images}' has no images and no sub-folders with images ({skips}needs "
-            f"{', '.join(sorted(IMAGE_SUFFIXES))}); type images=DIR"
+            f"images: the folder '{images}' and its sub-folders have no image files ({skips}read are "
+            f"{', '.join(sorted(IMAGE_SUFFIXES))}); type images=DIR with another folder"
         )
     report_skipped("images", images, skipped)
     return sources

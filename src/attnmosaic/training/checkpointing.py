@@ -87,7 +87,9 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             loaded: dict[str, Any] = torch.load(file, map_location=map_location, weights_only=True)
     except Exception as error:  # zipfile, pickle and torch raise errors of many types for damaged files
         why = f"it is damaged: {error}" if isinstance(error, zipfile.BadZipFile) else type(error).__name__
-        raise UserError(f"ckpt_path: '{short_path(path)}' is not a readable attnmosaic checkpoint ({why})") from error
+        raise UserError(
+            f"ckpt_path: '{short_path(path)}' is not a readable attnmosaic checkpoint ({why}); give another file"
+        ) from error
     return loaded
 
 

@@ -117,7 +117,9 @@ class GraphedSteps:
 
     def _give_up(self, reason: str) -> None:
         self.failed = True
-        log.warning("steps are taken without CUDA graphs, which is slower, because they cannot be captured: %s", reason)
+        log.warning(
+            "optimizer steps run without CUDA graphs, which is slower, because the steps cannot be captured: %s", reason
+        )
 
     @contextlib.contextmanager
     def _on_side_stream(self) -> Iterator[None]:
@@ -157,7 +159,7 @@ def gpu_waits(stream: torch.cuda.Stream | None) -> Iterator[list[str]]:
 
 
 def can_capture(device: torch.device, pool: Pool) -> bool:
-    """Returns whether steps on a pool can be captured; patches copied from main memory have no fixed address."""
+    """Returns whether optimizer steps can be captured: only on a GPU that holds the pool, at a fixed address."""
     return device.type == "cuda" and not isinstance(pool, HostPool)
 
 

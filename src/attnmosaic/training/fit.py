@@ -59,7 +59,8 @@ def fit(
             if callback is None:
                 raise
             raise UserError(
-                f"callbacks: {callback} does not work with this run ({first_line(error)}); remove this callback"
+                f"callbacks: {callback} does not work with this run ({first_line(error)}); "
+                "type callbacks.NAME=null to remove it"
             ) from error
         trainer.validate(module, datamodule=data, verbose=False)
     return trainer, module
