@@ -148,7 +148,7 @@ def test_pruned_trial_is_not_a_failure(train: Train, tmp_path: Path) -> None:
 def test_infinite_loss_in_one_shard_ends_all_processes(train: Train) -> None:
     """Only the other process's shard has the infinite loss. Both find it in the same epoch, and none waits."""
     objective = ("objective._target_=helpers.process_watchers.InfiniteElsewhere", "~objective.entropy")
-    with pytest.raises(RunError, match=r"the loss became inf in epoch 1, step 1 of 3") as error:
+    with pytest.raises(RunError, match=r"loss .*inf.* epoch 1, step 1 of 3") as error:
         train(*SHORT, *TWO, *objective)
     assert error.value.__cause__ is None, "rank 0 found the loss itself, not through a lost connection"
 

@@ -206,7 +206,7 @@ def test_infinite_weights_after_the_last_step_end_the_run(config: Config) -> Non
         "trainer.check_val_every_n_epoch=1",
         "data.steps_per_block=1",
     )
-    with pytest.raises(RunError, match=r"a weight became infinite in epoch 2, step 3 of 3 .*what"):
+    with pytest.raises(RunError, match=r"weight .*epoch 2, step 3 of 3 .*what"):
         fit(settings, SpoilLastStep())
     checkpoint = torch.load(f"{settings.run_dir}/checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["epoch"] == 0
