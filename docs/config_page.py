@@ -68,7 +68,7 @@ The command line chooses options of groups (`data=digits`) and sets keys (`lr.wh
 
 ```sh
 python -m attnmosaic.train experiment=stagewise data=digits schedule.epochs=20 lr.what=0.001
-python -m attnmosaic.train experiment=stagewise data=digits --cfg job    # prints the config and does nothing else
+python -m attnmosaic.train experiment=stagewise data=digits --cfg job    # prints the config
 ```
 
 - The command line overrides the experiment, and the experiment overrides the defaults of the groups.
@@ -185,7 +185,7 @@ def shown(value: str) -> str:
     value = re.sub(r"^\$\{with:[\w.]+,(.*)\}$", r"\1", value)
     if value in ("", "???"):
         return "required" if value else ""
-    return f"`{value if len(value) <= 60 else value[:57] + '...'}`".replace("|", "\\|")
+    return f"`{value if len(value) <= 40 else value[:37] + '...'}`".replace("|", "\\|")
 
 
 def prefix_of(group: str) -> str:
