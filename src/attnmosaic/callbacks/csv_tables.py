@@ -51,7 +51,7 @@ class CsvTable(Sequence[Row]):
 
     @property
     def text(self) -> str:
-        """The text of the file."""
+        """The text of the CSV file: the heading and all rows."""
         return "".join(self._lines)
 
     @text.setter

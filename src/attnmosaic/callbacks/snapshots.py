@@ -61,7 +61,7 @@ class MosaicRecord(pl.Callback):
     # ---- during training
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state for checkpoints.
+        """Returns the predictions of the followed mosaics so far, for checkpoints.
 
         Returns:
             The epochs ``[T]``, the weights ``[T, M, P]`` and probabilities ``[T, M, F]`` of each split, and the

@@ -199,7 +199,7 @@ def chosen_epochs(epochs: int, cycle: int, every: int | None = None) -> set[int]
 
 
 def layout(module: RunModule) -> layout_pb2.Layout:
-    """Returns the charts of the Custom Scalars page."""
+    """Returns the layout of TensorBoard's Custom Scalars page: its charts and the curves in each."""
     if isinstance(module, StagewiseModule):
         charts = {
             "focus against prediction": tuple(FOCUS_PREDICTION),

@@ -35,7 +35,7 @@ _TRACES = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
 
 
 def run(job: Callable[[], Any]) -> None:
-    """Runs a Hydra main function as a command.
+    """Runs a Hydra main function as a command: reports errors in one line and exits with their code.
 
     The exit code is 2 after a user error, 1 after a failed run, and 128 + signal number after a signal of
     `attnmosaic.core.signals.SIGNALS` (130 after Ctrl-C); each is reported in one line. With the environment variable

@@ -12,7 +12,7 @@ from attnmosaic.config.schema import untrained_networks
 
 
 class Kind(Enum):
-    """What a config key decides.
+    """What a config key decides: numbers, seeds, the machine or the output.
 
     Attributes:
         NUMBERS: data, networks, training: the run's numbers depend on the key.

@@ -28,7 +28,7 @@ LINKED = "links to a folder that is already read"
 
 @dataclass(frozen=True)
 class Listing:
-    """The images in a folder of classes.
+    """The image files below a folder that has one sub-folder per class.
 
     Attributes:
         folder: the folder.

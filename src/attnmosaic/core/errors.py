@@ -32,7 +32,7 @@ class DiskError(RunError):
 
 
 class JobError(Exception):
-    """Unexpected error in a job of a sweep.
+    """Unexpected error (a bug) in a job of a sweep, with its stack trace.
 
     Replaces the original exception, which may not be picklable; the original stack trace is added as a note.
     """

@@ -50,7 +50,7 @@ def listen() -> None:
 
 
 def end_in_order(orderly: bool, advice: Callable[[], str] | None = None) -> None:
-    """Sets how this process ends after a signal.
+    """Sets whether this process ends at once after a signal, or in order as a sweep does.
 
     Args:
         orderly: whether the signal raises `Stopped` in the main thread, so that child processes and displays end first.

@@ -34,7 +34,7 @@ class ImageMosaics(MosaicDataModule):
         self.classes = classes
 
     def image_pool(self, images: Images) -> Pool:
-        """Builds a pool of images.
+        """Returns the pool of a classified set of images, scaled by this module's ``mean`` and ``std``.
 
         Raises:
             UserError: mean or std has neither one value nor one per channel, or the data have other classes.

@@ -16,7 +16,7 @@ from attnmosaic.data.pool import Pool
 
 @dataclass(frozen=True, eq=False)
 class Mosaics:
-    """N mosaics of P patches.
+    """N mosaics of P patches each: row numbers of a pool, labels and positions of the foreground patches.
 
     Attributes:
         pool: pool of the patches.

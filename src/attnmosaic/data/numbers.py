@@ -113,7 +113,7 @@ class NumbersDataModule(PoolDataModule):
         self.examples: dict[str, Examples] = {}
 
     def pool(self, images: Images) -> Pool:
-        """Builds a pool of digits, resized to ``image_size``.
+        """Returns the pool of a set of digit images, resized to ``image_size``.
 
         Raises:
             UserError: the images do not have ten classes, or mean or std has neither one value nor one per channel.

@@ -38,7 +38,7 @@ class Pool:
 
     @property
     def device(self) -> torch.device:
-        """The device of gathered patches."""
+        """The device to which `gather` returns patches."""
         return self.labels.device
 
     @property

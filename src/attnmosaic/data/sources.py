@@ -15,7 +15,7 @@ from attnmosaic.data.pool import Pool
 
 
 class Images(NamedTuple):
-    """Images with their classes.
+    """The images of a data set, with the class of each and the names of the classes.
 
     Attributes:
         pixels: uint8 ``[U, H, W, C]``.

@@ -71,7 +71,7 @@ class Explanation:
 
 
 def table_columns(classes: Sequence[str], patches: int) -> list[str]:
-    """Returns the columns of ``explained.csv``.
+    """Returns the column names of ``explained.csv`` for these classes and this number of patches.
 
     Args:
         classes: names of the foreground classes.

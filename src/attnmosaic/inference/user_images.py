@@ -25,7 +25,7 @@ MOST_CELLS = 32
 
 @dataclass(frozen=True)
 class Source:
-    """The files of a mosaic.
+    """The image file, or the folder of image files, that one mosaic is made of.
 
     Attributes:
         path: the image to cut, or the folder.
@@ -107,7 +107,7 @@ def _listed(folder: Path, skipped: Counter[str]) -> list[Path]:
 
 
 def read_mosaic(source: Source, grid: int, patch_shape: Sequence[int]) -> UserMosaic:
-    """Reads a mosaic's patches.
+    """Reads the image files of a mosaic and returns its patches.
 
     A picture is cut into grid x grid cells, row by row, and each cell is resized to a patch. The sizes of the cells
     differ by at most one pixel, cells together cover the picture, and a patch depends on the pixels of its own cell

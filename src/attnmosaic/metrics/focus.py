@@ -50,7 +50,7 @@ class FocusMetrics(Metric):
         label: Int[Tensor, " B"],
         foreground: Int[Tensor, " B"],
     ) -> None:
-        """Adds a batch of mosaics.
+        """Adds the predictions and attention weights of a batch of mosaics to the sums.
 
         Args:
             loss: mean objective of these mosaics.

@@ -44,7 +44,7 @@ class TwoOutputMetrics(Metric):
         digit: Int[Tensor, " B"],
         result: Int[Tensor, " B"],
     ) -> None:
-        """Adds a batch of examples.
+        """Adds the predictions of a batch of examples to the sums.
 
         Args:
             loss: mean objective of these examples.

@@ -23,7 +23,7 @@ FRAME = ORANGE
 
 
 class Curve(NamedTuple):
-    """The style of a curve.
+    """Label, colour, line style, marker and CSV column of a curve.
 
     Attributes:
         label: text in a legend.

@@ -52,7 +52,7 @@ def score_colors(scores: np.ndarray) -> np.ndarray:
 
 
 def backdrop(colors: np.ndarray, side: int, resample: Image.Resampling = Image.Resampling.BILINEAR) -> Image.Image:
-    """Returns a square picture of the plane.
+    """Returns a square picture of the 2-D plane, from one colour per cell.
 
     Args:
         colors: colour of each cell, uint8 ``[y, x, C]``, with the bottom row first.

@@ -52,7 +52,7 @@ class Band(NamedTuple):
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart with its geometry.
+    """A line chart over epochs with the coordinates of all its parts, ready for SVG.
 
     Attributes:
         title: title of the chart.
@@ -130,7 +130,7 @@ def chart(
     zero: bool = False,
     note: str = "",
 ) -> Chart | None:
-    """Computes a chart's geometry.
+    """Computes the coordinates of all parts of a line chart over epochs.
 
     Args:
         title: title of the chart.

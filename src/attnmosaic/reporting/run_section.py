@@ -20,7 +20,7 @@ Links = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class RunSection:
-    """A run as the page shows it.
+    """The section about one run in the HTML report: heading, curves, mosaics, files.
 
     Attributes:
         run: the run.

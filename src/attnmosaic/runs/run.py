@@ -112,7 +112,7 @@ class Run:
 
     @cached_property
     def state(self) -> str:
-        """One of `STATES`."""
+        """The state of the run, one of `STATES`: finished, running, stopped, pruned, failed or missing."""
         if self.result is not None:
             return "finished"
         if not (self.folder / CONFIG).exists() and self.error is None:

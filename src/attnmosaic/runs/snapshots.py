@@ -102,7 +102,7 @@ class Plane:
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """The content of ``mosaics.npz``.
+    """The mosaics that a run keeps, with attention weights and predictions: the content of ``mosaics.npz``.
 
     Attributes:
         classes: names of the F foreground classes, in label order.
@@ -146,7 +146,7 @@ class Record:
 
 
 def read_record(path: Path) -> Record:
-    """Reads ``mosaics.npz``.
+    """Reads the mosaics, attention weights and predictions in ``mosaics.npz``.
 
     Raises:
         UserError: the file is missing or cannot be read.

@@ -38,7 +38,7 @@ POLL_SECONDS = 0.5
 
 
 class Search:
-    """A search for settings.
+    """A search for good settings with Optuna: samples trials, launches their runs and records the results.
 
     The complete state of a search is on disk. The study has the parameters and outcomes of trials; the folder of a
     trial's run, which is named by the trial's number, has its metrics. Trials are sampled in rounds of ``n_jobs``; the

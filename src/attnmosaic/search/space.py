@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Space:
-    """A search space.
+    """A search space: keys with a fixed value, and keys with a distribution to sample from.
 
     Attributes:
         searched: the distributions to sample from, by key as in an override (``lr.what``).
@@ -56,7 +56,7 @@ def _limits(distribution: Any) -> Sequence[Any]:
 def parse_space(
     params: Mapping[str, Any], typed: Sequence[str], loader: Any, unused: Callable[[list[str]], Mapping[str, str]]
 ) -> Space:
-    """Parses the search space.
+    """Parses overrides such as ``lr.what=interval(0.001, 0.1)`` into a search space.
 
     A key that the runs do not use is skipped in ``params`` and is an error on the command line.
 

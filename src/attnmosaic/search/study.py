@@ -39,7 +39,7 @@ class JournalLock:
 
 
 def open_storage(where: str) -> "optuna.storages.BaseStorage":
-    """Opens the storage of studies.
+    """Opens Optuna's storage: the journal file in the sweep's folder, or a database.
 
     Args:
         where: path of an Optuna journal, or the URL of a database.

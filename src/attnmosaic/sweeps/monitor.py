@@ -22,7 +22,7 @@ SKIPPED, LEFT_RUNNING, PRUNED = "skipped", "left running", "pruned"
 
 @dataclass
 class Job:
-    """A job of a sweep.
+    """The state and the progress of one job of a sweep.
 
     Attributes:
         name: name of the experiment.
@@ -121,7 +121,7 @@ class Monitor:
                 self._end(job, DONE_BEFORE, _result(job))
 
     def poll(self) -> None:
-        """Reads the folders of the running jobs."""
+        """Updates the progress of all running jobs from the files in their folders."""
         with self._lock:
             for job in self.jobs:
                 if job.state == RUNNING:

@@ -27,7 +27,7 @@ from attnmosaic.tables.varied import comparable, key_of
 
 @dataclass(frozen=True)
 class PlannedJob:
-    """A planned job.
+    """A job of a sweep before it starts: its folder, overrides and composed config.
 
     Attributes:
         folder: folder of the job's run, relative to the sweep's folder.

@@ -90,7 +90,7 @@ def _key(settings: Any) -> str:
 
 
 def _settings_of_group(name: str, runs: Sequence[Run]) -> GroupSettings | None:
-    """Returns a group's settings.
+    """Returns the settings that all runs of a group share.
 
     For runs started from Python, which have no overrides, the settings that differ from the experiment count as typed.
     """

@@ -21,7 +21,7 @@ VERDICTS = ("within the seeds' range", f"within {NEAR}", "outside")
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a table.
+    """One number of a reproduced table: a metric's values by seed, and the published value.
 
     Attributes:
         metric: the metric, ``<split>/<metric>``.

@@ -73,7 +73,7 @@ class FrozenWhere:
         """Attention weights ``[N, P]`` and aggregates by split; aggregates of images are stored channels last."""
 
     def clear(self) -> None:
-        """Removes all kept values."""
+        """Removes all kept scores, attention weights and aggregates."""
         self._scores.clear()
         self._kept.clear()
 

@@ -21,7 +21,7 @@ def count() -> int:
 
 
 def shard(rows: Int[Tensor, " B"]) -> tuple[Int[Tensor, " b"], int]:
-    """Returns this process's shard of rows.
+    """Returns the rows of a minibatch that this process computes, its shard.
 
     Returns:
         The shard, and its number of valid rows. A process with an empty shard gets one row as a placeholder and 0 valid

@@ -109,7 +109,7 @@ def _make_network(
 
 
 def build_module(config: dict[str, Any], data: MosaicDataModule | NumbersDataModule) -> RunModule:
-    """Builds the LightningModule of a run.
+    """Builds the LightningModule of a run: networks, objective, optimizers and schedulers.
 
     Args:
         config: the run's resolved config.

@@ -19,7 +19,7 @@ def flop_of(work: Callable[[], object]) -> int:
 
 @torch.no_grad()
 def forward_flop(pair: WhereWhat, patch_shape: Sequence[int]) -> tuple[int, int]:
-    """Counts the operations of a forward pass.
+    """Counts the floating-point operations of one forward pass of a network.
 
     Returns:
         Operations of Where for one patch (0 without a where network), and of What for one aggregate.

@@ -75,7 +75,7 @@ def _newest_resumable(config: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    """Returns a folder's checkpoints, newest first.
+    """Returns the paths of the checkpoints in a folder, newest first.
 
     The order is: ``last.ckpt``, ``before_last.ckpt``, the checkpoints of cycles by epoch, the others by time.
     """

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def build_trainer(config: Mapping[str, Any], precision: str, info: RankInfo | None = None) -> pl.Trainer:
-    """Builds the Lightning trainer of a run.
+    """Builds the Lightning trainer of a run, with its callbacks, loggers and strategy.
 
     Args:
         config: the resolved config. Its sections ``logger`` and ``callbacks`` map names to ``_target_`` nodes; names
