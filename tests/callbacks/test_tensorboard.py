@@ -190,7 +190,7 @@ def test_run_ends_normally_if_callbacks_fail(
 
 
 def test_run_with_weights_that_are_not_finite_ends_with_its_own_error(train: Train) -> None:
-    with pytest.raises(RunError, match=r"Try a smaller lr\.where"):
+    with pytest.raises(RunError, match=r"lr\.where"):
         train(*PLAIN, "schedule=where_then_what", "trainer.check_val_every_n_epoch=1", "lr.where=1e12")
 
 

@@ -366,7 +366,7 @@ ERRORS = {
     ("ckpt_path=text.ckpt", "images=mine", "hydra.run.dir=mine"): r"run_dir: .*mine' .*images",
     ("ckpt_path=text.ckpt", "images=mine/a.png", "hydra.run.dir=mine"): r"run_dir: '.*mine' .*images",
     ("ckpt_path=text.ckpt", "images=mine", "hydra.run.dir=mine/set"): r"run_dir: '.*set' .*images",
-    ("ckpt_path=text.ckpt", "images=mine", "hydra.run.dir=run"): r"run_dir: .*run' holds a run",
+    ("ckpt_path=text.ckpt", "images=mine", "hydra.run.dir=run"): r"run_dir: .*run' .*run",
 }  # fmt: skip
 
 

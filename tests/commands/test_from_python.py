@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.configs import composed
-from helpers.settings import ROOT, SMALL
+from helpers.settings import SMALL
 from hydra.core.hydra_config import HydraConfig
 
 from attnmosaic.core.errors import UserError
@@ -157,16 +157,3 @@ def test_configured_logging_is_not_changed(capfd: pytest.CaptureFixture[str], mo
     assert logging.getLogger().handlers is handlers
     assert len(handlers) == 1
     assert capfd.readouterr() == ("", "")
-
-
-def readme_examples() -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.M | re.S)
-
-
-def test_example_of_the_readme(capfd: pytest.CaptureFixture[str]) -> None:
-    (example,) = readme_examples()
-    exec(example, {})
-    focus, folder = capfd.readouterr().out.split()
-    assert 0 <= float(focus) <= 1
-    assert (Path(folder) / "result.json").is_file()
-    assert Path(folder).parent == Path("outputs/smoke/gaussian")
