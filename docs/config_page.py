@@ -57,7 +57,7 @@ INTRODUCTION = """\
 | --- | --- |
 | length of a run; epochs per stage | `schedule.epochs`; `schedule.k` |
 | learning rates; batch size | `lr.what`, `lr.where`; `data.batch_size` |
-| random seeds | `seed.all` |
+| name of the run and of its folder; random seeds | `name=mine`; `seed.all` |
 | number of patches; of mosaics | `data.patches`; `data.train_mosaics`, `data.test_mosaics`, `data.held_out_mosaics` |
 | your own images | `data=image_folder data.root=DIR data.foreground=[CLASS,CLASS] data.image_size=N` |
 | the run's folder; a sweep's folder with `-m` | `hydra.run.dir=DIR`; `hydra.sweep.dir=DIR` |

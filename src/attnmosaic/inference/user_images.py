@@ -87,7 +87,7 @@ def find_sources(images: Path) -> list[Source]:
     if not sources:
         skips = f"skipped {reasons(skipped)}; " if skipped else ""
         raise UserError(
-            f"images: the folder '{images}' and its sub-folders have no image files ({skips}read are "
+            f"images: '{images}' and its sub-folders have no image files ({skips}allowed: "
             f"{', '.join(sorted(IMAGE_SUFFIXES))}); type images=DIR with another folder"
         )
     report_skipped("images", images, skipped)
