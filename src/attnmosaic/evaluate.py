@@ -40,7 +40,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     """
     check_keys(config, EvaluateConfig)
     if OmegaConf.is_missing(config, "ckpt_path"):
-        raise UserError("ckpt_path: has no value and needs one; type ckpt_path=outputs/.../checkpoints/last.ckpt")
+        raise UserError("ckpt_path: required; type ckpt_path=outputs/.../checkpoints/last.ckpt")
     with where_started():
         check_ckpt_path(config.ckpt_path)
     ckpt_path = absolute(config.ckpt_path)

@@ -49,7 +49,7 @@ def _explain(config: DictConfig) -> None:
     check_keys(config, ExplainConfig)
     for key, example in (("ckpt_path", "outputs/.../checkpoints/last.ckpt"), ("images", "DIR")):
         if OmegaConf.is_missing(config, key):
-            raise UserError(f"{key}: has no value and needs one; type {key}={example}")
+            raise UserError(f"{key}: required; type {key}={example}")
     folder = Path(config.run_dir)
     _check_folder(folder, Path(config.images).expanduser())
     pair, sources, grid = prepare(config.ckpt_path, config.images, config.grid, config.device, config.trust)

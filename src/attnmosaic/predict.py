@@ -68,7 +68,7 @@ def _predict(config: DictConfig) -> dict[str, int]:
     check_keys(config, PredictConfig)
     for key, example in (("ckpt_path", "outputs/.../checkpoints/last.ckpt"), ("image", "FILE"), ("number", "5")):
         if OmegaConf.is_missing(config, key):
-            raise UserError(f"{key}: has no value and needs one; type {key}={example}")
+            raise UserError(f"{key}: required; type {key}={example}")
     with where_started():
         return predict(config.ckpt_path, config.image, config.number, invert=config.invert, trust=config.trust)
 

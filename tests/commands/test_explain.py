@@ -353,8 +353,8 @@ def test_unreadable_images_are_skipped(cli: Cli, bright: Path, tmp_path: Path) -
 
 
 ERRORS = {
-    (): r"ckpt_path: has no value",
-    ("ckpt_path=text.ckpt",): r"images: has no value",
+    (): r"ckpt_path: required",
+    ("ckpt_path=text.ckpt",): r"images: required",
     ("ckpt_path=no.ckpt", "images=mine"): r"ckpt_path: 'no\.ckpt' does not exist",
     ("ckpt_path=text.ckpt", "images=no"): r"images: 'no' does not exist",
     ("ckpt_path=text.ckpt", "images=empty"): r"images: 'empty' .*skipped",
@@ -407,7 +407,7 @@ def test_unsuitable_checkpoints_and_arguments_are_refused(bright: Path, tmp_path
     refused(r"\(2,\), .*grey", patch_shape=[2])
     refused(r"\(4, 8, 8\), .*grey", patch_shape=[4, 8, 8])
     refused(r"another architecture: pair\.wh\w+\.layers\.0\.w", patch_shape=[1, 9, 9])
-    refused(r"grid: has no value .* 8 patches.*grid=2", data={"patches": 8})
+    refused(r"grid: required.* 8 patches.*grid=2", data={"patches": 8})
     assert len(explain(edit(data={"patches": 8}), tmp_path / "a.png", grid=3)[0].weights) == 9
     (tmp_path / "mine" / "set").mkdir(parents=True)
     os.rename(tmp_path / "a.png", tmp_path / "mine" / "set" / "a.png")

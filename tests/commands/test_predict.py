@@ -79,9 +79,9 @@ def test_predict_command(cli: Cli, sums: Path, tmp_path: Path) -> None:
 
 
 ERRORS = {
-    (): r"ckpt_path: has no value",
-    ("ckpt_path=no.ckpt", "image=a.png"): r"number: has no value",
-    ("ckpt_path=no.ckpt", "number=3"): r"image: has no value",
+    (): r"ckpt_path: required",
+    ("ckpt_path=no.ckpt", "image=a.png"): r"number: required",
+    ("ckpt_path=no.ckpt", "number=3"): r"image: required",
     ("ckpt_path=no.ckpt", "image=a.png", "number=10"): r"number: got 10, .* 0 to 9",
     ("ckpt_path=no.ckpt", "image=a.png", "number=-1"): r"number: got -1",
     ("ckpt_path=no.ckpt", "image=a.png", "number=2.5"): r"number: .*2\.5",

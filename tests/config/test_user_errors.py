@@ -25,7 +25,7 @@ LIGHT = {
     ("logger=null",): r"logger=null: .*group.*logger=none",
     ("--config-dir=own", "experiment=zeros", "data.root=zeros"): r"data\.foreground: got 1, .*=\[\"01\",\"02\"\]'",
     ("objective.entrpy=1",): r"objective\.entrpy: .*did you mean objective\.entropy.* an argument of its _target_\)$",
-    ("data=image_folder",): r"data\.\w+: has no value and needs one; type data\.\w+=",
+    ("data=image_folder",): r"data\.\w+: required; type data\.\w+=",
 }
 
 

@@ -67,7 +67,7 @@ VALUES = {
     ("data=digits_and_number",): r"model: got a where/what pair, but these data are images with a number",
     ("model=sum_net",): r"model\.network: needs images .*type data=digits_and_number",
     # Nodes and sections.
-    ("model.where=null",): r"model\.where: has no value and needs one; type for example model=mlp",
+    ("model.where=null",): r"model\.where: required; type for example model=mlp",
     ("+callbacks.mine=3",): r"callbacks\.mine: got 3, needs a _target_",
     ("~callbacks.cycle._target_",): r"callbacks\.cycle: got .*, needs a _target_ .*see conf/callbacks",
     ("callbacks.tables._target_=[]",): r"callbacks\.tables\._target_: got \[\], needs the name",

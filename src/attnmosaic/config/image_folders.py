@@ -115,7 +115,7 @@ def foreground_missing(root: Any) -> UserError:
     names = check_folder(root_folder(root))
     shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
     return UserError(
-        f"data.foreground: has no value and needs at least two of the classes in '{root}' ({shown}); "
+        f"data.foreground: required; needs at least two of the classes in '{root}' ({shown}); "
         f"type for example {typed_override('data.foreground', names[:2])}"
     )
 

@@ -129,7 +129,7 @@ def check(config: DictConfig) -> None:
     if "data.foreground" in missing and (root := OmegaConf.select(config, "data.root")) is not None:
         raise foreground_missing(root)
     if missing:
-        raise UserError(f"{missing[0]}: has no value and needs one; type {missing[0]}=VALUE")
+        raise UserError(f"{missing[0]}: required; type {missing[0]}=VALUE")
     plain: Any = OmegaConf.to_container(config, resolve=True)
     check_settings(plain)
     check_trainer(plain["trainer"], plain["schedule"]["epochs"] if "max_epochs" in plain["trainer"] else None)
@@ -212,7 +212,7 @@ def _check_networks(plain: dict[str, Any]) -> None:
     of_pair = [name for name in PAIR if model.get(name)]
     if networks_of(plain) == PAIR:
         if missing := [name for name in PAIR if name not in of_pair]:
-            raise UserError(f"model.{missing[0]}: has no value and needs one; type for example model=mlp")
+            raise UserError(f"model.{missing[0]}: required; type for example model=mlp")
         if "operation" in data:
             raise UserError(
                 "model: got a where/what pair, but these data are images with a number; "

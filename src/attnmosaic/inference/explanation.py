@@ -147,7 +147,7 @@ def prepare(
     root = math.isqrt(patches)
     if grid is None and root**2 != patches and not all(source.files for source in sources):
         raise UserError(
-            f"grid: has no value and needs one, because training used {patches} patches, which do not form a square; "
+            f"grid: required, because training used {patches} patches, which do not form a square; "
             f"type for example grid={max(2, root)}"
         )
     return pair, sources, grid or root

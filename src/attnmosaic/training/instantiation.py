@@ -87,4 +87,4 @@ def check_targets(node: Any, key: str = "") -> None:
             except Exception:
                 close = []
             hint = f"; did you mean {module}.{close[0]}?" if close else ""
-            raise UserError(f"{key}: cannot import '{node}' ({first_line(error)}){hint}") from error
+            raise UserError(f"{key}: cannot import '{node}' ({first_line(error.__cause__ or error)}){hint}") from error
