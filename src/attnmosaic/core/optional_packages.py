@@ -14,7 +14,7 @@ def missing_packages(key: str, extra: str) -> UserError:
     """Returns the user error for an option that needs missing packages.
 
     Args:
-        key: the option, as it is typed: ``hydra/launcher=joblib``.
+        key: the option as the user types it: ``hydra/launcher=joblib``.
         extra: the extra of ``pyproject.toml`` that lists the packages.
     """
     return UserError(f"{key}: needs packages that are not installed; type {install_command(extra)}")

@@ -159,7 +159,7 @@ class Display:
                 log.debug("error in the display of the sweep", exc_info=True)
 
     def _announce(self) -> None:
-        """Prints the time left once, as soon as it is known; only in mode ``lines``."""
+        """Prints the time left of the sweep once, when it can first be estimated; only in mode ``lines``."""
         if self._silent or (left := self.monitor.seconds_left) is None:
             return
         self._silent = True
