@@ -22,3 +22,6 @@ SMALL_NUMBERS = (
     "trainer.accelerator=cpu",
 )
 """Overrides for short runs on digits with a number."""
+
+ALL_CHECKPOINTS = ("callbacks.last.min_seconds=0", "callbacks.cycle.min_seconds=0")
+"""Overrides for a checkpoint after every epoch and after every cycle; by default a short run has one at its end."""

@@ -140,6 +140,7 @@ def test_csv_table_returns_its_rows_with_their_types(tmp_path: Path) -> None:
     table.rewrite()
     for row in rows:
         table.append(row, write=True)
+    table.write()
     assert (tmp_path / "a.csv").read_bytes() == table.text.encode()
     table.fill({"test/loss": 2.5})
     rows[-1]["test/loss"] = 2.5

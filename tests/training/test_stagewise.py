@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import pytorch_lightning as pl
 import torch
+from helpers.settings import ALL_CHECKPOINTS
 from helpers.small_runs import NORMED, AfterEpoch, build, fit
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -205,6 +206,7 @@ def test_infinite_weights_after_the_last_step_end_the_run(config: Config) -> Non
         "logger=none",
         "trainer.check_val_every_n_epoch=1",
         "data.steps_per_block=1",
+        *ALL_CHECKPOINTS,
     )
     with pytest.raises(RunError, match=r"weight .*epoch 2, step 3 of 3 .*what"):
         fit(settings, SpoilLastStep())
@@ -239,7 +241,7 @@ def test_infinite_loss_ends_the_run_and_keeps_the_last_good_checkpoint(
 ) -> None:
     """An epoch has three steps: the eighth step is step 2 of epoch 3, a Where epoch with k = 2."""
     steps = ("schedule.k=2", "schedule.epochs=8", "logger=none", "trainer.check_val_every_n_epoch=100")
-    settings = config(*steps, *NO_OBSERVERS)
+    settings = config(*steps, *NO_OBSERVERS, *ALL_CHECKPOINTS)
     settings.objective = {"_target_": "test_stagewise.Explodes", "after": after}
     with pytest.raises(RunError, match=message):
         fit(settings)

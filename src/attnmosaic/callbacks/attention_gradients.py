@@ -67,6 +67,19 @@ class AlphaGradients(pl.Callback):
         if isinstance(pl_module, StagewiseModule):
             self._measure(trainer, pl_module, pl_module.epochs_done)
 
+    @log_errors
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._write(trainer, pl_module)
+
+    @log_errors
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._write(trainer, pl_module)
+
+    def _write(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Writes the rows that are not in the file yet."""
+        if trainer.is_global_zero and isinstance(module, StagewiseModule):
+            self.table.write()
+
     def _measure(self, trainer: pl.Trainer, module: StagewiseModule, epochs: int) -> None:
         # With the run's precision, because a What stage trains with the scores that this call keeps in `FrozenWhere`.
         with trainer.precision_plugin.val_step_context():

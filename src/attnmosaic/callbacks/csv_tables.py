@@ -2,6 +2,7 @@
 
 import csv
 import io
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,15 @@ FOCUS_COLUMNS = ("epochs", *(curve.column for curve in (*LARGEST_WEIGHT.values()
 """The published columns of raw counts (docs/sources.md)."""
 
 
+WRITE_SECONDS = 1.0
+"""Least time between two writes to a CSV file while a run trains; the epochs of small runs take milliseconds."""
+
+
 class CsvTable(Sequence[Row]):
     """The rows of a CSV file, stored as the text of the file, so that a resumed run writes the same bytes.
 
-    A row read from the table is a dict of integers, floats and strings by column, without empty columns.
+    A row read from the table is a dict of integers, floats and strings by column, without empty columns. Rows that are
+    added within `WRITE_SECONDS` of the last write to the file wait for a later row, or for `write`.
 
     Args:
         path: the file.
@@ -39,6 +45,7 @@ class CsvTable(Sequence[Row]):
         self._stamp = {"scale": scale} if scale == "smoke" else {}
         self.columns = [*columns, *self._stamp]
         self._lines = [_line(self.columns)]
+        self._written, self._written_at = 0, 0.0
 
     def __len__(self) -> int:
         return len(self._lines) - 1
@@ -60,12 +67,18 @@ class CsvTable(Sequence[Row]):
         (self.columns,) = csv.reader(self._lines[:1])
 
     def append(self, row: Mapping[str, Any], *, write: bool) -> None:
-        """Adds a row to the table and, if ``write``, to the file; columns without a value stay empty."""
+        """Adds a row to the table and, if ``write``, to the file, at once or later; missing values stay empty."""
         stamped = {**row, **self._stamp}
         self._lines.append(_line(stamped.get(column) for column in self.columns))
-        if write:
+        if write and time.monotonic() - self._written_at >= WRITE_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Adds the new rows to the file."""
+        if self._written < len(self._lines):
             with self.path.open("a", newline="", encoding="utf-8") as file:
-                file.write(self._lines[-1])
+                file.writelines(self._lines[self._written :])
+            self._written, self._written_at = len(self._lines), time.monotonic()
 
     def fill(self, row: Mapping[str, Any]) -> None:
         """Adds values to the last row."""
@@ -76,6 +89,7 @@ class CsvTable(Sequence[Row]):
         """Writes the complete file atomically."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, self.text.encode())
+        self._written, self._written_at = len(self._lines), time.monotonic()
 
 
 def _line(cells: Iterable[Any]) -> str:
@@ -140,6 +154,12 @@ class RunTables(pl.Callback):
             for table in self.tables.values():
                 table.rewrite()
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._write(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._write(trainer)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Adds the metrics of the final pass, which evaluates the final weights."""
         assert isinstance(pl_module, RunModule)
@@ -149,6 +169,7 @@ class RunTables(pl.Callback):
         if trainer.is_global_zero:
             self.tables["metrics"].rewrite()
         self._add_focus(trainer, pl_module)
+        self._write(trainer)
         if isinstance(pl_module, TwoOutputModule):
             for split in SPLITS:
                 with pl_module.evaluations[split].sync_context():  # sums the counts of all processes, as `compute` does
@@ -176,6 +197,12 @@ class RunTables(pl.Callback):
 
     def _add(self, trainer: pl.Trainer, name: str, row: Row) -> None:
         self.tables[name].append(row, write=trainer.is_global_zero)
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        """Writes the rows that are not in the files yet."""
+        if trainer.is_global_zero:
+            for table in self.tables.values():
+                table.write()
 
 
 def write_confusion(folder: Path, split: str, metrics: TwoOutputMetrics, scale: str) -> None:

@@ -1,6 +1,7 @@
 """Records attention weights and predictions: of a few mosaics during training, of chosen ones at its end."""
 
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ class MosaicRecord(pl.Callback):
         self.followed = followed
         self.chosen = chosen
         self.epochs: list[int] = []
-        self.predictions: dict[str, list[Tensor]] = {}
+        self.predictions: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        """Attention weights ``[M, P]`` and probabilities ``[M, F]`` after each of `epochs`, by split."""
         self.identities: dict[str, Tensor] = {}
         self._final: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
@@ -70,13 +72,14 @@ class MosaicRecord(pl.Callback):
         # Tensors are copied quickly; copying lists of a thousand epochs would take longer than an epoch.
         return {
             "epochs": torch.tensor(self.epochs, dtype=torch.int64),
-            "answers": {**self.predictions},
+            "answers": {split: list(_stacked(predicted)) for split, predicted in self.predictions.items()},
             "asked": self.identities,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.epochs = state_dict["epochs"].tolist()
-        self.predictions, self.identities = {**state_dict["answers"]}, state_dict["asked"]
+        self.predictions = {split: [*zip(*parts, strict=True)] for split, parts in state_dict["answers"].items()}
+        self.identities = state_dict["asked"]
 
     @log_errors
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -100,14 +103,11 @@ class MosaicRecord(pl.Callback):
 
     def _follow(self, trainer: pl.Trainer, module: StagewiseModule, epochs: int) -> None:
         """Adds the predictions after `epochs` epochs."""
-        with trainer.precision_plugin.val_step_context():
+        with trainer.precision_plugin.val_step_context(), eval_mode(module.pair.where, module.pair.what):
             new = {s: predict(module, module.mosaics[s], self._rows(module.mosaics[s])) for s in FOLLOWED}
         self.epochs.append(epochs)
-        for split, parts in new.items():
-            latest = [part.float().cpu().unsqueeze(0) for part in parts]
-            if earlier := self.predictions.get(split):
-                latest = [torch.cat(both) for both in zip(earlier, latest, strict=True)]
-            self.predictions[split] = latest
+        for split, predicted in new.items():
+            self.predictions.setdefault(split, []).append(predicted)
 
     def _rows(self, mosaics: Mosaics) -> Tensor:
         """Returns the row numbers of the followed mosaics."""
@@ -154,10 +154,9 @@ class MosaicRecord(pl.Callback):
             )
             final[split] = predicted_mosaics(data, rows, alpha[rows], probabilities[rows])
         followed = {}
-        for split, (alpha, probabilities) in self.predictions.items():
-            followed[split] = predicted_mosaics(
-                module.mosaics[split], self._rows(module.mosaics[split]), alpha, probabilities
-            )
+        for split, predicted in self.predictions.items():
+            rows = self._rows(module.mosaics[split])
+            followed[split] = predicted_mosaics(module.mosaics[split], rows, *_stacked(predicted))
         train = module.mosaics["train"]
         return Record(
             classes=train.foreground_classes,
@@ -169,6 +168,12 @@ class MosaicRecord(pl.Callback):
             plane=plane_of(module) if train.pool.patch_shape == (2,) else None,
             scale=module.scale,
         )
+
+
+def _stacked(predicted: Sequence[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+    """Yields the attention weights ``[T, M, P]`` and the probabilities ``[T, M, F]`` of T epochs, in main memory."""
+    # After loading a checkpoint, earlier predictions are in main memory and new ones on the device of the networks.
+    return (torch.stack([part.float().cpu() for part in parts]) for parts in zip(*predicted, strict=True))
 
 
 @torch.no_grad()

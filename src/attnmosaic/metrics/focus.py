@@ -16,7 +16,8 @@ ENTROPY_ROWS = 2**16
 
 def _entropies(alpha: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
     """Returns the entropy of each mosaic's attention weights, computed in pieces to save memory."""
-    return torch.cat([attention_entropy(part) for part in alpha.split(ENTROPY_ROWS)])
+    pieces = [attention_entropy(part) for part in alpha.split(ENTROPY_ROWS)]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 class FocusMetrics(Metric):
@@ -63,20 +64,12 @@ class FocusMetrics(Metric):
         focused = attended == foreground
         correct = logits.argmax(dim=1) == label
         batch = len(label)
-        sums = torch.stack(
-            [
-                (focused & correct).sum(),
-                (~focused & correct).sum(),
-                (focused & ~correct).sum(),
-                (~focused & ~correct).sum(),
-                (largest >= 0.5).sum(),
-                alpha.gather(1, foreground.unsqueeze(1)).double().sum(),
-                _entropies(alpha).double().sum(),
-            ]
-        )
+        kinds = [focused & correct, correct & ~focused, focused & ~correct, ~(focused | correct), largest >= 0.5]
+        means = [alpha.gather(1, foreground.unsqueeze(1)).double().sum(), _entropies(alpha).double().sum()]
         self.sums[0] += batch
         self.sums[1] += loss * batch
-        self.sums[2:] += sums
+        self.sums[2:7] += torch.stack(kinds).sum(dim=1)
+        self.sums[7:] += torch.stack(means)
 
     def counts(self) -> dict[str, int]:
         """Returns the number of mosaics (``mosaics``), of confident ones (``confident``), and those of `COUNTS`."""

@@ -38,9 +38,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "B *patch"]) -> Float[Tensor, "B outputs"]:
         x = x.flatten(1)
-        for layer in self.layers[:-1]:
+        *hidden, last = self.layers  # a slice would be a new module for each call, which costs more than a small layer
+        for layer in hidden:
             x = F.relu(layer(x))
-        return self.layers[-1](x)
+        return last(x)
 
 
 class ConvNet(nn.Module):

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from attnmosaic.config.groups import names_in
 from attnmosaic.config.paths import with_absolute_paths
 from attnmosaic.config.resolution import with_scale
 from attnmosaic.config.schedule import ORDERS, Schedule
@@ -93,7 +95,7 @@ def with_override(config: DictConfig, text: str) -> DictConfig | None:
     key = override.get_key_element()
     before = OmegaConf.select(config, key) if key[0] not in "+~" and "@" not in key else None
     # `scale` is both a key and a config group.
-    group = before is not None and GlobalHydra.instance().config_loader().get_group_options(key)
+    group = before is not None and names_in(key, ObjectType.CONFIG)
     if before is None or group or OmegaConf.is_config(before):
         return None
     other = config.copy()

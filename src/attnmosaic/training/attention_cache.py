@@ -28,15 +28,15 @@ def rows_per_piece(row_bytes: int, device: torch.device) -> int:
 
 @contextlib.contextmanager
 def eval_mode(*networks: nn.Module | None) -> Iterator[None]:
-    """Puts networks into eval mode for a block, then restores their modes."""
-    modes = [(network, network.training) for network in networks if network is not None]
+    """Puts networks into eval mode for a block, then back into training mode those that were in it."""
+    training = [network for network in networks if network is not None and network.training]
     try:
-        for network, _ in modes:
+        for network in training:
             network.eval()
         yield
     finally:
-        for network, training in modes:
-            network.train(training)
+        for network in training:
+            network.train()
 
 
 class FrozenWhere:

@@ -48,7 +48,7 @@ def finish_run(config: dict[str, Any], trainer: pl.Trainer, module: RunModule) -
             summaries = hparams_summaries(params, metrics, differ, shown)
             for summary in summaries if trainer.is_global_zero else ():
                 logger.experiment.file_writer.add_summary(summary)
-            logger.finalize("success")
+            logger.experiment.close()
     if trainer.is_global_zero:
         sync_files(folder)  # so that a power failure cannot leave a result without its tables
         write_atomically(folder / "result.json", json.dumps(_result(config, metrics, trainer, module), indent=2))

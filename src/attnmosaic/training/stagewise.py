@@ -124,7 +124,9 @@ class StagewiseModule(RunModule):
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
         for name in self.networks:
-            getattr(self.pair, name).train(name in self.training_networks)
+            network, trains = getattr(self.pair, name), name in self.training_networks
+            if network.training != trains:
+                network.train(trains)
         self.running.reset()
         self._step_outputs.clear()
 

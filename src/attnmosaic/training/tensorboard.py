@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.loggers import TensorBoardLogger
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import hparams
 
@@ -16,12 +18,44 @@ from attnmosaic.tables.varied import GroupSettings, comparable, key_of, path_of
 class EventLogger(TensorBoardLogger):
     """Writes event files directly into a run's folder, so that TensorBoard shows the run under the folder's name.
 
+    All scalars of an epoch are written as one event, because an event costs more time than the values in it.
+
     Args:
         folder: the run's folder.
     """
 
     def __init__(self, folder: str) -> None:
         super().__init__(folder, name="", version="", default_hp_metric=False)
+        self._step: int | None = None
+        self._scalars: dict[str, float] = {}
+        """Scalars of ``_step`` that have not been written."""
+
+    @property
+    def experiment(self) -> Any:
+        """The `SummaryWriter`; all scalars logged so far are passed to it before it is returned."""
+        writer = super().experiment
+        if self._scalars:
+            values = [Summary.Value(tag=tag, simple_value=value) for tag, value in self._scalars.items()]
+            self._scalars = {}
+            writer.file_writer.add_summary(Summary(value=values), self._step)
+        return writer
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        if any(isinstance(value, Mapping) for value in metrics.values()):
+            super().log_metrics(metrics, step)
+            return
+        if self._scalars and step != self._step:
+            self.experiment  # noqa: B018  writes the scalars of the step before
+        self._step = step
+        self._scalars |= {tag: float(value) for tag, value in metrics.items()}
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Flushes the event file. It stays open after a success, as `finish_run` adds the final metrics to it."""
+        self.experiment.flush()
+        if status != "success":
+            self.experiment.close()
 
     def save(self, *_: Any) -> None:
         """Does nothing, as Lightning would write ``hparams.yaml``; the settings are in ``config.yaml``."""

@@ -12,6 +12,7 @@ import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, OnExceptionCheckpoint, ProgressBar, Timer
+from pytorch_lightning.profilers import PassThroughProfiler
 
 from attnmosaic.config.schema import metrics_of
 from attnmosaic.core.errors import UserError, not_among
@@ -23,6 +24,13 @@ from attnmosaic.training.distributed import ConnectedDDPStrategy
 from attnmosaic.training.instantiation import build_object
 
 log = logging.getLogger(__name__)
+
+
+class NoProfiler(PassThroughProfiler):
+    """Profiles nothing, without the generator that Lightning's own starts for each of an epoch's hundreds of hooks."""
+
+    def profile(self, action_name: str) -> Any:
+        return contextlib.nullcontext()
 
 
 def build_trainer(config: Mapping[str, Any], precision: str, info: RankInfo | None = None) -> pl.Trainer:
@@ -55,6 +63,7 @@ def build_trainer(config: Mapping[str, Any], precision: str, info: RankInfo | No
         # By default Lightning adds its own progress bar and checkpoint if the callbacks have none.
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
         "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
+        **({"profiler": NoProfiler()} if config["trainer"].get("profiler") is None else {}),
         **_processes(config["trainer"], info),
     }
     trainer: pl.Trainer = build_object("trainer", config["trainer"], **arguments)
