@@ -8,38 +8,27 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from attnmosaic.data.datamodule import MosaicDataModule
 from attnmosaic.data.mosaics import Mosaics, sample_mosaics
-from attnmosaic.nn.attention import WhereWhat
-from attnmosaic.nn.networks import MLP
-from benchmarks import machine, plain, project, reference
-from benchmarks.project import finish
+from benchmarks import bare, machine, plain, project, reference
+from benchmarks.project import timed
 
 Times = dict[str, dict[str, list[float]]]
 """Seconds by case and contender, with one value per repeat."""
 
 REFERENCE, PLAIN, SINGLE, OURS, QUIET = "reference", "plain", "S = 1", "attnmosaic", "quiet machine"
+PARALLEL = "hydra/launcher=joblib"
 MOSAICS, BATCH, K = 30_000, 250, 5
 STEPS = MOSAICS // BATCH
 STEPS_OF_REFERENCE = 2
 """Steps per repeat: all steps take the same time, and 30,000 mosaics would take half an hour."""
-
-
-def timed(device: torch.device, work: Callable[[], object]) -> float:
-    finish(device)
-    begin = time.perf_counter()
-    work()
-    finish(device)
-    return time.perf_counter() - begin
 
 
 def materialise(mosaics: Mosaics, n: int) -> list[Tensor]:
@@ -130,59 +119,12 @@ def image_cases(repeats: int, device: torch.device) -> Iterator[tuple[str, str, 
             yield from ((case, contender, seconds) for case, seconds in times().items())
 
 
-def bare_epochs(data: MosaicDataModule, device: torch.device, epochs: int) -> dict[str, float]:
-    """Times a plain loop with the arithmetic of a 2-D epoch: its steps, and the epoch's means of all metrics.
-
-    The loop uses no framework and writes no files. In stage What it keeps attention weights and aggregates, as the
-    package does.
-    """
-    mosaics = data.mosaics_on(device, torch.float32)["train"]
-    pool, index, label = mosaics.pool.patches, mosaics.index, mosaics.label
-    pair = WhereWhat(MLP((2,), 1, (4, 8)), MLP((2,), 3, (4,))).to(device)
-    with torch.no_grad():
-        kept_alpha = pair.weigh(pair.score(pool)[index])
-        kept = (kept_alpha.unsqueeze(1) @ pool[index]).squeeze(1)
-
-    def epoch(network: torch.nn.Module, forward: Callable[[Tensor], tuple[Tensor, Tensor]]) -> list[float]:
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
-        order = torch.from_numpy(np.random.default_rng(0).permutation(len(index))).to(device)
-        outputs = []
-        for rows in order.split(BATCH):
-            optimizer.zero_grad()
-            logits, alpha = forward(rows)
-            loss = F.cross_entropy(logits, label[rows])
-            loss.backward()
-            optimizer.step()
-            outputs.append((loss.detach(), logits.detach(), alpha.detach()))
-        losses, all_logits, alphas = zip(*outputs, strict=True)
-        logits, alpha = torch.cat(all_logits), torch.cat(alphas)
-        right, focused = logits.argmax(1) == label[order], alpha.argmax(1) == mosaics.foreground[order]
-        means = [
-            torch.stack(losses).mean(), right.float().mean(), focused.float().mean(), (right & focused).float().mean(),
-            (alpha.amax(1) >= 0.5).float().mean(), alpha.gather(1, mosaics.foreground[order, None]).mean(),
-            torch.special.entr(alpha).sum(1).mean(),
-        ]  # fmt: skip
-        return torch.stack(means).tolist()
-
-    forwards: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
-        "what": lambda rows: (pair.what(kept[rows]), kept_alpha[rows]),
-        "where": lambda rows: pair(pool[index[rows]]),
-    }
-    times = {}
-    for name, forward in forwards.items():
-        pair.requires_grad_(False)
-        network = getattr(pair, name).requires_grad_(True)
-        seconds = [timed(device, lambda: epoch(network, forward)) for _ in range(epochs)]  # noqa: B023
-        times[f"2-D {name}-epoch"] = float(np.median(seconds))
-    return times
-
-
 def point_cases(repeats: int, device: torch.device) -> Iterator[tuple[str, str, float]]:
     """Yields (case, contender, seconds) for epochs of 30,000 2-D mosaics."""
     data = project.make_data(*project.POINTS)
     accelerator = "gpu" if device.type == "cuda" else "cpu"
     for _ in range(repeats):
-        for case, seconds in bare_epochs(data, device, 6).items():
+        for case, seconds in bare.epoch_seconds(data, device, 6).items():
             yield case, PLAIN, seconds
         for contender, steps in ((SINGLE, 1), (OURS, None)):
             data.steps_per_block = steps
@@ -290,7 +232,7 @@ def sweep_cases(repeats: int) -> Iterator[tuple[str, str, float]]:
     """Yields ("sweep of ten 2-D runs", contender, seconds)."""
     sweep = (*TRAIN, "-m", "seed.all=0,1,2,3,4,5,6,7,8,9")
     for _ in range(repeats):
-        for contender, launcher in (("one after another", "basic"), ("hydra/launcher=joblib", "joblib")):
+        for contender, launcher in (("one after another", "basic"), (PARALLEL, "joblib")):
             seconds, printed = command(*sweep, f"hydra/launcher={launcher}")
             if "rror" in printed:
                 raise RuntimeError(printed)

@@ -29,7 +29,7 @@ from attnmosaic.training.factory import build_module
 from attnmosaic.training.stagewise import StagewiseModule
 from attnmosaic.training.steps import Steps
 from benchmarks import machine, project
-from benchmarks.cases import timed
+from benchmarks.project import timed
 
 KINDS = {
     "convolution": ("convolution",),

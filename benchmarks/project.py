@@ -91,6 +91,15 @@ def finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def timed(device: torch.device, work: Callable[[], object]) -> float:
+    """Returns the seconds of a function call, to the end of its work on the device."""
+    finish(device)
+    begin = time.perf_counter()
+    work()
+    finish(device)
+    return time.perf_counter() - begin
+
+
 def configure(*overrides: str, log: bool = False) -> dict[str, Any]:
     """Returns the resolved config of a run; without ``log`` it has no logger, evaluations, snapshots and figures."""
     register()

@@ -19,7 +19,7 @@ from attnmosaic.data.mosaics import Mosaics
 from attnmosaic.nn.attention import WhereWhat
 from attnmosaic.nn.networks import ConvNet
 from benchmarks import project
-from benchmarks.cases import timed
+from benchmarks.project import timed
 
 
 class ReluFirst(ConvNet):
