@@ -1,7 +1,7 @@
 """Measures replicas: 2-D runs of several seeds as one program with stacked parameters (`torch.func`).
 
 ``python -m benchmarks.replicas`` compares a step of R replicas with R steps of `BareLoop`, one after another, both on
-one core. A sweep trains one run on each core. Of ten seeds on two cores, each core trains five, so that the row of R = 5
+one core. A sweep trains one run on each core; of ten seeds on two cores, each core trains five. The row of R = 5 then
 says how much time replicas would save. The largest difference between the losses is printed as well.
 """
 

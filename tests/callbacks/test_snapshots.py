@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.settings import SMALL
+from helpers.settings import ALL_CHECKPOINTS, SMALL
 from helpers.small_runs import build, fit, train_in
 from omegaconf import DictConfig
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.runs
 Config = Callable[..., DictConfig]
 Train = Callable[..., dict[str, float]]
 
-SIX = ("schedule.k=2", "schedule.epochs=6", "lr.what=0.1", "lr.where=0.1", "precision=float64")
+SIX = ("schedule.k=2", "schedule.epochs=6", "lr.what=0.1", "lr.where=0.1", "precision=float64", *ALL_CHECKPOINTS)
 QUIET = ("callbacks.progress=null", "callbacks.pictures=null", "logger=none")
 DIGITS = ("experiment=stagewise", "data=digits")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.settings import SMALL
+from helpers.settings import ALL_CHECKPOINTS, SMALL
 from helpers.small_runs import train_in
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -27,7 +27,10 @@ pytestmark = pytest.mark.runs
 Train = Callable[..., dict[str, float]]
 
 SPLITS = ("train", "test", "held_out")
-EIGHT = ("schedule.k=2", "schedule.epochs=8", "lr.what=0.1", "lr.where=0.1", "trainer.check_val_every_n_epoch=4")
+EIGHT = (
+    "schedule.k=2", "schedule.epochs=8", "lr.what=0.1", "lr.where=0.1", "trainer.check_val_every_n_epoch=4",
+    "callbacks.dashboards.every_n_epochs=4", *ALL_CHECKPOINTS,
+)  # fmt: skip
 PLAIN = ("callbacks.progress=null", "callbacks.pictures=null")
 
 

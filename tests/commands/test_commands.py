@@ -14,7 +14,7 @@ import yaml
 from helpers.commands import Cli
 from helpers.configs import composed
 from helpers.finished_runs import result
-from helpers.settings import ROOT, SMALL, SMALL_NUMBERS
+from helpers.settings import ALL_CHECKPOINTS, ROOT, SMALL, SMALL_NUMBERS
 from helpers.user_code import TINY_CIFAR10
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -41,7 +41,7 @@ def run_folder(tmp_path: Path, name: str = "gaussian") -> Path:
 
 @pytest.mark.pictures
 def test_files_of_a_run(cli: Cli, tmp_path: Path) -> None:
-    code, out, _ = cli("train", *SMALL, *SHORT, "lr.what=0.1")
+    code, out, _ = cli("train", *SMALL, *SHORT, *ALL_CHECKPOINTS, "lr.what=0.1")
     assert code == 0
     folder = run_folder(tmp_path)
     assert {p.name for p in folder.iterdir() if not p.name.startswith("events.out.tfevents.")} == {
@@ -117,6 +117,7 @@ def test_evaluation_equals_the_result_of_the_run(cli: Cli, tmp_path: Path) -> No
         "lr.what=0.1",
         "lr.where=0.1",
         "trainer.check_val_every_n_epoch=2",
+        *ALL_CHECKPOINTS,
     )
     cli("train", *SMALL, "schedule.k=1", "schedule.epochs=4", "data=digits", "model=cnn", *settings)
     folder = run_folder(tmp_path)
@@ -141,7 +142,7 @@ def test_evaluation_equals_the_result_of_the_run(cli: Cli, tmp_path: Path) -> No
 def test_files_of_a_run_of_two_outputs(cli: Cli, tmp_path: Path) -> None:
     """Evaluating its checkpoints gives the same numbers."""
     settings = ("experiment=mnist_sum", "precision=float64", "lr.network=0.01", "trainer.check_val_every_n_epoch=2")
-    code, out, err = cli("train", *SMALL_NUMBERS, *settings, "schedule.k=2", "schedule.epochs=5")
+    code, out, err = cli("train", *SMALL_NUMBERS, *settings, *ALL_CHECKPOINTS, "schedule.k=2", "schedule.epochs=5")
     assert code == 0, err
     folder = run_folder(tmp_path, "mnist_sum")
     assert {p.name for p in folder.iterdir() if not p.name.startswith("events.out.tfevents.")} == {

@@ -13,14 +13,14 @@ import torch
 import yaml
 from helpers.commands import Cli
 from helpers.configs import composed
-from helpers.settings import SMALL, SMALL_NUMBERS
+from helpers.settings import ALL_CHECKPOINTS, SMALL, SMALL_NUMBERS
 from PIL import Image
 
 from attnmosaic.train import train
 
 pytestmark = pytest.mark.runs
 
-SHORT = (*SMALL, "schedule.k=1", "schedule.epochs=2", "compute.threads=1")
+SHORT = (*SMALL, "schedule.k=1", "schedule.epochs=2", "compute.threads=1", *ALL_CHECKPOINTS)
 PHOTOS = ("experiment=stagewise", "data=image_folder", "data.foreground=[cat,dog]", "data.image_size=8", *SHORT)
 CHDIR = "hydra.job.chdir=true"
 

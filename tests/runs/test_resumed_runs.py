@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from helpers.commands import Cli
 from helpers.finished_runs import check_same
-from helpers.settings import SMALL
+from helpers.settings import ALL_CHECKPOINTS, SMALL
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
@@ -24,7 +24,7 @@ from attnmosaic.train import train as train_run
 
 pytestmark = pytest.mark.runs
 
-SHORT = ("schedule.k=2", "schedule.epochs=6", "logger=none")
+SHORT = ("schedule.k=2", "schedule.epochs=6", "logger=none", *ALL_CHECKPOINTS)
 Train = Callable[..., dict[str, float]]
 
 

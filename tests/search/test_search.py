@@ -22,6 +22,7 @@ from helpers.instant_searches import (
     study_of,
 )
 from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 from optuna.storages.journal import JournalFileBackend
@@ -32,6 +33,7 @@ from attnmosaic.runs.run import CONFIG, PRUNED
 from attnmosaic.search import search
 from attnmosaic.search.space import parse_space
 from attnmosaic.search.study import open_storage
+from attnmosaic.sweeps.job_configs import JobConfigs
 from attnmosaic.sweeps.plan import job_config
 
 ONE_K = (*SPACE[:2], "schedule.k=2")
@@ -270,7 +272,8 @@ def test_hyperband_compares_trials_where_all_cycles_end(searches: Searches) -> N
 )
 def test_default_space_of_an_experiment(searches: Searches, experiment: str, searched: set[str]) -> None:
     config = compose("train", ["hydra/sweeper=optuna"], return_hydra_config=True)
-    unused = partial(search.Search._unused, SimpleNamespace(config=config))
+    configs = JobConfigs(GlobalHydra.instance().config_loader(), config)
+    unused = partial(search.Search._unused, SimpleNamespace(configs=configs))
     typed = [f"experiment={experiment}"]
     assert parse_space(config.hydra.sweeper.params, typed, None, unused).searched.keys() == searched
 

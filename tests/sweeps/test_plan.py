@@ -11,11 +11,14 @@ import yaml
 from helpers.settings import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 from attnmosaic.config.schema import conf_dir, register
 from attnmosaic.core.errors import UserError
 from attnmosaic.sweeps.hydra_callback import SweepPlan
+from attnmosaic.sweeps.job_configs import JobConfigs
 from attnmosaic.tables.published import published_tables
 
 TABLES = sorted(path.stem for path in (ROOT / "conf" / "reproduce").glob("*.yaml"))
@@ -215,3 +218,75 @@ def test_globs_match_files_of_a_group_and_of_its_subfolders(
 ) -> None:
     _, jobs = plan_of(*overrides)
     assert sorted(job["name"] for job in jobs.values()) == sorted(names)
+
+
+# ---- configs of jobs
+
+
+SWEEPS: dict[str, list[tuple[str, ...]]] = {
+    "seeds": [(f"seed.all={seed}",) for seed in range(3)],
+    "values of other types": [("lr.what=0.01", "data.points=1"), ("lr.what=1e-3", "data.points=1e3")],
+    "quoted text": [("name=a",), ("name='b c'",), ('name="it\'s"',)],
+    "a list": [("model.what.hidden=[4]",), ("model.what.hidden=[5,6]",)],
+    "a key that was null": [("compute.threads=1",), ("compute.threads=2",)],
+    "an added key": [("+trainer.max_time=00:00:00:10",), ("+trainer.max_time=00:00:00:20",)],
+    "a group": [("experiment=gaussian", "seed.all=1"), ("experiment=stagewise", "seed.all=2")],
+    "a group that is also a key": [("scale=full",), ("scale=smoke",)],
+    "groups and seeds": [(f"optimizer={name}", f"seed.all={n}") for name in ("sgd", "adam") for n in range(2)],
+    "a key that a later one contains": [("schedule.k=1", "schedule.epochs=2"), ("schedule.k=2", "schedule.epochs=9")],
+    "a section": [("lr={what:0.1,where:0.2,network:0.3}",), ("lr={what:0.2,where:0.2,network:0.3}",)],
+    "a folder of Hydra": [("seed.all=0", "hydra.sweep.subdir=a"), ("seed.all=1", "hydra.sweep.subdir=b")],
+    "another number of overrides": [("seed.all=0",), ("seed.all=0", "lr.what=1")],
+    "in another order": [("seed.all=0", "lr.what=1"), ("lr.what=2", "seed.all=1")],
+    "a deleted key": [("~callbacks.gradients", "seed.all=0"), ("~callbacks.gradients", "seed.all=1")],
+    "null": [("logger=none", "ckpt_path=a"), ("logger=none", "ckpt_path=null")],
+    "a value with an interpolation": [("lr.what=0.1",), ("lr.what=${lr.where}",)],
+}
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_config_of_a_job_is_the_one_that_hydra_composes(name: str) -> None:
+    """With Hydra's own section, and with the folder that Hydra names by the overrides."""
+    register()
+    with initialize_config_dir(conf_dir(), version_base="1.3", job_name="train"):
+        loader = GlobalHydra.instance().config_loader()
+        fixed = ["hydra.job.config.override_dirname.exclude_keys=[seed.all]", "hydra/launcher=joblib"]
+        sweep = loader.load_configuration("train", fixed, run_mode=RunMode.MULTIRUN)
+        configs = JobConfigs(loader, sweep)
+        for overrides in SWEEPS[name]:
+            job = configs(overrides)
+            composed_by_hydra = loader.load_sweep_config(sweep, [*overrides])
+            assert OmegaConf.to_yaml(job) == OmegaConf.to_yaml(composed_by_hydra)
+            assert job.hydra.job.override_dirname == composed_by_hydra.hydra.job.override_dirname
+            assert OmegaConf.get_cache(job) == OmegaConf.get_cache(composed_by_hydra)
+            assert OmegaConf.is_struct(job) == OmegaConf.is_struct(composed_by_hydra)
+
+
+def test_jobs_that_differ_in_seeds_are_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And their configs do not share any part that can be changed."""
+    register()
+    with initialize_config_dir(conf_dir(), version_base="1.3", job_name="train"):
+        loader = GlobalHydra.instance().config_loader()
+        sweep = loader.load_configuration("train", [], run_mode=RunMode.MULTIRUN)
+        calls = []
+        compose_job = loader.load_sweep_config
+        monkeypatch.setattr(loader, "load_sweep_config", lambda *given: calls.append(given) or compose_job(*given))
+        configs = JobConfigs(loader, sweep)
+        first, second = configs(["seed.all=1"]), configs(["seed.all=2"])
+        first.lr.what = 0.5
+        third = configs(["seed.all=3"])
+    assert len(calls) == 1
+    assert (second.lr.what, third.lr.what) == (0.01, 0.01)
+    assert [job.seed.init for job in (first, second, third)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("override", ["lr.what=much", "no.such.key=2"])
+def test_invalid_override_of_a_later_job_raises_hydras_error(override: str) -> None:
+    register()
+    with initialize_config_dir(conf_dir(), version_base="1.3", job_name="train"):
+        loader = GlobalHydra.instance().config_loader()
+        sweep = loader.load_configuration("train", [], run_mode=RunMode.MULTIRUN)
+        configs = JobConfigs(loader, sweep)
+        configs(["lr.what=0.1"])
+        with pytest.raises(ConfigCompositionException):
+            configs([override])

@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from helpers.settings import SMALL
-from helpers.small_runs import train_in
+from helpers.small_runs import AfterEpoch, fit, train_in
 from omegaconf import DictConfig
 
-from attnmosaic.callbacks.checkpoints import keep_as
+from attnmosaic.callbacks.checkpoints import CycleCheckpoint, LastCheckpoint, keep_as
 from attnmosaic.core.errors import UserError
 from attnmosaic.training.checkpointing import AtomicCheckpointIO, read_checkpoint
 from attnmosaic.training.trainer import build_trainer
 
+Config = Callable[..., DictConfig]
 Train = Callable[..., dict[str, float]]
 FLIPS = 200
 """Number of files with flipped bits."""
@@ -153,25 +155,70 @@ def test_folder_as_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.faults
+def test_checkpoints_are_written_by_time_and_at_the_end(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epochs take four seconds on this clock; both callbacks count their ten seconds from their own last checkpoint."""
+    now = 0.0
+    written: list[tuple[str, int]] = []
+
+    def end_of_epoch(epoch: int, module: pl.LightningModule) -> None:
+        nonlocal now
+        now += 4
+
+    save = pl.Trainer.save_checkpoint
+
+    def record(trainer: pl.Trainer, path: Path, *arguments: Any, **named: Any) -> None:
+        written.append((path.name, trainer.current_epoch + 1))
+        save(trainer, path, *arguments, **named)
+
+    monkeypatch.setattr("attnmosaic.callbacks.checkpoints.time.monotonic", lambda: now)
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", record)
+    fit(config("schedule.k=1", "schedule.epochs=10", "logger=none"), AfterEpoch(end_of_epoch))
+    last = [("last.ckpt", epoch) for epoch in (3, 6, 9, 10)]
+    cycles = [("epoch-0004.ckpt", 4), ("epoch-0008.ckpt", 8)]
+    assert sorted(written) == sorted([*last, *cycles])
+    assert epochs_in(tmp_path / "run" / "checkpoints") == {
+        "before_last.ckpt": 9, "last.ckpt": 10, "epoch-0004.ckpt": 4, "epoch-0008.ckpt": 8
+    }  # fmt: skip
+
+
+def test_checkpoint_is_written_when_a_callback_ends_the_run(config: Config, tmp_path: Path) -> None:
+    class Stop(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            trainer.should_stop = trainer.current_epoch == 2
+
+    fit(config("schedule.k=1", "schedule.epochs=10", "logger=none"), Stop())
+    assert epochs_in(tmp_path / "run" / "checkpoints") == {"last.ckpt": 3}
+
+
+@pytest.mark.parametrize("callback", [LastCheckpoint, CycleCheckpoint])
+@pytest.mark.parametrize("value", [-1, "soon", True, float("nan"), None])
+def test_invalid_time_between_checkpoints_is_a_user_error(callback: Any, value: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"^callbacks\.{callback.name}\.min_seconds: got {value}, .* type "):
+        callback(tmp_path, value)
+
+
+def epochs_in(folder: Path) -> dict[str, int]:
+    """Returns the number of trained epochs of each checkpoint in a folder."""
+    return {path.name: torch.load(path, weights_only=True)["epoch"] + 1 for path in folder.glob("*.ckpt")}
+
+
 def test_before_last_checkpoint_is_from_the_epoch_before(train: Train, tmp_path: Path) -> None:
     """A truncated last checkpoint never replaces it."""
-    settings = ("schedule.k=2", "schedule.epochs=5", "logger=none", "callbacks.cycle=null")
+    settings = ("schedule.k=2", "schedule.epochs=5", "logger=none", "callbacks.last.min_seconds=0")
     metrics = train(*settings)
     folder = tmp_path / "run" / "checkpoints"
-
-    def epochs() -> dict[str, int]:
-        return {path.name: torch.load(path, weights_only=True)["epoch"] + 1 for path in sorted(folder.glob("*.ckpt"))}
-
-    assert epochs() == {"before_last.ckpt": 4, "last.ckpt": 5}
+    assert epochs_in(folder) == {"before_last.ckpt": 4, "last.ckpt": 5}
     assert not (folder / "last.ckpt").samefile(folder / "before_last.ckpt")
     (folder.parent / "result.json").unlink()
     (folder / "last.ckpt").write_bytes((folder / "last.ckpt").read_bytes()[:-500])
     assert train(*settings) == metrics
-    assert epochs() == {"before_last.ckpt": 4, "last.ckpt": 5}
+    assert epochs_in(folder) == {"before_last.ckpt": 4, "last.ckpt": 5}
     (folder.parent / "result.json").unlink()
     (folder / "before_last.ckpt").replace(folder / "last.ckpt")  # the state after a stop after epoch 4
     assert train(*settings) == metrics
-    assert epochs() == {"before_last.ckpt": 4, "last.ckpt": 5}
+    assert epochs_in(folder) == {"before_last.ckpt": 4, "last.ckpt": 5}
 
 
 def test_keep_as_keeps_a_file_under_a_second_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

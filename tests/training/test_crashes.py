@@ -3,7 +3,7 @@
 import json
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.forked_commands import Forks
-from helpers.settings import SMALL
+from helpers.settings import ALL_CHECKPOINTS, SMALL
 
 from attnmosaic.runs.run import CONFIG, ERROR, RESULT, Run
 from attnmosaic.runs.snapshots import RECORD
@@ -19,10 +19,11 @@ from attnmosaic.runs.snapshots import RECORD
 pytestmark = pytest.mark.faults
 
 EPOCHS = 7
-SETTINGS = (
+FEW_CHECKPOINTS = (
     *SMALL, "schedule.k=3", f"schedule.epochs={EPOCHS}", "trainer.check_val_every_n_epoch=3", "lr.what=0.1",
     "lr.where=0.1", "logger=none", "progress=quiet", "hydra.run.dir=run",
 )  # fmt: skip
+SETTINGS = (*FEW_CHECKPOINTS, *ALL_CHECKPOINTS)
 NO_PICTURES = "callbacks.pictures=null"
 
 MOMENTS: tuple[tuple[Any, ...], ...] = (
@@ -43,6 +44,17 @@ MOMENTS: tuple[tuple[Any, ...], ...] = (
 )
 """Moments of a run at which it is stopped, in their order within the run. Each is tested once, in one of `RUNS`."""
 
+FEW_MOMENTS: tuple[tuple[Any, ...], ...] = (
+    ("at_epoch", 2),
+    ("at_place", "attnmosaic.callbacks.csv_tables.CsvTable.write", 2),
+    ("at_epoch", 7),
+    ("in_writing", "last.ckpt", "half", 1),
+    ("in_writing", "last.ckpt", "kept", 1),
+    ("in_writing", "mosaics.npz", "written", 1),
+    ("in_writing", "result.json", "half", 1),
+)
+"""Moments at which a run is stopped that writes few checkpoints."""
+
 RUNS = {"what_then_where": "cosine", "joint": "none"}
 """Learning-rate scheduler by schedule; `test_resume.py` resumes from checkpoints in every schedule."""
 
@@ -58,7 +70,7 @@ def forks() -> Iterator[Forks]:
         yield started
 
 
-def check_same(reference: Path, other: Path) -> None:
+def check_same(reference: Path, other: Path, checkpoints: Sequence[str] = ("last.ckpt", "epoch-0006.ckpt")) -> None:
     """Checks that the folders of two runs are equal, except for times, paths and pictures."""
     tables = sorted(path.name for path in reference.glob("*.csv"))
     assert tables == sorted(path.name for path in other.glob("*.csv"))
@@ -71,7 +83,7 @@ def check_same(reference: Path, other: Path) -> None:
     results = [json.loads((folder / RESULT).read_text()) for folder in (reference, other)]
     for key in ("metrics", "epochs", "config_hash", "seed"):
         assert results[0][key] == results[1][key], key
-    for name in ("last.ckpt", "epoch-0006.ckpt"):
+    for name in checkpoints:
         last = [torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (reference, other)]
         for part in ("state_dict", "optimizer_states", "lr_schedulers"):
             assert same(last[0].get(part), last[1].get(part)), (name, part)
@@ -128,6 +140,22 @@ def reference(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     code, printed = forks.run(folder, *SETTINGS, NO_PICTURES)
     assert code == 0, printed
     return folder / "run"
+
+
+@pytest.mark.parametrize("seconds", [10, 0.1])
+def test_run_with_few_checkpoints_stopped_at_any_moment(
+    forks: Forks, tmp_path: Path, reference: Path, seconds: float
+) -> None:
+    """With the default the run has no checkpoint before its end, with 0.1 s some; it starts again or resumes."""
+    settings, run = (*FEW_CHECKPOINTS, f"callbacks.last.min_seconds={seconds}", NO_PICTURES), tmp_path / "run"
+    for nth, moment in enumerate(FEW_MOMENTS):
+        action = [*EXIT_CODES][nth % len(EXIT_CODES)]
+        code, printed = forks.run(tmp_path, *settings, moment=(*moment, action))
+        check_stopped(code, printed, action, run)
+        assert (run / "checkpoints" / "last.ckpt").exists() or seconds < 1 or nth < 4
+    code, printed = forks.run(tmp_path, *settings)
+    assert code == 0, printed
+    check_same(reference, run, ["last.ckpt"])
 
 
 def test_kill_while_a_checkpoint_is_written_keeps_the_old_one(forks: Forks, tmp_path: Path, reference: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.finished_runs import check_same
+from helpers.settings import ALL_CHECKPOINTS
 
 from attnmosaic.core.errors import UserError
 
@@ -73,7 +74,7 @@ def test_only_the_checkpoint_to_resume_from_is_read_and_once(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a given path, and with the newest checkpoint of the run's folder, where ``last.ckpt`` is read first."""
-    settings = ("schedule.k=1", "schedule.epochs=4", "logger=none")
+    settings = ("schedule.k=1", "schedule.epochs=4", "logger=none", *ALL_CHECKPOINTS)
     metrics = train(*settings, EVERY_EPOCH)
     folder, read = tmp_path / "run" / "checkpoints", list[str]()
     (tmp_path / "run" / "result.json").unlink()

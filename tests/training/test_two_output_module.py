@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from helpers.settings import ALL_CHECKPOINTS
 from helpers.small_runs import AfterEpoch, build, fit
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -266,7 +267,7 @@ class Spoil(pl.Callback):
     ],
 )
 def test_failed_run_keeps_its_last_good_checkpoint(config: Config, step: int, message: str) -> None:
-    settings = config(SUM, "schedule.epochs=4", "logger=none", "trainer.check_val_every_n_epoch=1")
+    settings = config(SUM, "schedule.epochs=4", "logger=none", "trainer.check_val_every_n_epoch=1", *ALL_CHECKPOINTS)
     with pytest.raises(RunError, match=message):
         fit(settings, Spoil(step))
     checkpoint = torch.load(f"{settings.run_dir}/checkpoints/last.ckpt", weights_only=True)

@@ -27,9 +27,10 @@ from attnmosaic.search.space import parse_space
 from attnmosaic.search.summary import summarize
 from attnmosaic.sweeps.display import Display
 from attnmosaic.sweeps.hydra_callback import add_to_plan, begin_sweep, typed_command
+from attnmosaic.sweeps.job_configs import JobConfigs, with_overrides
 from attnmosaic.sweeps.monitor import FAILED, PRUNED, Job
 from attnmosaic.sweeps.packed_job import error_of
-from attnmosaic.sweeps.plan import PlannedJob, display_settings, job_config, planned_job, with_override
+from attnmosaic.sweeps.plan import PlannedJob, display_settings, job_config, planned_job
 
 JOURNAL = "study.journal"
 
@@ -60,6 +61,7 @@ class Search:
         self, options: Options, config: DictConfig, loader: Any, launcher: Launcher, arguments: Sequence[str]
     ) -> None:
         self.config = config
+        self.configs = JobConfigs(loader, config)
         self.launcher = launcher
         self.folder = Path(config.hydra.sweep.dir)
         self.space = parse_space(options.params, arguments, loader, self._unused)
@@ -99,7 +101,7 @@ class Search:
 
     def _unused(self, fixed: list[str]) -> dict[str, str]:
         """Returns the keys that runs with these fixed overrides do not use, with the reasons."""
-        config = planned_job(self.config, 0, fixed).config
+        config = planned_job(self.configs, 0, fixed).config
         plain: Any = OmegaConf.to_container(config, resolve=False)
         reasons = {f"lr.{name}": f"as these runs train no network '{name}'" for name in untrained_networks(plain)}
         stages = ORDERS.get(config.schedule.order, ())
@@ -136,7 +138,7 @@ class Search:
             ((key, value),) = params.items() - first.items()
             # Composing a config is slow, so overrides are applied to a composed config where possible. In a smoke run
             # only composition applies the smaller counts.
-            other = None if base.scale == "smoke" else with_override(base, f"{key}={value}")
+            other = None if base.scale == "smoke" else with_overrides(base, [f"{key}={value}"])
             yield other or job_config(self._planned(0, params).config, str(self.folder))
 
     def _common_cycle(self, schedules: Sequence[Schedule]) -> int:
@@ -258,7 +260,7 @@ class Search:
     def _planned(self, number: int, params: Mapping[str, Any]) -> PlannedJob:
         # Set explicitly, as the sweep of a published table would name the folder by the table's row.
         subdir = f"hydra.sweep.subdir={number}"
-        return planned_job(self.config, number, [*self.space.overrides(params), subdir])
+        return planned_job(self.configs, number, [*self.space.overrides(params), subdir])
 
     def _announce(self, number: int, planned: PlannedJob, params: Mapping[str, Any]) -> None:
         """Adds a trial to the sweep's plan, and its parameters to the display."""

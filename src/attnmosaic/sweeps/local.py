@@ -32,6 +32,7 @@ from attnmosaic.sweeps.allocation import gpu_groups, gpus_per_job, job_environme
 from attnmosaic.sweeps.display import Stream
 from attnmosaic.sweeps.fork_server import CONTEXT
 from attnmosaic.sweeps.hydra_callback import job_began, job_ended, job_output, job_prefix, write_plan
+from attnmosaic.sweeps.job_configs import JobConfigs
 from attnmosaic.sweeps.packed_job import PackedJob, failed_job, portable_error
 
 
@@ -77,8 +78,9 @@ def run_jobs(
     write_plan(context)
 
     def packed_jobs() -> Iterator[tuple[PackedJob, Sequence[str], Path]]:
+        configs = JobConfigs(context.config_loader, config)
         for number, job_overrides in enumerate(overrides, start=first):
-            composed = context.config_loader.load_sweep_config(config, [*job_overrides])
+            composed = configs(job_overrides)
             with open_dict(composed):
                 composed.hydra.job.num = number
             log_file = Path(composed.hydra.sweep.dir, composed.hydra.sweep.subdir, f"{composed.hydra.job.name}.log")

@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.object_type import ObjectType
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from attnmosaic.config.groups import names_in
 from attnmosaic.config.paths import with_absolute_paths
 from attnmosaic.config.resolution import with_scale
 from attnmosaic.config.schedule import ORDERS, Schedule
 from attnmosaic.config.schema import PAIR, metrics_of, networks_of
 from attnmosaic.core.errors import UserError
 from attnmosaic.core.quoting import as_override, literal
+from attnmosaic.sweeps.job_configs import JobConfigs
 from attnmosaic.sweeps.monitor import Job
 from attnmosaic.sweeps.overrides import job_overrides
 from attnmosaic.tables.varied import comparable, key_of
@@ -77,30 +75,15 @@ def check_one_folder(config: DictConfig) -> None:
 
 def _folders(config: DictConfig) -> Iterator[str]:
     """Yields ``hydra.sweep.dir`` of enough jobs to include each value of each swept key at least once."""
-    loader = GlobalHydra.instance().config_loader()
+    configs = JobConfigs(GlobalHydra.instance().config_loader(), config)
     swept = job_overrides(config)
     first = {key: texts[0] for key, texts in swept.items()}
-    base = loader.load_sweep_config(config, [*first.values()])
-    yield str(_numbered(base, 0).hydra.sweep.dir)
+    base = _numbered(configs([*first.values()]), 0)
+    yield str(base.hydra.sweep.dir)
     OmegaConf.copy_cache(from_config=base, to_config=config)  # all jobs must have the same time in their folders
     for key, texts in swept.items():
         for text in texts[1:]:
-            job = with_override(base, text) or loader.load_sweep_config(config, [*{**first, key: text}.values()])
-            yield str(_numbered(job, 1).hydra.sweep.dir)
-
-
-def with_override(config: DictConfig, text: str) -> DictConfig | None:
-    """Returns a config with one more override applied; None if the override needs a composition, which is slow."""
-    override = OverridesParser.create().parse_override(text)
-    key = override.get_key_element()
-    before = OmegaConf.select(config, key) if key[0] not in "+~" and "@" not in key else None
-    # `scale` is both a key and a config group.
-    group = before is not None and names_in(key, ObjectType.CONFIG)
-    if before is None or group or OmegaConf.is_config(before):
-        return None
-    other = config.copy()
-    OmegaConf.update(other, key, override.value())
-    return other
+            yield str(_numbered(configs([*{**first, key: text}.values()]), 1).hydra.sweep.dir)
 
 
 def _numbered(job: DictConfig, number: int) -> DictConfig:
@@ -128,13 +111,14 @@ def _common_prefix(parts: Sequence[Sequence[str]]) -> list[str]:
 
 def planned_jobs(config: DictConfig) -> list[PlannedJob]:
     """Returns all jobs of a sweep with Hydra's basic sweeper."""
+    configs = JobConfigs(GlobalHydra.instance().config_loader(), config)
     products = itertools.product(*job_overrides(config).values())
-    return [planned_job(config, number, overrides) for number, overrides in enumerate(products)]
+    return [planned_job(configs, number, overrides) for number, overrides in enumerate(products)]
 
 
-def planned_job(config: DictConfig, number: int, overrides: Sequence[str]) -> PlannedJob:
+def planned_job(configs: JobConfigs, number: int, overrides: Sequence[str]) -> PlannedJob:
     """Returns one planned job of a sweep, given its number and its overrides."""
-    job = _numbered(GlobalHydra.instance().config_loader().load_sweep_config(config, list(overrides)), number)
+    job = _numbered(configs(overrides), number)
     folder = str(job.hydra.sweep.subdir)
     scaled = with_scale(job)
     plan = {

@@ -25,6 +25,7 @@ from attnmosaic.core.quoting import typed_override
 from attnmosaic.runs.run import ERROR, Run, earlier_result
 from attnmosaic.sweeps.allocation import gpus_per_job
 from attnmosaic.sweeps.hydra_callback import job_began, job_ended, jobs_left_running, write_plan
+from attnmosaic.sweeps.job_configs import JobConfigs
 from attnmosaic.sweeps.packed_job import failed_job
 from attnmosaic.sweeps.plan import job_config
 from attnmosaic.sweeps.slurm_node import OnNode
@@ -122,6 +123,7 @@ class SlurmJobs:
         self.options = options
         self.hydra_context = hydra_context
         self.config = config
+        self._configs = JobConfigs(hydra_context.config_loader, config)
         self.sweep = Path(config.hydra.sweep.dir)
         self.folder = self.sweep / FOLDER
 
@@ -151,7 +153,7 @@ class SlurmJobs:
         return [results[number] for number in jobs]
 
     def _sweep_job(self, number: int, overrides: list[str]) -> _SweepJob:
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        config = self._configs(overrides)
         with open_dict(config):
             config.hydra.job.num = number
         return _SweepJob(number, overrides, config)
