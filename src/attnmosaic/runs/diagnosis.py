@@ -194,12 +194,15 @@ def _became_equal(config: Config, rows: Rows) -> str | None:
 
 
 def _earlier_checkpoint(config: Config, epoch: int) -> str:
-    """Returns a clause with the last checkpoint of a cycle before an epoch; empty if there is none."""
+    """Returns a clause with the last cycle before an epoch; empty if there is none, or if cycles have no checkpoints.
+
+    Only cycles that end long enough after the previous checkpoint have one, and the finding must not depend on the time.
+    """
     cycle = config["schedule"]["k"] * len(ORDERS[config["schedule"]["order"]])
     kept = max(0, epoch - 2) // cycle * cycle  # The weights can have become equal in the epoch before.
     if not kept or not (config.get("callbacks") or {}).get("cycle"):
         return ""
-    return f"; the last checkpoint before that is checkpoints/epoch-{kept:04}.ckpt"
+    return f"; the last cycle before that ended with epoch {kept} (checkpoints/epoch-{kept:04}.ckpt, if it was kept)"
 
 
 def _advice_after_stall(config: Config, rows: Rows, last: Rows, names: Sequence[str]) -> str:
