@@ -196,7 +196,7 @@ def _became_equal(config: Config, rows: Rows) -> str | None:
 def _earlier_checkpoint(config: Config, epoch: int) -> str:
     """Returns a clause with the last cycle before an epoch; empty if there is none, or if cycles have no checkpoints.
 
-    Only cycles that end long enough after the previous checkpoint have one, and the finding must not depend on the time.
+    Only cycles that end long enough after the previous checkpoint have one; the finding must not depend on that.
     """
     cycle = config["schedule"]["k"] * len(ORDERS[config["schedule"]["order"]])
     kept = max(0, epoch - 2) // cycle * cycle  # The weights can have become equal in the epoch before.
