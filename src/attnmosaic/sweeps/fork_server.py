@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.utils import env_override
@@ -35,13 +36,19 @@ GPUs work in a process that is forked afterwards.
 """
 
 
-def start_server() -> None:
-    """Starts the server and returns before the server has finished its imports."""
-    if not FORKS:
+def start_server(preload: Sequence[str] | None = None) -> None:
+    """Starts the server and returns before the server has finished its imports.
+
+    A server that is already running is kept, whatever it has imported.
+
+    Args:
+        preload: modules that the server imports; None for `PRELOAD`.
+    """
+    if not FORKS or forkserver_pid() is not None:
         return
     from multiprocessing import forkserver
 
-    forkserver.set_forkserver_preload([*PRELOAD])
+    forkserver.set_forkserver_preload([*(PRELOAD if preload is None else preload)])
     # The server must ignore Ctrl-C: this process handles it and ends the others.
     interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
