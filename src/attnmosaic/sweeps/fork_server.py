@@ -24,12 +24,13 @@ CONTEXT: Any = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 PRELOAD = (
     "attnmosaic.callbacks.checkpoints", "attnmosaic.callbacks.csv_tables", "attnmosaic.callbacks.figures",
     "attnmosaic.callbacks.progress", "attnmosaic.data.gaussian", "attnmosaic.data.images", "attnmosaic.nn.networks",
-    "attnmosaic.plotting.run", "attnmosaic.sweeps.local", "attnmosaic.training.factory", "attnmosaic.training.results",
-    "attnmosaic.training.resume", "attnmosaic.training.runtime", "attnmosaic.training.trainer",
-    "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf", "matplotlib.figure",
+    "attnmosaic.sweeps.figures", "attnmosaic.sweeps.local", "attnmosaic.training.factory",
+    "attnmosaic.training.results", "attnmosaic.training.resume", "attnmosaic.training.runtime",
+    "attnmosaic.training.trainer",
+    "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf", "matplotlib.figure", "matplotlib.style",
     "torch.utils.tensorboard",
 )  # fmt: skip
-"""Modules that most jobs import.
+"""Modules that most jobs import, and those that plot the figures of the jobs after the last one.
 
 The import of these modules must not start a thread, run a torch operation or use a GPU, because neither threads nor
 GPUs work in a process that is forked afterwards.
