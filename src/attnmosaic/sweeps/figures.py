@@ -62,13 +62,15 @@ def plot_sweep(folder: Path, jobs: Sequence[Job], mode: str) -> None:
     figures = [each for job in jobs for each in figures_of_job(job)]
     if not figures:
         return
-    began, runs = time.monotonic(), len(figures)
-    with _progress(mode, runs) as advance:
+    began, runs = time.monotonic(), f"{len(figures)} run{'s' if len(figures) > 1 else ''}"
+    if mode == "lines":
+        print(f"plotting the figures of {runs}", file=sys.stderr, flush=True)
+    with _progress(mode, len(figures)) as advance:
         draw_runs(figures, partial(_report, advance))
     if mode != "quiet":
         rest = any(each.figures == MAIN for each in figures)
         more = f"; all figures: {command('draw', path_word(folder))}" if rest else ""
-        print(f"plotted figures of {runs} runs in {format_duration(time.monotonic() - began)}{more}", file=sys.stderr)
+        print(f"plotted the figures of {runs} in {format_duration(time.monotonic() - began)}{more}", file=sys.stderr)
 
 
 def figures_of_job(job: Job) -> list[Figures]:
@@ -95,9 +97,7 @@ def _report(advance: Callable[[], None], figures: Figures, drawn: PlottedFiles) 
 
 @contextlib.contextmanager
 def _progress(mode: str, runs: int) -> Iterator[Callable[[], None]]:
-    """Shows how many runs have their figures; yields a function that counts one more run."""
-    if mode == "lines":
-        print(f"plotting figures of {runs} runs", file=sys.stderr, flush=True)
+    """Shows on a terminal how many runs have their figures; yields a function that counts one more run."""
     if mode != "live":
         yield lambda: None
         return
