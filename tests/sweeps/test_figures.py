@@ -95,9 +95,13 @@ def test_figures_of_earlier_jobs_are_plotted_if_they_are_missing_or_older(tmp_pa
 
 
 @pytest.mark.runs
-def test_figures_of_several_runs_equal_those_of_one(tmp_path: Path, few_processes: None) -> None:
-    folders = [finished(tmp_path / name) for name in ("0", "1", "2")]
-    alone = shutil.copytree(folders[0], tmp_path / "alone")
+def test_figures_of_several_runs_equal_those_of_one(
+    tmp_path: Path, few_processes: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the folders are relative paths."""
+    monkeypatch.chdir(tmp_path)
+    folders = [finished(Path(name)) for name in ("0", "1", "2")]
+    alone = Path(shutil.copytree(folders[0], "alone"))
     reported: dict[Path, PlottedFiles] = {}
     draw_runs([Figures(folder, ("png",)) for folder in folders], lambda each, drawn: reported.update({each[0]: drawn}))
     draw_runs([Figures(alone, ("png",))], lambda each, drawn: None)
@@ -107,6 +111,21 @@ def test_figures_of_several_runs_equal_those_of_one(tmp_path: Path, few_processe
         assert {path.name for path in reported[folder].paths} == pictures(folder) == pictures(alone)
         for name in pictures(alone):
             assert (folder / name).read_bytes() == (alone / name).read_bytes(), name
+
+
+@pytest.mark.runs
+def test_draw_plots_all_runs_in_a_folder(cli: Cli, few_processes: None) -> None:
+    """The figure whose file cannot be read is reported, and all other figures are plotted."""
+    folders = [finished(Path("runs", name)) for name in ("0", "1", "2")]
+    (folders[1] / "mosaics.npz").write_bytes(b"half of a")
+    code, out, err = cli("draw", "runs", "--formats", "png")
+    assert code == 1
+    assert sorted(line.partition(": ")[0] for line in out.splitlines()) == ["runs/0", "runs/1", "runs/2"]
+    assert "runs/1: could not plot mosaics" in err
+    for folder in folders:
+        assert pictures(folder) == {*line_of(out, folder).split(", ")}
+    assert MAIN - pictures(folders[1]) == {"mosaics.png"}
+    assert MAIN <= pictures(folders[0]) == pictures(folders[2])
 
 
 @pytest.mark.runs
@@ -166,6 +185,11 @@ def test_progress_of_plotting(
 # ---- complete sweeps
 
 
+def line_of(printed: str, folder: Path) -> str:
+    (line,) = (line for line in printed.splitlines() if line.startswith(f"{folder}: "))
+    return line.partition(": ")[2]
+
+
 def wait_until(condition: Callable[[], Any]) -> None:
     end = time.monotonic() + 60
     while not condition():
@@ -209,6 +233,17 @@ def test_sweep_plots_once_after_its_last_job(cli: Cli, monkeypatch: pytest.Monke
     assert "plot" not in out + err
     again = written(Path("s"))
     assert {name for name in again if again[name] != files[name]} == {"1/focus_vs_pred.png", "1/mosaics.png"}
+
+
+@pytest.mark.runs
+def test_search_plots_the_figures_of_its_trials(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnmosaic.plotting.run.draw_run", lambda *_: 1 / 0)  # in the trials
+    search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweep.dir=s", "progress=lines")
+    code, out, err = cli("train", "-m", *SMALL, *FEW, *search)
+    assert code == 0, err
+    assert "2 of 2 trials" in out
+    assert [pictures(Path("s", name)) for name in ("0", "1")] == [MAIN, MAIN]
+    assert err.splitlines()[-2] == "plotting the figures of 2 runs"
 
 
 @pytest.mark.runs

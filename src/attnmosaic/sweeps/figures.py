@@ -171,7 +171,8 @@ class _Workers:
         connection = self._idle.pop() if self._idle else self._new()
         self.busy[connection] = figures
         with contextlib.suppress(OSError):  # if the process was killed; `wait` reports this
-            connection.send(figures)
+            # The process has its own working directory.
+            connection.send(figures._replace(folder=figures.folder.absolute()))
 
     def wait(self) -> Iterator[tuple[Figures, PlottedFiles]]:
         """Waits until the figures of at least one run are ready, and yields them with their files."""
