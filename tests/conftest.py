@@ -27,7 +27,7 @@ from helpers.configs import composed  # noqa: E402
 from helpers.settings import SMALL, SMALL_NUMBERS  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
-import attnmosaic.draw  # noqa: E402, F401  # binds draw_run before a test replaces it
+import attnmosaic.sweeps.figures  # noqa: E402, F401  # binds draw_run before a test replaces it
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,8 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Skips the figures, which take longer than most runs, except in tests with the mark ``pictures``."""
     if request.node.get_closest_marker("pictures") is None:
-        monkeypatch.setattr("attnmosaic.plotting.run.draw_run", lambda folder, formats: None)
+        monkeypatch.setattr("attnmosaic.plotting.run.draw_run", lambda *_: None)
+        monkeypatch.setattr("attnmosaic.sweeps.figures.plot_sweep", lambda *_: None)
 
 
 @pytest.fixture

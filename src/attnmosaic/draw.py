@@ -1,4 +1,4 @@
-"""Plots the figures of runs again from the files in their folders: ``python -m attnmosaic.draw outputs``."""
+"""Plots all figures of runs from the files in their folders: ``python -m attnmosaic.draw outputs``."""
 
 import argparse
 import sys
@@ -8,9 +8,9 @@ from pathlib import Path
 from attnmosaic import __version__
 from attnmosaic.core.errors import UserError, one_line
 from attnmosaic.core.text import use_substitutes
-from attnmosaic.plotting.run import draw_run
-from attnmosaic.plotting.style import DEFAULT_FORMATS, FORMATS
+from attnmosaic.plotting.style import DEFAULT_FORMATS, FORMATS, PlottedFiles
 from attnmosaic.runs.discovery import require_runs
+from attnmosaic.sweeps.figures import Figures, draw_runs
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -33,14 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
-    failed = False
-    for folder in begun:
-        drawn = draw_run(folder, options.formats)
+    failed: list[str] = []
+
+    def report(figures: Figures, drawn: PlottedFiles) -> None:
         names = ", ".join(path.name for path in drawn.paths) or "no files to plot yet"
-        print(f"{folder}: {names}", flush=True)
+        print(f"{figures.folder}: {names}", flush=True)
         if drawn.failed:
-            print(f"{folder}: could not plot {', '.join(drawn.failed)}", file=sys.stderr)
-            failed = True
+            print(f"{figures.folder}: could not plot {', '.join(drawn.failed)}", file=sys.stderr)
+        failed.extend(drawn.failed)
+
+    draw_runs([Figures(folder, tuple(options.formats)) for folder in begun], report)
     sys.exit(1 if failed else 0)
 
 

@@ -29,7 +29,7 @@ from attnmosaic.core.errors import BusyError, Pruned, RunError, UserError
 from attnmosaic.core.files import write_atomically
 from attnmosaic.core.library_internals import import_lightning
 from attnmosaic.core.processes import launched_rank
-from attnmosaic.core.quoting import in_shell, path_word
+from attnmosaic.core.quoting import command, in_shell, path_word
 from attnmosaic.runs.run import CONFIG, ERROR, PRUNED, earlier_result, lock_run
 from attnmosaic.sweeps.hydra_callback import SKIPPED_JOBS, can_skip_job, end_sweep
 from attnmosaic.training.ranks import Ranks, follow, leading
@@ -105,6 +105,7 @@ def _checked(config: DictConfig, without_command: bool) -> dict[str, Any]:
 def _train(config: dict[str, Any], ranks: Ranks) -> dict[str, float]:
     # These imports take seconds, so they follow the checks of the config.
     import_lightning()
+    from attnmosaic.callbacks.figures import some_figures_missing
     from attnmosaic.training.fit import fit
     from attnmosaic.training.instantiation import check_targets
     from attnmosaic.training.results import final_table, finish_run
@@ -126,8 +127,10 @@ def _train(config: dict[str, Any], ranks: Ranks) -> dict[str, float]:
         log.log(finding_level(), "%s", finding)
     if reason := reason_of_end(trainer, epochs := config["schedule"]["epochs"]):
         log.info("ended after epoch %d of %d: %s", trainer.current_epoch, epochs, reason)
-    dashboards = in_shell("tensorboard", "--logdir", path_word(config["run_dir"]))
-    log.info("plots, tables, checkpoints: %s\nTensorBoard: %s", config["run_dir"], dashboards)
+    folder = path_word(config["run_dir"])
+    more = f"all figures: {command('draw', folder)}\n" if some_figures_missing(trainer) else ""
+    dashboards = in_shell("tensorboard", "--logdir", folder)
+    log.info("plots, tables, checkpoints: %s\n%sTensorBoard: %s", config["run_dir"], more, dashboards)
     return metrics
 
 
@@ -152,11 +155,14 @@ def _measure(config: DictConfig) -> float | None:
 
 
 def _command() -> None:
-    skipped = 0
+    skipped, stopped = 0, False
     try:
         _job()
+    except KeyboardInterrupt:
+        stopped = True
+        raise
     finally:
-        skipped = end_sweep()
+        skipped = end_sweep(plot=not stopped)
     if skipped:
         sys.exit(SKIPPED_JOBS)
 

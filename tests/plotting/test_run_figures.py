@@ -1,6 +1,7 @@
 """Figures of a run: which figures there are, that they equal the run's files, and failures."""
 
 import csv
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from attnmosaic.plotting import curves, run
 from attnmosaic.plotting.curves import draw_gradients, draw_loss, draw_outputs
 from attnmosaic.plotting.focus import PLOTS, draw_accuracy_vs_focus, draw_focus, heading
 from attnmosaic.plotting.heatmaps import draw_confusion
-from attnmosaic.plotting.run import draw_run
+from attnmosaic.plotting.run import draw_run, up_to_date
 from attnmosaic.plotting.style import styled
 from attnmosaic.runs.rows import spans
 from attnmosaic.runs.run import Run
@@ -33,7 +34,9 @@ pytestmark = [pytest.mark.pictures, pytest.mark.runs]
 
 SPLITS = ("train", "test", "held_out")
 FIGURES = {"focus_vs_pred", "accuracy_vs_focus", "loss", "gradients", "mosaics", "regions"}
+MAIN_FIGURES = {"focus_vs_pred", "mosaics"}
 ORANGE = (0xD5, 0x5E, 0x00)
+PLOT_ALL = ("callbacks.pictures.figures=all", "callbacks.pictures.formats=[png,pdf]")
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +52,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     few = ("schedule.k=2", "schedule.epochs=8", "lr.what=0.1", "lr.where=0.1", "trainer.check_val_every_n_epoch=3")
     register()
     with initialize_config_dir(conf_dir(), version_base="1.3"):
-        train_run(compose("train", [*SMALL, *few, "callbacks=gradients", "logger=none", f"run_dir={folder}"]))
+        train_run(
+            compose("train", [*SMALL, *few, "callbacks=gradients", "logger=none", *PLOT_ALL, f"run_dir={folder}"])
+        )
     return folder
 
 
@@ -59,6 +64,10 @@ def copy(finished: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("*.png", "*.pdf", "*.gif", "checkpoints"))
     return folder
+
+
+def plotted(folder: Path) -> set[str]:
+    return {path.name for pattern in ("*.png", "*.pdf", "*.gif") for path in folder.glob(pattern)}
 
 
 def rows(file: Path) -> list[dict[str, str]]:
@@ -72,7 +81,7 @@ def lines(axes: Axes) -> dict[str, tuple[list[float], list[float]]]:
 
 def shaded(axes: Axes) -> list[tuple[int, int]]:
     """Returns the first and last epoch of each shaded area of a panel."""
-    boxes = (patch.get_extents().transformed(axes.transData.inverted()) for patch in axes.patches)
+    boxes = (path.get_extents() for collection in axes.collections for path in collection.get_paths())
     return sorted((round(box.x0), round(box.x1)) for box in boxes)
 
 
@@ -94,10 +103,10 @@ IMAGE_FIGURES = {"accuracy_vs_focus", "focus_vs_pred", "loss", "gradients", "mos
 
 
 @pytest.mark.parametrize(
-    ("overrides", "figures", "animated"),
+    ("overrides", "figures", "main", "animated"),
     [
-        (("experiment=where_then_what", "data=digits"), IMAGE_FIGURES, True),
-        (("experiment=mnist_product",), {"accuracy", "confusion", "loss"}, False),
+        (("experiment=where_then_what", "data=digits"), IMAGE_FIGURES, MAIN_FIGURES, True),
+        (("experiment=mnist_product",), {"accuracy", "confusion", "loss"}, {"accuracy"}, False),
     ],
     ids=["images", "two outputs"],
 )
@@ -107,13 +116,36 @@ def test_figures_of_each_kind_of_run(
     caplog: pytest.LogCaptureFixture,
     overrides: tuple[str, ...],
     figures: set[str],
+    main: set[str],
     animated: bool,
 ) -> None:
+    """A run plots its main figures, and `draw_run` all of them."""
     often = ("schedule.k=1", "schedule.epochs=2", "trainer.check_val_every_n_epoch=1", "logger=none")
-    train(*overrides, *often, "callbacks.pictures.formats=[png]")
-    assert {path.stem for path in (tmp_path / "run").glob("*.png")} == figures
-    assert (tmp_path / "run" / "animation.gif").exists() == animated
+    with caplog.at_level("INFO", "attnmosaic.train"):
+        train(*overrides, *often)
+    folder = tmp_path / "run"
+    assert plotted(folder) == {f"{name}.png" for name in main}
+    assert f"all figures: python -m attnmosaic.draw {folder}\n" in caplog.text
+    draw_run(folder, ["png"])
+    assert plotted(folder) == {f"{name}.png" for name in figures} | ({"animation.gif"} if animated else set())
     assert "could not be" not in caplog.text
+
+
+@pytest.mark.parametrize(("figures", "files"), [("main", MAIN_FIGURES), ("all", FIGURES)])
+def test_figures_are_up_to_date_until_the_run_writes_its_files(copy: Path, figures: str, files: set[str]) -> None:
+    assert not up_to_date(Run(copy), ["svg"], figures)
+    draw_run(copy, ["svg"], figures)
+    assert {path.stem for path in copy.glob("*.svg")} == files
+    assert up_to_date(Run(copy), ["svg"], figures)
+    assert not up_to_date(Run(copy), ["svg", "pdf"], figures)
+    for written in ("metrics.csv", "mosaics.npz"):
+        later = (copy / "mosaics.svg").stat().st_mtime + 10
+        times = (copy / written).stat()
+        os.utime(copy / written, (later, later))
+        assert not up_to_date(Run(copy), ["svg"], figures)
+        os.utime(copy / written, (times.st_atime, times.st_mtime))
+    (copy / "mosaics.svg").unlink()
+    assert not up_to_date(Run(copy), ["svg"], figures)
 
 
 def test_focus_figure_equals_the_tables(finished: Path) -> None:
@@ -302,8 +334,11 @@ def test_run_ends_normally_if_figures_fail(
 
 
 def test_formats_of_figures(config: Callable[..., DictConfig]) -> None:
-    assert RunPictures("x").formats == tuple(config().callbacks.pictures.formats) == ("png", "pdf")
+    assert RunPictures("x").formats == tuple(config().callbacks.pictures.formats) == ("png",)
+    assert RunPictures("x").figures == config().callbacks.pictures.figures == "main"
     assert RunPictures("x", "svg").formats == ("svg",)
+    with pytest.raises(UserError, match=r"callbacks\.pictures\.figures: .*some.*all"):
+        RunPictures("x", figures="some")
     with pytest.raises(UserError, match=r"callbacks\.pictures\.formats: .*jpg.*svg"):
         RunPictures("x", ["png", "jpg"])
 

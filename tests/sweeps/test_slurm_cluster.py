@@ -61,13 +61,15 @@ def test_sweep_on_a_cluster(cli: Cli, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def _check_experiments(cli: Cli, options: tuple[str, ...]) -> None:
-    """Checks that the jobs of a sweep over experiments run in one folder, whose name contains no experiment."""
-    sweep = ("experiment=gaussian,gaussian_type1", "scale=smoke", "trainer.accelerator=cpu", "callbacks.pictures=null")
+    """Checks a sweep over experiments: its folder's name has no experiment, and its jobs plot their own figures."""
+    sweep = ("experiment=gaussian,gaussian_type1", "scale=smoke", "trainer.accelerator=cpu")
     code, _, err = cli("train", *sweep, *options, "-m")
     assert code == 0, err
+    assert "plot" not in err
     (plan,) = Path("outputs").rglob("sweep.json")
     assert plan.parent.parent == Path("outputs/smoke/sweeps")
     assert {*Path("outputs").rglob("result.json")} == {plan.parent / job / "result.json" for job in ("0", "1")}
+    assert {*Path("outputs").rglob("mosaics.png")} == {plan.parent / job / "mosaics.png" for job in ("0", "1")}
 
 
 def _check_sweep(cluster: Cluster, command: list[str]) -> None:

@@ -126,7 +126,7 @@ def test_user_errors_end_a_sweep_before_its_first_job(cli: Cli, command: str, ov
 
 @pytest.mark.pictures
 def test_every_output_of_a_smoke_run_is_marked(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = cli("train", *ROW, "seed.all=0", "-m")
+    code, out, _ = cli("train", *ROW, "seed.all=0", "callbacks.pictures.figures=all", "-m")
     assert code == 0
     assert out.count("SMOKE: few examples") == 1
     assert out.count("SMOKE RUNS, NO RESULT") == 1

@@ -10,6 +10,9 @@ from pathlib import Path
 SWEEP_PROGRESS = "ATTNMOSAIC_SWEEP_PROGRESS"
 """Environment variable with the progress mode of a sweep; set only in the processes of a sweep."""
 
+PLOTTED_BY_SWEEP = "ATTNMOSAIC_PLOTTED_BY_SWEEP"
+"""Environment variable that is set in the jobs of a sweep that plots their figures itself, after its last job."""
+
 _LOGGERS_IN_BAR = ("attnmosaic.callbacks.progress", "attnmosaic.callbacks.eta")
 
 

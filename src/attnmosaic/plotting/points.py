@@ -35,7 +35,8 @@ def draw_points(record: Record, split: str = "held_out", n: int = SHOWN) -> "Fig
         axes.set_axis_off()
     for axes, (mosaics, i) in zip(panels.flat, picks, strict=False):
         axes.set_axis_on()
-        axes.set(xticks=[], yticks=[])
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_visible(False)
         regions(axes, plane)
         base_points(axes, record, plane)
         points, alpha, true = mosaics.patches[i], mosaics.alpha[i], int(mosaics.foreground[i])

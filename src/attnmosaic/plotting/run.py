@@ -1,4 +1,4 @@
-"""Plots every figure of a run from the files in its folder."""
+"""Plots the figures of a run from the files in its folder."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attnmosaic.plotting import animation, curves, focus, heatmaps, mosaics, points
-from attnmosaic.plotting.style import DEFAULT_FORMATS, PlottedFiles, draw_all
+from attnmosaic.plotting.style import DEFAULT_FORMATS, PlottedFiles, draw_all, without_garbage_collection
+from attnmosaic.runs.discovery import last_written
 from attnmosaic.runs.rows import curve
-from attnmosaic.runs.run import Run
+from attnmosaic.runs.run import METRICS_CSV, Run
 from attnmosaic.runs.snapshots import RECORD
 
 if TYPE_CHECKING:
@@ -17,8 +18,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MAIN, ALL = FIGURES = ("main", "all")
+"""The figures that a user looks at first, or all figures and the animation."""
 
-def draw_run(folder: Path, formats: Iterable[str] = DEFAULT_FORMATS) -> PlottedFiles:
+_MAIN_FIGURES = ("accuracy", "focus_vs_pred", "mosaics")
+
+RUN_FORMATS = ("png",)
+"""File formats that a run writes at its end without other settings."""
+
+
+@without_garbage_collection()
+def draw_run(folder: Path, formats: Iterable[str] = DEFAULT_FORMATS, figures: str = ALL) -> PlottedFiles:
     """Plots each figure whose input files exist, and saves it in the run's folder.
 
     All pictures of a smoke run have a banner. A figure that cannot be plotted, and a file that cannot be read, is
@@ -27,15 +37,16 @@ def draw_run(folder: Path, formats: Iterable[str] = DEFAULT_FORMATS) -> PlottedF
     Args:
         folder: the run's folder; the run can still be running.
         formats: file formats of the figures, from `attnmosaic.plotting.style.FORMATS`.
+        figures: ``main`` or ``all``, see `FIGURES`.
     """
     run = Run(folder)
     record = run.snapshots
-    drawn = draw_all(figures_of(run), folder, formats, run.smoke)
+    drawn = draw_all(figures_of(run, figures), folder, formats, run.smoke)
     for name, reason in run.problems.items():
         log.warning("%s: %s", folder / name, reason)
     if RECORD in run.problems:
         drawn.failed.append("mosaics")
-    if record is not None and animation.weights_change(record):
+    if record is not None and figures == ALL and animation.weights_change(record):
         try:
             drawn.paths.append(animation.draw_animation(folder / animation.NAME, record, run.stages, run.smoke))
         except Exception:  # a failed picture must not end the run
@@ -44,8 +55,21 @@ def draw_run(folder: Path, formats: Iterable[str] = DEFAULT_FORMATS) -> PlottedF
     return drawn
 
 
-def figures_of(run: Run) -> dict[str, Callable[[], "Figure"]]:
-    """Returns a function for each figure whose input files exist, by name."""
+def up_to_date(run: Run, formats: Iterable[str], figures: str) -> bool:
+    """Returns whether `draw_run` with the same arguments has plotted the run's final files."""
+    files = [run.folder / f"{name}.{form}" for name in figures_of(run, figures) for form in formats]
+    if figures == ALL and run.snapshots is not None and animation.weights_change(run.snapshots):
+        files.append(run.folder / animation.NAME)
+    measured = max(last_written(run.folder / name) for name in (METRICS_CSV, RECORD))
+    return all(last_written(file) >= measured for file in files)
+
+
+def figures_of(run: Run, which: str = ALL) -> dict[str, Callable[[], "Figure"]]:
+    """Returns a function for each figure whose input files exist, by name; `which` is ``main`` or ``all``."""
+    return {name: draw for name, draw in _all_figures(run).items() if which == ALL or name in _MAIN_FIGURES}
+
+
+def _all_figures(run: Run) -> dict[str, Callable[[], "Figure"]]:
     figures: dict[str, Callable[[], Figure]] = {}
     if run.outputs and run.metrics:
         figures["accuracy"] = partial(curves.draw_outputs, run)

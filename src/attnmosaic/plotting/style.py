@@ -1,6 +1,7 @@
 """Styles and saves figures, and marks the stages behind curves."""
 
 import contextlib
+import gc
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.resources import as_file, files
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 
 FORMATS = ("png", "pdf", "svg")
 DEFAULT_FORMATS = ("png", "pdf")
+"""File formats that the commands `draw` and `collect` write without other instructions."""
 
 COLUMN, PAGE = 3.4, 7.0
 """Width of a figure in inches: in one column of a paper, and across two columns."""
@@ -28,8 +30,13 @@ COLUMN, PAGE = 3.4, 7.0
 SHADE = "0.92"
 """Grey behind the epochs in which only Where trains."""
 
-# Without dates, figures plotted again from the same folder are the same files byte by byte.
-_METADATA: dict[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+# Without dates, figures plotted again from the same folder are the same files byte by byte. The fastest compression of
+# a PNG takes a third less time than the default, for files that are a seventh larger.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "png": {"pil_kwargs": {"compress_level": 1}},
+    "pdf": {"metadata": {"CreationDate": None}},
+    "svg": {"metadata": {"Date": None}},
+}
 
 
 class PlottedFiles(NamedTuple):
@@ -50,6 +57,18 @@ def styled() -> Iterator[None]:
         matplotlib.style.context(style, after_reset=True),
     ):
         yield
+
+
+@contextlib.contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Stops the collection of unreachable objects, which would visit all objects of a training process repeatedly."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def draw_all(
@@ -84,7 +103,7 @@ def save(figure: "Figure", folder: Path, name: str, formats: Iterable[str], smok
     paths = []
     for form in formats:
         paths.append(folder / f"{name}.{form}")
-        figure.savefig(paths[-1], format=form, bbox_inches=box, metadata=_METADATA[form])
+        figure.savefig(paths[-1], format=form, bbox_inches=box, **_OPTIONS[form])
     return paths
 
 
@@ -110,10 +129,10 @@ def set_up_epoch_axes(panels: Iterable["Axes"], stages: Sequence[Span], epochs: 
     from matplotlib.ticker import MaxNLocator
 
     shortest_named = epochs / 12
+    where = [(start, end) for stage, start, end in stages if stage == "where"]
     for axes in panels:
+        _shade(axes, where)
         for stage, start, end in stages:
-            if stage == "where":
-                axes.axvspan(start, end, color=SHADE, linewidth=0, zorder=0)
             if len(stages) > 1 and end - start >= shortest_named:
                 axes.annotate(
                     stage.capitalize(), ((start + end) / 2, 1), (0, -4), va="top", ha="center", color="0.45",
@@ -121,6 +140,17 @@ def set_up_epoch_axes(panels: Iterable["Axes"], stages: Sequence[Span], epochs: 
                 )  # fmt: skip
         axes.set(xlim=(0, max(1, epochs)))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 5, 10]))
+
+
+def _shade(axes: "Axes", ranges: Sequence[tuple[int, int]]) -> None:
+    """Shades ranges of epochs with a single artist, which is faster than `axvspan` for each of many stages."""
+    from matplotlib.collections import PolyCollection
+
+    corners = [[(start, 0), (start, 1), (end, 1), (end, 0)] for start, end in ranges]
+    shades = PolyCollection(
+        corners, transform=axes.get_xaxis_transform(), facecolor=SHADE, linewidth=0, antialiased=False, zorder=0
+    )
+    axes.add_collection(shades, autolim=False)
 
 
 def stage_entries(stages: Sequence[Span]) -> list["Artist"]:

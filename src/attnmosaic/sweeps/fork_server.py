@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.utils import env_override
@@ -21,27 +22,34 @@ FORKS = sys.platform == "linux"
 CONTEXT: Any = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 
 PRELOAD = (
-    "attnmosaic.callbacks.checkpoints", "attnmosaic.callbacks.csv_tables", "attnmosaic.callbacks.figures",
-    "attnmosaic.callbacks.progress", "attnmosaic.data.gaussian", "attnmosaic.data.images", "attnmosaic.nn.networks",
-    "attnmosaic.plotting.run", "attnmosaic.sweeps.local", "attnmosaic.training.factory", "attnmosaic.training.results",
-    "attnmosaic.training.resume", "attnmosaic.training.runtime", "attnmosaic.training.trainer",
-    "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf", "matplotlib.figure",
-    "torch.utils.tensorboard",
+    "attnmosaic.training.lightning", "attnmosaic.callbacks.attention_gradients", "attnmosaic.callbacks.checkpoints",
+    "attnmosaic.callbacks.csv_tables", "attnmosaic.callbacks.diagnosis", "attnmosaic.callbacks.eta",
+    "attnmosaic.callbacks.figures", "attnmosaic.callbacks.progress", "attnmosaic.callbacks.snapshots",
+    "attnmosaic.callbacks.tensorboard", "attnmosaic.data.gaussian", "attnmosaic.data.images", "attnmosaic.nn.networks",
+    "attnmosaic.sweeps.figures", "attnmosaic.sweeps.local", "attnmosaic.train", "attnmosaic.training.fit",
+    "attnmosaic.training.results", "attnmosaic.training.tensorboard",
+    "matplotlib.backends.backend_agg", "matplotlib.figure", "matplotlib.style",
 )  # fmt: skip
-"""Modules that most jobs import.
+"""Modules that most jobs import, and those that plot the figures of the jobs after the last one.
 
 The import of these modules must not start a thread, run a torch operation or use a GPU, because neither threads nor
 GPUs work in a process that is forked afterwards.
 """
 
 
-def start_server() -> None:
-    """Starts the server and returns before the server has finished its imports."""
-    if not FORKS:
+def start_server(preload: Sequence[str] | None = None) -> None:
+    """Starts the server and returns before the server has finished its imports.
+
+    A server that is already running is kept, whatever it has imported.
+
+    Args:
+        preload: modules that the server imports; None for `PRELOAD`.
+    """
+    if not FORKS or forkserver_pid() is not None:
         return
     from multiprocessing import forkserver
 
-    forkserver.set_forkserver_preload([*PRELOAD])
+    forkserver.set_forkserver_preload([*(PRELOAD if preload is None else preload)])
     # The server must ignore Ctrl-C: this process handles it and ends the others.
     interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -1,4 +1,4 @@
-"""Hydra callback of sweeps: plans the jobs and checks their data, displays the running sweep, and prints its table."""
+"""Hydra callback of sweeps: plans and checks the jobs, displays the running sweep, prints its table, plots figures."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from attnmosaic.cli.command import error_line, guard_sweep, how_to_resume
-from attnmosaic.cli.progress import SWEEP_PROGRESS, progress_mode
+from attnmosaic.cli.progress import PLOTTED_BY_SWEEP, SWEEP_PROGRESS, progress_mode
 from attnmosaic.config.availability import check_available
 from attnmosaic.config.keys import check_keys
 from attnmosaic.config.resolution import unresolved
@@ -31,7 +31,7 @@ from attnmosaic.runs.discovery import read_plan
 from attnmosaic.runs.run import SWEEP, Run
 from attnmosaic.sweeps.display import Display, Stream
 from attnmosaic.sweeps.monitor import LEFT_RUNNING, SKIPPED, Job
-from attnmosaic.sweeps.overrides import expand_sweeps, uses_basic_sweeper
+from attnmosaic.sweeps.overrides import expand_sweeps, uses_basic_sweeper, uses_local_launcher
 from attnmosaic.sweeps.packed_job import error_of
 from attnmosaic.sweeps.plan import check_one_folder, monitored_jobs, planned_jobs, set_sweep_folder, swept_keys
 
@@ -159,11 +159,21 @@ def typed_command() -> str:
 
 @dataclass
 class _Sweep:
-    """The sweep that this process runs: its folder, its display, and a function that returns the texts printed last."""
+    """The sweep that this process runs.
+
+    Attributes:
+        folder: the sweep's folder.
+        mode: how progress is shown.
+        display: the display of the jobs.
+        report: returns the texts that are printed when the sweep ends.
+        local: whether the jobs run on this machine, and this process plots their figures.
+    """
 
     folder: Path
+    mode: str
     display: Display
     report: Callable[[], list[str]]
+    local: bool
 
 
 _current: _Sweep | None = None
@@ -182,7 +192,10 @@ def begin_sweep(config: DictConfig, jobs: list[Job], report: Callable[[], list[s
     os.environ[SWEEP_PROGRESS] = mode = progress_mode(config.progress)
     timed = any(time in str(folder) for time in OmegaConf.get_cache(config)["now"].values())
     end_in_order(True, lambda: how_to_resume("hydra.sweep.dir", str(folder), timed))
-    _current = _Sweep(folder, Display(mode, jobs), report or (lambda: _tables(folder)))
+    os.environ.pop(PLOTTED_BY_SWEEP, None)  # a Slurm job would inherit it
+    if local := uses_local_launcher(config.hydra):
+        os.environ[PLOTTED_BY_SWEEP] = "1"
+    _current = _Sweep(folder, mode, Display(mode, jobs), report or (lambda: _tables(folder)), local)
     return _current.display
 
 
@@ -233,8 +246,11 @@ def job_prefix(number: int) -> str:
     return f"{_current.display.monitor.jobs[number].label} | "
 
 
-def end_sweep() -> int:
+def end_sweep(plot: bool = True) -> int:
     """Prints the result of this process's sweep, if it ran one: its table, its folder, and the commands to type next.
+
+    Args:
+        plot: whether to plot the figures of the jobs afterwards.
 
     Returns:
         Number of jobs that this process skipped and that the process running them has not finished.
@@ -244,6 +260,7 @@ def end_sweep() -> int:
         return 0
     sweep, _current = _current, None
     os.environ.pop(SWEEP_PROGRESS, None)
+    os.environ.pop(PLOTTED_BY_SWEEP, None)
     sweep.display.close()
     monitor = sweep.display.monitor
     if not monitor.begun:
@@ -256,7 +273,18 @@ def end_sweep() -> int:
             "run the same command again later",
             file=sys.stderr,
         )
+    if plot and sweep.local:
+        _plot(sweep)
     return skipped
+
+
+def _plot(sweep: _Sweep) -> None:
+    from attnmosaic.sweeps.figures import plot_sweep
+
+    try:
+        plot_sweep(sweep.folder, sweep.display.monitor.jobs, sweep.mode)
+    except Exception as error:  # an error here must not change the exit code
+        warnings.warn(f"cannot plot the figures of '{sweep.folder}': {type(error).__name__}: {error}", stacklevel=1)
 
 
 def _print_result(sweep: _Sweep) -> None:

@@ -106,3 +106,8 @@ def _at_least_one(override: Override, values: list[str]) -> list[str]:
 def uses_basic_sweeper(hydra: DictConfig) -> bool:
     """Returns whether the sweeper is Hydra's basic one: its jobs are known in advance and independent of each other."""
     return str(hydra.sweeper._target_).endswith("BasicSweeper")
+
+
+def uses_local_launcher(hydra: DictConfig) -> bool:
+    """Returns whether the launcher runs all jobs on this machine and returns after the last one."""
+    return str(hydra.launcher._target_).endswith((".BasicLauncher", ".AttnmosaicLauncher"))
