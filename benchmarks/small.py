@@ -30,11 +30,11 @@ RUN_IMPORTS = (
 """Python code that imports what a default run imports before its first step."""
 
 FIGURES = (
-    "import sys, time, numpy; begin = time.perf_counter(); from pathlib import Path; "
-    "from attnmosaic.plotting.run import draw_run; draw_run(Path(sys.argv[1]), ('png',)); "
+    "import sys, time; from pathlib import Path; from attnmosaic.plotting.run import MAIN, RUN_FORMATS, draw_run; "
+    "begin = time.perf_counter(); draw_run(Path(sys.argv[1]), RUN_FORMATS, MAIN); "
     "print('figures', time.perf_counter() - begin)"
 )
-"""Python code that plots the figures that a run plots at its end, and prints the seconds."""
+"""Python code that plots the figures that a run plots at its end, and prints the seconds; it imports matplotlib."""
 
 
 def run_cases(repeats: int) -> Iterator[tuple[str, str, float]]:

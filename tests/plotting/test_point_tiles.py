@@ -53,7 +53,7 @@ def test_mosaic_shows_weights_foreground_and_aggregate() -> None:
         probabilities=np.array([[0.1, 0.9]], dtype=np.float32),
     )
     side = 200
-    image = np.array(point_tiles.card(mosaics, 0, plane(), CLASSES, side))[tiles.MARGIN :, tiles.MARGIN :]
+    image = np.array(point_tiles.cards(mosaics, plane(), CLASSES, side)[0])[tiles.MARGIN :, tiles.MARGIN :]
 
     def circle_radius(x: int, y: int, within: int) -> int:
         """Returns the radius of the circle around a patch, in pixels."""

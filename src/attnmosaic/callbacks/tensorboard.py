@@ -193,7 +193,7 @@ def _pictures(module: StagewiseModule, n: int) -> Iterator[tuple[str, Image]]:
         if plane is None:
             sheet = tiles.sheet([tiles.card(mosaics, i, classes) for i in range(len(mosaics))], 1)
         else:
-            sheet = tiles.sheet([point_tiles.card(mosaics, i, plane, classes) for i in range(len(mosaics))], 2)
+            sheet = tiles.sheet(point_tiles.cards(mosaics, plane, classes), 2)
         yield f"mosaics/{split}", sheet
     if plane is not None:
         yield "networks", point_tiles.networks(plane, classes, train.pool.classes)

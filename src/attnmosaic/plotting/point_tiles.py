@@ -113,14 +113,20 @@ def legend(draw: ImageDraw.ImageDraw, x: float, y: float, classes: Sequence[str]
         x += 26 + draw.textlength(name, font=font(12))
 
 
-def card(mosaics: PredictedMosaics, i: int, plane: Plane, classes: Sequence[str], side: int = 230) -> Image.Image:
-    """Draws a mosaic of points on What's decision regions, with prediction and truth below.
+def cards(mosaics: PredictedMosaics, plane: Plane, classes: Sequence[str], side: int = 230) -> list[Image.Image]:
+    """Draws each mosaic of points on What's decision regions, with prediction and truth below.
 
     Patches are circles that grow with their weight, the true foreground has a frame, and the aggregate is a cross.
     """
-    to_pixels = Transform(plane.extent, side)
-    panel = backdrop(region_colors(plane.regions), side)
-    draw = ImageDraw.Draw(panel)
+    regions, to_pixels = backdrop(region_colors(plane.regions), side), Transform(plane.extent, side)
+    return [_card(mosaics, i, regions.copy(), to_pixels, classes) for i in range(len(mosaics))]
+
+
+def _card(
+    mosaics: PredictedMosaics, i: int, panel: Image.Image, to_pixels: Transform, classes: Sequence[str]
+) -> Image.Image:
+    """Draws a mosaic on a picture of the regions."""
+    draw, side = ImageDraw.Draw(panel), panel.width
     for p, (x, y) in enumerate(to_pixels(mosaics.patches[i])):
         radius = 3 + 14 * float(mosaics.alpha[i, p]) ** 0.5
         disc(draw, x, y, radius, outline=OUTLINE, width=2)
