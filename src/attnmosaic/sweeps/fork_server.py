@@ -26,7 +26,7 @@ PRELOAD = (
     "attnmosaic.callbacks.csv_tables", "attnmosaic.callbacks.diagnosis", "attnmosaic.callbacks.eta",
     "attnmosaic.callbacks.figures", "attnmosaic.callbacks.progress", "attnmosaic.callbacks.snapshots",
     "attnmosaic.callbacks.tensorboard", "attnmosaic.data.gaussian", "attnmosaic.data.images", "attnmosaic.nn.networks",
-    "attnmosaic.sweeps.figures", "attnmosaic.sweeps.local", "attnmosaic.train", "attnmosaic.training.fit",
+    "attnmosaic.sweeps.figures", "attnmosaic.sweeps.local", "attnmosaic.training.fit",
     "attnmosaic.training.results", "attnmosaic.training.tensorboard",
     "matplotlib.backends.backend_agg", "matplotlib.figure", "matplotlib.style",
 )  # fmt: skip
