@@ -1,0 +1,77 @@
+"""Measures where the time of a 2-D epoch goes: ``python -m benchmarks.epoch`` prints milliseconds per epoch by part."""
+
+import contextlib
+import logging
+import warnings
+
+import torch
+from pytorch_lightning.callbacks import Timer
+from rich.console import Console
+from rich.table import Table
+
+from attnmosaic.callbacks.attention_gradients import AlphaGradients
+from attnmosaic.callbacks.checkpoints import CycleCheckpoint, LastCheckpoint
+from attnmosaic.callbacks.csv_tables import RunTables
+from attnmosaic.callbacks.diagnosis import Diagnosis
+from attnmosaic.callbacks.eta import Pace
+from attnmosaic.callbacks.snapshots import MosaicRecord
+from attnmosaic.callbacks.tensorboard import Dashboards
+from attnmosaic.core.text import use_substitutes
+from attnmosaic.training.fit import fit
+from attnmosaic.training.runtime import job_globals
+from attnmosaic.training.stagewise import StagewiseModule
+from attnmosaic.training.steps import Steps
+from benchmarks.project import Stopwatch, configure
+from benchmarks.small import EPOCHS, TINY, TINY_EPOCHS
+
+PARTS: dict[str, dict[type, tuple[str, ...]]] = {
+    "optimizer steps": {Steps: ("__call__",)},
+    "metrics of the epoch's steps": {StagewiseModule: ("_finish_epoch",)},
+    "evaluation of three splits, every fifth epoch": {StagewiseModule: ("validation_step", "on_validation")},
+    "gradient curve": {AlphaGradients: ("on_train_epoch", "on_train_start")},
+    "predictions of 16 mosaics": {MosaicRecord: ("on_train_epoch", "on_train_start", "on_validation")},
+    "TensorBoard: pictures, histograms": {Dashboards: ("on_train", "on_validation")},
+    "tables": {RunTables: ("on_train", "on_validation")},
+    "checkpoints": {LastCheckpoint: ("on_train",), CycleCheckpoint: ("on_train",)},
+    "findings and time left": {Diagnosis: ("on_train", "on_validation"), Pace: ("on_train",)},
+}
+"""Methods, by class, that do the work of each part. Scalars for TensorBoard count where they are logged."""
+
+REST = "Lightning, and all else"
+
+
+def measure(*overrides: str) -> dict[str, float]:
+    """Trains a 2-D run on one thread and returns the milliseconds per epoch of each part, and of the whole training."""
+    config = configure("experiment=gaussian", "progress=quiet", "callbacks.pictures=null", *overrides, log=True)
+    with contextlib.ExitStack() as stack, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stack.enter_context(job_globals(0, 1, "highest"))
+        watches = {part: stack.enter_context(Stopwatch(methods)) for part, methods in PARTS.items()}
+        trainer, _ = fit(config)
+    (timer,) = (callback for callback in trainer.callbacks if isinstance(callback, Timer))  # type: ignore[attr-defined]
+    whole = timer.time_elapsed("train")
+    seconds = {part: watch.seconds for part, watch in watches.items()}
+    seconds |= {REST: whole - sum(seconds.values()), "whole": whole}
+    return {part: 1e3 * value / config["schedule"]["epochs"] for part, value in seconds.items()}
+
+
+def main() -> None:
+    """Runs the command line."""
+    use_substitutes()
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    measure(f"schedule.epochs={EPOCHS}")  # a first run imports and prepares
+    runs = {
+        "default, 12 steps": measure(f"schedule.epochs={EPOCHS}"),
+        "one step": measure(*TINY, f"schedule.epochs={TINY_EPOCHS}"),
+    }
+    table = Table(title="milliseconds per epoch", title_justify="left")
+    for column in ("part", *runs):
+        table.add_column(column, justify="left" if column == "part" else "right")
+    for part in (*PARTS, REST, "whole"):
+        table.add_row(part, *(f"{times[part]:.2f}" for times in runs.values()))
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()
