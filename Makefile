@@ -55,7 +55,7 @@ lint: $(VENV)/installed ## check style and types
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: $(VENV)/installed ## measure speed and memory, against the published loop and a plain script (ten minutes)
+bench: $(VENV)/installed ## measure speed and memory, against the published loop and a plain script (half an hour)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 train: $(VENV)/installed ## train: make train ARGS="experiment=stagewise lr.what=0.001"

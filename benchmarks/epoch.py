@@ -5,6 +5,7 @@ import logging
 import warnings
 
 import torch
+from hydra.utils import instantiate
 from pytorch_lightning.callbacks import Timer
 from rich.console import Console
 from rich.table import Table
@@ -16,11 +17,14 @@ from attnmosaic.callbacks.diagnosis import Diagnosis
 from attnmosaic.callbacks.eta import Pace
 from attnmosaic.callbacks.snapshots import MosaicRecord
 from attnmosaic.callbacks.tensorboard import Dashboards
+from attnmosaic.config.schema import PRECISIONS
 from attnmosaic.core.text import use_substitutes
-from attnmosaic.training.fit import fit
+from attnmosaic.data.datamodule import MosaicDataModule
+from attnmosaic.training.factory import build_module
 from attnmosaic.training.runtime import job_globals
 from attnmosaic.training.stagewise import StagewiseModule
 from attnmosaic.training.steps import Steps
+from attnmosaic.training.trainer import build_trainer
 from benchmarks.project import Stopwatch, configure
 from benchmarks.small import EPOCHS, TINY, TINY_EPOCHS
 
@@ -42,12 +46,15 @@ REST = "Lightning, and all else"
 
 def measure(*overrides: str) -> dict[str, float]:
     """Trains a 2-D run on one thread and returns the milliseconds per epoch of each part, and of the whole training."""
-    config = configure("experiment=gaussian", "progress=quiet", "callbacks.pictures=null", *overrides, log=True)
+    config = configure("experiment=gaussian", "progress=quiet", *overrides, log=True)
     with contextlib.ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         stack.enter_context(job_globals(0, 1, "highest"))
+        data: MosaicDataModule = instantiate(config["data"], _convert_="all")
+        data.setup()
+        module, trainer = build_module(config, data), build_trainer(config, PRECISIONS[config["precision"]])
         watches = {part: stack.enter_context(Stopwatch(methods)) for part, methods in PARTS.items()}
-        trainer, _ = fit(config)
+        trainer.fit(module, datamodule=data)
     (timer,) = (callback for callback in trainer.callbacks if isinstance(callback, Timer))  # type: ignore[attr-defined]
     whole = timer.time_elapsed("train")
     seconds = {part: watch.seconds for part, watch in watches.items()}

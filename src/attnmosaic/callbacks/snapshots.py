@@ -58,6 +58,8 @@ class MosaicRecord(pl.Callback):
         self.predictions: dict[str, list[tuple[Tensor, Tensor]]] = {}
         """Attention weights ``[M, P]`` and probabilities ``[M, F]`` after each of `epochs`, by split."""
         self.identities: dict[str, Tensor] = {}
+        self._inputs: dict[str, tuple[Tensor, Tensor]] = {}
+        """Row numbers and patches of the followed mosaics, by split."""
         self._final: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     # ---- during training
@@ -85,7 +87,10 @@ class MosaicRecord(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not isinstance(pl_module, StagewiseModule):
             return
-        new, old = {split: self._identity(pl_module.mosaics[split]) for split in FOLLOWED}, self.identities
+        mosaics, dtype = pl_module.mosaics, pl_module.frozen_where.dtype
+        rows = {split: self._rows(mosaics[split]) for split in FOLLOWED}
+        self._inputs = {split: (rows[split], mosaics[split].patches(rows[split], dtype)) for split in FOLLOWED}
+        new, old = {split: self._identity(mosaics[split]) for split in FOLLOWED}, self.identities
         if old.keys() != new.keys() or not all(torch.equal(old[split], new[split]) for split in new):
             self.identities, self.epochs, self.predictions = new, [], {}
         if not self.epochs:
@@ -104,7 +109,7 @@ class MosaicRecord(pl.Callback):
     def _follow(self, trainer: pl.Trainer, module: StagewiseModule, epochs: int) -> None:
         """Adds the predictions after `epochs` epochs."""
         with trainer.precision_plugin.val_step_context(), eval_mode(module.pair.where, module.pair.what):
-            new = {s: predict(module, module.mosaics[s], self._rows(module.mosaics[s])) for s in FOLLOWED}
+            new = {split: _predict(module, module.mosaics[split], *self._inputs[split]) for split in FOLLOWED}
         self.epochs.append(epochs)
         for split, predicted in new.items():
             self.predictions.setdefault(split, []).append(predicted)
@@ -183,7 +188,11 @@ def predict(module: StagewiseModule, mosaics: Mosaics, rows: Tensor) -> tuple[Te
     Returns:
         The attention weights ``[M, P]`` and What's probabilities ``[M, F]``.
     """
-    patches = mosaics.patches(rows, module.frozen_where.dtype)
+    return _predict(module, mosaics, rows, mosaics.patches(rows, module.frozen_where.dtype))
+
+
+@torch.no_grad()
+def _predict(module: StagewiseModule, mosaics: Mosaics, rows: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
     alpha = module.frozen_where.fresh_weights(mosaics, patches, rows)
     with eval_mode(module.pair.what):
         return alpha, module.pair.what(aggregate(alpha, patches)).float().softmax(dim=1)
