@@ -4,6 +4,7 @@ import contextlib
 import logging
 import warnings
 
+import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from pytorch_lightning.callbacks import Timer
@@ -20,13 +21,14 @@ from attnmosaic.callbacks.tensorboard import Dashboards
 from attnmosaic.config.schema import PRECISIONS
 from attnmosaic.core.text import use_substitutes
 from attnmosaic.data.datamodule import MosaicDataModule
+from attnmosaic.data.sampler import row_loader
 from attnmosaic.training.factory import build_module
 from attnmosaic.training.runtime import job_globals
 from attnmosaic.training.stagewise import StagewiseModule
 from attnmosaic.training.steps import Steps
-from attnmosaic.training.trainer import build_trainer
-from benchmarks.project import Stopwatch, configure
-from benchmarks.small import EPOCHS, TINY, TINY_EPOCHS
+from attnmosaic.training.trainer import NoProfiler, build_trainer
+from benchmarks.project import Stopwatch, configure, timed
+from benchmarks.small import EPOCHS, EVERY, TINY, TINY_EPOCHS
 
 PARTS: dict[str, dict[type, tuple[str, ...]]] = {
     "optimizer steps": {Steps: ("__call__",)},
@@ -62,6 +64,37 @@ def measure(*overrides: str) -> dict[str, float]:
     return {part: 1e3 * value / config["schedule"]["epochs"] for part, value in seconds.items()}
 
 
+class Empty(pl.LightningModule):
+    """Does nothing in any step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, *_: object) -> None: ...
+
+    def validation_step(self, *_: object, dataloader_idx: int = 0) -> None: ...
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def lightning_alone(callbacks: int = 11) -> float:
+    """Returns the milliseconds per epoch of Lightning with callbacks that do nothing, one batch and three splits."""
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=TINY_EPOCHS, check_val_every_n_epoch=EVERY, logger=False, num_sanity_val_steps=0,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, profiler=NoProfiler(),
+        callbacks=[type(f"Nothing{n}", (pl.Callback,), {})() for n in range(callbacks)],
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        seconds = timed(
+            torch.device("cpu"), lambda: trainer.fit(Empty(), row_loader(1, 1), [row_loader(1, 1) for _ in range(3)])
+        )
+    return 1e3 * seconds / TINY_EPOCHS
+
+
 def main() -> None:
     """Runs the command line."""
     use_substitutes()
@@ -77,7 +110,12 @@ def main() -> None:
         table.add_column(column, justify="left" if column == "part" else "right")
     for part in (*PARTS, REST, "whole"):
         table.add_row(part, *(f"{times[part]:.2f}" for times in runs.values()))
-    Console(width=110).print(table)
+    console = Console(width=110)
+    console.print(table)
+    console.print(f"Lightning alone, with as many callbacks that do nothing: {lightning_alone():.2f}")
+    few = ("callbacks.gradients=null", "callbacks.record=null", "callbacks.dashboards=null")
+    whole = measure(*TINY, *few, f"schedule.epochs={TINY_EPOCHS}")["whole"]
+    console.print(f"one step an epoch, with {' '.join(few)}: {whole:.2f}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import bare, cases, growth, machine, project, small
+from benchmarks import bare, cases, epoch, growth, machine, project, replicas, small
 from benchmarks.cases import OURS, PLAIN, QUIET, REFERENCE, SINGLE
 
 pytestmark = pytest.mark.runs
@@ -170,8 +171,8 @@ def test_verdicts() -> None:
         ("hydra/launcher=joblib <= 14 s", True),
         ("1.6 x one after another (>= 1.6)", True),
     ]
-    (epoch,) = judged("2-D epoch of one step", plain=0.001, attnmosaic=0.005)
-    assert epoch == ("4 ms above plain (<= 3 ms)", False)
+    (tiny,) = judged("2-D epoch of one step", plain=0.001, attnmosaic=0.005)
+    assert tiny == ("4 ms above plain (<= 3 ms)", False)
 
 
 def test_small_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +187,25 @@ def test_small_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         assert OURS in contenders
         assert all(value > 0 for values in contenders.values() for value in values)
         assert any(met is not None for _, met in benchmarks.verdicts(case, contenders)), case
+
+
+def test_parts_of_an_epoch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """They add up to the whole; each takes time."""
+    for name, value in {"EPOCHS": 2, "TINY_EPOCHS": 2}.items():
+        monkeypatch.setattr(epoch, name, value)
+    parts = epoch.measure("schedule.epochs=2", "schedule.k=1", "trainer.check_val_every_n_epoch=1", *epoch.TINY)
+    whole = parts.pop("whole")
+    assert sum(parts.values()) == pytest.approx(whole)
+    assert all(value > 0 for value in parts.values()), parts
+    monkeypatch.setattr(logging, "disable", lambda _: None)
+    epoch.main()
+    assert "Lightning alone" in capsys.readouterr().out
+
+
+def test_replicas_take_the_steps_of_single_runs() -> None:
+    for network, (together, one_by_one, difference) in replicas.measure(3).items():
+        assert difference < 1e-5, network
+        assert min(together, one_by_one) > 0
 
 
 def test_bare_loop_trains_one_network_at_a_time() -> None:

@@ -96,6 +96,16 @@ def test_record_of_a_resumed_run_equals_an_uninterrupted_one(train: Train, tmp_p
     assert len(np.unique(kept.followed["train"].alpha[:, 0], axis=0)) > 2  # Where changed
 
 
+def test_record_does_not_depend_on_when_predictions_are_joined(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Path
+) -> None:
+    """Here after every second epoch, and no checkpoint joins them before."""
+    monkeypatch.setattr("attnmosaic.callbacks.snapshots.RECENT", 2)
+    train(*SIX, *QUIET, "callbacks.last=null", "callbacks.cycle=null")
+    with np.load(uninterrupted / "mosaics.npz") as first, np.load(tmp_path / "run" / "mosaics.npz") as second:
+        assert all(np.array_equal(first[name], second[name]) for name in first.files)
+
+
 @pytest.mark.parametrize("other", ["data.patches=5", "callbacks.record.followed=4", "data.seed=7"])
 def test_other_mosaics_are_followed_from_the_checkpoint_on(
     train: Train, tmp_path: Path, uninterrupted: Path, other: str

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.settings import ALL_CHECKPOINTS, SMALL
 from helpers.small_runs import train_in
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -20,7 +23,7 @@ from attnmosaic.callbacks.tensorboard import ABOVE, HEIGHT, chosen_epochs
 from attnmosaic.cli.command import line_and_code
 from attnmosaic.core.errors import RunError
 from attnmosaic.runs.snapshots import read_record
-from attnmosaic.training.tensorboard import hparams_summaries
+from attnmosaic.training.tensorboard import EventLogger, hparams_summaries
 
 pytestmark = pytest.mark.runs
 
@@ -116,6 +119,47 @@ def test_picture_of_the_last_epoch_equals_the_record(train: Train, tmp_path: Pat
     shown = Image.open(io.BytesIO(events.Images("mosaics/held_out")[-1].encoded_image_string))
     assert np.array_equal(np.array(shown), np.array(expected))
     assert "networks" not in events.Tags()["images"]
+
+
+@pytest.mark.parametrize(("seconds", "epochs"), [(10, [0, 8]), (0, [0, 4, 8])])
+def test_pictures_are_at_least_some_seconds_apart(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, epochs: list[int]
+) -> None:
+    """Unless the user chooses the epochs; the first and the last epoch always have pictures."""
+    monkeypatch.setattr("attnmosaic.callbacks.tensorboard.SECONDS", seconds)
+    train(*EIGHT, *PLAIN, "logger=tensorboard", "callbacks.dashboards.every_n_epochs=null")
+    events = events_of(tmp_path / "run")
+    assert all([image.step for image in events.Images(tag)] == epochs for tag in events.Tags()["images"])
+
+
+def test_scalars_of_an_epoch_are_one_event(train: Train, tmp_path: Path) -> None:
+    """In a single file, to which the final metrics are added."""
+    train(*EIGHT, *PLAIN, "logger=tensorboard", "callbacks.last=null")
+    (file,) = (tmp_path / "run").glob("events.out.tfevents.*")
+    tags: dict[int, list[set[str]]] = {}
+    for raw in RawEventFileLoader(str(file)).Load():
+        event = Event.FromString(raw)
+        scalars = {value.tag for value in event.summary.value if value.HasField("simple_value")}
+        if scalars:
+            tags.setdefault(event.step, []).append(scalars)
+    assert all(len(tags[step]) == 1 for step in range(9) if step not in (4, 8))  # those two have pictures as well
+    assert {"running/loss", "stage", "stage/strip", "gradient/foreground"} <= tags[3][0]
+
+
+def test_logger_takes_what_lightning_logs(tmp_path: Path) -> None:
+    """Tensors, scalars of several calls for a step, and nested metrics; nothing is lost when it ends."""
+    logger = EventLogger(str(tmp_path))
+    logger.log_metrics({"a": torch.tensor(1.5)}, 1)
+    logger.log_metrics({"b": 2}, 1)
+    logger.log_metrics({"a": 2.5, "pair": {"x": 1.0, "y": 2.0}}, 2)
+    logger.log_metrics({"a": 3.5}, 3)
+    logger.finalize("success")
+    logger.log_metrics({"last": 1.0}, 3)
+    logger.experiment.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("a")] == [(1, 1.5), (2, 2.5), (3, 3.5)]
+    assert [(event.step, event.value) for event in events.Scalars("b")] == [(1, 2.0)]
+    assert events.Scalars("last")[0].value == 1
 
 
 def test_training_is_the_same_without_dashboards(train: Train, tmp_path: Path, uninterrupted: Path) -> None:

@@ -6,12 +6,16 @@ from pathlib import Path
 
 import pytest
 from helpers.configs import composed
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from omegaconf import DictConfig, OmegaConf
 
+from attnmosaic.config.groups import names_in
 from attnmosaic.config.identity import config_hash
 from attnmosaic.config.keys import check_keys
 from attnmosaic.config.resolution import resolve, with_scale
-from attnmosaic.config.schema import METRICS, TrainConfig, metrics_of, networks_of
+from attnmosaic.config.schema import METRICS, TrainConfig, conf_dir, metrics_of, networks_of, register
 from attnmosaic.core.errors import UserError
 
 EXPERIMENT = """# @package _global_
@@ -21,6 +25,18 @@ seed: {all: 7}
 precision: float64
 optimized_metric: held_out/ftpt
 """
+
+
+def test_names_in_a_group_are_those_that_hydra_lists() -> None:
+    """For every folder of conf/."""
+    register()
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        folders = [path.relative_to(conf_dir()).as_posix() for path in Path(conf_dir()).rglob("*") if path.is_dir()]
+        assert "experiment/table1" in folders
+        for group in (*folders, "no/such/group", "lr.what"):
+            for kind in (ObjectType.CONFIG, ObjectType.GROUP):
+                assert names_in(group, kind) == loader.get_group_options(group, kind), group
 
 
 def test_experiment_overrides_defaults_and_command_line_overrides_both(tmp_path: Path) -> None:

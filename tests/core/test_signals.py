@@ -22,7 +22,10 @@ from attnmosaic.runs.run import RESULT, Run
 
 pytestmark = pytest.mark.faults
 
-LONG = (*SMALL, "schedule.k=2", "schedule.epochs=100000", "trainer.check_val_every_n_epoch=1000", "logger=none")
+LONG = (
+    *SMALL, "schedule.k=2", "schedule.epochs=100000", "trainer.check_val_every_n_epoch=1000", "logger=none",
+    "callbacks.last.min_seconds=0.5",
+)  # fmt: skip
 SWEEP = (*LONG, "seed.all=0,1", "hydra.sweep.dir=sweep")
 PATIENCE = 120
 """Seconds to wait for an event before a test fails."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from helpers.instant_searches import outcomes, recorded, states_of
-from helpers.settings import SMALL
+from helpers.settings import ALL_CHECKPOINTS, SMALL
 
 from attnmosaic.runs.run import RESULT
 from attnmosaic.sweeps.fork_server import CONTEXT, start_server, stop_server
@@ -23,7 +23,7 @@ KILLS = 5
 GIVEN = (
     *SMALL, "callbacks.record=null", "callbacks.dashboards=null", "callbacks.gradients=null", "callbacks.pictures=null",
     "logger=none", "lr.where=tag(log,interval(0.001,1))", "schedule.k=choice(1,2)", "hydra/sweeper=optuna",
-    "progress=quiet",
+    "progress=quiet", *ALL_CHECKPOINTS,
 )  # fmt: skip
 
 

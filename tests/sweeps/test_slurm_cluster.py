@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from helpers.commands import Cli, check_line
 from helpers.finished_runs import check_same
-from helpers.settings import ROOT, SMALL
+from helpers.settings import ALL_CHECKPOINTS, ROOT, SMALL
 from helpers.slurm_cluster import Cluster, slurm, wait_for
 
 from attnmosaic.runs.run import Run
@@ -26,6 +26,7 @@ ROWS = (
     "schedule.epochs=5",
     "callbacks.pictures=null",
     "hydra.sweep.dir=sweep",
+    *ALL_CHECKPOINTS,
     "+callbacks.fate._target_=helpers.user_code.Holds",
     "+callbacks.fate.folder=${run_dir}",
     "+callbacks.fate.until=go",

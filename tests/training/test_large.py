@@ -68,6 +68,23 @@ def test_entropies_in_pieces_equal_those_computed_at_once(monkeypatch: pytest.Mo
     assert means[0] == means[1]
 
 
+def test_rows_are_written_at_most_once_a_second_and_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("attnmosaic.callbacks.csv_tables.time.monotonic", lambda: now)
+    table = CsvTable(tmp_path / "a.csv", ["epoch"])
+    table.rewrite()
+    lines = []
+    for epoch in range(6):
+        now += 0.4
+        table.append({"epoch": epoch}, write=True)
+        lines.append((tmp_path / "a.csv").read_text().count("\n"))
+    assert lines == [1, 1, 4, 4, 4, 7]
+    table.append({"epoch": 6}, write=True)
+    table.write()
+    table.write()
+    assert (tmp_path / "a.csv").read_bytes() == table.text.encode()
+
+
 BYTES = 24
 """Largest number of bytes of memory for each patch of each training mosaic, with everything that a run logs and keeps.
 
@@ -192,7 +209,15 @@ def test_memory_grows_little_over_a_thousand_epochs(
     caplog.set_level(logging.WARNING)  # pytest keeps every message
     growth = Growth(tmp_path / "run")
     monkeypatch.setattr("attnmosaic.training.trainer._instances", instances_and(growth))
-    train(config("schedule.k=2", f"schedule.epochs={EPOCHS}", "progress=quiet", "callbacks.cycle=null"))
+    train(
+        config(
+            "schedule.k=2",
+            f"schedule.epochs={EPOCHS}",
+            "progress=quiet",
+            "callbacks.cycle=null",
+            "callbacks.last.min_seconds=0",
+        )
+    )
     (rss, objects, size), (late_rss, late_objects, late_size) = growth.measured[EARLY], growth.measured[LATE]
     epochs = LATE - EARLY
     print(

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from helpers.commands import Cli
 from helpers.forked_ranks import Forked, forked  # noqa: F401
-from helpers.settings import SMALL
+from helpers.settings import ALL_CHECKPOINTS, SMALL
 
 from attnmosaic.core.errors import Pruned, RunError, UserError
 from attnmosaic.core.processes import RankInfo
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.runs
 Train = Callable[..., dict[str, float]]
 
 TWO = ("trainer=ddp", "trainer.accelerator=cpu")
-SHORT = (*SMALL, "schedule.k=1", "schedule.epochs=3", "logger=none", "callbacks.pictures=null")
+SHORT = (*SMALL, "schedule.k=1", "schedule.epochs=3", "logger=none", "callbacks.pictures=null", *ALL_CHECKPOINTS)
 TWO_PROCESSES = {"trainer": {"strategy": "ddp", "devices": 2}}
 
 

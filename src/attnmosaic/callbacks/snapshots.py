@@ -1,7 +1,6 @@
 """Records attention weights and predictions: of a few mosaics during training, of chosen ones at its end."""
 
 import math
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,9 @@ FOLLOWED = ("train", "held_out")
 
 LONGEST = 64
 """Largest side of a recorded patch, in pixels; larger patches are reduced."""
+
+RECENT = 64
+"""Largest number of epochs whose predictions are kept one by one, as joining them takes longer than a prediction."""
 
 SIDE = 160
 """Cells along each side of the plane that 2-D networks are evaluated on."""
@@ -55,8 +57,9 @@ class MosaicRecord(pl.Callback):
         self.followed = followed
         self.chosen = chosen
         self.epochs: list[int] = []
-        self.predictions: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        """Attention weights ``[M, P]`` and probabilities ``[M, F]`` after each of `epochs`, by split."""
+        self.predictions: dict[str, list[Tensor]] = {}
+        self._recent: list[dict[str, tuple[Tensor, Tensor]]] = []
+        """Predictions by split of the last epochs, on the device, which `_merge` adds to `predictions`."""
         self.identities: dict[str, Tensor] = {}
         self._inputs: dict[str, tuple[Tensor, Tensor]] = {}
         """Row numbers and patches of the followed mosaics, by split."""
@@ -71,17 +74,17 @@ class MosaicRecord(pl.Callback):
             The epochs ``[T]``, the weights ``[T, M, P]`` and probabilities ``[T, M, F]`` of each split, and the
             identity of the followed mosaics.
         """
+        self._merge()
         # Tensors are copied quickly; copying lists of a thousand epochs would take longer than an epoch.
         return {
             "epochs": torch.tensor(self.epochs, dtype=torch.int64),
-            "answers": {split: list(_stacked(predicted)) for split, predicted in self.predictions.items()},
+            "answers": {**self.predictions},
             "asked": self.identities,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.epochs = state_dict["epochs"].tolist()
-        self.predictions = {split: [*zip(*parts, strict=True)] for split, parts in state_dict["answers"].items()}
-        self.identities = state_dict["asked"]
+        self.predictions, self.identities = {**state_dict["answers"]}, state_dict["asked"]
 
     @log_errors
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -111,8 +114,19 @@ class MosaicRecord(pl.Callback):
         with trainer.precision_plugin.val_step_context(), eval_mode(module.pair.where, module.pair.what):
             new = {split: _predict(module, module.mosaics[split], *self._inputs[split]) for split in FOLLOWED}
         self.epochs.append(epochs)
-        for split, predicted in new.items():
-            self.predictions.setdefault(split, []).append(predicted)
+        self._recent.append(new)
+        if len(self._recent) == RECENT:
+            self._merge()
+
+    def _merge(self) -> None:
+        """Adds the recent predictions to `predictions`, in main memory."""
+        recent, self._recent = self._recent, []
+        for split in FOLLOWED if recent else ():
+            alpha, probabilities = zip(*(predicted[split] for predicted in recent), strict=True)
+            latest = [torch.stack(parts).float().cpu() for parts in (alpha, probabilities)]
+            if earlier := self.predictions.get(split):
+                latest = [torch.cat(both) for both in zip(earlier, latest, strict=True)]
+            self.predictions[split] = latest
 
     def _rows(self, mosaics: Mosaics) -> Tensor:
         """Returns the row numbers of the followed mosaics."""
@@ -159,9 +173,10 @@ class MosaicRecord(pl.Callback):
             )
             final[split] = predicted_mosaics(data, rows, alpha[rows], probabilities[rows])
         followed = {}
-        for split, predicted in self.predictions.items():
+        self._merge()
+        for split, (alpha, probabilities) in self.predictions.items():
             rows = self._rows(module.mosaics[split])
-            followed[split] = predicted_mosaics(module.mosaics[split], rows, *_stacked(predicted))
+            followed[split] = predicted_mosaics(module.mosaics[split], rows, alpha, probabilities)
         train = module.mosaics["train"]
         return Record(
             classes=train.foreground_classes,
@@ -173,12 +188,6 @@ class MosaicRecord(pl.Callback):
             plane=plane_of(module) if train.pool.patch_shape == (2,) else None,
             scale=module.scale,
         )
-
-
-def _stacked(predicted: Sequence[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
-    """Yields the attention weights ``[T, M, P]`` and the probabilities ``[T, M, F]`` of T epochs, in main memory."""
-    # After loading a checkpoint, earlier predictions are in main memory and new ones on the device of the networks.
-    return (torch.stack([part.float().cpu() for part in parts]) for parts in zip(*predicted, strict=True))
 
 
 @torch.no_grad()
