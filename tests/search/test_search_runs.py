@@ -10,7 +10,7 @@ import pytest
 from helpers.commands import Cli
 from helpers.fresh_process import LARGE, answers
 from helpers.instant_searches import SPACE, Runs, replace_basic_launcher, states_of, study_of
-from helpers.settings import SMALL
+from helpers.settings import ALL_CHECKPOINTS, SMALL
 from hydra.core.config_store import ConfigStore
 
 from attnmosaic.collect import collect
@@ -98,7 +98,7 @@ def test_pruned_trial_resumes_outside_the_search(cli: Cli) -> None:
     """The pruned trial has no result; its resumed run has the numbers of an uninterrupted run."""
     settings = (
         *LEAN[:-1], "schedule.epochs=12", "schedule.k=2", "trainer.check_val_every_n_epoch=1",
-        "optimized_metric=test/loss",
+        "optimized_metric=test/loss", *ALL_CHECKPOINTS,
     )  # fmt: skip
     overrides = (
         "lr.what=choice(1e-9,0.1)", "hydra/sweeper/sampler=random", "hydra.sweeper.n_trials=2",

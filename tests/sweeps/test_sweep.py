@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from helpers.commands import Cli, check_line
+from helpers.settings import ALL_CHECKPOINTS
 from helpers.terminal import Screen
 from helpers.user_code import TINY_CIFAR10, TINY_MNIST
 
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.runs
 
 SMOKE = ("reproduce=gradients", "scale=smoke", "trainer.accelerator=cpu")
 ROW = (*SMOKE, "experiment=gradients/joint")
-TWO_ROWS = (*SMOKE, "experiment=gradients/joint,gradients/type2")
+TWO_ROWS = (*SMOKE, "experiment=gradients/joint,gradients/type2", *ALL_CHECKPOINTS)
 FOLDER = Path("outputs") / "smoke" / "gradients"
 
 

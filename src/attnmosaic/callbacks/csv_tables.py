@@ -74,8 +74,8 @@ class CsvTable(Sequence[Row]):
             self.write()
 
     def write(self) -> None:
-        """Adds the new rows to the file."""
-        if self._written < len(self._lines):
+        """Adds the new rows to the file, if `rewrite` has begun it."""
+        if 0 < self._written < len(self._lines):
             with self.path.open("a", newline="", encoding="utf-8") as file:
                 file.writelines(self._lines[self._written :])
             self._written, self._written_at = len(self._lines), time.monotonic()
