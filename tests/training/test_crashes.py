@@ -27,7 +27,7 @@ SETTINGS = (*FEW_CHECKPOINTS, *ALL_CHECKPOINTS)
 NO_PICTURES = "callbacks.pictures=null"
 
 MOMENTS: tuple[tuple[Any, ...], ...] = (
-    ("at_place", "attnmosaic.training.factory.build_module", 1),  # in start-up
+    ("at_place", "attnmosaic.training.fit.build_module", 1),  # in start-up
     ("at_epoch", 1),
     ("in_writing", "last.ckpt", "half", 1),
     ("at_place", "attnmosaic.training.stagewise.StagewiseModule.training_step", 3),
@@ -36,7 +36,7 @@ MOMENTS: tuple[tuple[Any, ...], ...] = (
     ("in_writing", "last.ckpt", "renamed", 1),
     ("at_epoch", 6),
     ("in_writing", "epoch-0006.ckpt", "synced", 1),
-    ("at_place", "attnmosaic.training.resume.check_resume", 1),
+    ("at_place", "attnmosaic.training.fit.check_resume", 1),
     ("in_writing", "mosaics.npz", "written", 1),
     ("at_place", "attnmosaic.plotting.run.draw_run", 1),
     ("at_place", "attnmosaic.training.results.finish_run", 1),
