@@ -86,7 +86,9 @@ class Display:
             if self.live:
                 self._console.print(line)
             else:
-                print(line.plain, file=sys.stderr, flush=True)
+                # One write for the text and its end: between two, a job could write into the line (PYTHONUNBUFFERED=1).
+                sys.stderr.write(f"{line.plain}\n")
+                sys.stderr.flush()
 
     def draw(self) -> None:
         """Redraws the bars."""
