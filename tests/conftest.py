@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from helpers.settings import SMALL, SMALL_NUMBERS  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
 import attnmosaic.sweeps.figures  # noqa: E402, F401  # binds draw_run before a test replaces it
+from attnmosaic.core.library_internals import forkserver_pid  # noqa: E402
+from attnmosaic.sweeps.fork_server import stop_server  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +37,15 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents tests from reading the user's cache and data folders."""
     monkeypatch.setenv("ATTNMOSAIC_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("ATTNMOSAIC_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _own_fork_server() -> Iterator[None]:
+    """Stops a fork server that the test has started: later tests would use it, and it has this test's output."""
+    before = forkserver_pid()
+    yield
+    if forkserver_pid() != before:
+        stop_server()
 
 
 @pytest.fixture(autouse=True)
