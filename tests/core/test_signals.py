@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
-from helpers.settings import ROOT, SMALL
+from helpers.settings import ALL_CHECKPOINTS, ROOT, SMALL
 
 from attnmosaic.core import signals
 from attnmosaic.core.quoting import command as command_line
@@ -89,7 +89,7 @@ def test_advised_command_resumes_the_run(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     timed = f"paths.output={in_hydra_grammar(name)}"  # the folder's name ends with the time
-    few = (*SMALL, "schedule.k=1", "schedule.epochs=4", "logger=none", "callbacks.pictures=null")
+    few = (*SMALL, "schedule.k=1", "schedule.epochs=4", "logger=none", "callbacks.pictures=null", *ALL_CHECKPOINTS)
     line = command_line("train", *few, "+callbacks.stop._target_=stopper.Stop", timed)
     stopped = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True)
     assert stopped.returncode == 143, stopped.stderr

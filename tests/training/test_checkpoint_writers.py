@@ -13,7 +13,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from helpers.commands import Cli, check_line
-from helpers.settings import SMALL, SMALL_NUMBERS
+from helpers.settings import ALL_CHECKPOINTS, SMALL, SMALL_NUMBERS
 from helpers.small_runs import build, train_in
 from omegaconf import DictConfig
 from torch.utils.tensorboard import SummaryWriter
@@ -33,7 +33,7 @@ Train = Callable[..., dict[str, float]]
 
 COMMON = (
     "schedule.epochs=5", "trainer.check_val_every_n_epoch=2", "logger=none", "callbacks.pictures=null",
-    "callbacks.cycle=null",
+    "callbacks.last.min_seconds=0", "callbacks.cycle=null",
 )  # fmt: skip
 PAIR = ("data.steps_per_block=1", "schedule.k=2", "lr.what=0.1", "lr.where=0.1", *COMMON)
 SUM = ("experiment=mnist_sum", "lr.network=0.01", "data.redraw=true", *COMMON)
@@ -272,7 +272,7 @@ def test_tensorboard_is_flushed_before_each_checkpoint(
 
     monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", save_and_log)
     logged = [setting for setting in PAIR if setting not in ("logger=none", "callbacks.cycle=null")]
-    train(*logged)
+    train(*logged, *ALL_CHECKPOINTS)
     written = [i for i, action in enumerate(actions) if action.endswith(".ckpt")]
     assert {actions[i] for i in written} == {"last.ckpt", "epoch-0004.ckpt"}
     assert all(actions[i - 1] == "flush" for i in written)
