@@ -200,7 +200,7 @@ def _pictures(module: StagewiseModule, n: int) -> Iterator[tuple[str, Image]]:
 
 
 def _encoded(picture: Image) -> Summary.Image:
-    """Returns a picture in TensorBoard's form, at half the cost of `SummaryWriter.add_image`."""
+    """Returns a picture in TensorBoard's form, without the conversions of `SummaryWriter.add_image`."""
     png = io.BytesIO()
     picture.convert("RGB").save(png, format="png", compress_level=1)
     return Summary.Image(height=picture.height, width=picture.width, colorspace=3, encoded_image_string=png.getvalue())

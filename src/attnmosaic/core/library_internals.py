@@ -10,8 +10,7 @@ def import_lightning() -> None:
     """Imports Lightning and torchmetrics without matplotlib and scipy.
 
     If they are installed, torchmetrics imports matplotlib for its own plots, and scipy for another package. A run that
-    plots no figures needs neither and starts a quarter earlier without them. Call this before any other import of
-    Lightning.
+    plots no figures needs neither and starts earlier without them. Call this before any other import of Lightning.
     """
     from lightning_utilities.core import imports
 
