@@ -45,7 +45,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         check_ckpt_path(config.ckpt_path)
     ckpt_path = absolute(config.ckpt_path)
     import_lightning()
-    from attnmosaic.training.checkpointing import check_weights_fit, read_saved
+    from attnmosaic.training.checkpointing import CONVOLUTIONS, check_weights_fit, read_saved
     from attnmosaic.training.factory import build_module
     from attnmosaic.training.instantiation import build_object, check_targets
     from attnmosaic.training.results import evaluation_of, final_table
@@ -61,7 +61,8 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     assert isinstance(trained, DictConfig)
     trained.trainer = config.trainer
     trained.logger = trained.callbacks = None
-    for key in ("cache_dir", "lock_dir"):  # these folders are written to, so never take them from a file
+    trained.paths.cache = config.paths.cache  # code is compiled and loaded there, so never take it from a file
+    for key in ("cache_dir", "lock_dir"):  # these folders are written to
         if key in trained.data and key not in config.data:
             trained.data[key] = config.paths.cache
     for part in ("train_set", "test_set"):
@@ -79,6 +80,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         module = build_module(run, data)
         check_weights_fit(checkpoint, module, ckpt_path)
         module.load_state_dict(checkpoint["state_dict"])
+        module.convolutions = checkpoint[CONVOLUTIONS]
         with interruptible():
             trainer.validate(module, datamodule=data, verbose=False)
         metrics = evaluation_of(module)

@@ -79,7 +79,7 @@ def test_minibatch_in_pieces_equals_complete_minibatch(
     """A piece holds seven mosaics in a Where stage and 63 aggregates in a What stage, so both stages have pieces."""
     size = {"float64": 8, "float32": 4}[precision]
     monkeypatch.setitem(attention_cache.PIECE, "cpu", 7 * 9 * 64 * size)
-    settings = (f"precision={precision}", "data=digits", "model=cnn", *more, *FOUR)
+    settings = (f"precision={precision}", "data=digits", "model=cnn", "compute.engine=eager", *more, *FOUR)
     fast, sizes = fit_and_count_scored(config(*settings))
     plain, plain_sizes = fit_and_count_scored(config(*settings, PLAIN))
     assert set(sizes) == {63, 36, 45}  # 25 mosaics: 7 + 7 + 7 + 4; 10: 5 + 5

@@ -115,7 +115,7 @@ def mean_alpha_gradients(module: StagewiseModule, mosaics: int | None = None) ->
     pieces = shard[:size].split(frozen.mosaics_per_piece("train"))
 
     def measure(rows: Tensor) -> Tensor:
-        patches = data.patches(rows, frozen.dtype)
+        patches = frozen.patches(data.pool, data.index[rows])
         # For all mosaics, scoring each unique patch of the pool once is faster.
         alpha = frozen.weights(data, rows) if mosaics is None else frozen.fresh_weights(data, patches, rows)
         gradient = alpha_gradients(what, module.objective, alpha, patches, data.label[rows])

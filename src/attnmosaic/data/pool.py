@@ -80,6 +80,12 @@ class Pool:
             scaled.mul_(factor).sub_(offset)
         return scaled.movedim(-1, -3)
 
+    def factor_and_offset(self, dtype: torch.dtype) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
+        """Returns factor and offset of each channel: a pixel is scaled to ``pixel * factor - offset``."""
+        shape = self.patches.shape[-1:]
+        mean, std = (torch.tensor(values, dtype=torch.float64).expand(shape) for values in (self.mean, self.std))
+        return (1 / (255 * std)).to(dtype), (mean / std).to(dtype)
+
     def _by_channel(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the factors and offsets that scale pixels, one per channel, with the dtype and device of ``like``.
 

@@ -10,13 +10,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attnmosaic.nn.attention import aggregate
+from attnmosaic.nn.fused import IndexedPatches
 
 
 def alpha_gradients(
     what: Callable[[Tensor], Tensor],
     objective: Callable[[Tensor, Tensor, Tensor], Tensor],
     alpha: Float[Tensor, "B P"],
-    patches: Float[Tensor, "B P *patch"],
+    patches: Float[Tensor, "B P *patch"] | IndexedPatches,
     label: Int[Tensor, " B"],
 ) -> Float[Tensor, "B P"]:
     """Returns, for each mosaic, the gradient of its loss with respect to each of its attention weights.

@@ -3,9 +3,16 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from attnmosaic.nn.fused import IndexedPatches
+from attnmosaic.nn.networks import kernel_of
 
-def aggregate(alpha: Float[Tensor, "B P"], patches: Float[Tensor, "B P *patch"]) -> Float[Tensor, "B *patch"]:
+
+def aggregate(
+    alpha: Float[Tensor, "B P"], patches: Float[Tensor, "B P *patch"] | IndexedPatches
+) -> Float[Tensor, "B *patch"]:
     """Returns the weighted sum of the patches of each mosaic, the sum over p of alpha_p x_p."""
+    if isinstance(patches, IndexedPatches):
+        return patches.aggregate(alpha)
     if patches.dim() != 5:
         return (alpha.unsqueeze(1) @ patches.flatten(2)).view(-1, *patches.shape[2:])
     # Images are channels last in memory (see `attnmosaic.data.pool.Pool`), so a sum in that order needs no copy.
@@ -27,9 +34,11 @@ class WhereWhat(nn.Module):
         self.where = where
         self.what = what
 
-    def score(self, patches: Float[Tensor, "M *patch"]) -> Float[Tensor, " M"]:
+    def score(self, patches: Float[Tensor, "M *patch"] | IndexedPatches) -> Float[Tensor, " M"]:
         """Returns the where network's score of each patch; all patches are computed in one batch."""
         assert self.where is not None, "the attention weights are fixed, so no network scores patches"
+        if isinstance(patches, IndexedPatches) and kernel_of(self.where) is None:
+            patches = patches.gathered
         return self.where(patches).squeeze(1)
 
     def weigh(self, scores: Float[Tensor, "B P"]) -> Float[Tensor, "B P"]:
@@ -37,7 +46,7 @@ class WhereWhat(nn.Module):
         return scores.softmax(dim=1)
 
     def forward(
-        self, patches: Float[Tensor, "B P *patch"], scores: Float[Tensor, "B P"] | None = None
+        self, patches: Float[Tensor, "B P *patch"] | IndexedPatches, scores: Float[Tensor, "B P"] | None = None
     ) -> tuple[Float[Tensor, "B F"], Float[Tensor, "B P"]]:
         """Returns the logits of mosaics and their attention weights alpha.
 

@@ -12,6 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from attnmosaic.nn.fused import IndexedPatches, check, computes, features
+from attnmosaic.nn.kernels import Kernel
+
 
 def max_pool(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
     """Returns the maximum of each 2 x 2 block; on a CPU without gradients this is six times as fast as torch's own."""
@@ -72,7 +75,8 @@ class ConvNet(nn.Module):
         super().__init__()
         if len(in_shape) != 3 or min(in_shape[1:]) < 4:
             raise ValueError(f"ConvNet needs images of at least 4 x 4 pixels, got patches of shape {tuple(in_shape)}")
-        depth, height, width = in_shape
+        self.in_shape = depth, height, width = (int(in_shape[0]), int(in_shape[1]), int(in_shape[2]))
+        self.kernel: Kernel | None = None
         kernel, padding = (5, 0) if min(height, width) >= 16 else (3, 1)
         self.conv1 = nn.Conv2d(depth, channels[0], kernel, padding=padding)
         self.conv2 = nn.Conv2d(channels[0], channels[1], kernel, padding=padding)
@@ -80,9 +84,44 @@ class ConvNet(nn.Module):
         height, width = (((side - border) // 2 - border) // 2 for side in (height, width))
         self.head = MLP((channels[1], height, width), outputs, hidden)
 
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B outputs"]:
+    def fuse(self, dtype: torch.dtype, vectors: str, folder: str) -> None:
+        """Computes the convolutions with a fused kernel from now on, for images of this type on a CPU.
+
+        Args:
+            dtype: torch.float32 or torch.float64.
+            vectors: key of `attnmosaic.nn.kernels.VECTORS`.
+            folder: folder of compiled kernels.
+
+        Raises:
+            UnavailableError: the kernel cannot be compiled or loaded, or its results are wrong.
+        """
+        filters = self.conv1.out_channels, self.conv2.out_channels
+        side, padding = self.conv1.kernel_size[0], int(self.conv1.padding[0])
+        kernel = Kernel(self.in_shape, filters, side, padding, dtype, vectors, folder)
+        check(kernel)
+        self.kernel = kernel
+
+    def forward(self, x: Float[Tensor, "B C H W"] | IndexedPatches) -> Float[Tensor, "B outputs"]:
+        # The head applies ReLU after each of its layers except the last, as in the mosaic studies.
+        return self.head(self.features(x))
+
+    def features(self, x: Float[Tensor, "B C H W"] | IndexedPatches) -> Tensor:
+        """Returns the output of the convolutions."""
+        if self.kernel is not None and computes(self.kernel, x) and not _hooked(self.conv1, self.conv2):
+            layers = self.conv1, self.conv2
+            return features(self.kernel, x, [getattr(layer, name) for layer in layers for name in ("weight", "bias")])
+        if isinstance(x, IndexedPatches):
+            x = x.gathered
         # ReLU and max pooling commute; with pooling first, ReLU has a quarter of the work.
         x = F.relu(max_pool(self.conv1(x)))
-        x = F.relu(max_pool(self.conv2(x)))
-        # The head applies ReLU after each of its layers except the last, as in the mosaic studies.
-        return self.head(x)
+        return F.relu(max_pool(self.conv2(x)))
+
+
+def kernel_of(network: nn.Module | None) -> Kernel | None:
+    """Returns the fused kernel of a network; None if torch's own functions compute it."""
+    return network.kernel if isinstance(network, ConvNet) else None
+
+
+def _hooked(*layers: nn.Module) -> bool:
+    """Returns whether a layer has hooks, which a fused kernel would not call."""
+    return any(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks for layer in layers)

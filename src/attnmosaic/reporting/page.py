@@ -172,6 +172,6 @@ def _environments(sections: list[RunSection]) -> Environments:
 
 
 def _facts(result: dict[str, Any]) -> dict[str, str]:
-    facts = {key: nested_value(result, key) for key in ("device", "threads", "config_hash")}
+    facts = {key: nested_value(result, key) for key in ("device", "threads", "convolutions", "config_hash")}
     facts |= {f"seed.{key}": value for key, value in (nested_value(result, "seed") or {}).items()}
     return {key: str(value) for key, value in (facts | (nested_value(result, "versions") or {})).items()}

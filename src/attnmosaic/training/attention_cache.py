@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from attnmosaic.data.mosaics import Mosaics
 from attnmosaic.data.pool import Pool
 from attnmosaic.nn.attention import WhereWhat, aggregate
+from attnmosaic.nn.fused import IndexedPatches
+from attnmosaic.nn.networks import kernel_of
 from attnmosaic.training import distributed
 from attnmosaic.training.workers import Workers
 
@@ -68,6 +70,7 @@ class FrozenWhere:
         self.dtype = dtype
         self.budget = budget
         self.workers = workers or Workers(1)
+        self.kernel = kernel_of(pair.where) or kernel_of(pair.what)
         self._scores: dict[int, Float[Tensor, " U"]] = {}
         self._kept: dict[str, tuple[Tensor, ...]] = {}
         """Attention weights ``[N, P]`` and aggregates by split; aggregates of images are stored channels last."""
@@ -77,6 +80,15 @@ class FrozenWhere:
         self._scores.clear()
         self._kept.clear()
 
+    def patches(self, pool: Pool, index: Int[Tensor, "*n"]) -> Float[Tensor, "*n_and_patch"] | IndexedPatches:
+        """Returns scaled patches of a pool; as an index only if a fused kernel reads the pool's pixels."""
+        if self.kernel is None or not pool.patches.is_contiguous():
+            return pool.gather(index, self.dtype)
+        factor, offset = pool.factor_and_offset(self.dtype)
+        return IndexedPatches(
+            pool.patches, index, factor, offset, self.kernel, lambda rows: pool.gather(rows, self.dtype)
+        )
+
     @torch.no_grad()
     def scores(self, pool: Pool) -> Float[Tensor, " U"]:
         """Returns the where network's score of every patch of a pool."""
@@ -85,7 +97,7 @@ class FrozenWhere:
             shard, _ = distributed.shard(torch.arange(len(pool), device=pool.device))
             pieces = shard.split(size)
             with eval_mode(self.pair.where):
-                scores = self.workers.map(lambda piece: self.pair.score(pool.gather(piece, self.dtype)), pieces)
+                scores = self.workers.map(lambda piece: self.pair.score(self.patches(pool, piece)), pieces)
             self._scores[id(pool)] = distributed.gathered(torch.cat(scores), len(pool))
         return self._scores[id(pool)]
 
@@ -100,7 +112,7 @@ class FrozenWhere:
         alpha = self.weights(mosaics, rows)
         pieces = rows.split(self.mosaics_per_piece(split))
         summed = [
-            aggregate(a, mosaics.patches(piece, self.dtype))
+            aggregate(a, self.patches(mosaics.pool, mosaics.index[piece]))
             for a, piece in zip(alpha.split(len(pieces[0])), pieces, strict=True)
         ]
         return alpha, summed[0] if len(summed) == 1 else torch.cat(summed)
@@ -112,7 +124,9 @@ class FrozenWhere:
         return self.pair.weigh(self.scores(mosaics.pool)[mosaics.index[rows]])
 
     @torch.no_grad()
-    def fresh_weights(self, mosaics: Mosaics, patches: Float[Tensor, "B P *patch"], rows: Int[Tensor, " B"]) -> Tensor:
+    def fresh_weights(
+        self, mosaics: Mosaics, patches: Float[Tensor, "B P *patch"] | IndexedPatches, rows: Int[Tensor, " B"]
+    ) -> Tensor:
         """Returns the attention weights ``[B, P]`` of a few mosaics from their patches, without any kept scores."""
         if mosaics.weights is not None:
             return mosaics.weights[rows].to(self.dtype)
@@ -120,9 +134,10 @@ class FrozenWhere:
             return self.pair.weigh(self.pair.score(patches.flatten(0, 1)).view(patches.shape[:2]))
 
     def mosaics_per_piece(self, split: str) -> int:
-        """Returns the number of mosaics of a split, with all their patches, to compute at a time."""
+        """Returns the number of mosaics of a split to compute at a time, with those patches that are in memory."""
         mosaics = self.mosaics[split]
-        values = mosaics.index.shape[1] * math.prod(mosaics.pool.patch_shape)
+        patches = mosaics.index.shape[1] if self.kernel is None else 1  # a kernel only writes the aggregate
+        values = patches * math.prod(mosaics.pool.patch_shape)
         return rows_per_piece(values * self.dtype.itemsize, mosaics.index.device)
 
     @torch.no_grad()
@@ -138,7 +153,7 @@ class FrozenWhere:
 
         def attend(rows: Tensor) -> tuple[Tensor, Tensor]:
             alpha = self.weights(mosaics, rows)
-            summed = aggregate(alpha, mosaics.patches(rows, self.dtype))
+            summed = aggregate(alpha, self.patches(mosaics.pool, mosaics.index[rows]))
             return alpha, summed.movedim(1, -1) if mosaics.pool.is_image else summed
 
         def store(rows: Tensor) -> None:

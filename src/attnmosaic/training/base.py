@@ -18,7 +18,7 @@ from torchmetrics import Metric
 from attnmosaic.config.schedule import Schedule
 from attnmosaic.core.errors import RunError
 from attnmosaic.training import distributed
-from attnmosaic.training.checkpointing import COMPLETE, THREADS
+from attnmosaic.training.checkpointing import COMPLETE, CONVOLUTIONS, THREADS
 from attnmosaic.training.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,8 @@ class RunModule(pl.LightningModule, ABC):
         findings: a line for each thing that the run did not learn; the callback `Diagnosis` sets them at the end of a
             run.
         workers: threads that compute pieces of a minibatch or of an evaluation step.
+        convolutions: how convolutions are computed on a CPU, see `attnmosaic.training.convolutions`; None if there are
+            none. Before the data are placed, how the loaded checkpoint's run computed them.
     """
 
     metric_names: tuple[str, ...]
@@ -81,6 +83,7 @@ class RunModule(pl.LightningModule, ABC):
         self.epoch_metrics: dict[str, float] = {}
         self.findings: tuple[str, ...] = ()
         self.workers = Workers(1)
+        self.convolutions: str | None = None
         self._stop_requested = False
         self._complete_epochs = 0
         self._monitored: dict[str, float] = {}
@@ -178,6 +181,7 @@ class RunModule(pl.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Marks the checkpoint as `COMPLETE` if it is written between two epochs, by any callback."""
+        checkpoint[CONVOLUTIONS] = self.convolutions
         checkpoint[THREADS] = max(self.workers.count, torch.get_num_threads())
         trainer, started_epochs = self.trainer, self.trainer.fit_loop.epoch_progress.current.ready
         if trainer.state.fn != TrainerFn.FITTING or started_epochs != self._complete_epochs:
@@ -194,6 +198,7 @@ class RunModule(pl.LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._monitored = checkpoint.get(COMPLETE, {}).get("monitored", {})
+        self.convolutions = checkpoint[CONVOLUTIONS]
 
     def check_finite(self, losses: Sequence[Tensor], networks: nn.Module) -> None:
         """Checks that the losses of an epoch's steps, and the weights after the epoch, are finite.

@@ -32,6 +32,9 @@ Its value holds ``epochs``, the number of trained epochs; ``ended``, whether a c
 THREADS = "threads"
 """Key of every checkpoint: the number of threads that its run computes on."""
 
+CONVOLUTIONS = "convolutions"
+"""Key of every checkpoint: how its run computes convolutions on a CPU, see `attnmosaic.training.convolutions`."""
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints atomically, and refuses to read damaged ones. URLs are left to Lightning.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from attnmosaic.nn.attention import WhereWhat
+from attnmosaic.nn.networks import ConvNet
 
 
 def flop_of(work: Callable[[], object]) -> int:
@@ -25,6 +26,9 @@ def forward_flop(pair: WhereWhat, patch_shape: Sequence[int]) -> tuple[int, int]
         Operations of Where for one patch (0 without a where network), and of What for one aggregate.
     """
     pair_copy = copy.deepcopy(pair).cpu()
+    for network in pair_copy.modules():
+        if isinstance(network, ConvNet):
+            network.kernel = None  # torch counts the operations of its own functions only
     where, what = pair_copy.where, pair_copy.what
     patches = torch.zeros(2, *patch_shape, dtype=next(pair.parameters()).dtype)
     return flop_of(lambda: where(patches)) // 2 if where is not None else 0, flop_of(lambda: what(patches)) // 2

@@ -77,6 +77,7 @@ def _result(
         "config_hash": config_hash(config),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({cpu_name()})",
         "processes": trainer.world_size,
+        "convolutions": module.convolutions,
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }

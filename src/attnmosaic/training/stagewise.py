@@ -19,6 +19,7 @@ from attnmosaic.nn.attention import WhereWhat
 from attnmosaic.training import distributed
 from attnmosaic.training.attention_cache import FrozenWhere
 from attnmosaic.training.base import RunModule, mean_loss, step_scheduler
+from attnmosaic.training.convolutions import choose_convolutions
 from attnmosaic.training.cuda_graphs import GraphedSteps, can_capture, set_capturable
 from attnmosaic.training.probes import decomposes
 from attnmosaic.training.steps import Objective, StepOutputs, Steps
@@ -98,6 +99,7 @@ class StagewiseModule(RunModule):
         train = self.mosaics["train"]
         self.decomposes = decomposes(self.pair, self.objective, train.pool.patch_shape, train.index.shape[1])
         self.take_threads()
+        self.convolutions = choose_convolutions(self.pair, self.device, dtype, self.config, before=self.convolutions)
         budget = round(self.config["compute"]["cache_gb"] * 1e9)
         self.frozen_where = FrozenWhere(self.pair, self.mosaics, dtype, budget, self.workers)
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from attnmosaic.config.schedule import Stage
 from attnmosaic.nn.attention import WhereWhat
+from attnmosaic.nn.fused import IndexedPatches
+from attnmosaic.nn.networks import kernel_of
 from attnmosaic.training import distributed
 from attnmosaic.training.attention_cache import FrozenWhere, rows_per_piece
 from attnmosaic.training.probes import forward_flop
@@ -161,7 +163,8 @@ class Steps:
         if pool_pieces:
             # The graph of a minibatch's piece ends at the scores. The scores' gradient, summed over these pieces, is
             # then passed through the graphs of the pool's pieces.
-            pool_scores = workers.map(self.pair.score, self._pool_patches.chunk(pool_pieces))
+            rows = torch.arange(len(self.mosaics.pool)).chunk(pool_pieces)
+            pool_scores = workers.map(lambda part: self.pair.score(self._of_pool(part)), rows)
             scores = torch.cat([part.detach() for part in pool_scores]).requires_grad_()
 
         def differentiate(piece: Tensor) -> tuple[Computed, tuple[Tensor | None, ...]]:
@@ -192,7 +195,7 @@ class Steps:
         workers, patches = self.frozen.workers, self.mosaics.index.shape[1]
         if self._scores_pool(rows, stage):
             return workers.pieces(3 * len(rows) * what), workers.pieces(3 * len(self.mosaics.pool) * where)
-        patches_in_memory = 1 if stage is Stage.WHAT else patches
+        patches_in_memory = 1 if stage is Stage.WHAT or kernel_of(self.pair.where) is not None else patches
         mosaic_bytes = patches_in_memory * math.prod(self.mosaics.pool.patch_shape) * self.frozen.dtype.itemsize
         at_least = math.ceil(len(rows) / rows_per_piece(mosaic_bytes, rows.device))
         flop = 3 * len(rows) * (what + (0 if stage is Stage.WHAT else patches * where))
@@ -210,11 +213,17 @@ class Steps:
             alpha, aggregates = self.frozen.attend("train", rows)
             return self.pair.what(aggregates), alpha
         if scores is None and not self._scores_pool(rows, stage):
-            return self.pair(self.mosaics.patches(rows, self.frozen.dtype))
+            return self.pair(self.frozen.patches(self.mosaics.pool, self.mosaics.index[rows]))
         index = self.mosaics.index[rows]
         if scores is None:
-            scores = self.pair.score(self._pool_patches)
-        return self.pair(_rows_of(self._pool_patches, index), scores[index])
+            scores = self.pair.score(self._of_pool(torch.arange(len(self.mosaics.pool))))
+        return self.pair(self._of_pool(index), scores[index])
+
+    def _of_pool(self, index: Tensor) -> Tensor | IndexedPatches:
+        """Returns patches of a small pool, all of which are kept in memory unless a fused kernel reads its pixels."""
+        if self.frozen.kernel is not None:
+            return self.frozen.patches(self.mosaics.pool, index)
+        return _rows_of(self._pool_patches, index)
 
     @functools.cached_property
     def _pool_patches(self) -> Tensor:
@@ -222,7 +231,7 @@ class Steps:
 
 
 def _rows_of(patches: Tensor, index: Tensor) -> Tensor:
-    """Returns the patches ``[B, P, *patch]`` at an index ``[B, P]``; images keep their channels-last memory layout."""
+    """Returns the patches ``[*n, *patch]`` at an index ``[*n]``; images keep their channels-last memory layout."""
     if patches.dim() != 4:
         return patches[index]
     channels_last = patches.movedim(1, -1)

@@ -1,0 +1,265 @@
+"""The convolutions of `ConvNet` and weighted sums of patches, computed on a CPU by `fused.c`, with gradients.
+
+Results differ from those of torch's own functions by rounding. Max pooling of two values that are equal up to rounding
+can choose the other position, which moves its gradient there.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from attnmosaic.nn.kernels import SOURCE, Images, Kernel, UnavailableError
+
+SLACK = 16
+"""Values that `fused.c` reads after the first layer's output: the lanes of the widest vector."""
+
+ROWS_PER_THREAD = 16
+"""Smallest number of images, or mosaics, of a thread: starting a thread takes as long as a few of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class IndexedPatches:
+    """Patches of a pool of images by index. Kernels read the pool's pixels, without a scaled copy of the patches.
+
+    Attributes:
+        pixels: pixels of the pool, contiguous.
+        index: rows of the pool, in any shape.
+        factor: factor of each channel; a pixel is scaled to ``pixel * factor - offset``.
+        offset: offset of each channel.
+        kernel: computes weighted sums of the patches.
+        gather: maps an index to scaled patches as a tensor.
+    """
+
+    pixels: UInt8[Tensor, "U H W C"]
+    index: Int[Tensor, "*n"]
+    factor: Float[Tensor, " C"]
+    offset: Float[Tensor, " C"]
+    kernel: Kernel
+    gather: Callable[[Tensor], Tensor]
+
+    @functools.cached_property
+    def gathered(self) -> Float[Tensor, "*n C H W"]:
+        """The patches as a tensor, for networks without a kernel."""
+        return self.gather(self.index)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.index.shape, *self.kernel.image)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.factor.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixels.device
+
+    def flatten(self, start: int, stop: int) -> "IndexedPatches":
+        """Returns the patches with dimensions of the index flattened, like `torch.flatten`."""
+        return replace(self, index=self.index.flatten(start, stop))
+
+    def aggregate(self, alpha: Float[Tensor, "B P"]) -> Float[Tensor, "B C H W"]:
+        """Returns the weighted sum of the patches of each mosaic; the index is ``[B, P]``."""
+        aggregates: Tensor = _Aggregate.apply(alpha, self)
+        return aggregates.movedim(-1, 1)
+
+
+def computes(kernel: Kernel, images: Tensor | IndexedPatches) -> bool:
+    """Returns whether a kernel computes these images: of its shape and type, on the CPU, without autocast."""
+    fits = images.dtype == kernel.dtype and images.device.type == "cpu" and tuple(images.shape[-3:]) == kernel.image
+    return fits and not torch.is_autocast_enabled("cpu")
+
+
+def features(
+    kernel: Kernel, images: Float[Tensor, "B C H W"] | IndexedPatches, weights: Sequence[Tensor]
+) -> Float[Tensor, "B features"]:
+    """Returns the flattened output of the second layer.
+
+    Args:
+        kernel: computes the layers.
+        images: images, or patches with an index ``[B]``.
+        weights: filters ``[F, C, K, K]`` and bias ``[F]`` of the first layer, then of the second.
+    """
+    inputs = [images, *weights] if isinstance(images, Tensor) else weights
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+        computed: Tensor = _Features.apply(kernel, images, *weights)
+        return computed
+    return _convolve(kernel, _readable(images), weights)[0]
+
+
+def plain_features(
+    images: Float[Tensor, "B C H W"], weights: Sequence[Tensor], padding: int
+) -> Float[Tensor, "B features"]:
+    """Returns the same as `features`, computed by torch's own functions."""
+    for weight, bias in (weights[:2], weights[2:]):
+        images = F.relu(F.max_pool2d(F.conv2d(images, weight, bias, padding=padding), 2))
+    return images.flatten(1)
+
+
+def check(kernel: Kernel) -> None:
+    """Compares a kernel with torch on a few images, in case a compiler is faulty.
+
+    Raises:
+        UnavailableError: the kernel cannot be compiled or loaded, or its results are wrong by more than rounding.
+    """
+    (channels, *_), (first, second), side = kernel.image, kernel.filters, kernel.side
+    shapes = (2, *kernel.image), (first, channels, side, side), (first,), (second, first, side, side), (second,)
+    generator = torch.Generator().manual_seed(0)
+    images, *weights = (torch.randn(shape, dtype=kernel.dtype, generator=generator) for shape in shapes)
+    with torch.no_grad():
+        expected = plain_features(images, weights, kernel.padding)
+        if not (features(kernel, images, weights) - expected).abs().max() <= 1e-3 * expected.max():
+            raise UnavailableError(f"wrong results of {SOURCE.name}, compiled by {kernel.command()[0]}")
+
+
+def _readable(images: Tensor | IndexedPatches) -> Images:
+    """Returns images in the form that kernels read.
+
+    Raises:
+        IndexError: an index is not a row of the pool.
+    """
+    if isinstance(images, Tensor):
+        return Images(images.detach().movedim(1, -1).contiguous())
+    rows = images.index.flatten().contiguous()
+    if len(rows):
+        low, high = (int(limit) for limit in rows.aminmax())
+        if low < 0 or high >= len(images.pixels):
+            raise IndexError(f"index has rows {low} to {high} of a pool with {len(images.pixels)} patches")
+    return Images(images.pixels, rows, images.factor, images.offset)
+
+
+def _in_threads(n: int, compute: Callable[[slice], None]) -> None:
+    """Computes parts of n images, or mosaics, on as many threads as torch has; `Workers` leave torch one."""
+    parts = max(1, min(torch.get_num_threads(), n // ROWS_PER_THREAD))
+    slices = [slice(n * part // parts, n * (part + 1) // parts) for part in range(parts)]
+    if parts == 1:
+        compute(slices[0])
+        return
+    with ThreadPoolExecutor(parts) as threads:
+        list(threads.map(compute, slices))
+
+
+# ---- convolutions
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """Values of the forward pass that the backward pass needs, by image."""
+
+    map1: Tensor
+    won1: Tensor
+    won2: Tensor
+
+
+def _convolve(
+    kernel: Kernel, images: Images, weights: Sequence[Tensor], *, keep: bool = False
+) -> tuple[Float[Tensor, "B features"], _Kept | None]:
+    """Returns the features of images and, if ``keep``, what the backward pass needs."""
+    n, (map1, map2), (filters1, filters2) = len(images), kernel.maps, kernel.filters
+    outputs = torch.empty(n, filters2 * math.prod(map2), dtype=kernel.dtype)
+    kept = None
+    if keep:
+        values = filters1 * (map1[0] + 2 * kernel.padding) * (map1[1] + 2 * kernel.padding)
+        with_slack = torch.empty(n * values + SLACK, dtype=kernel.dtype)
+        won1 = torch.empty(n, filters1 * math.prod(map1), dtype=torch.int8)
+        kept = _Kept(with_slack[: n * values].view(n, values), won1, torch.empty(outputs.shape, dtype=torch.int8))
+    w1, b1, w2, b2 = (_channels_last(weight) for weight in weights)
+
+    def compute(part: slice) -> None:
+        rows = images.part(part)
+        kept_part = (None,) * 3 if kept is None else (kept.map1[part], kept.won1[part], kept.won2[part])
+        kernel.call("convolve", rows, len(rows), w1, b1, w2, b2, outputs[part], *kept_part)
+
+    _in_threads(n, compute)
+    return outputs, kept
+
+
+def _channels_last(weight: Tensor) -> Tensor:
+    """Returns filters as ``[F, K, K, C]``; a bias unchanged."""
+    return (weight.detach().movedim(1, -1) if weight.dim() == 4 else weight.detach()).contiguous()
+
+
+class _Features(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, kernel: Kernel, images: Tensor | IndexedPatches, *weights: Tensor) -> Tensor:
+        ctx.kernel, ctx.images = kernel, _readable(images)
+        ctx.indexed = images if isinstance(images, IndexedPatches) else None
+        ctx.save_for_backward(*([images] if isinstance(images, Tensor) else []), *weights)
+        outputs, ctx.kept = _convolve(kernel, ctx.images, weights, keep=True)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        *floats, w1, b1, w2, b2 = ctx.saved_tensors
+        kernel, images, kept = ctx.kernel, ctx.images, ctx.kept
+        needs_images, needs_weights = ctx.needs_input_grad[1], ctx.needs_input_grad[2:]
+        if torch.is_grad_enabled():  # gradients of gradients, which torch's own functions have
+            outputs = plain_features(floats[0] if floats else ctx.indexed.gathered, (w1, b1, w2, b2), kernel.padding)
+            inputs = [tensor for tensor in (*floats, w1, b1, w2, b2) if tensor.requires_grad]
+            found = iter(torch.autograd.grad(outputs, inputs, gradient, create_graph=True))
+            return None, *(next(found) if needed else None for needed in (needs_images, *needs_weights))
+        w1, b1, w2, b2 = (_channels_last(weight) for weight in (w1, b1, w2, b2))
+        gradient = gradient.contiguous()
+        dx = torch.empty(images.table.shape, dtype=kernel.dtype) if needs_images else None
+        by_part: dict[int, list[Tensor]] = {}
+
+        def compute(part: slice) -> None:
+            sums: Sequence[Tensor | None] = (None,) * 4
+            if any(needs_weights):
+                sums = by_part[part.start] = [torch.zeros_like(weight) for weight in (w1, b1, w2, b2)]
+            rows, kept_part = images.part(part), (kept.map1[part], kept.won1[part], kept.won2[part])
+            own_dx = None if dx is None else dx[part]
+            kernel.call("convolve_backward", rows, len(rows), w1, w2, gradient[part], *kept_part, *sums, own_dx)
+
+        _in_threads(len(images), compute)
+        # Added in the order of the images, so that the result does not depend on the threads' speed.
+        parts = [by_part[start] for start in sorted(by_part)]
+        summed = [functools.reduce(torch.add, same) for same in zip(*parts, strict=True)] or [None] * 4
+        in_torch = (
+            tensor if tensor is None or tensor.dim() != 4 else tensor.movedim(-1, 1) for tensor in (dx, *summed)
+        )
+        return None, *in_torch
+
+
+# ---- aggregates
+
+
+class _Aggregate(torch.autograd.Function):
+    """Weighted sums of patches, ``[B, H, W, C]``."""
+
+    @staticmethod
+    def forward(ctx: Any, alpha: Tensor, patches: IndexedPatches) -> Tensor:
+        ctx.patches, ctx.images = patches, _readable(patches)
+        weights = alpha.detach().contiguous()
+        summed = torch.empty(len(alpha), *ctx.images.table.shape[1:], dtype=patches.dtype)
+        _call_on_mosaics("aggregate", patches, ctx.images, weights, summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        patches: IndexedPatches = ctx.patches
+        if torch.is_grad_enabled():  # gradients of gradients, as above
+            channels_first = gradient.movedim(-1, 1).flatten(1).unsqueeze(2)
+            return (patches.gathered.flatten(2) @ channels_first).squeeze(2), None
+        found = torch.empty(patches.index.shape, dtype=patches.dtype)
+        _call_on_mosaics("aggregate_backward", patches, ctx.images, gradient.contiguous(), found)
+        return found, None
+
+
+def _call_on_mosaics(function: str, patches: IndexedPatches, images: Images, given: Tensor, result: Tensor) -> None:
+    """Calls a function of `fused.c` on mosaics; ``given`` and ``result`` have one row for each."""
+    per_mosaic = patches.index.shape[1]
+
+    def compute(part: slice) -> None:
+        rows = images.part(slice(part.start * per_mosaic, part.stop * per_mosaic))
+        patches.kernel.call(function, rows, part.stop - part.start, per_mosaic, given[part], result[part])
+
+    _in_threads(len(given), compute)
