@@ -25,12 +25,14 @@ test-runs: $(VENV)/installed ## complete runs, sweeps and searches, commands, br
 test-faults: $(VENV)/installed ## kills, clusters, hostile input, a thousand epochs (docs/reliability.md)
 	$(BIN)/python -m pytest -m faults $(ARGS)
 
-# Settings like those of other machines: CPUs without AVX or AVX-512, other numbers of threads, a core that another process keeps busy.
+# Settings like those of other machines: CPUs without AVX or AVX-512, no C compiler, other numbers of threads, a core that another
+# process keeps busy.
 # Only the unit tests of numbers: pages, commands and files are the same on any machine.
 COMPUTES := $(addprefix tests/,callbacks data metrics nn training)
-SETTINGS ?= default avx2 one four busy
+SETTINGS ?= default avx2 no_compiler one four busy
 on_default := env ATEN_CPU_CAPABILITY=default
 on_avx2 := env ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
+on_no_compiler := env CC=none
 on_one := env OMP_NUM_THREADS=1
 on_four := env OMP_NUM_THREADS=4
 on_busy := $(BIN)/python -m benchmarks.busy

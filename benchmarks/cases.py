@@ -1,5 +1,6 @@
 """The cases: each measures the seconds of one unit of work, several times for every contender."""
 
+import ast
 import json
 import os
 import re
@@ -8,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,10 @@ Times = dict[str, dict[str, list[float]]]
 REFERENCE, PLAIN, SINGLE, OURS, QUIET = "reference", "plain", "S = 1", "attnmosaic", "quiet machine"
 PARALLEL = "hydra/launcher=joblib"
 MOSAICS, BATCH, K = 30_000, 250, 5
+TABLE_1 = {"epochs": 3240, "evaluations": 648, "mosaics": 50_000}
+"""One seed of all eight rows of Table 1: epochs, half of each stage; evaluations, and mosaics of each evaluation."""
+AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+"""Environment in which torch, its libraries and the fused kernels use a CPU's AVX2 only."""
 STEPS = MOSAICS // BATCH
 STEPS_OF_REFERENCE = 2
 """Steps per repeat: all steps take the same time, and 30,000 mosaics would take half an hour."""
@@ -93,30 +98,52 @@ def our_times(data: project.RandomImages, steps: int | None, accelerator: str) -
     )
     pool = data.mosaics["train"].pool
     front, back = [7, 8, 9], list(range(7))
+    what, where = (float(np.median(epochs.others[stage])) for stage in ("what", "where"))
+    evaluation = project.validate(trainer)
+    evaluations = TABLE_1["evaluations"] * TABLE_1["mosaics"] / MOSAICS * evaluation
     return {
-        "what-step": float(np.median(epochs.others["what"])) / STEPS,
-        "where-step": float(np.median(epochs.others["where"])) / STEPS,
-        "what/where cycle, k = 5": epochs.cycle(K),
-        "evaluate 30,000 mosaics": project.validate(trainer),
+        "what-step": what / STEPS,
+        "where-step": where / STEPS,
+        "what/where cycle, k = 5": float(epochs.cycle(K)),
+        "evaluate 30,000 mosaics": evaluation,
+        "Table 1, one seed of eight rows (computed)": TABLE_1["epochs"] / 2 * (what + where) + evaluations,
         "sample 30,000 mosaics": timed(
             torch.device("cpu"), lambda: sample_mosaics(pool, front, back, MOSAICS, 9, data.rng(0))
         ),
     }
 
 
-def image_cases(repeats: int, device: torch.device) -> Iterator[tuple[str, str, float]]:
+def image_cases(
+    repeats: int, device: torch.device, contenders: Collection[str] = (REFERENCE, PLAIN, SINGLE, OURS)
+) -> Iterator[tuple[str, str, float]]:
     """Yields (case, contender, seconds) for images of CIFAR's size."""
     data = project.make_data(*project.IMAGES)
     assert isinstance(data, project.RandomImages)
     accelerator = "gpu" if device.type == "cuda" else "cpu"
+    measured: dict[str, Callable[[], dict[str, float]]] = {
+        REFERENCE: lambda: reference_times(data, device),
+        PLAIN: lambda: plain_times(data, device),
+        SINGLE: lambda: our_times(data, 1, accelerator),
+        OURS: lambda: our_times(data, None, accelerator),
+    }
     for _ in range(repeats):
-        for contender, times in (
-            (REFERENCE, lambda: reference_times(data, device)),
-            (PLAIN, lambda: plain_times(data, device)),
-            (SINGLE, lambda: our_times(data, 1, accelerator)),
-            (OURS, lambda: our_times(data, None, accelerator)),
-        ):
-            yield from ((case, contender, seconds) for case, seconds in times().items())
+        for contender in contenders:
+            yield from ((case, contender, seconds) for case, seconds in measured[contender]().items())
+
+
+def avx2_cases(repeats: int) -> Iterator[tuple[str, str, float]]:
+    """Yields (case, contender, seconds) for images, computed with AVX2 only by the plain script and the package."""
+    program = (
+        "import torch; from attnmosaic.training.runtime import job_globals; from benchmarks import cases\n"
+        "with job_globals(0, None, 'highest'):\n"
+        "    for case in cases.image_cases(1, torch.device('cpu'), (cases.PLAIN, cases.OURS)): print('case', case)"
+    )
+    for _ in range(repeats):
+        _, printed = command("-c", program, **AVX2)
+        measured = [ast.literal_eval(line) for line in re.findall(r"^case (.*)$", printed, re.M)]
+        if not measured:
+            raise RuntimeError(printed)
+        yield from ((f"AVX2: {case}", contender, seconds) for case, contender, seconds in measured)
 
 
 def point_cases(repeats: int, device: torch.device) -> Iterator[tuple[str, str, float]]:

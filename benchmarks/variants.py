@@ -1,10 +1,9 @@
 """Compares ways to compute a where-step of 248 mosaics of CIFAR's size: ``python -m benchmarks.variants``.
 
-The package uses the first way; the others are alternatives.
+The package uses the first way, and the second one without a C compiler; the others are alternatives.
 """
 
 import argparse
-import contextlib
 import statistics
 from collections.abc import Callable
 
@@ -17,7 +16,10 @@ from torch import Tensor, nn
 from attnmosaic.core.text import use_substitutes
 from attnmosaic.data.mosaics import Mosaics
 from attnmosaic.nn.attention import WhereWhat
+from attnmosaic.nn.fused import IndexedPatches
 from attnmosaic.nn.networks import ConvNet
+from attnmosaic.training.attention_cache import FrozenWhere
+from attnmosaic.training.convolutions import choose_convolutions
 from benchmarks import project
 from benchmarks.project import timed
 
@@ -25,9 +27,10 @@ from benchmarks.project import timed
 class ReluFirst(ConvNet):
     """A ConvNet with the order of the stage-wise study: ReLU, then pooling."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor | IndexedPatches) -> Tensor:
+        assert isinstance(x, Tensor)
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)
-        return self.head(F.max_pool2d(F.relu(self.conv2(x)), 2))
+        return F.max_pool2d(F.relu(self.conv2(x)), 2)
 
 
 def where_step(
@@ -37,8 +40,10 @@ def where_step(
     pieces: int = 4,
     channels_last: bool = True,
     network: Callable[..., nn.Module] = ConvNet,
+    fused: bool = False,
     bfloat16: bool = False,
     compiled: bool = False,
+    onednn: bool = True,
     threads: int | None = None,
 ) -> Callable[[], None]:
     """Returns a function that computes the gradients of a where-step."""
@@ -48,6 +53,10 @@ def where_step(
     if channels_last:
         pair = pair.to(memory_format=torch.channels_last)
     pair.what.requires_grad_(False)
+    device, config = torch.device("cpu"), project.configure(*project.IMAGES)
+    if fused and choose_convolutions(pair, device, torch.float32, config) == "eager":
+        raise RuntimeError("no fused kernels; is a C compiler installed?")
+    frozen = FrozenWhere(pair, {}, torch.float32, 0)
     forward = torch.compile(pair, dynamic=False) if compiled else pair
 
     def work() -> None:
@@ -55,10 +64,11 @@ def where_step(
         torch.set_num_threads(threads or before)
         where.zero_grad()
         for piece in rows.chunk(pieces):
-            patches = mosaics.patches(piece, torch.float32)
-            if not channels_last:
+            patches = frozen.patches(mosaics.pool, mosaics.index[piece])
+            if isinstance(patches, Tensor) and not channels_last:
                 patches = patches.contiguous()
-            with torch.autocast("cpu", torch.bfloat16) if bfloat16 else contextlib.nullcontext():
+            autocast = torch.autocast("cpu", torch.bfloat16, enabled=bfloat16)
+            with autocast, torch.backends.mkldnn.flags(enabled=onednn):
                 logits, _ = forward(patches)
                 loss = F.cross_entropy(logits, mosaics.label[piece]) / pieces
             loss.backward()
@@ -76,6 +86,7 @@ def main() -> None:
     mosaics = project.make_data(*project.IMAGES).mosaics["train"]
     rows = torch.arange(248)
     variants = {
+        "fused kernels (the package's way)": where_step(mosaics, rows, fused=True, pieces=1),
         "four pieces, channels last, pooling before ReLU": where_step(mosaics, rows),
         "two pieces": where_step(mosaics, rows, pieces=2),
         "eight pieces": where_step(mosaics, rows, pieces=8),
@@ -86,8 +97,10 @@ def main() -> None:
         ),
         "ReLU before pooling": where_step(mosaics, rows, network=ReluFirst),
         "torch.compile": where_step(mosaics, rows, compiled=True),
+        "without oneDNN (NNPACK, or a copy of all windows)": where_step(mosaics, rows, onednn=False),
         "bfloat16 autocast": where_step(mosaics, rows, bfloat16=True),
         "one thread": where_step(mosaics, rows, threads=1),
+        "fused kernels, one thread": where_step(mosaics, rows, fused=True, pieces=1, threads=1),
     }
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for work in variants.values():

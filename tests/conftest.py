@@ -39,6 +39,17 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTNMOSAIC_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of compiled kernels, which all tests share: compiling takes longer than most of them."""
+    return tmp_path_factory.getbasetemp().parent / "kernels"  # the base folder is of one worker of pytest
+
+
+@pytest.fixture(autouse=True)
+def _shared_kernels(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnmosaic.training.convolutions.FOLDER", kernels)
+
+
 @pytest.fixture(autouse=True)
 def _own_fork_server() -> Iterator[None]:
     """Stops a fork server that the test has started: later tests would use it, and it has this test's output."""

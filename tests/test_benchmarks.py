@@ -1,6 +1,7 @@
 """Benchmarks on small data: they run, check targets and compare measurements. The measured times are not tested."""
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.configs import composed
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import bare, cases, epoch, growth, machine, project, replicas, small
@@ -43,6 +45,7 @@ def test_images_and_points(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     images = ("what-step", "where-step", "what/where cycle, k = 5", "evaluate 30,000 mosaics", "sample 30,000 mosaics")
     assert {case: set(times) for case, times in written["times"].items()} == {
         **dict.fromkeys(images, steps),
+        "Table 1, one seed of eight rows (computed)": {SINGLE, OURS},
         **{key: {PLAIN, SINGLE, OURS} for key in ("2-D what-epoch", "2-D where-epoch")},
     }
     assert all(value > 0 for times in written["times"].values() for values in times.values() for value in values)
@@ -50,6 +53,41 @@ def test_images_and_points(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     out = capsys.readouterr().out
     assert all(case in out for case in written["times"])
     assert "x reference (>= 80)" in out
+
+
+def test_computed_time_of_table_1() -> None:
+    """It counts the epochs and evaluations of the configs of Table 1's rows."""
+    configs = [composed("train", f"experiment=table1/row{row}") for row in range(1, 9)]
+    epochs = [config.schedule.epochs for config in configs]
+    assert sum(epochs) == cases.TABLE_1["epochs"]
+    assert all(n % (2 * config.schedule.k) == 0 for n, config in zip(epochs, configs, strict=True)), "half each"
+    evaluations = [n // config.trainer.check_val_every_n_epoch for n, config in zip(epochs, configs, strict=True)]
+    assert sum(evaluations) == cases.TABLE_1["evaluations"]
+    data = configs[0].data
+    assert data.train_mosaics + data.test_mosaics + data.held_out_mosaics == cases.TABLE_1["mosaics"]
+
+
+def test_avx2_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are measured by a program in an environment that limits torch, its libraries and the fused kernels."""
+    limits: list[dict[str, str]] = []
+
+    def command(_: str, program: str, **environment: str) -> tuple[float, str]:
+        limits.append(environment)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(program)
+        return 1.0, printed.getvalue()
+
+    monkeypatch.setattr(cases, "command", command)
+    times: cases.Times = {}
+    cases.gather(cases.avx2_cases(2), times)
+    assert limits == [cases.AVX2] * 2
+    targets = {case for case in benchmarks.TARGETS if case.startswith("AVX2")}
+    assert len(targets) == 4
+    for case in targets:
+        assert {name: len(values) for name, values in times[case].items()} == {PLAIN: 2, OURS: 2}
+    code = "import torch; from attnmosaic.nn.kernels import vectors_of_cpu; print(vectors_of_cpu())"
+    limited = subprocess.run([sys.executable, "-c", code], env=os.environ | cases.AVX2, capture_output=True, text=True)
+    assert "avx512" not in limited.stdout
 
 
 def test_busy_core_cases(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from attnmosaic.callbacks.checkpoints import CycleCheckpoint
 from attnmosaic.config.resolution import resolve
 from attnmosaic.config.schema import PRECISIONS, conf_dir, register
 from attnmosaic.data.datamodule import MosaicDataModule
+from attnmosaic.nn.networks import ConvNet
 from attnmosaic.training.factory import build_module
 from attnmosaic.training.stagewise import StagewiseModule
 from attnmosaic.training.trainer import build_trainer
@@ -62,6 +63,10 @@ class EveryEpoch(CycleCheckpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.save_checkpoint(self.folder / f"epoch-{trainer.current_epoch + 1:04}.ckpt")
+
+
+class OtherNet(ConvNet):
+    """A network of a user that is derived from `ConvNet`, and could compute something else."""
 
 
 class Normed(nn.Module):

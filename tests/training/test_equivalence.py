@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.compilers import needs_compiler
 from omegaconf import DictConfig
 
 from attnmosaic.config.resolution import resolve
 from attnmosaic.data.datamodule import MosaicDataModule
 from attnmosaic.data.pool import Pool
 from attnmosaic.nn.attention import WhereWhat
+from attnmosaic.nn.kernels import vectors_of_cpu
+from attnmosaic.training import convolutions
 from attnmosaic.training.factory import build_module, build_network
 from attnmosaic.training.trainer import build_trainer
 from benchmarks import reference
@@ -80,17 +83,23 @@ def test_outputs_attention_weights_and_gradients_equal_the_reference(config: Cal
 
 
 @pytest.mark.parametrize("cache_gb", [0.0, 1.0])
-def test_stagewise_training_equals_the_reference(config: Callable[..., DictConfig], cache_gb: float) -> None:
+@pytest.mark.parametrize("vectors", ["eager", *(pytest.param(name, marks=needs_compiler) for name in vectors_of_cpu())])
+def test_stagewise_training_equals_the_reference(
+    config: Callable[..., DictConfig], cache_gb: float, vectors: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Compares the weights after five epochs of both stages, with and without kept aggregates."""
+    monkeypatch.setattr(convolutions, "vectors_of_cpu", lambda: (vectors,))
+    engine = "eager" if vectors == "eager" else "auto"
     settings = config(
         "experiment=stagewise", "precision=float64", "schedule.k=2", "schedule.epochs=5", "lr.what=0.5", "lr.where=0.3",
         "seed.all=3",
-        f"compute.cache_gb={cache_gb}", "data.batch_size=12", "trainer.check_val_every_n_epoch=2",
+        f"compute.cache_gb={cache_gb}", f"compute.engine={engine}", "data.batch_size=12", "trainer.check_val_every_n_epoch=2",
     )  # fmt: skip
     images = data(seed=3, order_seed=3)
     module = build_module(resolve(settings), images)
     pair, where, what = networks(settings)
     build_trainer(settings, "64-true").fit(module, datamodule=images)
+    assert module.convolutions == ("eager" if vectors == "eager" else f"fused-{vectors}")
 
     mosaics = images.mosaics["train"]
     rates = {"what": 0.5, "where": 0.3}  # large, so that each weight changes far more than the tolerance

@@ -25,7 +25,7 @@ SPLITS = ("train", "test", "held_out")
 """`test` has new mosaics of training patches, as in the mosaic studies; `held_out` has patches never trained on."""
 
 BLOCK_VALUES = 2**26
-"""Maximum number of patch values in a block on a CPU: about one second of training for `ConvNet`, or a complete epoch
+"""Maximum number of patch values in a block on a CPU: about half a second of training for `ConvNet`, or a complete epoch
 of 2-D points."""
 
 STEP_WEIGHTS = 2**22

@@ -82,9 +82,9 @@ class Pool:
 
     def factor_and_offset(self, dtype: torch.dtype) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
         """Returns factor and offset of each channel: a pixel is scaled to ``pixel * factor - offset``."""
-        shape = self.patches.shape[-1:]
-        mean, std = (torch.tensor(values, dtype=torch.float64).expand(shape) for values in (self.mean, self.std))
-        return (1 / (255 * std)).to(dtype), (mean / std).to(dtype)
+        channels = self.patches.shape[-1]
+        factor, offset = self._by_channel(torch.empty(0, dtype=dtype, device=self.device))
+        return factor.expand(channels).contiguous(), offset.expand(channels).contiguous()
 
     def _by_channel(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the factors and offsets that scale pixels, one per channel, with the dtype and device of ``like``.

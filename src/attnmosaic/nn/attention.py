@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from attnmosaic.nn.fused import IndexedPatches
-from attnmosaic.nn.networks import kernel_of
+from attnmosaic.nn.networks import reads_index
 
 
 def aggregate(
@@ -37,7 +37,7 @@ class WhereWhat(nn.Module):
     def score(self, patches: Float[Tensor, "M *patch"] | IndexedPatches) -> Float[Tensor, " M"]:
         """Returns the where network's score of each patch; all patches are computed in one batch."""
         assert self.where is not None, "the attention weights are fixed, so no network scores patches"
-        if isinstance(patches, IndexedPatches) and kernel_of(self.where) is None:
+        if isinstance(patches, IndexedPatches) and not reads_index(self.where):
             patches = patches.gathered
         return self.where(patches).squeeze(1)
 

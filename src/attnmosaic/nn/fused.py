@@ -117,7 +117,7 @@ def check(kernel: Kernel) -> None:
     with torch.no_grad():
         expected = plain_features(images, weights, kernel.padding)
         if not (features(kernel, images, weights) - expected).abs().max() <= 1e-3 * expected.max():
-            raise UnavailableError(f"wrong results of {SOURCE.name}, compiled by {kernel.command()[0]}")
+            raise UnavailableError(f"wrong results of {kernel.compile()}, compiled from {SOURCE.name}")
 
 
 def _readable(images: Tensor | IndexedPatches) -> Images:
@@ -150,36 +150,34 @@ def _in_threads(n: int, compute: Callable[[slice], None]) -> None:
 # ---- convolutions
 
 
-@dataclass(frozen=True, eq=False)
-class _Kept:
-    """Values of the forward pass that the backward pass needs, by image."""
-
-    map1: Tensor
-    won1: Tensor
-    won2: Tensor
-
-
 def _convolve(
     kernel: Kernel, images: Images, weights: Sequence[Tensor], *, keep: bool = False
-) -> tuple[Float[Tensor, "B features"], _Kept | None]:
-    """Returns the features of images and, if ``keep``, what the backward pass needs."""
+) -> tuple[Float[Tensor, "B features"], list[Tensor]]:
+    """Returns the features of images and, if ``keep``, what the backward pass needs: map1, won1, won2 of `fused.c`."""
     n, (map1, map2), (filters1, filters2) = len(images), kernel.maps, kernel.filters
     outputs = torch.empty(n, filters2 * math.prod(map2), dtype=kernel.dtype)
-    kept = None
+    kept: list[Tensor] = []
     if keep:
-        values = filters1 * (map1[0] + 2 * kernel.padding) * (map1[1] + 2 * kernel.padding)
+        values = filters1 * math.prod(side + 2 * kernel.padding for side in map1)
         with_slack = torch.empty(n * values + SLACK, dtype=kernel.dtype)
         won1 = torch.empty(n, filters1 * math.prod(map1), dtype=torch.int8)
-        kept = _Kept(with_slack[: n * values].view(n, values), won1, torch.empty(outputs.shape, dtype=torch.int8))
+        kept = [with_slack, won1, torch.empty(outputs.shape, dtype=torch.int8)]
     w1, b1, w2, b2 = (_channels_last(weight) for weight in weights)
 
     def compute(part: slice) -> None:
         rows = images.part(part)
-        kept_part = (None,) * 3 if kept is None else (kept.map1[part], kept.won1[part], kept.won2[part])
-        kernel.call("convolve", rows, len(rows), w1, b1, w2, b2, outputs[part], *kept_part)
+        kernel.call("convolve", rows, len(rows), w1, b1, w2, b2, outputs[part], *_part_of(kept, part, n))
 
     _in_threads(n, compute)
     return outputs, kept
+
+
+def _part_of(kept: Sequence[Tensor], part: slice, n: int) -> list[Tensor | None]:
+    """Returns the part of kept values that belongs to some of n images."""
+    if not kept:
+        return [None] * 3
+    with_slack, won1, won2 = kept
+    return [with_slack[: len(with_slack) - SLACK].view(n, -1)[part] if n else with_slack, won1[part], won2[part]]
 
 
 def _channels_last(weight: Tensor) -> Tensor:
@@ -192,14 +190,14 @@ class _Features(torch.autograd.Function):
     def forward(ctx: Any, kernel: Kernel, images: Tensor | IndexedPatches, *weights: Tensor) -> Tensor:
         ctx.kernel, ctx.images = kernel, _readable(images)
         ctx.indexed = images if isinstance(images, IndexedPatches) else None
-        ctx.save_for_backward(*([images] if isinstance(images, Tensor) else []), *weights)
-        outputs, ctx.kept = _convolve(kernel, ctx.images, weights, keep=True)
+        outputs, kept = _convolve(kernel, ctx.images, weights, keep=True)
+        ctx.save_for_backward(*kept, *weights, *([images] if isinstance(images, Tensor) else []))
         return outputs
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        *floats, w1, b1, w2, b2 = ctx.saved_tensors
-        kernel, images, kept = ctx.kernel, ctx.images, ctx.kept
+        (*kept, w1, b1, w2, b2), floats = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
+        kernel, images = ctx.kernel, ctx.images
         needs_images, needs_weights = ctx.needs_input_grad[1], ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():  # gradients of gradients, which torch's own functions have
             outputs = plain_features(floats[0] if floats else ctx.indexed.gathered, (w1, b1, w2, b2), kernel.padding)
@@ -215,7 +213,7 @@ class _Features(torch.autograd.Function):
             sums: Sequence[Tensor | None] = (None,) * 4
             if any(needs_weights):
                 sums = by_part[part.start] = [torch.zeros_like(weight) for weight in (w1, b1, w2, b2)]
-            rows, kept_part = images.part(part), (kept.map1[part], kept.won1[part], kept.won2[part])
+            rows, kept_part = images.part(part), _part_of(kept, part, len(images))
             own_dx = None if dx is None else dx[part]
             kernel.call("convolve_backward", rows, len(rows), w1, w2, gradient[part], *kept_part, *sums, own_dx)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
+from torch.autograd.profiler import record_function
 
 SOURCE = Path(__file__).with_name("fused.c")
 FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=fast", "-fPIC", "-shared")
@@ -39,6 +40,19 @@ _ARGUMENTS = {
 
 class UnavailableError(Exception):
     """A kernel cannot be compiled or loaded, or is wrong; the message has the reason in one line."""
+
+
+def compiler() -> list[str]:
+    """Returns the command of the C compiler: ``CC``, or the first of cc, gcc and clang.
+
+    Raises:
+        UnavailableError: there is none.
+    """
+    named = shlex.split(os.environ.get("CC", ""))  # can have arguments, as in "ccache gcc"
+    path = next(filter(None, map(shutil.which, named[:1] or ("cc", "gcc", "clang"))), None)
+    if path is None:
+        raise UnavailableError(f"no C compiler found: {' '.join(named) or 'cc, gcc, clang'}")
+    return [path, *named[1:]]
 
 
 def vectors_of_cpu() -> tuple[str, ...]:
@@ -121,18 +135,10 @@ class Kernel:
         values = (*self.image, *self.filters, self.side, self.padding, width, lanes, real, lane)
         return dict(zip(names, values, strict=True))
 
-    def command(self) -> list[str]:
-        """Returns the command that compiles the kernel, without input and output.
-
-        Raises:
-            UnavailableError: there is no C compiler.
-        """
-        named = shlex.split(os.environ.get("CC", ""))  # it can have arguments, as in "ccache gcc"
-        compiler = next(filter(None, map(shutil.which, named[:1] or ("cc", "gcc", "clang"))), None)
-        if compiler is None:
-            raise UnavailableError(f"no C compiler found: {' '.join(named) or 'cc, gcc, clang'}")
-        defines = [f"-D{name}={value}" for name, value in self.defines.items()]
-        return [compiler, *named[1:], *FLAGS, *VECTORS[self.vectors][1], *defines]
+    @property
+    def arguments(self) -> list[str]:
+        """The compiler's arguments, without input and output."""
+        return [*FLAGS, *VECTORS[self.vectors][1], *(f"-D{name}={value}" for name, value in self.defines.items())]
 
     def compile(self) -> Path:
         """Returns the path of the compiled kernel; compiles it if it is not in the folder, in a second or two.
@@ -140,16 +146,18 @@ class Kernel:
         Raises:
             UnavailableError: there is no C compiler, it fails, or the folder cannot be written to.
         """
-        command = self.command()
-        key = hashlib.sha256("\0".join([*command, platform.machine()]).encode() + SOURCE.read_bytes()).hexdigest()
+        key = hashlib.sha256(
+            "\0".join([*self.arguments, platform.machine()]).encode() + SOURCE.read_bytes()
+        ).hexdigest()
         path = Path(self.folder).expanduser() / f"fused-{self.vectors}-{key[:16]}.so"
-        if path.exists():
+        if path.exists():  # compiled before, perhaps on another machine that has a compiler
             return path
+        command = [*compiler(), *self.arguments, str(SOURCE), "-o"]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent) as folder:
                 built = Path(folder, path.name)
-                subprocess.run([*command, str(SOURCE), "-o", str(built)], check=True, capture_output=True, text=True)
+                subprocess.run([*command, str(built)], check=True, capture_output=True, text=True)
                 built.replace(path)  # in one step, because other processes can compile and load it at the same time
         except subprocess.CalledProcessError as error:
             reason = next(iter(error.stderr.splitlines()), f"exit status {error.returncode}")
@@ -165,7 +173,8 @@ class Kernel:
         pointers = _Pointers(*(None if tensor is None else tensor.data_ptr() for tensor in tensors))
         space = torch.empty(library.space_bytes(), dtype=torch.uint8)
         values = (value.data_ptr() if isinstance(value, Tensor) else value for value in arguments)
-        getattr(library, function)(space.data_ptr(), ctypes.addressof(pointers), *values)
+        with record_function(f"fused::{function}"):  # a profiler of torch sees its own functions only
+            getattr(library, function)(space.data_ptr(), ctypes.addressof(pointers), *values)
 
 
 @functools.cache

@@ -107,8 +107,8 @@ class ConvNet(nn.Module):
 
     def features(self, x: Float[Tensor, "B C H W"] | IndexedPatches) -> Tensor:
         """Returns the output of the convolutions."""
-        if self.kernel is not None and computes(self.kernel, x) and not _hooked(self.conv1, self.conv2):
-            layers = self.conv1, self.conv2
+        layers = self.conv1, self.conv2
+        if self.kernel is not None and computes(self.kernel, x) and not _hooked(*layers):
             return features(self.kernel, x, [getattr(layer, name) for layer in layers for name in ("weight", "bias")])
         if isinstance(x, IndexedPatches):
             x = x.gathered
@@ -122,6 +122,11 @@ def kernel_of(network: nn.Module | None) -> Kernel | None:
     return network.kernel if isinstance(network, ConvNet) else None
 
 
-def _hooked(*layers: nn.Module) -> bool:
-    """Returns whether a layer has hooks, which a fused kernel would not call."""
-    return any(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks for layer in layers)
+def reads_index(network: nn.Module | None) -> bool:
+    """Returns whether a network computes patches from their index in a pool; its hooks need a tensor."""
+    return isinstance(network, ConvNet) and network.kernel is not None and not _hooked(network)
+
+
+def _hooked(*modules: nn.Module) -> bool:
+    """Returns whether a module has hooks. Torch's own fast paths read the same attributes; it has no public ones."""
+    return any(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks for module in modules)

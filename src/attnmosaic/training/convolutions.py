@@ -6,6 +6,7 @@ is in checkpoints and in ``result.json``, and a run that resumes keeps it.
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ log = logging.getLogger(__name__)
 
 EAGER = "eager"
 FUSED = "fused-"
+FOLDER = Path("kernels")
+"""Folder of compiled kernels in ``paths.cache``."""
 
 
 def choose_convolutions(
@@ -42,17 +45,18 @@ def choose_convolutions(
     if config["compute"]["engine"] == EAGER or config["precision"] == "bfloat16" or vectors == EAGER:
         choice = EAGER
     else:
-        choice = _fuse(networks, dtype, vectors if vectors in available else available[0], config["paths"]["cache"])
+        folder = Path(config["paths"]["cache"], FOLDER)
+        choice = _fuse(networks, dtype, vectors if vectors in available else available[0], folder)
     if before not in (None, choice):
         log.warning("convolutions: %s before, %s now; results differ in the last digits", before, choice)
     return choice
 
 
-def _fuse(networks: list[ConvNet], dtype: torch.dtype, vectors: str, folder: str) -> str:
+def _fuse(networks: list[ConvNet], dtype: torch.dtype, vectors: str, folder: Path) -> str:
     """Makes all networks use fused kernels, or none if one of the kernels is not available; returns the choice."""
     try:
         for network in networks:
-            network.fuse(dtype, vectors, folder)
+            network.fuse(dtype, vectors, str(folder))
     except UnavailableError as error:
         for network in networks:
             network.kernel = None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from attnmosaic.config.schedule import Stage
 from attnmosaic.nn.attention import WhereWhat
 from attnmosaic.nn.fused import IndexedPatches
-from attnmosaic.nn.networks import kernel_of
+from attnmosaic.nn.networks import reads_index
 from attnmosaic.training import distributed
 from attnmosaic.training.attention_cache import FrozenWhere, rows_per_piece
 from attnmosaic.training.probes import forward_flop
@@ -195,7 +195,7 @@ class Steps:
         workers, patches = self.frozen.workers, self.mosaics.index.shape[1]
         if self._scores_pool(rows, stage):
             return workers.pieces(3 * len(rows) * what), workers.pieces(3 * len(self.mosaics.pool) * where)
-        patches_in_memory = 1 if stage is Stage.WHAT or kernel_of(self.pair.where) is not None else patches
+        patches_in_memory = 1 if stage is Stage.WHAT or reads_index(self.pair.where) else patches
         mosaic_bytes = patches_in_memory * math.prod(self.mosaics.pool.patch_shape) * self.frozen.dtype.itemsize
         at_least = math.ceil(len(rows) / rows_per_piece(mosaic_bytes, rows.device))
         flop = 3 * len(rows) * (what + (0 if stage is Stage.WHAT else patches * where))
