@@ -193,7 +193,7 @@ def test_verdicts() -> None:
 
     assert judged("where-step", reference=1.0, plain=0.09, attnmosaic=0.1) == [
         ("10 x reference (>= 10)", True),
-        ("0.9 x plain (>= 1)", False),
+        ("0.9 x plain (>= 2.4)", False),
     ]
     (start,) = judged("start-up to the first step", imports_alone=7.0, attnmosaic=9.5)
     assert start == ("2.5 s above imports alone (<= 2 s)", False)

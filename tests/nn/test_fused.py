@@ -382,7 +382,8 @@ def test_another_source_is_compiled_anew(fresh: Kernel, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(
     ("compiler", "reason"),
-    [("no_such_compiler", "no C compiler found: no_such_compiler"), ("false", "false failed: exit status 1"),
+    [("no_such_compiler", "no C compiler found, tried no_such_compiler; install gcc"),
+     ("false", "false failed: exit status 1"),
      pytest.param("cc --no-such-option", "failed: .*no-such-option", marks=needs_compiler)],
 )  # fmt: skip
 def test_a_compiler_that_fails(fresh: Kernel, monkeypatch: pytest.MonkeyPatch, compiler: str, reason: str) -> None:

@@ -77,7 +77,7 @@ def test_choice(config: Config, settings: tuple[str, ...], expected: str | None)
         ("callbacks=gradients", "callbacks.pictures=null", "callbacks.progress=null"),
         ("optimizer.microbatches=3", "compute.cache_gb=0"),
         ("data.mean=[0.3]", "data.std=0.2", "data.batch_size=7"),
-        ("data/weights@data.weights=fixed", "data.weights.foreground=0.4", "schedule=what_only"),
+        ("+data/weights=fixed", "data.weights.foreground=0.4", "schedule=what_only"),
     ],
     ids=["stages", "joint", "gradient curves", "pieces", "other scaling", "fixed weights"],
 )
@@ -102,7 +102,7 @@ def test_without_a_compiler_torch_computes_and_one_line_reports_it(
     caplog.set_level(logging.INFO)
     assert fit(config(*RUN)).convolutions == "eager"
     (line,) = [record.message for record in caplog.records if "convolutions" in record.message]
-    assert "no C compiler found: no_such_compiler" in line
+    assert "no C compiler found, tried no_such_compiler; install gcc" in line
 
 
 # ---- runs that resume, and evaluations

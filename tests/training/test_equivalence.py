@@ -93,7 +93,8 @@ def test_stagewise_training_equals_the_reference(
     settings = config(
         "experiment=stagewise", "precision=float64", "schedule.k=2", "schedule.epochs=5", "lr.what=0.5", "lr.where=0.3",
         "seed.all=3",
-        f"compute.cache_gb={cache_gb}", f"compute.engine={engine}", "data.batch_size=12", "trainer.check_val_every_n_epoch=2",
+        f"compute.cache_gb={cache_gb}", f"compute.engine={engine}", "data.batch_size=12",
+        "trainer.check_val_every_n_epoch=2",
     )  # fmt: skip
     images = data(seed=3, order_seed=3)
     module = build_module(resolve(settings), images)

@@ -25,8 +25,8 @@ SPLITS = ("train", "test", "held_out")
 """`test` has new mosaics of training patches, as in the mosaic studies; `held_out` has patches never trained on."""
 
 BLOCK_VALUES = 2**26
-"""Maximum number of patch values in a block on a CPU: about half a second of training for `ConvNet`, or a complete epoch
-of 2-D points."""
+"""Maximum number of patch values in a block on a CPU: half a second of training for `ConvNet`, or a complete epoch of
+2-D points."""
 
 STEP_WEIGHTS = 2**22
 """Maximum number of attention weights in an evaluation step, because several copies of them are in memory."""

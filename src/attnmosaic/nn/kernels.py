@@ -51,7 +51,8 @@ def compiler() -> list[str]:
     named = shlex.split(os.environ.get("CC", ""))  # can have arguments, as in "ccache gcc"
     path = next(filter(None, map(shutil.which, named[:1] or ("cc", "gcc", "clang"))), None)
     if path is None:
-        raise UnavailableError(f"no C compiler found: {' '.join(named) or 'cc, gcc, clang'}")
+        tried = named[0] if named else "cc, gcc, clang"
+        raise UnavailableError(f"no C compiler found, tried {tried}; install gcc or clang")
     return [path, *named[1:]]
 
 

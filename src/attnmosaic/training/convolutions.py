@@ -60,6 +60,6 @@ def _fuse(networks: list[ConvNet], dtype: torch.dtype, vectors: str, folder: Pat
     except UnavailableError as error:
         for network in networks:
             network.kernel = None
-        log.info("convolutions: computed by torch, which takes several times as long (%s)", error)
+        log.info("convolutions: computed by torch's functions, which are several times slower (%s)", error)
         return EAGER
     return FUSED + vectors
