@@ -1,6 +1,7 @@
 """The wheel contains configs and plugins, so the package works without its repository."""
 
 import importlib.metadata
+import json
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from helpers.compilers import has_compiler
 from helpers.settings import ROOT, SMALL
 
 from attnmosaic.core.optional_packages import install_command
@@ -46,6 +48,8 @@ def test_wheel_trains_in_an_empty_folder(tmp_path: Path) -> None:
     (result,) = (empty / "outputs" / "stagewise").glob("*/result.json")
     config = (result.parent / ".hydra" / "hydra.yaml").read_text()
     assert str(site / "attnmosaic" / "conf") in config
+    # The C source is in the wheel, too.
+    assert json.loads(result.read_text())["convolutions"].startswith("fused" if has_compiler() else "eager")
     assert str(ROOT) not in config
 
 

@@ -13,6 +13,7 @@ from helpers.compilers import needs_compiler
 from helpers.small_runs import fit
 from omegaconf import DictConfig
 
+from attnmosaic.core.errors import RunError
 from attnmosaic.evaluate import evaluate
 from attnmosaic.nn.kernels import vectors_of_cpu
 from attnmosaic.nn.networks import kernel_of
@@ -93,6 +94,17 @@ def test_fused_and_eager_runs_are_equal(train: Train, tmp_path: Path, settings: 
         for one, other in zip(file.open(), (tmp_path / "eager" / file.name).open(), strict=True):
             for a, b in zip(one.strip().split(","), other.strip().split(","), strict=True):
                 assert a == b or float(a) == pytest.approx(float(b), rel=1e-6, abs=1e-9), file.name
+
+
+@needs_compiler
+@pytest.mark.parametrize("network", ["what", "where"])
+def test_a_loss_that_is_not_finite_ends_a_fused_run(config: Config, network: str) -> None:
+    with pytest.raises(RunError, match=f"training: .*{network}"):
+        fit(
+            config(
+                *RUN, f"lr.{network}=1e30", f"schedule={'what_then_where' if network == 'what' else 'where_then_what'}"
+            )
+        )
 
 
 def test_without_a_compiler_torch_computes_and_one_line_reports_it(
