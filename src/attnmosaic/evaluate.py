@@ -80,7 +80,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         module = build_module(run, data)
         check_weights_fit(checkpoint, module, ckpt_path)
         module.load_state_dict(checkpoint["state_dict"])
-        module.convolutions = checkpoint[CONVOLUTIONS]
+        module.convolutions = checkpoint.get(CONVOLUTIONS)
         with interruptible():
             trainer.validate(module, datamodule=data, verbose=False)
         metrics = evaluation_of(module)

@@ -259,6 +259,7 @@ def test_jobs_in_other_processes_print_substitutes(
     cli: Cli, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Jobs write in the encoding of the sweep's terminal, and their lines are complete."""
+    fork_server.stop_server()  # one that a fixture of other tests has started has their encoding
     monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
     monkeypatch.setattr(fork_server, "PRELOAD", ())
     monkeypatch.setattr(

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -187,6 +188,23 @@ def test_a_gradient_that_is_not_a_number_reaches_the_weights(make: Callable[...,
 
 
 @needs_compiler
+@pytest.mark.parametrize("frozen", [0, 1, 3])
+def test_gradients_of_gradients_of_some_weights(make: Callable[..., Kernel], frozen: int) -> None:
+    kernel = make("digits")
+    images, weights = images_of(kernel), weights_of(kernel)
+    weights[frozen].requires_grad_(False)
+    trained = [weight for weight in weights if weight.requires_grad]
+
+    def penalty(output: Tensor) -> list[Tensor]:
+        gradients = torch.autograd.grad(output.square().sum(), trained, create_graph=True)
+        return outputs_and_gradients(sum(gradient.square().sum() for gradient in gradients), trained)
+
+    ours = penalty(features(kernel, images, weights))
+    for own, other in zip(ours, penalty(plain_features(images, weights, kernel.padding)), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-9)
+
+
+@needs_compiler
 def test_gradients_of_gradients(make: Callable[..., Kernel]) -> None:
     """For example for a penalty on the gradient of the attention weights."""
     kernel = make("digits")
@@ -302,18 +320,55 @@ def test_a_pair_equals_the_same_pair(folder: str, calls: list[str]) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("case", ["other type", "other shape", "autocast"])
+@pytest.mark.parametrize(
+    "case", ["other type", "other images", "autocast", "weights of another type", "pruned filters", "no bias"]
+)
 def test_torch_computes_what_a_kernel_does_not(folder: str, case: str, calls: list[str]) -> None:
     network = fuse(ConvNet((1, 28, 28), 3), folder)
     calls.clear()
     x = torch.randn(2, 1, 28, 28)
     if case == "other type":
         network, x = network.double(), x.double()
-    if case == "other shape":
+    if case == "other images":
         x = torch.randn(2, 1, 29, 29)
-    with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
-        assert network(x).shape == (2, 3)
+    if case == "pruned filters":
+        network.conv1, network.conv2 = nn.Conv2d(1, 3, 5), nn.Conv2d(3, 16, 5)
+    if case == "no bias":
+        network.conv1.bias = None
+    if case == "weights of another type":
+        network.conv1.double()
+        with pytest.raises(RuntimeError, match=r"dtype|type"):  # as without a kernel
+            network(x)
+    else:
+        with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
+            assert network(x).shape == (2, 3)
     assert not calls
+
+
+@needs_compiler
+@pytest.mark.parametrize("change", [{"padding_mode": "circular"}, {"bias": False}, {"stride": 2}, {"dilation": 2}])
+def test_other_layers_are_not_fused(folder: str, change: dict[str, Any]) -> None:
+    network = ConvNet((1, 28, 28), 3)
+    network.conv1 = nn.Conv2d(1, 6, 5, **change)
+    with pytest.raises(UnavailableError, match="replaced"):
+        fuse(network, folder)
+    assert network.kernel is None
+
+
+@needs_compiler
+def test_attention_weights_of_another_type_or_shape_are_refused(make: Callable[..., Kernel]) -> None:
+    patches = indexed(make("digits"), torch.arange(12).view(3, 4))
+    for alpha in (torch.ones(3, 4), torch.ones(3, 5, dtype=torch.float64)):
+        with pytest.raises(ValueError, match="attention weights of shape"):
+            patches.aggregate(alpha)
+
+
+@needs_compiler
+def test_indexes_of_another_type(make: Callable[..., Kernel]) -> None:
+    kernel, index = make("digits"), torch.tensor([3, 0, 39])
+    weights = weights_of(kernel)
+    expected = features(kernel, indexed(kernel, index), weights)
+    assert torch.equal(features(kernel, indexed(kernel, index.to(torch.int32)), weights), expected)
 
 
 @needs_compiler
@@ -371,6 +426,22 @@ def test_a_kernel_is_compiled_once(fresh: Kernel, monkeypatch: pytest.MonkeyPatc
 
 
 @needs_compiler
+def test_a_damaged_file_is_compiled_again(fresh: Kernel) -> None:
+    fresh.path.parent.mkdir()
+    fresh.path.write_bytes(b"")
+    check(fresh)
+    assert fresh.path.stat().st_size > 0
+
+
+@needs_compiler
+def test_a_kernel_of_a_wider_cpu_is_refused(fresh: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a kernel can be in a network that was pickled on another machine."""
+    monkeypatch.setattr(kernels, "vectors_of_cpu", lambda: ("narrow",))
+    with pytest.raises(UnavailableError, match="does not have generic"):
+        check(fresh)
+
+
+@needs_compiler
 def test_another_source_is_compiled_anew(fresh: Kernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     check(fresh)
     changed = tmp_path / "changed.c"
@@ -383,7 +454,7 @@ def test_another_source_is_compiled_anew(fresh: Kernel, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("compiler", "reason"),
     [("no_such_compiler", "no C compiler found, tried no_such_compiler; install gcc"),
-     ("false", "false failed: exit status 1"),
+     ("false", "false failed: exit status 1"), ("'unbalanced", "CC: "),
      pytest.param("cc --no-such-option", "failed: .*no-such-option", marks=needs_compiler)],
 )  # fmt: skip
 def test_a_compiler_that_fails(fresh: Kernel, monkeypatch: pytest.MonkeyPatch, compiler: str, reason: str) -> None:
@@ -401,7 +472,14 @@ def test_a_folder_that_cannot_be_written_to(fresh: Kernel, tmp_path: Path) -> No
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("right", "wrong"), [("2 * i + y + (p >> 1)", "2 * i + y"), ("= m[l]", "= 0 / m[l]")], ids=["a row", "NaN"]
+    ("right", "wrong"),
+    [
+        ("2 * i + y + (p >> 1)", "2 * i + y"),
+        ("= m[l]", "= 0 / m[l]"),
+        ("s->g[n] = g[i * g_line + j * g_step]", "s->g[n] = 0"),
+        ("total = -constant", "total = constant"),
+    ],
+    ids=["a row", "NaN", "no gradient", "gradient of an aggregate"],
 )
 def test_wrong_results_are_noticed(
     fresh: Kernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, right: str, wrong: str
@@ -412,7 +490,7 @@ def test_wrong_results_are_noticed(
     (tmp_path / "wrong.c").write_text(source.replace(right, wrong))
     for module in (kernels, fused):
         monkeypatch.setattr(module, "SOURCE", tmp_path / "wrong.c")
-    with pytest.raises(UnavailableError, match=r"wrong results of .*, compiled from wrong\.c"):
+    with pytest.raises(UnavailableError, match=r"wrong\.c was compiled to wrong results"):
         check(fresh)
 
 

@@ -1,14 +1,13 @@
-/* Two convolutions, each followed by 2 x 2 max pooling and ReLU: forward and backward pass, on one thread.
+/* Two convolutions, each followed by 2 x 2 max pooling and ReLU, and weighted sums of images, with gradients; on one thread.
 
-Compiled by fused.py for one shape of images and filters. A general library computes in blocks of 8 or 16 channels, most of
-which are padding for images of three channels and layers of six filters. Here the lanes of a vector are always full:
+Compiled by kernels.py for one shape of images and filters. A general library computes in blocks of 8 or 16 channels, mostly
+padding for images of three channels and layers of six filters. Here the lanes of a vector are full:
 
     layer 1: a lane is a pooled column of the image     layer 2: a lane is a filter
 
-Both layers hold the sums of the four positions that are pooled in registers, so maps before pooling never reach memory. Of
-each pooled value one byte remembers which of the four won, or that ReLU set it to zero (-1). Only winners have a gradient.
-The backward pass visits them alone: a quarter of the positions or less. For each it adds one window of the input to the
-filter's gradient, and the filter to one window of the input's gradient.
+Pooling takes the largest of four sums. All four stay in registers, so maps before pooling never reach memory. One byte per
+pooled value stores which of the four positions won, or -1 if ReLU set it to zero. Only winners have a gradient: for each, the
+backward pass adds a window of the input to the filter's gradient, and the filter to a window of the input's gradient.
 
     table     [U][H][W][C]         pixels, uint8, or scaled images; image i of a call is row rows[i]
     pixels    [H0][W0][C]          a scaled image with its border of PAD zeros: a row of a window is contiguous (backward)
@@ -19,11 +18,11 @@ filter's gradient, and the filter to one window of the input's gradient.
     rows      [F][K][V * L]        the same, with zeros after each row of a filter up to V vectors of L lanes
     blocks    [F2 / n][K][K][F1][n]  filters of layer 2, n = B2 * L next to each other as in the lanes
 
-An output is summed over its window's rows, columns and channels; a gradient over images, filters and positions, each in
-order, whatever the width of vectors. */
+H0, W0: image with border; P1H, P2H, ...: pooled size; M1H, M1W: the same with the next border; HALF: columns of one parity,
+rounded up so that vectors can be read; U: images in the table. Layer 1 sums channels, then rows, then columns; layer 2 rows,
+columns, channels. The order of the terms of a gradient depends on the width of vectors. */
 #include <stdint.h>
 #include <string.h>
-
 #define INLINE static inline __attribute__((always_inline))
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define CEIL(a, b) (((a) + (b) - 1) / (b))
@@ -32,27 +31,28 @@ order, whatever the width of vectors. */
 #else
 #define UNROLL _Pragma("GCC unroll 64")
 #endif
-/* Keeps a compiler from moving all loads of an unrolled loop to its beginning, for which there are no registers. */
+/* Keeps a compiler from moving all loads of an unrolled loop to its beginning: there are not enough registers. */
 #define IN_ORDER __asm__ volatile("" ::: "memory")
 
 typedef REAL real; /* float or double */
 typedef LANE lane; /* an integer of the same size */
 #if WIDTH == 64 || defined(__aarch64__)
-#define SUMS 24 /* of 32 registers */
+#define SUMS 24 /* registers for sums, of 32; the others hold inputs and filters */
 #else
-#define SUMS 12 /* of 16 registers */
+#define SUMS 12 /* the same, of 16 */
 #endif
 enum {
     L = WIDTH / sizeof(real), H0 = H + 2 * PAD, W0 = W + 2 * PAD, IMAGE = H * W * C,
     P1H = (H0 - K + 1) / 2, P1W = (W0 - K + 1) / 2, M1H = P1H + 2 * PAD, M1W = P1W + 2 * PAD,
     P2H = (M1H - K + 1) / 2, P2W = (M1W - K + 1) / 2,
     PIXELS = H0 * W0 * C, MAP1 = M1H * M1W * F1, WON1 = F1 * P1H * P1W, FEATURES = F2 * P2H * P2W,
-    /* Layer 1: LC lanes (fewer than L for small images), B1 filters at a time. */
+    /* Layer 1: LC lanes (chosen by kernels.py, fewer for small images), B1 filters at a time. */
     LC = COLUMNS, JC = CEIL(P1W, LC), HALF = JC * LC + K / 2 + 1, B1 = MIN(F1, SUMS / 4),
     /* Layer 2: B2 vectors of filters and J2 pooled columns at a time. */
     B2 = MIN(CEIL(F2, L), 2), F2P = CEIL(F2, B2 * L) * B2 * L, J2 = MIN(P2W, SUMS / (4 * B2)),
     V1 = CEIL(K * C, L), V2 = CEIL(K * F1, L), SLACK = L /* a padded row can end after its map */, PARTS = 16
 };
+_Static_assert(2 * PAD < K, "the lists are as long as the first pooled map");
 typedef real vec __attribute__((vector_size(WIDTH), aligned(sizeof(real)), may_alias));
 typedef lane veci __attribute__((vector_size(WIDTH)));
 typedef real col __attribute__((vector_size(LC * sizeof(real)), aligned(sizeof(real)), may_alias));
@@ -77,7 +77,6 @@ typedef struct {
 } space;
 
 size_t space_bytes(void) { return sizeof(space); }
-
 static void prepare(space *s, const images *in) {
     memset(s, 0, sizeof(space)); /* the borders stay zero */
     for (int t = 0; in->factor && t < W * C; t++) s->factor[t] = in->factor[t % C], s->offset[t] = in->offset[t % C];
@@ -107,7 +106,8 @@ static void pixels_to_planes(space *s) {
 
 /* ---- forward pass */
 
-/* Replaces m and its position q by x if x is larger, or not a number. The first of equal values wins, as in torch's pooling. */
+/* Replaces m and its position q by x if x is larger or not a number; the first of equal values wins, as in torch. Comparisons
+   give masks, with all bits of a lane set where they are true. */
 #define MAXIMUM(m, q, x, position, floats, ints) do { \
     const ints larger = ((x) > (m)) | ((x) != (x)); \
     m = (floats)(((ints)(x) & larger) | ((ints)(m) & ~larger)); \
@@ -217,7 +217,8 @@ void convolve(space *s, const images *in, int64_t n, const real *w1, const real 
 
 /* ---- backward pass */
 
-/* Lists the windows of a filter's winners and their gradients; adds the gradients to the bias's. Returns their number.
+/* Stores for each winner of a filter where its window begins in the layer's input (at) and its gradient (g); adds the
+   gradients to that of the bias. Returns the number of winners.
    `line` and `step` are the distances of rows and columns in the layer's input, `g_line` and `g_step` in g. */
 INLINE int list_winners(space *s, const int8_t *won, int height, int width, int line, int step, const real *g, int g_line,
                         int g_step, real *db) {
@@ -248,7 +249,7 @@ INLINE void spread(const space *s, int n, int line, int vectors, const real *res
         vec sum[SUMS];
         if (dw) UNROLL for (int u = 0; u < block; u++) if (u0 + u < all) sum[u] = *(const vec *)(dw + (u0 + u) * L);
         for (int i = 0; i < n; i++) {
-            /* From both halves of the list in turn: a window next to the last one would wait until that one is stored. */
+            /* Neighbouring windows overlap, and one right after the other would wait for its store: alternate between halves. */
             const int k = din ? (i & 1) * ((n + 1) / 2) + i / 2 : i;
             UNROLL for (int u = 0; u < block; u++)
                 if (u0 + u < all) {

@@ -19,7 +19,7 @@ from torch import Tensor
 from attnmosaic.nn.kernels import SOURCE, Images, Kernel, UnavailableError
 
 SLACK = 16
-"""Values that `fused.c` reads after the first layer's output: the lanes of the widest vector."""
+"""Values that `fused.c` reads after the first layer's output, whatever they are: the lanes of the widest vector."""
 
 ROWS_PER_THREAD = 16
 """Smallest number of images, or mosaics, of a thread: starting a thread takes as long as a few of them."""
@@ -52,7 +52,8 @@ class IndexedPatches:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (*self.index.shape, *self.kernel.image)
+        _, height, width, channels = self.pixels.shape
+        return (*self.index.shape, channels, height, width)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -67,15 +68,32 @@ class IndexedPatches:
         return replace(self, index=self.index.flatten(start, stop))
 
     def aggregate(self, alpha: Float[Tensor, "B P"]) -> Float[Tensor, "B C H W"]:
-        """Returns the weighted sum of the patches of each mosaic; the index is ``[B, P]``."""
+        """Returns the weighted sum of the patches of each mosaic; the index is ``[B, P]``.
+
+        Raises:
+            ValueError: the weights have another shape than the index, or another type than the patches.
+        """
+        if alpha.shape != self.index.shape or alpha.dtype != self.dtype:
+            raise ValueError(
+                f"attention weights of shape {tuple(alpha.shape)} and type {alpha.dtype} for patches of "
+                f"shape {self.shape} and type {self.dtype}"
+            )
         aggregates: Tensor = _Aggregate.apply(alpha, self)
         return aggregates.movedim(-1, 1)
 
 
-def computes(kernel: Kernel, images: Tensor | IndexedPatches) -> bool:
-    """Returns whether a kernel computes these images: of its shape and type, on the CPU, without autocast."""
-    fits = images.dtype == kernel.dtype and images.device.type == "cpu" and tuple(images.shape[-3:]) == kernel.image
-    return fits and not torch.is_autocast_enabled("cpu")
+def computes(kernel: Kernel, images: Tensor | IndexedPatches, weights: Sequence[Tensor | None]) -> bool:
+    """Returns whether a kernel computes these images and weights: of its shapes and type, on the CPU, without autocast.
+
+    Weights are those of `features`; a user can have changed them since the kernel was made.
+    """
+    if tuple(images.shape[-3:]) != kernel.image or torch.is_autocast_enabled("cpu"):
+        return False
+    if [None if weight is None else tuple(weight.shape) for weight in weights] != kernel.weight_shapes:
+        return False
+    return all(
+        part.dtype == kernel.dtype and part.device.type == "cpu" for part in (images, *weights) if part is not None
+    )
 
 
 def features(
@@ -104,20 +122,33 @@ def plain_features(
     return images.flatten(1)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def check(kernel: Kernel) -> None:
-    """Compares a kernel with torch on a few images, in case a compiler is faulty.
+    """Compares a kernel's outputs and gradients with torch's, on two images, in case a compiler is faulty.
 
     Raises:
         UnavailableError: the kernel cannot be compiled or loaded, or its results are wrong by more than rounding.
     """
-    (channels, *_), (first, second), side = kernel.image, kernel.filters, kernel.side
-    shapes = (2, *kernel.image), (first, channels, side, side), (first,), (second, first, side, side), (second,)
     generator = torch.Generator().manual_seed(0)
-    images, *weights = (torch.randn(shape, dtype=kernel.dtype, generator=generator) for shape in shapes)
-    with torch.no_grad():
-        expected = plain_features(images, weights, kernel.padding)
-        if not (features(kernel, images, weights) - expected).abs().max() <= 1e-3 * expected.max():
-            raise UnavailableError(f"wrong results of {kernel.compile()}, compiled from {SOURCE.name}")
+
+    def integers(limit: int, *shape: int) -> Tensor:  # whose sums are exact, so that pooling has the same winners
+        return torch.randint(-limit, limit + 1, shape, generator=generator).to(kernel.dtype).requires_grad_()
+
+    images, *weights = integers(8, 2, *kernel.image), *(integers(2, *shape) for shape in kernel.weight_shapes)
+    pixels = torch.randint(256, (2, *kernel.image[1:], kernel.image[0]), generator=generator, dtype=torch.uint8)
+    factor, offset = (integers(3, kernel.image[0]).detach() for _ in range(2))
+    alpha, scaled = integers(3, 1, 2), (pixels * factor - offset).movedim(-1, -3)
+    patches = IndexedPatches(pixels, torch.tensor([[1, 0]]), factor, offset, kernel, lambda rows: scaled[rows])
+    for own, expected, inputs in (
+        (features(kernel, images, weights), plain_features(images, weights, kernel.padding), [images, *weights]),
+        (patches.aggregate(alpha), (alpha.view(1, 2, 1, 1, 1) * patches.gathered).sum(dim=1), [alpha]),
+    ):
+        gradient = integers(2, *own.shape).detach()
+        of_kernel, of_torch = ((out, *torch.autograd.grad(out, inputs, gradient)) for out in (own, expected))
+        if not all((a - b).abs().max() <= 1e-3 * b.abs().max() for a, b in zip(of_kernel, of_torch, strict=True)):
+            kernel.path.unlink(missing_ok=True)  # so that another compiler can be tried
+            raise UnavailableError(f"{SOURCE.name} was compiled to wrong results")
 
 
 def _readable(images: Tensor | IndexedPatches) -> Images:
@@ -128,7 +159,7 @@ def _readable(images: Tensor | IndexedPatches) -> Images:
     """
     if isinstance(images, Tensor):
         return Images(images.detach().movedim(1, -1).contiguous())
-    rows = images.index.flatten().contiguous()
+    rows = images.index.flatten().to(torch.int64).contiguous()
     if len(rows):
         low, high = (int(limit) for limit in rows.aminmax())
         if low < 0 or high >= len(images.pixels):
@@ -201,9 +232,11 @@ class _Features(torch.autograd.Function):
         needs_images, needs_weights = ctx.needs_input_grad[1], ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():  # gradients of gradients, which torch's own functions have
             outputs = plain_features(floats[0] if floats else ctx.indexed.gathered, (w1, b1, w2, b2), kernel.padding)
-            inputs = [tensor for tensor in (*floats, w1, b1, w2, b2) if tensor.requires_grad]
-            found = iter(torch.autograd.grad(outputs, inputs, gradient, create_graph=True))
-            return None, *(next(found) if needed else None for needed in (needs_images, *needs_weights))
+            tensors = dict(enumerate((floats[0] if floats else None, w1, b1, w2, b2)))
+            needed = [i for i, needs in enumerate((needs_images, *needs_weights)) if needs]
+            found = torch.autograd.grad(outputs, [tensors[i] for i in needed], gradient, create_graph=True)
+            by_input = dict(zip(needed, found, strict=True))
+            return None, *(by_input.get(i) for i in tensors)
         w1, b1, w2, b2 = (_channels_last(weight) for weight in (w1, b1, w2, b2))
         gradient = gradient.contiguous()
         dx = torch.empty(images.table.shape, dtype=kernel.dtype) if needs_images else None

@@ -48,7 +48,10 @@ def compiler() -> list[str]:
     Raises:
         UnavailableError: there is none.
     """
-    named = shlex.split(os.environ.get("CC", ""))  # can have arguments, as in "ccache gcc"
+    try:
+        named = shlex.split(os.environ.get("CC", ""))  # can have arguments, as in "ccache gcc"
+    except ValueError as error:
+        raise UnavailableError(f"CC: {error}") from error
     path = next(filter(None, map(shutil.which, named[:1] or ("cc", "gcc", "clang"))), None)
     if path is None:
         tried = named[0] if named else "cc, gcc, clang"
@@ -141,24 +144,34 @@ class Kernel:
         """The compiler's arguments, without input and output."""
         return [*FLAGS, *VECTORS[self.vectors][1], *(f"-D{name}={value}" for name, value in self.defines.items())]
 
+    @property
+    def weight_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of filters and biases of both convolutions, as torch has them."""
+        (first, second), side = self.filters, self.side
+        return [(first, self.image[0], side, side), (first,), (second, first, side, side), (second,)]
+
+    @property
+    def path(self) -> Path:
+        """Path of the compiled kernel, which has its own name for each source, shape, width and system."""
+        system = [*self.arguments, platform.machine(), platform.system()]
+        key = hashlib.sha256("\0".join(system).encode() + SOURCE.read_bytes()).hexdigest()
+        return Path(self.folder).expanduser() / f"fused-{self.vectors}-{key[:16]}.so"
+
     def compile(self) -> Path:
         """Returns the path of the compiled kernel; compiles it if it is not in the folder, in a second or two.
 
         Raises:
             UnavailableError: there is no C compiler, it fails, or the folder cannot be written to.
         """
-        key = hashlib.sha256(
-            "\0".join([*self.arguments, platform.machine()]).encode() + SOURCE.read_bytes()
-        ).hexdigest()
-        path = Path(self.folder).expanduser() / f"fused-{self.vectors}-{key[:16]}.so"
-        if path.exists():  # compiled before, perhaps on another machine that has a compiler
-            return path
-        command = [*compiler(), *self.arguments, str(SOURCE), "-o"]
+        path = self.path
         try:
+            if path.exists():  # compiled before, perhaps on another machine that has a compiler
+                return path
+            command = [*compiler(), *self.arguments, str(SOURCE), "-o"]
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent) as folder:
                 built = Path(folder, path.name)
-                subprocess.run([*command, str(built)], check=True, capture_output=True, text=True)
+                subprocess.run([*command, str(built)], check=True, capture_output=True, text=True, errors="replace")
                 built.replace(path)  # in one step, because other processes can compile and load it at the same time
         except subprocess.CalledProcessError as error:
             reason = next(iter(error.stderr.splitlines()), f"exit status {error.returncode}")
@@ -185,11 +198,16 @@ def _library(kernel: Kernel) -> ctypes.CDLL:
     Raises:
         UnavailableError: it cannot be compiled or loaded.
     """
-    path = kernel.compile()
+    if kernel.vectors not in vectors_of_cpu():
+        raise UnavailableError(f"this CPU does not have {kernel.vectors}")
     try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise UnavailableError(f"{path}: {error}") from error
+        library = ctypes.CDLL(str(kernel.compile()))
+    except OSError:
+        kernel.path.unlink(missing_ok=True)  # a damaged file: compile it once more
+        try:
+            library = ctypes.CDLL(str(kernel.compile()))
+        except OSError as error:
+            raise UnavailableError(str(error)) from error
     library.space_bytes.restype = ctypes.c_size_t
     for name, arguments in _ARGUMENTS.items():
         getattr(library, name).argtypes, getattr(library, name).restype = arguments, None

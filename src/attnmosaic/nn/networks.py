@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from attnmosaic.nn.fused import IndexedPatches, check, computes, features
-from attnmosaic.nn.kernels import Kernel
+from attnmosaic.nn.kernels import Kernel, UnavailableError
 
 
 def max_pool(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
@@ -93,8 +94,10 @@ class ConvNet(nn.Module):
             folder: folder of compiled kernels.
 
         Raises:
-            UnavailableError: the kernel cannot be compiled or loaded, or its results are wrong.
+            UnavailableError: the kernel cannot be compiled or loaded, its results are wrong, or a layer was replaced.
         """
+        if not (_is_plain(self.conv1) and _is_plain(self.conv2, self.conv1)):
+            raise UnavailableError("the convolutions of a network were replaced")
         filters = self.conv1.out_channels, self.conv2.out_channels
         side, padding = self.conv1.kernel_size[0], int(self.conv1.padding[0])
         kernel = Kernel(self.in_shape, filters, side, padding, dtype, vectors, folder)
@@ -107,9 +110,10 @@ class ConvNet(nn.Module):
 
     def features(self, x: Float[Tensor, "B C H W"] | IndexedPatches) -> Tensor:
         """Returns the output of the convolutions."""
-        layers = self.conv1, self.conv2
-        if self.kernel is not None and computes(self.kernel, x) and not _hooked(*layers):
-            return features(self.kernel, x, [getattr(layer, name) for layer in layers for name in ("weight", "bias")])
+        if self.kernel is not None and not hooked(self.conv1, self.conv2):
+            weights = [getattr(layer, name) for layer in (self.conv1, self.conv2) for name in ("weight", "bias")]
+            if computes(self.kernel, x, weights):
+                return features(self.kernel, x, weights)
         if isinstance(x, IndexedPatches):
             x = x.gathered
         # ReLU and max pooling commute; with pooling first, ReLU has a quarter of the work.
@@ -124,9 +128,19 @@ def kernel_of(network: nn.Module | None) -> Kernel | None:
 
 def reads_index(network: nn.Module | None) -> bool:
     """Returns whether a network computes patches from their index in a pool; its hooks need a tensor."""
-    return isinstance(network, ConvNet) and network.kernel is not None and not _hooked(network)
+    return isinstance(network, ConvNet) and network.kernel is not None and not hooked(network)
 
 
-def _hooked(*modules: nn.Module) -> bool:
-    """Returns whether a module has hooks. Torch's own fast paths read the same attributes; it has no public ones."""
-    return any(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks for module in modules)
+def hooked(*modules: nn.Module) -> bool:
+    """Returns whether modules have hooks. Torch's own fast paths read the same attributes; it has no public ones."""
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return _has_any_global_hook() or any(getattr(module, name) for module in modules for name in names)
+
+
+def _is_plain(layer: nn.Module, like: nn.Conv2d | None = None) -> bool:
+    """Returns whether a layer is a convolution that kernels compute, with the size and padding of another one."""
+    if type(layer) is not nn.Conv2d or layer.bias is None or layer.padding_mode != "zeros":
+        return False
+    same = like is None or (layer.kernel_size, layer.padding) == (like.kernel_size, like.padding)
+    square = len({*layer.kernel_size}) == 1 and len({*layer.padding}) == 1 and not isinstance(layer.padding, str)
+    return same and square and (layer.stride, layer.dilation, layer.groups) == ((1, 1), (1, 1), 1)

@@ -12,7 +12,7 @@ from attnmosaic.data.mosaics import Mosaics
 from attnmosaic.data.pool import Pool
 from attnmosaic.nn.attention import WhereWhat, aggregate
 from attnmosaic.nn.fused import IndexedPatches
-from attnmosaic.nn.networks import kernel_of
+from attnmosaic.nn.networks import hooked, kernel_of, reads_index
 from attnmosaic.training import distributed
 from attnmosaic.training.workers import Workers
 
@@ -82,12 +82,17 @@ class FrozenWhere:
 
     def patches(self, pool: Pool, index: Int[Tensor, "*n"]) -> Float[Tensor, "*n_and_patch"] | IndexedPatches:
         """Returns scaled patches of a pool; as an index only if a fused kernel reads the pool's pixels."""
-        if self.kernel is None or not pool.patches.is_contiguous():
+        if self.kernel is None or not self._reads(pool):
             return pool.gather(index, self.dtype)
         factor, offset = pool.factor_and_offset(self.dtype)
         return IndexedPatches(
             pool.patches, index, factor, offset, self.kernel, lambda rows: pool.gather(rows, self.dtype)
         )
+
+    def _reads(self, pool: Pool) -> bool:
+        """Returns whether a fused kernel reads the pixels of a pool; hooks of the pair need a tensor."""
+        fits = self.kernel is not None and pool.is_image and pool.patch_shape == self.kernel.image
+        return fits and pool.patches.is_contiguous() and not hooked(self.pair)
 
     @torch.no_grad()
     def scores(self, pool: Pool) -> Float[Tensor, " U"]:
@@ -134,9 +139,10 @@ class FrozenWhere:
             return self.pair.weigh(self.pair.score(patches.flatten(0, 1)).view(patches.shape[:2]))
 
     def mosaics_per_piece(self, split: str) -> int:
-        """Returns the number of mosaics of a split to compute at a time, with those patches that are in memory."""
+        """Returns the number of mosaics of a split to compute at a time. Their patches count if they are gathered."""
         mosaics = self.mosaics[split]
-        patches = mosaics.index.shape[1] if self.kernel is None else 1  # a kernel only writes the aggregate
+        indexed = self._reads(mosaics.pool) and (self.pair.where is None or reads_index(self.pair.where))
+        patches = 1 if indexed else mosaics.index.shape[1]
         values = patches * math.prod(mosaics.pool.patch_shape)
         return rows_per_piece(values * self.dtype.itemsize, mosaics.index.device)
 

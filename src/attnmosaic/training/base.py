@@ -198,7 +198,7 @@ class RunModule(pl.LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._monitored = checkpoint.get(COMPLETE, {}).get("monitored", {})
-        self.convolutions = checkpoint[CONVOLUTIONS]
+        self.convolutions = checkpoint.get(CONVOLUTIONS)
 
     def check_finite(self, losses: Sequence[Tensor], networks: nn.Module) -> None:
         """Checks that the losses of an epoch's steps, and the weights after the epoch, are finite.

@@ -41,9 +41,13 @@ def choose_convolutions(
     if not networks or device.type != "cpu":
         return None
     available = vectors_of_cpu()
+    before = before if isinstance(before, str) else None  # a checkpoint can hold anything
     vectors = available[0] if before is None else before.removeprefix(FUSED)
-    if config["compute"]["engine"] == EAGER or config["precision"] == "bfloat16" or vectors == EAGER:
+    if config["compute"]["engine"] == EAGER or config["precision"] == "bfloat16":
         choice = EAGER
+    elif vectors == EAGER:
+        choice = EAGER
+        log.info("convolutions: computed by torch's functions, like those of the checkpoint's run")
     else:
         folder = Path(config["paths"]["cache"], FOLDER)
         choice = _fuse(networks, dtype, vectors if vectors in available else available[0], folder)

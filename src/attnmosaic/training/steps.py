@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -163,8 +164,7 @@ class Steps:
         if pool_pieces:
             # The graph of a minibatch's piece ends at the scores. The scores' gradient, summed over these pieces, is
             # then passed through the graphs of the pool's pieces.
-            rows = torch.arange(len(self.mosaics.pool)).chunk(pool_pieces)
-            pool_scores = workers.map(lambda part: self.pair.score(self._of_pool(part)), rows)
+            pool_scores = workers.map(self.pair.score, self._pool_in(pool_pieces))
             scores = torch.cat([part.detach() for part in pool_scores]).requires_grad_()
 
         def differentiate(piece: Tensor) -> tuple[Computed, tuple[Tensor | None, ...]]:
@@ -216,18 +216,21 @@ class Steps:
             return self.pair(self.frozen.patches(self.mosaics.pool, self.mosaics.index[rows]))
         index = self.mosaics.index[rows]
         if scores is None:
-            scores = self.pair.score(self._of_pool(torch.arange(len(self.mosaics.pool))))
-        return self.pair(self._of_pool(index), scores[index])
+            scores = self.pair.score(self._pool_in(1)[0])
+        patches = self._pool_patches
+        of_mosaics = _rows_of(patches, index) if isinstance(patches, Tensor) else replace(patches, index=index)
+        return self.pair(of_mosaics, scores[index])
 
-    def _of_pool(self, index: Tensor) -> Tensor | IndexedPatches:
-        """Returns patches of a small pool, all of which are kept in memory unless a fused kernel reads its pixels."""
-        if self.frozen.kernel is not None:
-            return self.frozen.patches(self.mosaics.pool, index)
-        return _rows_of(self._pool_patches, index)
+    def _pool_in(self, pieces: int) -> Sequence[Tensor | IndexedPatches]:
+        """Returns all patches of the pool in pieces."""
+        patches = self._pool_patches
+        if isinstance(patches, Tensor):
+            return patches.chunk(pieces)
+        return [replace(patches, index=index) for index in patches.index.chunk(pieces)]
 
     @functools.cached_property
-    def _pool_patches(self) -> Tensor:
-        return self.mosaics.pool.gather(torch.arange(len(self.mosaics.pool)), self.frozen.dtype)
+    def _pool_patches(self) -> Tensor | IndexedPatches:
+        return self.frozen.patches(self.mosaics.pool, torch.arange(len(self.mosaics.pool)))
 
 
 def _rows_of(patches: Tensor, index: Tensor) -> Tensor:
