@@ -40,14 +40,14 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def kernels_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of compiled kernels, which all tests share: compiling takes longer than most of them."""
     return tmp_path_factory.getbasetemp().parent / "kernels"  # the base folder is of one worker of pytest
 
 
 @pytest.fixture(autouse=True)
-def _shared_kernels(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnmosaic.training.convolutions.FOLDER", kernels)
+def _shared_kernels(kernels_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnmosaic.training.convolutions.FOLDER", kernels_folder)
 
 
 @pytest.fixture(autouse=True)

@@ -33,8 +33,8 @@ TIGHT = {"rtol": 0, "atol": 1e-12}
 
 
 @pytest.fixture
-def folder(kernels: Path) -> str:
-    return str(kernels)
+def folder(kernels_folder: Path) -> str:
+    return str(kernels_folder)
 
 
 @pytest.fixture
@@ -92,8 +92,8 @@ def test_float64_equals_torch(make: Callable[..., Kernel], name: str, vectors: s
 
 @needs_compiler
 @pytest.mark.parametrize("name", ["CIFAR", "MNIST", "digits"])
-def test_float32_is_as_exact_as_torch(make: Callable[..., Kernel], name: str) -> None:
-    """Against the float64 results, on images without near-ties of pooling: their values are far apart."""
+def test_float32_equals_float64_to_rounding(make: Callable[..., Kernel], name: str) -> None:
+    """Against torch's float64 results, on a few random images, which have no near-ties of pooling."""
     kernel, exact = make(name, torch.float32), make(name)
     images, weights = images_of(kernel), weights_of(kernel)
     doubles = [tensor.detach().double().requires_grad_() for tensor in (images, *weights)]
@@ -431,6 +431,19 @@ def test_a_damaged_file_is_compiled_again(fresh: Kernel) -> None:
     fresh.path.write_bytes(b"")
     check(fresh)
     assert fresh.path.stat().st_size > 0
+
+
+@needs_compiler
+def test_a_damaged_file_that_cannot_be_replaced(fresh: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh.path.parent.mkdir()
+    fresh.path.write_bytes(b"")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(UnavailableError, match="Permission denied"):
+        check(fresh)
 
 
 @needs_compiler

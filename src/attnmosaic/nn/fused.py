@@ -4,6 +4,7 @@ Results differ from those of torch's own functions by rounding. Max pooling of t
 can choose the other position, which moves its gradient there.
 """
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -147,7 +148,8 @@ def check(kernel: Kernel) -> None:
         gradient = integers(2, *own.shape).detach()
         of_kernel, of_torch = ((out, *torch.autograd.grad(out, inputs, gradient)) for out in (own, expected))
         if not all((a - b).abs().max() <= 1e-3 * b.abs().max() for a, b in zip(of_kernel, of_torch, strict=True)):
-            kernel.path.unlink(missing_ok=True)  # so that another compiler can be tried
+            with contextlib.suppress(OSError):  # the folder can be read-only
+                kernel.path.unlink(missing_ok=True)  # so that another compiler can be tried
             raise UnavailableError(f"{SOURCE.name} was compiled to wrong results")
 
 
@@ -217,6 +219,8 @@ def _channels_last(weight: Tensor) -> Tensor:
 
 
 class _Features(torch.autograd.Function):
+    """The flattened output of the second layer, ``[B, features]``, with the gradients of images and weights."""
+
     @staticmethod
     def forward(ctx: Any, kernel: Kernel, images: Tensor | IndexedPatches, *weights: Tensor) -> Tensor:
         ctx.kernel, ctx.images = kernel, _readable(images)

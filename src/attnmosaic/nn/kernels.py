@@ -95,6 +95,7 @@ class Images:
         return len(self.table if self.rows is None else self.rows)
 
     def part(self, part: slice) -> "Images":
+        """Returns some of the images."""
         return Images(self.table[part]) if self.rows is None else replace(self, rows=self.rows[part])
 
 
@@ -203,8 +204,8 @@ def _library(kernel: Kernel) -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(str(kernel.compile()))
     except OSError:
-        kernel.path.unlink(missing_ok=True)  # a damaged file: compile it once more
         try:
+            kernel.path.unlink(missing_ok=True)  # a damaged file: compile it once more
             library = ctypes.CDLL(str(kernel.compile()))
         except OSError as error:
             raise UnavailableError(str(error)) from error
